@@ -1,0 +1,84 @@
+//! What is known of a call: who, which verb, which object. Filters fill it; everything after them reads it.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+/// Who calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserInfo {
+    /// User name, such as `system:admin`.
+    pub name: String,
+    /// Unique id; often empty.
+    pub uid: String,
+    /// Groups, such as `system:masters`.
+    pub groups: Vec<String>,
+    /// Anything else that the authenticator knows.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl UserInfo {
+    /// A user with groups; `system:authenticated` is added.
+    pub fn new(name: &str, groups: &[&str]) -> Self {
+        let mut groups: Vec<String> = groups.iter().map(|g| g.to_string()).collect();
+        if !groups.iter().any(|g| g == "system:authenticated") {
+            groups.push("system:authenticated".into());
+        }
+        Self { name: name.into(), groups, ..Self::default() }
+    }
+
+    /// The caller without credentials.
+    pub fn anonymous() -> Self {
+        Self { name: "system:anonymous".into(), groups: vec!["system:unauthenticated".into()], ..Self::default() }
+    }
+
+    /// Whether the user is in a group.
+    pub fn in_group(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+}
+
+/// How unknown and duplicate fields in a body are treated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FieldValidation {
+    /// Dropped silently.
+    Ignore,
+    /// Dropped with a `Warning` header.
+    #[default]
+    Warn,
+    /// Refused with 400.
+    Strict,
+}
+
+/// One call.
+#[derive(Clone, Debug)]
+pub struct RequestContext {
+    /// Verb in the words of authorization: get, list, watch, create, update, patch, delete, deletecollection.
+    pub verb: &'static str,
+    /// Who calls.
+    pub user: UserInfo,
+    /// API group; empty is the core group.
+    pub group: String,
+    /// Version in the path.
+    pub version: String,
+    /// Plural of the resource; empty for paths that are no resource.
+    pub resource: String,
+    /// Kind of the resource.
+    pub kind: String,
+    /// Namespace in the path.
+    pub namespace: Option<String>,
+    /// Name in the path; for create, the name in the body once known.
+    pub name: Option<String>,
+    /// Subresource in the path.
+    pub subresource: Option<String>,
+    /// The path as it was sent.
+    pub path: String,
+    /// Nothing may be written.
+    pub dry_run: bool,
+    /// How unknown fields are treated.
+    pub field_validation: FieldValidation,
+    /// Name of the field manager, or the user agent's first word.
+    pub field_manager: String,
+    /// When the call came in.
+    pub now: Timestamp,
+}
