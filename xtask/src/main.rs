@@ -1,1 +1,44 @@
-fn main() {}
+//! `cargo xtask`: what a developer and CI run. Nothing here is part of the product.
+
+mod bench;
+mod demo;
+mod guests;
+mod kubectl;
+mod process;
+mod test;
+mod tidy;
+mod toolchain;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, show, test and measure Coracle")]
+enum Command {
+    /// Start Coracle in a temporary directory, deploy examples/hello and show how to reach it.
+    Demo(demo::Options),
+    /// Run everything that CI runs.
+    Test(test::Options),
+    /// Measure, next to the peer where one can be installed.
+    Bench(bench::Options),
+    /// Check what reviewers would otherwise repeat.
+    Tidy(tidy::Options),
+    /// Install the wasm target and build every guest program.
+    Guests,
+    /// Install the exact kubectl that the tests use and print its path.
+    Kubectl,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::Demo(options) => demo::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
+        Command::Tidy(options) => tidy::run(&options),
+        Command::Guests => guests::build_all().map(|built| {
+            for guest in built {
+                println!("{}", guest.display());
+            }
+        }),
+        Command::Kubectl => kubectl::install().map(|path| println!("{}", path.display())),
+    }
+}

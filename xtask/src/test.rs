@@ -1,0 +1,69 @@
+//! `cargo xtask test`: everything that CI runs, in the order that fails soonest.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::process::{cargo, quiet, root, shown};
+use crate::{guests, kubectl, tidy};
+
+#[derive(Args)]
+pub struct Options {
+    /// Leave out what is slow: end-to-end tests and crash points beyond a few.
+    #[arg(long)]
+    fast: bool,
+    /// Passed on to the test runner, e.g. a test's name.
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let started = Instant::now();
+    prerequisites()?;
+    step("tidy", started);
+    tidy::run(&tidy::Options::default())?;
+    step("guests", started);
+    guests::build_all()?;
+    let kubectl = kubectl::install()?;
+    step("build", started);
+    run_tests(options, &kubectl)?;
+    step("done", started);
+    Ok(())
+}
+
+/// What the tests call and a bare machine may lack.
+fn prerequisites() -> Result<()> {
+    let needed = [("ip", "iproute2"), ("setpriv", "util-linux"), ("curl", "curl")];
+    let missing: Vec<_> = needed
+        .iter()
+        .filter(|(program, _)| quiet(Command::new("sh").args(["-c", &format!("command -v {program}")])).is_err())
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    quiet(Command::new("apt-get").args(["-q", "update"]))?;
+    quiet(Command::new("apt-get").args(["-q", "-y", "--no-install-recommends", "install"]).args(&missing))
+        .with_context(|| format!("the tests need {}", missing.join(", ")))
+}
+
+fn run_tests(options: &Options, kubectl: &std::path::Path) -> Result<()> {
+    shown(cargo().args(["build", "--workspace", "--bins"]).current_dir(root()))?;
+    let mut command = cargo();
+    command
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .current_dir(root())
+        .env("CORACLE_BIN", root().join("target/debug/coracle"))
+        .env("CORACLE_GUESTS", guests::folder())
+        .env("CORACLE_KUBECTL", kubectl);
+    if options.fast {
+        command.args(["--exclude", "coracle-e2e"]).env("CORACLE_TEST_FAST", "1");
+    }
+    shown(command.arg("--").args(&options.rest))
+}
+
+fn step(name: &str, started: Instant) {
+    eprintln!("== {name} ({} s)", started.elapsed().as_secs());
+}
