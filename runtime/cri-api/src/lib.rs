@@ -1,0 +1,21 @@
+//! Messages, clients and server traits of the two interfaces of the runtime: CRI v1 and the Service table feed.
+//! Generated from `proto/`; nothing here decides anything.
+
+pub mod endpoint;
+
+/// CRI v1 (`runtime.v1`), as kubelet and crictl speak it.
+#[allow(clippy::all, missing_docs)]
+pub mod v1 {
+    tonic::include_proto!("runtime.v1");
+}
+
+/// The Service table feed (`coracle.network.v1`).
+#[allow(clippy::all, missing_docs)]
+pub mod network {
+    tonic::include_proto!("coracle.network.v1");
+}
+
+pub use endpoint::{EndpointError, connect, connect_lazy};
+
+/// The largest message that either side accepts, in bytes: lists of a node full of pods pass 4 MiB, the default.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
