@@ -1,0 +1,242 @@
+//! The client of a wasm-host process: one connection, many calls in flight, events as a stream.
+//!
+//! A connection that breaks fails every call with [`Error::Disconnected`]; connecting again is the caller's business.
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    net::UnixStream,
+    sync::{broadcast, mpsc, oneshot},
+};
+
+use crate::{
+    frame,
+    protocol::{
+        Call, ContainerSpec, ContainerStats, ContainerStatus, Event, HostError, HostInfo, ListenerError,
+        Listing, Message, Request, Response, SandboxSpec, ServiceTable,
+    },
+};
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("connecting to the wasm host at {path}: {source}")]
+    Connect { path: PathBuf, source: io::Error },
+    #[error("the connection to the wasm host is gone")]
+    Disconnected,
+    /// The host understood and refused.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error("the wasm host answered {0} with something else")]
+    Mismatch(&'static str),
+}
+
+type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Result<Response, HostError>>>>>>;
+
+/// A handle on a connection; clones share it.
+#[derive(Clone)]
+pub struct HostClient {
+    calls: mpsc::Sender<Call>,
+    next_id: Arc<AtomicU64>,
+    waiting: Waiting,
+    events: broadcast::Sender<Event>,
+    closed: tokio_util::sync::CancellationToken,
+}
+
+impl HostClient {
+    /// Connects to the socket of a host and checks that it speaks this protocol.
+    pub async fn connect(path: &Path) -> Result<HostClient, Error> {
+        let fail = |source| Error::Connect { path: path.into(), source };
+        let mut stream = UnixStream::connect(path).await.map_err(fail)?;
+        frame::handshake(&mut stream).await.map_err(fail)?;
+        let (mut reader, mut writer) = stream.into_split();
+        let (calls, mut outbox) = mpsc::channel::<Call>(64);
+        let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
+        let (events, _) = broadcast::channel(1024);
+        let closed = tokio_util::sync::CancellationToken::new();
+
+        let (done, inbox, announce) = (closed.clone(), waiting.clone(), events.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = frame::read::<Message>(&mut reader).await {
+                match message {
+                    Message::Event(event) => drop(announce.send(event)),
+                    Message::Response { id, result } => {
+                        if let Some(asker) = inbox.lock().as_mut().and_then(|w| w.remove(&id)) {
+                            let _ = asker.send(result);
+                        }
+                    }
+                }
+            }
+            // Dropping the senders tells every caller that no answer will come.
+            inbox.lock().take();
+            done.cancel();
+        });
+        let done = closed.clone();
+        tokio::spawn(async move {
+            loop {
+                let call = tokio::select! {
+                    call = outbox.recv() => call,
+                    () = done.cancelled() => None,
+                };
+                let Some(call) = call else { break };
+                if frame::write(&mut writer, &call).await.is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(HostClient { calls, next_id: Arc::default(), waiting, events, closed })
+    }
+
+    /// Ends when the connection is gone.
+    pub async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
+    async fn call(&self, request: Request) -> Result<Response, Error> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (tell, answer) = oneshot::channel();
+        self.waiting.lock().as_mut().ok_or(Error::Disconnected)?.insert(id, tell);
+        if self.calls.send(Call { id, request }).await.is_err() {
+            return Err(Error::Disconnected);
+        }
+        Ok(answer.await.map_err(|_| Error::Disconnected)??)
+    }
+
+    async fn done(&self, request: Request, name: &'static str) -> Result<(), Error> {
+        match self.call(request).await? {
+            Response::Done => Ok(()),
+            _ => Err(Error::Mismatch(name)),
+        }
+    }
+
+    /// Which host this is: version, process, engine.
+    pub async fn inspect(&self) -> Result<HostInfo, Error> {
+        match self.call(Request::Inspect).await? {
+            Response::Info(info) => Ok(info),
+            _ => Err(Error::Mismatch("Inspect")),
+        }
+    }
+
+    /// Makes a sandbox, ready for containers.
+    pub async fn create_sandbox(&self, spec: SandboxSpec) -> Result<(), Error> {
+        self.done(Request::CreateSandbox(spec), "CreateSandbox").await
+    }
+
+    /// Stops a sandbox and its containers at once; again is fine.
+    pub async fn stop_sandbox(&self, id: &str) -> Result<(), Error> {
+        self.done(Request::StopSandbox { id: id.into() }, "StopSandbox").await
+    }
+
+    /// Removes a sandbox and its containers; of one that is not there: fine.
+    pub async fn remove_sandbox(&self, id: &str) -> Result<(), Error> {
+        self.done(Request::RemoveSandbox { id: id.into() }, "RemoveSandbox").await
+    }
+
+    /// Loads the code and checks what can be checked before it runs: mounts, ports of its pod, kind.
+    pub async fn create_container(&self, spec: ContainerSpec) -> Result<ContainerStatus, Error> {
+        match self.call(Request::CreateContainer(spec)).await? {
+            Response::Created(status) => Ok(status),
+            _ => Err(Error::Mismatch("CreateContainer")),
+        }
+    }
+
+    /// Starts a created container: a handler listens when this answers.
+    pub async fn start_container(&self, id: &str) -> Result<ContainerStatus, Error> {
+        match self.call(Request::StartContainer { id: id.into() }).await? {
+            Response::Container(status) => Ok(status),
+            _ => Err(Error::Mismatch("StartContainer")),
+        }
+    }
+
+    /// Stops a container within `grace_ms` and answers its last state; again is fine.
+    pub async fn stop_container(&self, id: &str, grace_ms: u64) -> Result<ContainerStatus, Error> {
+        match self.call(Request::StopContainer { id: id.into(), grace_ms }).await? {
+            Response::Container(status) => Ok(status),
+            _ => Err(Error::Mismatch("StopContainer")),
+        }
+    }
+
+    /// Removes a container, stopping it at once if it runs; of one that is not there: fine.
+    pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
+        self.done(Request::RemoveContainer { id: id.into() }, "RemoveContainer").await
+    }
+
+    /// Every sandbox and container that the host holds.
+    pub async fn list(&self) -> Result<Listing, Error> {
+        match self.call(Request::List).await? {
+            Response::Listing(listing) => Ok(listing),
+            _ => Err(Error::Mismatch("List")),
+        }
+    }
+
+    /// Use of running containers: of these, or of all when `ids` is empty.
+    pub async fn stats(&self, ids: &[String]) -> Result<Vec<ContainerStats>, Error> {
+        match self.call(Request::Stats { ids: ids.to_vec() }).await? {
+            Response::Stats(stats) => Ok(stats),
+            _ => Err(Error::Mismatch("Stats")),
+        }
+    }
+
+    /// Opens the container's log path anew, after a rotation.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        self.done(Request::ReopenLog { id: id.into() }, "ReopenLog").await
+    }
+
+    /// Replaces the Service table; listeners that could not be opened are answered as data.
+    pub async fn set_services(&self, table: ServiceTable) -> Result<Vec<ListenerError>, Error> {
+        match self.call(Request::SetServices(table)).await? {
+            Response::Services(errors) => Ok(errors),
+            _ => Err(Error::Mismatch("SetServices")),
+        }
+    }
+
+    /// The events from now on. [`Event::Lagged`] asks the caller to list again; the stream ends with the connection.
+    pub async fn subscribe(&self) -> Result<Events, Error> {
+        let events = self.events.subscribe();
+        self.done(Request::Subscribe, "Subscribe").await?;
+        Ok(Events { events, closed: self.closed.clone() })
+    }
+
+    /// Stops every container within the grace, and then the process.
+    pub async fn shutdown(&self, grace_ms: u64) -> Result<(), Error> {
+        self.done(Request::Shutdown { grace_ms }, "Shutdown").await
+    }
+}
+
+/// Events of one subscription.
+pub struct Events {
+    events: broadcast::Receiver<Event>,
+    closed: tokio_util::sync::CancellationToken,
+}
+
+impl Events {
+    /// The next event; `None` when the connection is gone.
+    pub async fn next(&mut self) -> Option<Event> {
+        tokio::select! {
+            biased;
+            event = self.events.recv() => match event {
+                Ok(event) => Some(event),
+                Err(broadcast::error::RecvError::Lagged(_)) => Some(Event::Lagged),
+                Err(broadcast::error::RecvError::Closed) => None,
+            },
+            () = self.closed.cancelled() => None,
+        }
+    }
+
+    /// The same as a `Stream`.
+    pub fn into_stream(self) -> impl futures::Stream<Item = Event> + Send {
+        futures::stream::unfold(
+            self,
+            |mut events| async move { events.next().await.map(|event| (event, events)) },
+        )
+    }
+}

@@ -1,0 +1,55 @@
+//! Frames on a stream: a big-endian `u32` length and a postcard body of at most [`MAX_FRAME`] bytes.
+
+use std::io;
+
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::protocol::{MAX_FRAME, PREAMBLE};
+
+/// Says which protocol this side speaks, and checks what the other says.
+pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<()> {
+    stream.write_all(&PREAMBLE).await?;
+    let mut theirs = [0; 4];
+    stream.read_exact(&mut theirs).await?;
+    if theirs != PREAMBLE {
+        return Err(io::Error::other(format!(
+            "the other side speaks {theirs:02x?}, this one {PREAMBLE:02x?}: not a wasm host, or one of another version"
+        )));
+    }
+    Ok(())
+}
+
+/// The next frame; `None` at the end of the stream.
+pub(crate) async fn read<T: DeserializeOwned>(
+    reader: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<T>> {
+    let length = match reader.read_u32().await {
+        Ok(length) => length as usize,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if length > MAX_FRAME {
+        return Err(io::Error::other(format!("a frame of {length} bytes; {MAX_FRAME} is the most")));
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).await?;
+    postcard::from_bytes(&body)
+        .map(Some)
+        .map_err(|error| io::Error::other(format!("a frame that is no message: {error}")))
+}
+
+/// Writes one frame.
+pub(crate) async fn write<T: Serialize>(
+    writer: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> io::Result<()> {
+    let mut frame = postcard::to_extend(message, vec![0; 4])
+        .map_err(|error| io::Error::other(format!("encoding a message: {error}")))?;
+    let length = frame.len() - 4;
+    if length > MAX_FRAME {
+        return Err(io::Error::other(format!("a frame of {length} bytes; {MAX_FRAME} is the most")));
+    }
+    frame[..4].copy_from_slice(&(length as u32).to_be_bytes());
+    writer.write_all(&frame).await
+}

@@ -1,0 +1,311 @@
+//! The messages between the CRI service and a wasm-host process: plain serialisable data, nothing that acts.
+//!
+//! On the wire (a unix socket): each side first writes [`PREAMBLE`]; then frames, each a big-endian `u32` length of at
+//! most [`MAX_FRAME`] bytes and a postcard body. The client sends [`Call`]s, the host sends [`Message`]s.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// What each side writes first; the last byte is the version of this protocol.
+pub const PREAMBLE: [u8; 4] = *b"CWH\x01";
+
+/// The longest frame that either side accepts, in bytes.
+pub const MAX_FRAME: usize = 16 << 20;
+
+/// A pod: what its containers share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Unique among the sandboxes of a host process.
+    pub id: String,
+    pub name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub hostname: String,
+    /// The pod's address; in the loopback profile one inside 127.64.0.0/11.
+    pub pod_ip: Ipv4Addr,
+    pub dns: DnsConfig,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What a Linux pod would find in `/etc/resolv.conf`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsConfig {
+    pub servers: Vec<String>,
+    /// Suffixes tried, in order, for a name with fewer dots than `ndots` asks (5).
+    pub searches: Vec<String>,
+    pub options: Vec<String>,
+}
+
+/// One container: a precompiled component and what it is granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Unique among the containers of a host process.
+    pub id: String,
+    pub sandbox_id: String,
+    pub name: String,
+    pub attempt: u32,
+    /// Precompiled code (`.cwasm`), written by [`crate::compile::precompile`].
+    pub artifact: PathBuf,
+    /// With `args[0]` the program's name; when empty, the container's name is used.
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// The guest path that a component starts in; empty for the root.
+    pub working_dir: String,
+    pub mounts: Vec<Mount>,
+    /// The ports on which a wasi:http handler is served; when empty, 8080 (the guest is told by `PORT`).
+    pub http_ports: Vec<u16>,
+    /// The file that receives stdout and stderr in the CRI log format.
+    pub log_path: PathBuf,
+    /// Linear memory of all instances of the container together, in bytes.
+    pub memory_limit_bytes: Option<u64>,
+    /// Thousandths of a CPU.
+    pub cpu_millis: Option<u32>,
+    /// A new instance for each request, instead of pooled ones.
+    pub fresh_instance: bool,
+}
+
+/// A directory or file of the host that a container sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub host_path: PathBuf,
+    pub guest_path: String,
+    pub read_only: bool,
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    Created,
+    /// Nanoseconds since the Unix epoch.
+    Running {
+        started_at_ns: i64,
+    },
+    /// Times are nanoseconds since the Unix epoch; `reason` is `Completed`, `Error` or `OOMKilled`.
+    Exited {
+        started_at_ns: i64,
+        finished_at_ns: i64,
+        exit_code: i32,
+        reason: String,
+        message: String,
+    },
+}
+
+/// What a component exports, and so how it is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// Exports a wasi:http handler: served on its ports.
+    HttpHandler,
+    /// Exports wasi:cli/run: runs to its end.
+    Command,
+}
+
+/// A sandbox as the host knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxStatus {
+    pub spec: SandboxSpec,
+    /// False once stopped.
+    pub ready: bool,
+    /// Nanoseconds since the Unix epoch.
+    pub created_at_ns: i64,
+}
+
+/// A container as the host knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    pub spec: ContainerSpec,
+    pub kind: Kind,
+    pub state: State,
+    /// Nanoseconds since the Unix epoch.
+    pub created_at_ns: i64,
+}
+
+/// Everything that a host process holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    pub sandboxes: Vec<SandboxStatus>,
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// What a container has used and holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerStats {
+    pub id: String,
+    pub sandbox_id: String,
+    /// When it was measured, in nanoseconds since the Unix epoch.
+    pub timestamp_ns: i64,
+    /// CPU time since the container was started, in nanoseconds.
+    pub cpu_nanos: u64,
+    /// Linear memory held now, in bytes.
+    pub memory_bytes: u64,
+    /// Live instances.
+    pub instances: u32,
+    /// Requests served (handlers).
+    pub requests: u64,
+}
+
+/// Which host this is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInfo {
+    pub version: String,
+    pub pid: u32,
+    /// What [`crate::engine::engine_fingerprint`] answers there: only artifacts of this fingerprint load.
+    pub engine_fingerprint: String,
+    pub started_at_ns: i64,
+    /// The generation of the Service table in use; 0 when none was given yet.
+    pub services_generation: u64,
+    /// Sandbox instances come from a pool of reserved address space.
+    pub pooling: bool,
+}
+
+/// Services and names, as one whole: it replaces the table before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceTable {
+    pub generation: u64,
+    pub services: Vec<ServiceEntry>,
+    /// Lower-case DNS names without a trailing dot, and their addresses.
+    pub names: Vec<(String, Vec<Ipv4Addr>)>,
+}
+
+/// One port of a Service (or a node port) and the endpoints behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceEntry {
+    /// `namespace/service`.
+    pub name: String,
+    pub port_name: String,
+    /// The address to listen on: the Service's, or a node's.
+    pub address: Ipv4Addr,
+    pub port: u16,
+    /// Ready ones only.
+    pub endpoints: Vec<SocketAddrV4>,
+}
+
+/// A Service listener that could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerError {
+    /// `namespace/service`.
+    pub service: String,
+    pub address: SocketAddrV4,
+    pub message: String,
+    /// Not permitted, rather than taken: a port below 1024 without the privilege.
+    pub permission_denied: bool,
+}
+
+/// A question with the id that its answer repeats.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Call {
+    pub id: u64,
+    pub request: Request,
+}
+
+/// What a client may ask.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    Inspect,
+    CreateSandbox(SandboxSpec),
+    /// Stops its containers at once; again is fine.
+    StopSandbox {
+        id: String,
+    },
+    /// Removes it and its containers; of one that is not there: fine.
+    RemoveSandbox {
+        id: String,
+    },
+    CreateContainer(ContainerSpec),
+    StartContainer {
+        id: String,
+    },
+    /// Answers when the container has stopped; one that has already is fine.
+    StopContainer {
+        id: String,
+        grace_ms: u64,
+    },
+    /// Stops it at once if it runs; of one that is not there: fine.
+    RemoveContainer {
+        id: String,
+    },
+    List,
+    /// Of the containers that run; all of them when `ids` is empty.
+    Stats {
+        ids: Vec<String>,
+    },
+    ReopenLog {
+        id: String,
+    },
+    SetServices(ServiceTable),
+    /// From now on events are pushed on this connection.
+    Subscribe,
+    /// Stops every container within the grace, then the process.
+    Shutdown {
+        grace_ms: u64,
+    },
+}
+
+/// The answer to each [`Request`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Response {
+    Done,
+    Info(HostInfo),
+    /// To CreateContainer.
+    Created(ContainerStatus),
+    /// To StartContainer and StopContainer.
+    Container(ContainerStatus),
+    Listing(Listing),
+    Stats(Vec<ContainerStats>),
+    /// To SetServices; empty when every listener is open.
+    Services(Vec<ListenerError>),
+}
+
+/// What the host says without being asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    ContainerStopped {
+        id: String,
+        sandbox_id: String,
+        state: State,
+    },
+    /// The subscriber was too slow and missed events: it has to List.
+    Lagged,
+}
+
+/// One frame from the host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Message {
+    Response { id: u64, result: Result<Response, HostError> },
+    Event(Event),
+}
+
+/// Why a request failed, in words for a pod's status and in a code for a caller's branch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct HostError {
+    pub code: ErrorCode,
+    pub message: String,
+}
+
+/// The classes of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ErrorCode {
+    NotFound,
+    AlreadyExists,
+    /// The specification is wrong, and will be wrong again.
+    Invalid,
+    /// A port of the pod is taken.
+    PortInUse,
+    /// In this state of the object it cannot be done.
+    FailedPrecondition,
+    /// A limit of the host is reached.
+    ResourceExhausted,
+    Internal,
+}
+
+impl HostError {
+    /// An error of this class in these words.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        HostError { code, message: message.into() }
+    }
+}
