@@ -1,0 +1,25 @@
+//! The state of a cluster: keys with revisions, transactions, watches; etcd's data model over a raft log.
+//!
+//! Every write goes through the log, is on disk before it is answered, and gets a revision. Reads and watches are
+//! served from memory. The store knows keys and bytes, never a Kubernetes kind; all it does with a value is to insert
+//! its revision where [`Value::splice`] says.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod key_value;
+mod machine;
+mod mvcc;
+mod range;
+mod store;
+mod txn;
+mod value;
+mod watch;
+
+pub use error::Error;
+pub use key_value::{Event, EventKind, KeyValue};
+pub use range::{Range, RangeResponse};
+pub use store::{Options, Store};
+pub use txn::{Compare, MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, Op, OpResult, Txn, TxnResponse};
+pub use value::Value;
+pub use watch::Watch;

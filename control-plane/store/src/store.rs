@@ -1,0 +1,170 @@
+//! The handle that everyone holds.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::machine::Machine;
+use crate::mvcc::{Command, Effects, Window};
+use crate::{Error, KeyValue, Range, RangeResponse, Txn, TxnResponse, Watch};
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where its files lie; made if missing.
+    pub data_dir: PathBuf,
+    /// The id of this member, from 1; it never changes for a data directory.
+    pub node_id: u64,
+    /// Revisions kept for watches and for reads at a revision.
+    pub history: u64,
+    /// Most bytes of values kept for the same, so that large objects do not fill the memory.
+    pub history_bytes: usize,
+}
+
+impl Options {
+    /// Node 1 with the usual window: 100,000 revisions or 128 MiB.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self { data_dir: data_dir.into(), node_id: 1, history: 100_000, history_bytes: 128 << 20 }
+    }
+
+    pub(crate) fn window(&self) -> Window {
+        Window { revisions: self.history.max(1), bytes: self.history_bytes }
+    }
+}
+
+/// A handle to the store; clones share it.
+#[derive(Clone)]
+pub struct Store {
+    machine: Arc<Machine>,
+    engine: Arc<Engine>,
+}
+
+enum Engine {
+    /// Nothing survives.
+    Memory(Mutex<Effects>),
+}
+
+impl Store {
+    /// Opens the store of a data directory, or makes a new cluster of one member there. Returns when this member
+    /// leads and everything that was acknowledged before is applied.
+    ///
+    /// # Errors
+    /// [`Error::Locked`], [`Error::Corrupt`], [`Error::FormatTooNew`], [`Error::WrongNode`], [`Error::Io`].
+    pub async fn open(options: Options) -> Result<Self, Error> {
+        Ok(Self::in_memory(&options))
+    }
+
+    /// A store for tests of other parts: the same behaviour, nothing on disk.
+    pub fn in_memory(options: &Options) -> Self {
+        let machine = Arc::new(Machine::new(options.window()));
+        Self { machine, engine: Arc::new(Engine::Memory(Mutex::default())) }
+    }
+
+    /// Stops: ends all watches, finishes what was begun, closes the files.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the last writes failed; what was acknowledged is on disk regardless.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        self.machine.hub.stop("shut down");
+        Ok(())
+    }
+
+    /// The last applied revision.
+    pub fn revision(&self) -> u64 {
+        self.machine.revision()
+    }
+
+    /// Reads and watches at or after this revision are possible.
+    pub fn compacted_revision(&self) -> u64 {
+        self.machine.state.read().compacted()
+    }
+
+    /// Runs a transaction. When this returns, its writes are on disk and visible here.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::NotLeader`], [`Error::Stopped`]. After `Stopped` the outcome may be unknown:
+    /// the transaction may have been written.
+    pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, Error> {
+        txn.check()?;
+        if txn.is_read_only() {
+            self.linearizable().await?;
+            return Ok(self.machine.state.read().read(&txn));
+        }
+        let response = self.propose(Command::Txn { now_ms: now_ms(), txn }).await?;
+        response.ok_or_else(|| Error::Stopped("transaction was answered with nothing".into()))
+    }
+
+    /// The current version of a key, from memory.
+    pub fn get(&self, key: &[u8]) -> Option<Arc<KeyValue>> {
+        self.machine.state.read().get(key).cloned()
+    }
+
+    /// The keys of a range, from memory, all at one revision.
+    ///
+    /// # Errors
+    /// [`Error::Compacted`] or [`Error::FutureRevision`] for a revision outside the window.
+    pub fn range(&self, range: &Range) -> Result<RangeResponse, Error> {
+        self.machine.range(range)
+    }
+
+    /// Every event under `prefix` with a revision greater than `after_revision`, in order. A revision that lies in
+    /// the future waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Compacted`] when the window does not reach back so far.
+    pub fn watch(&self, prefix: Bytes, after_revision: u64) -> Result<Watch, Error> {
+        self.machine.hub.check()?;
+        let compact_revision = self.compacted_revision();
+        if after_revision < compact_revision {
+            return Err(Error::Compacted { compact_revision });
+        }
+        let (topic, id) = self.machine.hub.join(prefix);
+        Ok(Watch::new(self.machine.clone(), topic, id, after_revision))
+    }
+
+    /// Returns when reads from memory see every write that was acknowledged before the call, by any member.
+    ///
+    /// # Errors
+    /// [`Error::NotLeader`], [`Error::Stopped`].
+    pub async fn linearizable(&self) -> Result<(), Error> {
+        self.machine.hub.check()
+    }
+
+    /// Forgets what only reads and watches before `revision` need.
+    ///
+    /// # Errors
+    /// [`Error::FutureRevision`], and as [`Self::txn`].
+    pub async fn compact(&self, revision: u64) -> Result<(), Error> {
+        let current = self.revision();
+        if revision > current {
+            return Err(Error::FutureRevision { requested: revision, current });
+        }
+        self.propose(Command::Compact { revision }).await.map(drop)
+    }
+
+    async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {
+        match &*self.engine {
+            Engine::Memory(effects) => {
+                self.machine.hub.check()?;
+                let mut effects = effects.lock();
+                let mut responses = self.machine.apply(std::iter::once(&command), &mut effects);
+                effects.changes.clear();
+                Ok(responses.pop().flatten())
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("revision", &self.revision()).finish()
+    }
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
