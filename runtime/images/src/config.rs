@@ -1,0 +1,82 @@
+//! What a node is told about registries.
+
+use serde::{Deserialize, Serialize};
+
+/// Where images come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// Asked in this order, before the default registry, for a name without a registry (or of docker.io).
+    pub mirrors: Vec<Mirror>,
+    /// The registry of names without one, asked last; `None`: only the mirrors are asked.
+    pub default_registry: Option<String>,
+    /// `host:port` of registries that are spoken to over plain HTTP. Those of 127.0.0.0/8 and `localhost` always are,
+    /// unless they are listed as a mirror.
+    pub insecure: Vec<String>,
+    pub limits: Limits,
+}
+
+/// A registry that is asked first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Mirror {
+    /// `https://host:port` or `http://host:port`.
+    pub url: String,
+    /// Certificates (PEM) to trust for it, instead of the system's.
+    pub ca_pem: Option<String>,
+    /// Who we are there, unless a request brings its own for this very registry.
+    pub credentials: Credentials,
+}
+
+impl Mirror {
+    /// `host:port`, and whether it is spoken to over TLS.
+    pub fn authority(&self) -> (&str, bool) {
+        let (rest, tls) = match self.url.strip_prefix("http://") {
+            Some(rest) => (rest, false),
+            None => (self.url.strip_prefix("https://").unwrap_or(&self.url), true),
+        };
+        (rest.trim_end_matches('/'), tls)
+    }
+}
+
+/// How to show a registry who we are.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Credentials {
+    #[default]
+    Anonymous,
+    Basic {
+        username: String,
+        password: String,
+    },
+    /// Sent as it is: `Authorization: Bearer ...`.
+    Bearer(String),
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Anonymous => "Anonymous",
+            Self::Basic { .. } => "Basic(..)",
+            Self::Bearer(_) => "Bearer(..)",
+        })
+    }
+}
+
+/// Bounds on what a registry may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Limits {
+    /// A manifest or configuration, in bytes.
+    pub manifest_bytes: u64,
+    /// A component, in bytes.
+    pub layer_bytes: u64,
+    /// From the first request to the last byte, in seconds.
+    pub pull_seconds: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { manifest_bytes: 4 << 20, layer_bytes: 512 << 20, pull_seconds: 600 }
+    }
+}

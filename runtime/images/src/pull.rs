@@ -1,0 +1,218 @@
+//! Pulling an image: ask the sources in order, check everything, then record it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use oci_spec::image::Descriptor;
+
+use crate::manifest::{self, Document};
+use crate::registry::{Client, Refusal, Source, sources};
+use crate::{Attempt, Credentials, Error, ImageRecord, Reference, RegistryConfig, Store};
+
+/// Pulls images into a store; pulls of one name go one after another.
+#[derive(Clone)]
+pub struct Puller {
+    store: Arc<Store>,
+    config: Arc<RegistryConfig>,
+    turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+impl Puller {
+    /// A puller into `store`.
+    pub fn new(store: Arc<Store>, config: RegistryConfig) -> Self {
+        Self { store, config: Arc::new(config), turns: Arc::default() }
+    }
+
+    /// Where the images go.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Pulls `name`. `given` are credentials for the registry that the name says. A name with a digest that is already
+    /// here is answered without asking anyone.
+    pub async fn pull(&self, name: &str, given: &Credentials) -> Result<ImageRecord, Error> {
+        let reference: Reference = name.parse()?;
+        let whole = reference.to_string();
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            turns.entry(whole.clone()).or_default().clone()
+        };
+        let _turn = turn.lock().await;
+        if reference.digest.is_some()
+            && let Some(record) = self.store.find(&whole)?
+        {
+            return Ok(record);
+        }
+        let seconds = self.config.limits.pull_seconds;
+        let limit = Duration::from_secs(seconds);
+        match tokio::time::timeout(limit, self.try_sources(name, &reference, given)).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::Unreachable {
+                image: name.to_owned(),
+                attempts: vec![Attempt {
+                    registry: reference.registry,
+                    reason: format!("the pull took longer than {seconds} s"),
+                }],
+            }),
+        }
+    }
+
+    async fn try_sources(
+        &self,
+        name: &str,
+        reference: &Reference,
+        given: &Credentials,
+    ) -> Result<ImageRecord, Error> {
+        let mut refusals = Vec::new();
+        for source in sources(reference, &self.config, given) {
+            match self.try_source(name, reference, &source).await {
+                Ok(record) => return Ok(record),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Next(refusal)) => refusals.push((source.registry, refusal)),
+            }
+        }
+        Err(verdict(name, refusals))
+    }
+
+    async fn try_source(
+        &self,
+        name: &str,
+        reference: &Reference,
+        source: &Source,
+    ) -> Result<ImageRecord, Failure> {
+        let client = Client::new(source)?;
+        let (bytes, top) = client.manifest(None).await?;
+        self.check_size(name, "the manifest", bytes.len() as u64, self.config.limits.manifest_bytes)?;
+        let (bytes, id, image) = match manifest::parse(name, &bytes)? {
+            Document::Image(image) => (bytes, top.clone(), image),
+            Document::Index(index) => {
+                let entry = manifest::choose(name, &index)?.digest().to_string();
+                let (bytes, id) = client.manifest(Some(&entry)).await?;
+                self.check_size(name, "the manifest", bytes.len() as u64, self.config.limits.manifest_bytes)?;
+                match manifest::parse(name, &bytes)? {
+                    Document::Image(image) => (bytes, id, image),
+                    Document::Index(_) => {
+                        return Err(Failure::Final(Error::Unsupported {
+                            image: name.to_owned(),
+                            reason: "has an index inside an index".into(),
+                        }));
+                    }
+                }
+            }
+        };
+        let layer = manifest::wasm_layer(name, &image)?.clone();
+        let config = image.config().clone();
+        let digests = [id.clone(), config.digest().to_string(), layer.digest().to_string()];
+        let _held = digests.each_ref().map(|d| self.store.hold(d));
+
+        self.fetch(name, &client, &config, "the configuration", self.config.limits.manifest_bytes).await?;
+        self.fetch(name, &client, &layer, "the component", self.config.limits.layer_bytes).await?;
+        if !self.store.has(&id) {
+            self.store.put_blob(name, &id, &bytes)?;
+        }
+
+        let repository = reference.repository_name();
+        let tagged = Reference { digest: None, ..reference.clone() };
+        Ok(self.store.put(ImageRecord {
+            tags: reference.tag.iter().map(|_| tagged.to_string()).collect(),
+            digests: [&id, &top].map(|d| format!("{repository}@{d}")).into(),
+            config: digests[1].clone(),
+            layer: digests[2].clone(),
+            size: bytes.len() as u64 + config.size() + layer.size(),
+            pulled_at_ns: now_ns(),
+            source: source.registry.clone(),
+            id,
+        })?)
+    }
+
+    async fn fetch(
+        &self,
+        name: &str,
+        client: &Client,
+        blob: &Descriptor,
+        what: &'static str,
+        limit: u64,
+    ) -> Result<(), Failure> {
+        let digest = blob.digest().to_string();
+        self.check_size(name, what, blob.size(), limit)?;
+        if self.store.has(&digest) {
+            return Ok(());
+        }
+        let mut incoming = self.store.incoming(name, &digest)?;
+        let mut stream = client.blob(&digest).await?;
+        let mut received = 0;
+        while let Some(piece) = stream.next().await {
+            let piece = piece
+                .map_err(|e| Failure::Next(Refusal::Unreachable(format!("reading {what} {digest}: {e}"))))?;
+            received += piece.len() as u64;
+            // More than the manifest said is wrong whatever the digest turns out to be: stop reading.
+            if received > blob.size() {
+                return Err(Failure::Final(Error::Corrupt {
+                    image: name.to_owned(),
+                    reason: format!(
+                        "{what} {digest} is longer than the {} bytes of its manifest",
+                        blob.size()
+                    ),
+                }));
+            }
+            incoming.write(&piece)?;
+        }
+        incoming.commit()?;
+        Ok(())
+    }
+
+    fn check_size(&self, image: &str, what: &'static str, size: u64, limit: u64) -> Result<(), Error> {
+        if size > limit {
+            return Err(Error::TooLarge { image: image.to_owned(), what, size, limit });
+        }
+        Ok(())
+    }
+}
+
+enum Failure {
+    /// Another source may do better.
+    Next(Refusal),
+    Final(Error),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Next(refusal)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// One answer out of many refusals. "Not allowed" can be acted on, so it goes first; "not found" by one registry that
+/// answered is more than silence from another. Each registry's own words are kept.
+fn verdict(name: &str, refusals: Vec<(String, Refusal)>) -> Error {
+    let image = name.to_owned();
+    let unauthorized = refusals.iter().any(|(_, r)| matches!(r, Refusal::Unauthorized(_)));
+    let not_found = refusals.iter().any(|(_, r)| matches!(r, Refusal::NotFound(_)));
+    let attempts: Vec<Attempt> = refusals
+        .into_iter()
+        .map(|(registry, refusal)| Attempt {
+            registry,
+            reason: match refusal {
+                Refusal::NotFound(r) | Refusal::Unauthorized(r) | Refusal::Unreachable(r) => r,
+            },
+        })
+        .collect();
+    match (unauthorized, not_found) {
+        (true, _) => Error::Unauthorized { image, attempts },
+        (false, true) => Error::NotFound { image, attempts },
+        (false, false) => Error::Unreachable { image, attempts },
+    }
+}
+
+fn now_ns() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}

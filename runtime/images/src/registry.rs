@@ -1,0 +1,267 @@
+//! Speaking to one registry, and telling its refusals apart.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::errors::{OciDistributionError, OciErrorCode};
+use oci_client::manifest::OciDescriptor;
+use oci_client::secrets::RegistryAuth;
+
+use crate::{Credentials, Mirror, Reference, RegistryConfig};
+
+const ACCEPT: [&str; 4] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+
+/// A registry that may have an image, and what the image is called there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// `host:port`.
+    pub registry: String,
+    pub repository: String,
+    /// Tag or digest.
+    pub key: String,
+    pub tls: bool,
+    pub ca_pem: Option<String>,
+    pub credentials: Credentials,
+}
+
+/// How a registry failed us.
+#[derive(Debug)]
+pub enum Refusal {
+    NotFound(String),
+    Unauthorized(String),
+    Unreachable(String),
+}
+
+/// Who is asked for an image, in order. `given` are the credentials of the request: they go only to the registry that
+/// the name says, never to a mirror that merely stands in for it.
+pub fn sources(image: &Reference, config: &RegistryConfig, given: &Credentials) -> Vec<Source> {
+    let from_mirror = |mirror: &Mirror, named: bool| {
+        let (authority, tls) = mirror.authority();
+        let own = !named || *given == Credentials::Anonymous;
+        Source {
+            registry: authority.to_owned(),
+            repository: image.mirror_repository().to_owned(),
+            key: image.manifest_key().to_owned(),
+            tls,
+            ca_pem: mirror.ca_pem.clone(),
+            credentials: if own { mirror.credentials.clone() } else { given.clone() },
+        }
+    };
+    let direct = |registry: &str| Source {
+        tls: !is_plain(registry, config),
+        registry: registry.to_owned(),
+        repository: image.upstream_repository(),
+        key: image.manifest_key().to_owned(),
+        ca_pem: None,
+        credentials: given.clone(),
+    };
+    if image.is_default_registry() {
+        let mirrors = config.mirrors.iter().map(|m| from_mirror(m, false));
+        return mirrors.chain(config.default_registry.as_deref().map(direct)).collect();
+    }
+    match config.mirrors.iter().find(|m| m.authority().0 == image.registry) {
+        Some(mirror) => vec![from_mirror(mirror, true)],
+        None => vec![direct(&image.registry)],
+    }
+}
+
+fn is_plain(registry: &str, config: &RegistryConfig) -> bool {
+    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+    is_loopback(host) || config.insecure.iter().any(|r| r == registry)
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// A connection to one source.
+pub struct Client {
+    client: oci_client::Client,
+    name: oci_client::Reference,
+    auth: RegistryAuth,
+}
+
+impl Client {
+    /// Prepares a client; nothing is sent yet.
+    pub fn new(source: &Source) -> Result<Self, Refusal> {
+        let certificates: Vec<Certificate> = source
+            .ca_pem
+            .iter()
+            .map(|pem| Certificate { encoding: CertificateEncoding::Pem, data: pem.clone().into_bytes() })
+            .collect();
+        let mut config = ClientConfig {
+            protocol: if source.tls { ClientProtocol::Https } else { ClientProtocol::Http },
+            tls_certs_only: certificates,
+            connect_timeout: Some(Duration::from_secs(10)),
+            read_timeout: Some(Duration::from_secs(60)),
+            user_agent: concat!("coracle/", env!("CARGO_PKG_VERSION")),
+            ..ClientConfig::default()
+        };
+        let host = source.registry.rsplit_once(':').map_or(source.registry.as_str(), |(host, _)| host);
+        if is_loopback(host) {
+            // Naming a proxy and excepting this host is how the library is told to leave the system's proxies aside.
+            let nobody = Some("http://127.0.0.1:9".to_owned());
+            config.https_proxy = nobody.clone();
+            config.http_proxy = nobody;
+            config.no_proxy = Some(host.to_owned());
+        }
+        let client = oci_client::Client::try_from(config)
+            .map_err(|e| Refusal::Unreachable(format!("setting up the client: {}", causes(&e))))?;
+        let (registry, repository) = (source.registry.clone(), source.repository.clone());
+        let name = if crate::reference::is_digest(&source.key) {
+            oci_client::Reference::with_digest(registry, repository, source.key.clone())
+        } else {
+            oci_client::Reference::with_tag(registry, repository, source.key.clone())
+        };
+        Ok(Self { client, name, auth: auth(&source.credentials)? })
+    }
+
+    /// A manifest's bytes and digest: of the name, or of one entry of the index that the name stands for.
+    pub async fn manifest(&self, digest: Option<&str>) -> Result<(Bytes, String), Refusal> {
+        let name = match digest {
+            Some(digest) => &self.name.clone_with_digest(digest.to_owned()),
+            None => &self.name,
+        };
+        self.client.pull_manifest_raw(name, &self.auth, &ACCEPT).await.map_err(refusal)
+    }
+
+    /// A blob as it comes; the caller checks it.
+    pub async fn blob(
+        &self,
+        digest: &str,
+    ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, Refusal> {
+        let wanted = OciDescriptor { digest: digest.to_owned(), ..OciDescriptor::default() };
+        let stream = self.client.pull_blob_stream(&self.name, &wanted).await.map_err(refusal)?;
+        Ok(stream.stream)
+    }
+}
+
+fn auth(credentials: &Credentials) -> Result<RegistryAuth, Refusal> {
+    Ok(match credentials {
+        Credentials::Anonymous => RegistryAuth::Anonymous,
+        Credentials::Basic { username, password } => RegistryAuth::Basic(username.clone(), password.clone()),
+        // The library puts it into a header as it is, and panics where that cannot be.
+        Credentials::Bearer(token) if token.bytes().all(|b| b.is_ascii_graphic()) => {
+            RegistryAuth::Bearer(token.clone())
+        }
+        Credentials::Bearer(_) => {
+            return Err(Refusal::Unauthorized(
+                "the token has characters that no HTTP header can carry".into(),
+            ));
+        }
+    })
+}
+
+fn refusal(error: OciDistributionError) -> Refusal {
+    match &error {
+        OciDistributionError::ImageManifestNotFoundError(_) => Refusal::NotFound("not found".into()),
+        OciDistributionError::UnauthorizedError { .. } => {
+            Refusal::Unauthorized("it wants credentials, or other ones (401)".into())
+        }
+        OciDistributionError::AuthenticationFailure(reason) => {
+            Refusal::Unauthorized(clip(&format!("its token service refused: {reason}")))
+        }
+        OciDistributionError::RegistryError { envelope, .. } => {
+            let code = envelope.errors.first().map(|e| &e.code);
+            let message = clip(&envelope.errors.first().map_or(String::new(), |e| e.message.clone()));
+            match code {
+                Some(
+                    OciErrorCode::ManifestUnknown
+                    | OciErrorCode::NameUnknown
+                    | OciErrorCode::NotFound
+                    | OciErrorCode::BlobUnknown
+                    | OciErrorCode::ManifestBlobUnknown,
+                ) => Refusal::NotFound(if message.is_empty() { "not found".into() } else { message }),
+                Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => {
+                    Refusal::Unauthorized(format!("it refused: {message}"))
+                }
+                _ => Refusal::Unreachable(format!("it answered {code:?}: {message}")),
+            }
+        }
+        OciDistributionError::ServerError { code: 404, .. } => Refusal::NotFound("not found".into()),
+        OciDistributionError::ServerError { code: 403, .. } => {
+            Refusal::Unauthorized("forbidden (403)".into())
+        }
+        OciDistributionError::ServerError { code, message, .. } => {
+            Refusal::Unreachable(clip(&format!("it answered {code}: {message}")))
+        }
+        other => Refusal::Unreachable(clip(&causes(other))),
+    }
+}
+
+/// An error and its causes in one line, each said once.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    // A chain of causes is short; the bound guards against a cycle.
+    for _ in 0..16 {
+        let Some(cause) = next else { break };
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn clip(text: &str) -> String {
+    text.chars().take(500).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> RegistryConfig {
+        RegistryConfig {
+            mirrors: vec![Mirror {
+                url: "https://127.0.0.1:6443/".into(),
+                ca_pem: Some("pem".into()),
+                credentials: Credentials::Bearer("node".into()),
+            }],
+            default_registry: Some("docker.io".into()),
+            ..RegistryConfig::default()
+        }
+    }
+
+    #[test]
+    fn mirrors_come_first_and_keep_their_own_credentials() {
+        let mine = Credentials::Basic { username: "u".into(), password: "p".into() };
+        let asked = sources(&"hello:v1".parse().unwrap(), &config(), &mine);
+        let brief: Vec<_> = asked
+            .iter()
+            .map(|s| (s.registry.as_str(), s.repository.as_str(), s.tls, &s.credentials))
+            .collect();
+        let node = Credentials::Bearer("node".into());
+        assert_eq!(
+            brief,
+            [("127.0.0.1:6443", "hello", true, &node), ("docker.io", "library/hello", true, &mine)]
+        );
+    }
+
+    #[test]
+    fn a_named_registry_is_asked_alone() {
+        let mine = Credentials::Bearer("mine".into());
+        let asked = sources(&"127.0.0.1:6443/hello".parse().unwrap(), &config(), &mine);
+        assert_eq!(asked.len(), 1);
+        assert_eq!((asked[0].tls, &asked[0].credentials), (true, &mine));
+        let asked = sources(&"127.0.0.1:5000/hello".parse().unwrap(), &config(), &Credentials::Anonymous);
+        assert!(!asked[0].tls && asked[0].ca_pem.is_none());
+        let asked = sources(&"ghcr.io/a/hello".parse().unwrap(), &config(), &Credentials::Anonymous);
+        assert_eq!((asked.len(), asked[0].registry.as_str(), asked[0].tls), (1, "ghcr.io", true));
+    }
+
+    #[test]
+    fn a_token_that_no_header_can_carry_is_refused() {
+        assert!(matches!(auth(&Credentials::Bearer("a\nb".into())), Err(Refusal::Unauthorized(_))));
+    }
+}
