@@ -1,20 +1,50 @@
 //! The generic API server: TLS, authentication, authorization, verbs, watch, discovery, Tables.
 //!
 //! It serves every resource it is given as a [`ResourceDef`] and cannot name a kind. Objects are JSON; what a kind adds
-//! is a [`Strategy`].
+//! is a [`Strategy`]. The way of a call: [`server`] (or [`inprocess`]), `handler`, one file below `verbs`, the store.
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod authn;
+pub mod authz;
+pub mod body;
+pub mod ca;
+mod call;
+mod codec;
 pub mod connect;
+mod decode;
+mod discovery;
+mod errors;
+mod filters;
+mod handler;
+pub mod inprocess;
+pub mod kubelet_proxy;
+pub mod metrics;
+pub mod negotiate;
 pub mod objects;
+mod openapi;
+pub mod path;
+pub mod paths;
+pub mod query;
 pub mod request;
 pub mod resource;
+mod respond;
+mod select;
+pub mod server;
+mod state;
 pub mod strategy;
 pub mod tables;
+mod validate;
+mod verbs;
+mod write;
 
 pub use admission::{Admission, Attributes, Operation};
+pub use authz::{AdminsOnly, AuthorizationRequest, Authorizer, Decision};
 pub use connect::{SubresourceHandler, SubresourceRequest};
+pub use inprocess::InProcess;
+pub use kubelet_proxy::{KubeletProxy, NodeEndpoint, NotImplemented, ResolveNode};
 pub use objects::Objects;
 pub use request::{FieldValidation, RequestContext, UserInfo};
 pub use resource::{ResourceDef, ScalePaths, Subresource, SubresourceAction};
+pub use server::{ApiServer, ApiServerBuilder};
 pub use strategy::{Column, PlainStrategy, Strategy, StrategyContext};

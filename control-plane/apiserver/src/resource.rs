@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_api::{GroupResource, Gvk};
+
 use crate::connect::SubresourceHandler;
 use crate::strategy::Strategy;
 
@@ -111,9 +113,14 @@ impl ResourceDef {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
     }
 
-    /// `configmaps` or `deployments.apps`: the name that error messages use.
-    pub fn qualified(&self) -> String {
-        if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
+    /// Group and plural, as error messages name it.
+    pub fn group_resource(&self) -> GroupResource {
+        GroupResource::new(self.group.as_str(), self.plural.as_str())
+    }
+
+    /// Group, version and kind.
+    pub fn gvk(&self) -> Gvk {
+        Gvk::new(self.group.as_str(), self.version.as_str(), self.kind.as_str())
     }
 
     /// Whether the resource has this verb.
@@ -194,7 +201,12 @@ impl Subresource {
 
     /// The `scale` subresource with the usual paths.
     pub fn scale() -> Self {
-        let mut s = Self::new("scale", "Scale", &["get", "patch", "update"], SubresourceAction::Scale(ScalePaths::default()));
+        let mut s = Self::new(
+            "scale",
+            "Scale",
+            &["get", "patch", "update"],
+            SubresourceAction::Scale(ScalePaths::default()),
+        );
         s.group_version = Some(("autoscaling".into(), "v1".into()));
         s
     }

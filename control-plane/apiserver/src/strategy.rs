@@ -34,7 +34,13 @@ pub struct Column {
 
 impl Column {
     /// A column; `priority` above 0 hides it from narrow output.
-    pub const fn new(name: &'static str, r#type: &'static str, format: &'static str, description: &'static str, priority: i32) -> Self {
+    pub const fn new(
+        name: &'static str,
+        r#type: &'static str,
+        format: &'static str,
+        description: &'static str,
+        priority: i32,
+    ) -> Self {
         Self { name, r#type, format, description, priority }
     }
 }
@@ -57,7 +63,12 @@ pub trait Strategy: Send + Sync + 'static {
     async fn abandon_create(&self, _cx: &StrategyContext<'_>, _obj: &Value) {}
 
     /// Asynchronous part of an update, before `prepare_for_update` (allocate an address for a changed type).
-    async fn prepare_update(&self, _cx: &StrategyContext<'_>, _new: &mut Value, _old: &Value) -> Result<(), Status> {
+    async fn prepare_update(
+        &self,
+        _cx: &StrategyContext<'_>,
+        _new: &mut Value,
+        _old: &Value,
+    ) -> Result<(), Status> {
         Ok(())
     }
 
@@ -105,7 +116,9 @@ pub trait Strategy: Send + Sync + 'static {
 
     /// What is wrong with a name; `prefix` is true for `generateName`. The default is a DNS subdomain.
     fn validate_name(&self, name: &str, prefix: bool) -> Vec<String> {
-        coracle_api::names::dns_subdomain(name, prefix)
+        // A prefix may end in what a whole name may not end in, because letters follow.
+        let name = if prefix { name.strip_suffix('-').unwrap_or(name) } else { name };
+        coracle_api::meta::validation::dns1123_subdomain(name)
     }
 
     /// Warnings sent back in `Warning` headers on create and update.
@@ -210,7 +223,9 @@ pub fn bump_generation(new: &mut Value, old: &Value) {
     let changed = {
         let (Some(a), Some(b)) = (new.as_object(), old.as_object()) else { return };
         let keys = a.keys().chain(b.keys());
-        keys.into_iter().any(|k| !matches!(k.as_str(), "metadata" | "status" | "apiVersion" | "kind") && a.get(k) != b.get(k))
+        keys.into_iter().any(|k| {
+            !matches!(k.as_str(), "metadata" | "status" | "apiVersion" | "kind") && a.get(k) != b.get(k)
+        })
     };
     let generation = old.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(0);
     let next = if changed { generation + 1 } else { generation };

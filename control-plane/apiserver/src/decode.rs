@@ -1,0 +1,150 @@
+//! Bodies as objects: content types, strict decoding against the schema, defaults, and patches.
+
+use coracle_api::schema::{self, Input, Validation};
+use coracle_api::{Gvk, Status, field, patch};
+use http::header::CONTENT_TYPE;
+use serde_json::Value;
+
+use crate::call::Call;
+use crate::request::FieldValidation;
+
+pub(crate) use coracle_api::schema::Decoded;
+
+const ACCEPTED: [&str; 2] = ["application/json", "application/yaml"];
+
+/// The media type of the body without parameters; JSON where the caller says nothing.
+fn content_type(call: &Call) -> &str {
+    let header = call.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    let media = header.split(';').next().unwrap_or("").trim();
+    if media.is_empty() { "application/json" } else { media }
+}
+
+fn input<'a>(call: &Call, body: &'a [u8]) -> Result<Input<'a>, Status> {
+    match content_type(call) {
+        "application/json" => Ok(Input::Json(body)),
+        "application/yaml" => Ok(Input::Yaml(body)),
+        _ => Err(Status::unsupported_media_type(&ACCEPTED)),
+    }
+}
+
+pub(crate) fn validation(call: &Call) -> Validation {
+    match call.cx.field_validation {
+        FieldValidation::Strict => Validation::Strict,
+        FieldValidation::Warn => Validation::Warn,
+        FieldValidation::Ignore => Validation::Ignore,
+    }
+}
+
+/// The object in a body, decoded as the call's kind, with the defaults of its schema.
+pub(crate) fn object(call: &Call, body: &[u8]) -> Result<Decoded, Status> {
+    let mut decoded = schema::decode(&call.served.gvk, input(call, body)?, validation(call))?;
+    defaults(&call.served.gvk, &mut decoded.object);
+    Ok(decoded)
+}
+
+/// The object that a patch made, decoded as the call's kind, with the defaults of its schema.
+pub(crate) fn patched(call: &Call, patched: &Value) -> Result<Decoded, Status> {
+    let mut decoded = schema::decode_patched(&call.served.gvk, patched, validation(call))?;
+    defaults(&call.served.gvk, &mut decoded.object);
+    Ok(decoded)
+}
+
+fn defaults(gvk: &Gvk, object: &mut Value) {
+    if let Some(ty) = schema::for_gvk(gvk) {
+        schema::apply_defaults(ty, object);
+    }
+}
+
+/// A JSON or YAML object of no particular type.
+pub(crate) fn plain(call: &Call, body: &[u8]) -> Result<Value, Status> {
+    let value = match input(call, body)? {
+        Input::Json(bytes) => serde_json::from_slice(bytes)
+            .map_err(|e| Status::bad_request(format!("json parse error: {e}")))?,
+        Input::Yaml(bytes) => {
+            coracle_api::yaml::one_document(bytes).map_err(|e| Status::bad_request(e.to_string()))?.value
+        }
+    };
+    match value {
+        Value::Object(_) => Ok(value),
+        _ => Err(Status::bad_request("the body must be an object")),
+    }
+}
+
+/// A patch of one of the types that are understood.
+pub(crate) enum PatchBody {
+    /// RFC 6902.
+    Json(Value),
+    /// RFC 7386.
+    Merge(Value),
+    /// Kubernetes' own.
+    Strategic(Value),
+}
+
+impl PatchBody {
+    /// Reads a body by its content type; 415 for apply and for everything unknown.
+    pub fn read(call: &Call, body: &[u8]) -> Result<Self, Status> {
+        let kind = content_type(call);
+        if kind.starts_with("application/apply-patch") {
+            return Err(Status::new(
+                415,
+                "UnsupportedMediaType",
+                format!(
+                    "{kind} is not supported by this server: server-side apply is not implemented yet, use a strategic merge, merge or JSON patch"
+                ),
+            ));
+        }
+        if !matches!(
+            kind,
+            "application/json-patch+json"
+                | "application/merge-patch+json"
+                | "application/strategic-merge-patch+json"
+        ) {
+            return Err(Status::new(415, "UnsupportedMediaType", "415: Unsupported Media Type")
+                .with_details(Default::default()));
+        }
+        let value: Value = serde_json::from_slice(body).map_err(|e| {
+            let words = if e.is_eof() { "unexpected end of JSON input".to_owned() } else { e.to_string() };
+            Status::bad_request(format!("error decoding patch: {words}"))
+        })?;
+        let wrong = |go: &str| {
+            Status::bad_request(format!(
+                "error decoding patch: json: cannot unmarshal {} into Go value of type {go}",
+                type_word(&value)
+            ))
+        };
+        match kind {
+            "application/json-patch+json" if !value.is_array() => Err(wrong("[]handlers.jsonPatchOp")),
+            "application/json-patch+json" => Ok(Self::Json(value)),
+            _ if !value.is_object() => Err(wrong("map[string]interface {}")),
+            "application/merge-patch+json" => Ok(Self::Merge(value)),
+            _ => Ok(Self::Strategic(value)),
+        }
+    }
+
+    /// The patched object.
+    pub fn apply(&self, old: &Value, gvk: &Gvk) -> Result<Value, Status> {
+        match self {
+            Self::Json(operations) => patch::json(old, operations),
+            Self::Merge(value) => patch::merge(old, value),
+            Self::Strategic(value) => match schema::for_gvk(gvk) {
+                Some(ty) => patch::strategic(old, value, ty),
+                None => Err(Status::new(
+                    415,
+                    "UnsupportedMediaType",
+                    format!("{} has no schema: use a merge or JSON patch", field::go_quote(&gvk.kind)),
+                )),
+            },
+        }
+    }
+}
+
+fn type_word(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}

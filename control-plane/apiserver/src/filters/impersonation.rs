@@ -1,0 +1,72 @@
+//! Impersonation: a caller that may `impersonate` acts as somebody else.
+
+use coracle_api::Status;
+use http::HeaderMap;
+
+use crate::authz::{AuthorizationRequest, Decision};
+use crate::request::UserInfo;
+use crate::state::Shared;
+
+const USER: &str = "impersonate-user";
+const GROUP: &str = "impersonate-group";
+const UID: &str = "impersonate-uid";
+const EXTRA: &str = "impersonate-extra-";
+/// Most groups that one call may name.
+const MAX_GROUPS: usize = 64;
+
+/// The user that the call acts as: the caller, or whom its headers name.
+pub(crate) async fn apply(
+    shared: &Shared,
+    caller: UserInfo,
+    headers: &HeaderMap,
+) -> Result<UserInfo, Status> {
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).filter(|v| !v.is_empty());
+    let groups: Vec<&str> =
+        headers.get_all(GROUP).iter().take(MAX_GROUPS).filter_map(|v| v.to_str().ok()).collect();
+    let Some(name) = text(USER) else {
+        let others = !groups.is_empty()
+            || text(UID).is_some()
+            || headers.keys().any(|k| k.as_str().starts_with(EXTRA));
+        return match others {
+            true => Err(Status::bad_request(
+                "requested impersonation of groups, uid or extra without impersonating a user",
+            )),
+            false => Ok(caller),
+        };
+    };
+    allowed(shared, &caller, "users", name).await?;
+    for group in &groups {
+        allowed(shared, &caller, "groups", group).await?;
+    }
+    let mut user = UserInfo { name: name.to_owned(), ..UserInfo::default() };
+    user.groups = groups.iter().map(|g| (*g).to_owned()).collect();
+    if let Some(uid) = text(UID) {
+        allowed(shared, &caller, "uids", uid).await?;
+        user.uid = uid.to_owned();
+    }
+    let usual =
+        if name == UserInfo::anonymous().name { "system:unauthenticated" } else { "system:authenticated" };
+    if !user.in_group(usual) {
+        user.groups.push(usual.to_owned());
+    }
+    Ok(user)
+}
+
+async fn allowed(shared: &Shared, caller: &UserInfo, resource: &str, name: &str) -> Result<(), Status> {
+    let ask = AuthorizationRequest {
+        user: caller,
+        verb: "impersonate",
+        is_resource: true,
+        group: "",
+        version: "v1",
+        resource,
+        subresource: None,
+        namespace: None,
+        name: Some(name),
+        path: "",
+    };
+    match shared.authorizer.authorize(&ask).await {
+        Decision::Allow => Ok(()),
+        Decision::Deny { reason } => Err(super::forbidden(&ask, &reason)),
+    }
+}

@@ -1,0 +1,168 @@
+//! Calls that the server hands on to a node: logs and `nodes/proxy`. Which node serves a call is a resolver's business.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use coracle_api::Status;
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Request, Response, Uri, header};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::connect::{SubresourceHandler, SubresourceRequest};
+
+/// The user name of the server's own client certificate; it is in `system:masters`.
+pub const CLIENT_USER: &str = "kube-apiserver-kubelet-client";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a call goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeEndpoint {
+    /// An address or a host name that the node's serving certificate covers.
+    pub host: String,
+    /// The port of the node's API.
+    pub port: u16,
+    /// Absolute path on the node.
+    pub path: String,
+    /// Query without `?`; empty for none.
+    pub query: String,
+}
+
+/// Finds the node of a call and what to ask of it.
+#[async_trait]
+pub trait ResolveNode: Send + Sync + 'static {
+    /// The endpoint, or the error to answer.
+    async fn resolve(&self, request: &SubresourceRequest) -> Result<NodeEndpoint, Status>;
+}
+
+/// Talks to nodes with the server's client certificate and trusts the cluster's authority alone.
+#[derive(Clone)]
+pub struct KubeletProxy {
+    client: Client<HttpsConnector<HttpConnector>, Body>,
+}
+
+impl KubeletProxy {
+    /// A proxy with this TLS set-up; see [`crate::ca::ClusterCa::client_config`].
+    pub fn new(tls: rustls::ClientConfig) -> Self {
+        let mut http = HttpConnector::new();
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        // HTTP/1.1, so that upgrades can pass one day.
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_only()
+            .enable_http1()
+            .wrap_connector(http);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(Duration::from_secs(60))
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Self { client }
+    }
+
+    /// A subresource handler that sends calls where `resolver` says. Bodies are streamed both ways.
+    pub fn handler(&self, resolver: Arc<dyn ResolveNode>) -> Arc<dyn SubresourceHandler> {
+        Arc::new(Forward { proxy: self.clone(), resolver })
+    }
+
+    /// Sends a call to a node and answers with what it says.
+    ///
+    /// # Errors
+    /// 503 when the node cannot be reached.
+    pub async fn forward(
+        &self,
+        endpoint: &NodeEndpoint,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Status> {
+        let authority = match endpoint.host.contains(':') {
+            true => format!("[{}]:{}", endpoint.host, endpoint.port),
+            false => format!("{}:{}", endpoint.host, endpoint.port),
+        };
+        let mark = if endpoint.query.is_empty() { "" } else { "?" };
+        let uri: Uri = format!("https://{authority}{}{mark}{}", endpoint.path, endpoint.query)
+            .parse()
+            .map_err(|e| Status::bad_request(format!("path of the node: {e}")))?;
+        let (parts, body) = request.into_parts();
+        let mut onward = Request::new(body);
+        *onward.method_mut() = parts.method;
+        *onward.uri_mut() = uri;
+        *onward.headers_mut() = end_to_end(&parts.headers);
+        let response = self.client.request(onward).await.map_err(|e| {
+            tracing::warn!(node = %authority, error = %e, "node does not answer");
+            Status::service_unavailable(format!(
+                "error trying to reach the node at {authority}: {}",
+                cause(&e)
+            ))
+        })?;
+        let (parts, body) = response.into_parts();
+        let mut answer = Response::new(Body::new(body));
+        *answer.status_mut() = parts.status;
+        *answer.headers_mut() = end_to_end(&parts.headers);
+        Ok(answer)
+    }
+}
+
+struct Forward {
+    proxy: KubeletProxy,
+    resolver: Arc<dyn ResolveNode>,
+}
+
+#[async_trait]
+impl SubresourceHandler for Forward {
+    async fn handle(&self, request: SubresourceRequest) -> Result<Response<Body>, Status> {
+        let endpoint = self.resolver.resolve(&request).await?;
+        self.proxy.forward(&endpoint, request.http).await
+    }
+}
+
+/// Answers 501: for connections that are not served yet.
+pub struct NotImplemented {
+    /// What is missing, such as `exec`.
+    pub what: &'static str,
+}
+
+#[async_trait]
+impl SubresourceHandler for NotImplemented {
+    async fn handle(&self, _: SubresourceRequest) -> Result<Response<Body>, Status> {
+        Err(Status::new(501, "NotImplemented", format!("{} is not served by this server yet", self.what)))
+    }
+}
+
+/// Headers without those of one connection and without credentials.
+fn end_to_end(headers: &HeaderMap<HeaderValue>) -> HeaderMap<HeaderValue> {
+    const DROPPED: [HeaderName; 8] = [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::TE,
+        header::TRAILER,
+        header::HOST,
+        header::AUTHORIZATION,
+        header::COOKIE,
+    ];
+    let kept = headers.iter().filter(|(name, _)| {
+        !DROPPED.contains(name)
+            && *name != "keep-alive"
+            && *name != "proxy-connection"
+            && !name.as_str().starts_with("impersonate-")
+    });
+    kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// The innermost cause: the outer ones only say that something failed.
+fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut at = error;
+    for _ in 0..16 {
+        match at.source() {
+            Some(inner) => at = inner,
+            None => break,
+        }
+    }
+    at.to_string()
+}

@@ -1,0 +1,87 @@
+//! Paths that are no resources: discovery, OpenAPI, version, health, metrics.
+
+use axum::body::Body;
+use coracle_api::Status;
+use http::{Method, Request, Response, StatusCode, header};
+use serde_json::json;
+
+use crate::negotiate::{self, Encoding, Form};
+use crate::respond;
+use crate::state::Shared;
+
+/// The Kubernetes version whose API this is.
+pub const KUBERNETES_VERSION: &str = "v1.36.2";
+
+const FIXED: [&str; 9] = [
+    "/healthz",
+    "/livez",
+    "/livez/ping",
+    "/metrics",
+    "/openapi/v2",
+    "/openapi/v3",
+    "/readyz",
+    "/readyz/ping",
+    "/version",
+];
+
+/// Answers such a path.
+pub(crate) fn serve(shared: &Shared, request: &Request<Body>) -> Result<Response<Body>, Status> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Err(Status::method_not_allowed());
+    }
+    let path = request.uri().path();
+    let accept = request.headers().get(header::ACCEPT).and_then(|a| a.to_str().ok());
+    match path {
+        "/" => Ok(index(shared)),
+        "/version" | "/version/" => Ok(version()),
+        "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => {
+            Ok(health(shared, path))
+        }
+        "/metrics" => Ok(respond::text(StatusCode::OK, shared.metrics.render())),
+        _ if path.starts_with("/openapi/") => {
+            shared.openapi.serve(path, accept).ok_or_else(Status::resource_not_found)
+        }
+        _ => {
+            let json = negotiate::Accepted { encoding: Encoding::Json, form: Form::Object, stream: false };
+            let accepted = negotiate::accept(accept).unwrap_or(json);
+            match shared.discovery.serve(path, &accepted) {
+                Some(response) => Ok(response),
+                None if path.starts_with("/apis/") => {
+                    Ok(respond::text(StatusCode::NOT_FOUND, "404 page not found\n"))
+                }
+                None => Err(Status::resource_not_found()),
+            }
+        }
+    }
+}
+
+fn index(shared: &Shared) -> Response<Body> {
+    let mut paths: Vec<&str> = shared.discovery.paths().chain(FIXED).collect();
+    paths.sort_unstable();
+    respond::json_bytes(StatusCode::OK, crate::codec::to_bytes(&json!({"paths": paths})))
+}
+
+fn version() -> Response<Body> {
+    let (major, minor) = ("1", "36");
+    let body = json!({
+        "major": major, "minor": minor,
+        "emulationMajor": major, "emulationMinor": minor,
+        "minCompatibilityMajor": major, "minCompatibilityMinor": "35",
+        "gitVersion": format!("{KUBERNETES_VERSION}+coracle.{}", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "", "gitTreeState": "", "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none", "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        }),
+    });
+    respond::json_bytes(StatusCode::OK, crate::codec::to_bytes(&body))
+}
+
+fn health(shared: &Shared, path: &str) -> Response<Body> {
+    if path.starts_with("/readyz") && shared.shutdown.is_cancelled() {
+        return respond::text(StatusCode::SERVICE_UNAVAILABLE, "shutting down");
+    }
+    respond::text(StatusCode::OK, "ok")
+}

@@ -1,0 +1,264 @@
+//! The server: built once from resources and chains, then served over TLS and inside the process.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use coracle_store::Store;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Admission;
+use crate::authn::{PeerIdentity, TokenAuthenticator, TokenList, cert};
+use crate::authz::{AdminsOnly, Authorizer};
+use crate::discovery::Discovery;
+use crate::handler;
+use crate::inprocess::InProcess;
+use crate::metrics::Metrics;
+use crate::objects::Objects;
+use crate::openapi::OpenApi;
+use crate::request::UserInfo;
+use crate::resource::ResourceDef;
+use crate::state::{Served, Shared};
+
+/// Most connections at a time.
+const MAX_CONNECTIONS: usize = 16_384;
+/// How long a TLS handshake and the head of a request may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long open calls are waited for at shutdown.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_STREAMS: u32 = 1000;
+
+/// Collects what a server is made of.
+pub struct ApiServerBuilder {
+    store: Arc<Store>,
+    resources: Vec<Arc<ResourceDef>>,
+    tokens: Vec<(String, UserInfo)>,
+    authenticators: Vec<Arc<dyn TokenAuthenticator>>,
+    authorizer: Arc<dyn Authorizer>,
+    admission: Vec<Arc<dyn Admission>>,
+    mounts: Vec<(String, Router)>,
+    address: String,
+    shutdown: CancellationToken,
+}
+
+impl ApiServerBuilder {
+    /// A server over this store, without resources, that lets administrators do everything.
+    pub fn new(store: Arc<Store>) -> Self {
+        Self {
+            store,
+            resources: Vec::new(),
+            tokens: Vec::new(),
+            authenticators: Vec::new(),
+            authorizer: Arc::new(AdminsOnly),
+            admission: Vec::new(),
+            mounts: Vec::new(),
+            address: "127.0.0.1:6443".into(),
+            shutdown: CancellationToken::new(),
+        }
+    }
+
+    /// Adds a resource.
+    pub fn resource(mut self, def: ResourceDef) -> Self {
+        self.resources.push(Arc::new(def));
+        self
+    }
+
+    /// Adds resources.
+    pub fn resources(mut self, defs: impl IntoIterator<Item = ResourceDef>) -> Self {
+        self.resources.extend(defs.into_iter().map(Arc::new));
+        self
+    }
+
+    /// Adds a bearer token (which is also the password of basic authentication).
+    pub fn token(mut self, token: impl Into<String>, user: UserInfo) -> Self {
+        self.tokens.push((token.into(), user));
+        self
+    }
+
+    /// Adds bearer tokens.
+    pub fn tokens(mut self, tokens: impl IntoIterator<Item = (String, UserInfo)>) -> Self {
+        self.tokens.extend(tokens);
+        self
+    }
+
+    /// Adds a source of bearer tokens that is asked after the fixed ones.
+    pub fn authenticator(mut self, authenticator: Arc<dyn TokenAuthenticator>) -> Self {
+        self.authenticators.push(authenticator);
+        self
+    }
+
+    /// Replaces [`AdminsOnly`].
+    pub fn authorizer(mut self, authorizer: Arc<dyn Authorizer>) -> Self {
+        self.authorizer = authorizer;
+        self
+    }
+
+    /// Appends an admission plugin to the chain.
+    pub fn admission(mut self, plugin: Arc<dyn Admission>) -> Self {
+        self.admission.push(plugin);
+        self
+    }
+
+    /// Serves a router below a path prefix such as `/v2`. Its requests keep the whole path and carry the caller as a
+    /// [`UserInfo`] extension; the authorizer has allowed them.
+    pub fn mount(mut self, prefix: impl Into<String>, router: Router) -> Self {
+        self.mounts.push((prefix.into(), router));
+        self
+    }
+
+    /// The `host:port` that discovery tells clients.
+    pub fn advertise(mut self, address: impl Into<String>) -> Self {
+        self.address = address.into();
+        self
+    }
+
+    /// Stops serving, watches included, when this is cancelled.
+    pub fn shutdown(mut self, token: CancellationToken) -> Self {
+        self.shutdown = token;
+        self
+    }
+
+    /// The server.
+    pub fn build(self) -> ApiServer {
+        let mut routes: HashMap<String, HashMap<String, HashMap<String, Arc<Served>>>> = HashMap::new();
+        for def in &self.resources {
+            let versions = routes.entry(def.group.clone()).or_default();
+            let plurals = versions.entry(def.version.clone()).or_default();
+            plurals.insert(def.plural.clone(), Arc::new(Served::new(def.clone())));
+        }
+        let mut tokens: Vec<Arc<dyn TokenAuthenticator>> = vec![Arc::new(TokenList::new(self.tokens))];
+        tokens.extend(self.authenticators);
+        let shared = Shared {
+            discovery: Discovery::new(&self.resources, &self.address),
+            openapi: OpenApi::new(&self.resources),
+            objects: Objects::new(self.store, self.resources),
+            routes,
+            tokens,
+            authorizer: self.authorizer,
+            admission: self.admission,
+            mounts: self.mounts,
+            metrics: Arc::new(Metrics::default()),
+            shutdown: self.shutdown,
+        };
+        ApiServer { shared: Arc::new(shared) }
+    }
+}
+
+/// A server; clones share everything.
+#[derive(Clone)]
+pub struct ApiServer {
+    shared: Arc<Shared>,
+}
+
+impl ApiServer {
+    /// Starts collecting what a server is made of.
+    pub fn builder(store: Arc<Store>) -> ApiServerBuilder {
+        ApiServerBuilder::new(store)
+    }
+
+    /// The server as a tower service for callers in this process, under this identity: `kube::Client::new(service, "default")`.
+    pub fn service_as(&self, user: UserInfo) -> InProcess {
+        InProcess::new(self.shared.clone(), user)
+    }
+
+    /// Reads and guarded writes without a call.
+    pub fn objects(&self) -> &Objects {
+        &self.shared.objects
+    }
+
+    /// Cancelled when the server stops.
+    pub fn shutdown_token(&self) -> CancellationToken {
+        self.shared.shutdown.clone()
+    }
+
+    /// Accepts TLS connections until shutdown, then waits a little for open calls.
+    ///
+    /// # Errors
+    /// Only if the listener itself fails for good.
+    pub async fn serve(&self, listener: TcpListener, tls: Arc<rustls::ServerConfig>) -> std::io::Result<()> {
+        let acceptor = TlsAcceptor::from(tls);
+        let graceful = GracefulShutdown::new();
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut failures = 0_u32;
+        loop {
+            let Ok(slot) = slots.clone().acquire_owned().await else { break };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.shared.shutdown.cancelled() => break,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, or a connection that was reset before it was accepted: both pass.
+                    failures += 1;
+                    tracing::warn!(%error, "accept");
+                    if failures > 1000 {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            failures = 0;
+            let (acceptor, watcher, shared) = (acceptor.clone(), graceful.watcher(), self.shared.clone());
+            tokio::spawn(async move {
+                let _slot = slot;
+                connection(shared, acceptor, watcher, stream, peer).await;
+            });
+        }
+        drop(listener);
+        if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
+            tracing::warn!("some calls were still open when the server stopped");
+        }
+        Ok(())
+    }
+}
+
+async fn connection(
+    shared: Arc<Shared>,
+    acceptor: TlsAcceptor,
+    watcher: hyper_util::server::graceful::Watcher,
+    stream: TcpStream,
+    address: SocketAddr,
+) {
+    // Without it small answers wait for acknowledgements.
+    let _ = stream.set_nodelay(true);
+    let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(tls)) => tls,
+        Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake"),
+        Err(_) => return tracing::debug!(%address, "TLS handshake took too long"),
+    };
+    let user = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(cert::user_of);
+    let peer = PeerIdentity { user, address: Some(address) };
+    let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let (shared, peer) = (shared.clone(), peer.clone());
+        async move {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(peer);
+            Ok::<_, std::convert::Infallible>(handler::serve(shared, request, None).await)
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .enable_connect_protocol();
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
+    if let Err(error) = watcher.watch(served.into_owned()).await {
+        tracing::debug!(%address, %error, "connection");
+    }
+}

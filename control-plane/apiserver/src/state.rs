@@ -1,0 +1,100 @@
+//! What a running server knows: resources by path, and the chains that every call passes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Router;
+use coracle_api::{GroupResource, Gvk};
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Admission;
+use crate::authn::TokenAuthenticator;
+use crate::authz::Authorizer;
+use crate::discovery::Discovery;
+use crate::metrics::Metrics;
+use crate::objects::Objects;
+use crate::openapi::OpenApi;
+use crate::resource::{ResourceDef, Subresource};
+
+/// A resource with everything that is derived from it once.
+pub(crate) struct Served {
+    pub def: Arc<ResourceDef>,
+    pub gr: GroupResource,
+    pub gvk: Gvk,
+    pub api_version: String,
+    /// Store prefix of all its objects.
+    pub prefix: String,
+    /// What every stored object begins with; lists leave it out.
+    pub head: Vec<u8>,
+}
+
+impl Served {
+    pub fn new(def: Arc<ResourceDef>) -> Self {
+        let api_version = def.api_version();
+        Self {
+            gr: def.group_resource(),
+            gvk: def.gvk(),
+            prefix: def.prefix(),
+            head: crate::codec::head(&def.kind, &api_version),
+            api_version,
+            def,
+        }
+    }
+
+    pub fn subresource(&self, name: &str) -> Option<&Subresource> {
+        self.def.subresources.iter().find(|s| s.name == name)
+    }
+
+    /// The store key of an object.
+    pub fn key(&self, namespace: Option<&str>, name: &str) -> bytes::Bytes {
+        let mut key =
+            String::with_capacity(self.prefix.len() + name.len() + 1 + namespace.map_or(0, str::len));
+        key.push_str(&self.prefix);
+        if let (true, Some(namespace)) = (self.def.namespaced, namespace) {
+            key.push_str(namespace);
+            key.push('/');
+        }
+        key.push_str(name);
+        key.into()
+    }
+
+    /// The store prefix of a list: one namespace, or all.
+    pub fn list_prefix(&self, namespace: Option<&str>) -> String {
+        match (self.def.namespaced, namespace) {
+            (true, Some(namespace)) => format!("{}{namespace}/", self.prefix),
+            _ => self.prefix.clone(),
+        }
+    }
+
+    /// Time to live of a write, in milliseconds.
+    pub fn ttl_ms(&self) -> Option<u64> {
+        self.def.ttl.map(|t| t.as_millis().try_into().unwrap_or(u64::MAX))
+    }
+}
+
+/// Everything that calls share.
+pub(crate) struct Shared {
+    pub objects: Objects,
+    /// Group, version, plural.
+    pub routes: HashMap<String, HashMap<String, HashMap<String, Arc<Served>>>>,
+    pub tokens: Vec<Arc<dyn TokenAuthenticator>>,
+    pub authorizer: Arc<dyn Authorizer>,
+    pub admission: Vec<Arc<dyn Admission>>,
+    pub mounts: Vec<(String, Router)>,
+    pub discovery: Discovery,
+    pub openapi: OpenApi,
+    pub metrics: Arc<Metrics>,
+    pub shutdown: CancellationToken,
+}
+
+impl Shared {
+    /// The resource that a path names.
+    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Served>> {
+        self.routes.get(group)?.get(version)?.get(plural)
+    }
+
+    /// Whether a group and version is served at all.
+    pub fn has_group_version(&self, group: &str, version: &str) -> bool {
+        self.routes.get(group).is_some_and(|versions| versions.contains_key(version))
+    }
+}

@@ -1,0 +1,11 @@
+//! One file a verb.
+
+pub(crate) mod create;
+pub(crate) mod delete;
+pub(crate) mod deletecollection;
+pub(crate) mod get;
+pub(crate) mod list;
+pub(crate) mod patch;
+pub(crate) mod scale;
+pub(crate) mod update;
+pub(crate) mod watch;

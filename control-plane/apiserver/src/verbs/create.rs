@@ -1,0 +1,105 @@
+//! create: a new object in a collection.
+
+use axum::body::Body;
+use coracle_api::{Status, meta, names};
+use coracle_store::Txn;
+use http::{Response, StatusCode};
+use serde_json::Value;
+
+use crate::admission::Operation;
+use crate::call::{Call, Target};
+use crate::query::WriteOptions;
+use crate::write::{Written, match_namespace};
+use crate::{codec, decode, respond, validate};
+
+/// How many generated names are tried.
+const MAX_NAMES: usize = 8;
+
+/// Creates the object in the body.
+pub(crate) async fn create(mut call: Call) -> Result<Response<Body>, Status> {
+    let options = WriteOptions::of(&call.query);
+    validate::write_options(&options, "CreateOptions", false)?;
+    let body = call.body.clone();
+    let decoded = decode::object(&call, &body)?;
+    let mut warnings = decoded.warnings;
+    let written = insert(&mut call.target, decoded.object).await?;
+    warnings.extend(call.served.def.strategy.warnings(&written.obj));
+    let mut response = written.respond(&call, StatusCode::CREATED)?;
+    respond::warn(&mut response, &warnings);
+    Ok(response)
+}
+
+/// Puts a decoded object through naming, admission, preparation and validation, and writes it.
+pub(crate) async fn insert(target: &mut Target, mut obj: Value) -> Result<Written, Status> {
+    match_namespace(target, &mut obj)?;
+    let prefix = match (meta::name(&obj), meta::generate_name(&obj)) {
+        (None, Some(prefix)) => prefix.to_owned(),
+        _ => return attempt(target, obj).await,
+    };
+    for _ in 0..MAX_NAMES {
+        let mut named = obj.clone();
+        meta::set_name(&mut named, &names::generate(&prefix));
+        match attempt(target, named).await {
+            Err(e) if e.is_already_exists() => {}
+            other => return other,
+        }
+    }
+    Err(Status::generate_name_conflict(&target.served.gr, &prefix))
+}
+
+async fn attempt(target: &mut Target, mut obj: Value) -> Result<Written, Status> {
+    target.cx.name = meta::name(&obj).map(str::to_owned);
+    target.served.def.strategy.default(&mut obj);
+    target.admit(Operation::Create, Some(&mut obj), None).await?;
+    let strategy = target.served.def.strategy.clone();
+    system_fields(target, &mut obj);
+    strategy.prepare_for_create(&target.strategy_context(), &mut obj).await?;
+    let result = store(target, &mut obj).await;
+    if result.is_err() && !target.cx.dry_run {
+        strategy.abandon_create(&target.strategy_context(), &obj).await;
+    }
+    result
+}
+
+async fn store(target: &Target, obj: &mut Value) -> Result<Written, Status> {
+    let served = &target.served;
+    let mut errors = validate::metadata(&served.def, obj);
+    errors.extend(served.def.strategy.validate_create(obj));
+    if !errors.is_empty() {
+        return Err(Status::invalid(&served.gvk, target.name(), errors));
+    }
+    target.check_admission(Operation::Create, Some(obj), None).await?;
+    if meta::resource_version(obj).is_some_and(|v| v != "0") {
+        return Err(Status::plain("resourceVersion should not be set on objects to be created"));
+    }
+    meta::remove_metadata(obj, "resourceVersion");
+    let exists = || Status::already_exists(&served.gr, target.name());
+    let key = target.key();
+    if target.cx.dry_run {
+        return match target.shared.objects.fetch(&key, &served.gr).await? {
+            Some(_) => Err(exists()),
+            None => Ok(Written { obj: obj.clone(), stored: None }),
+        };
+    }
+    let stored = codec::to_stored(&served.def, obj);
+    let done =
+        target.shared.objects.txn(Txn::create(key, stored.clone(), served.ttl_ms()), &served.gr).await?;
+    if !done.succeeded {
+        return Err(exists());
+    }
+    codec::set_revision(obj, done.revision);
+    Ok(Written { obj: obj.clone(), stored: Some((stored, done.revision)) })
+}
+
+/// What only the server sets.
+fn system_fields(target: &Target, obj: &mut Value) {
+    for name in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"]
+    {
+        meta::remove_metadata(obj, name);
+    }
+    meta::set_metadata(obj, "creationTimestamp", coracle_api::time::seconds(target.cx.now));
+    meta::set_uid(obj, &uuid::Uuid::new_v4().to_string());
+    if target.served.def.strategy.has_generation() {
+        meta::set_generation(obj, 1);
+    }
+}

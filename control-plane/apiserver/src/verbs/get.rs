@@ -1,0 +1,46 @@
+//! get: one object.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use coracle_api::{Status, field};
+use http::{Response, StatusCode};
+
+use crate::call::Call;
+use crate::respond;
+
+/// How long a read waits for a revision that lies ahead.
+const FRESHNESS_WAIT: Duration = Duration::from_secs(3);
+
+/// Answers with the object.
+pub(crate) async fn get(call: Call) -> Result<Response<Body>, Status> {
+    if let Some(text) = call.query.text("resourceVersion") {
+        let revision = revision(text).map_err(Status::plain)?;
+        not_older_than(&call, revision).await?;
+    }
+    let kv = call.fetch().await?;
+    respond::stored(&call, StatusCode::OK, &kv)
+}
+
+/// A revision from a query; the error is in Kubernetes' words.
+pub(crate) fn revision(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| {
+        let quoted = field::go_quote(text);
+        format!(
+            "resourceVersion: Invalid value: {quoted}: strconv.ParseUint: parsing {quoted}: invalid syntax"
+        )
+    })
+}
+
+/// Waits a little until the store has reached a revision; 504 if it does not.
+pub(crate) async fn not_older_than(call: &Call, revision: u64) -> Result<(), Status> {
+    let store = call.shared.objects.store();
+    let deadline = tokio::time::Instant::now() + FRESHNESS_WAIT;
+    while store.revision() < revision {
+        if tokio::time::Instant::now() >= deadline {
+            return Err(crate::errors::too_large_revision(revision, store.revision()));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! patch: JSON patch, merge patch and strategic merge patch.
+
+use axum::body::Body;
+use coracle_api::{Status, meta};
+use http::{Response, StatusCode};
+
+use crate::call::Call;
+use crate::decode::{self, PatchBody};
+use crate::query::WriteOptions;
+use crate::write::{Rules, update as write};
+use crate::{respond, validate};
+
+/// Patches the object (or its status).
+pub(crate) async fn patch(call: Call, rules: Rules) -> Result<Response<Body>, Status> {
+    let body = call.body.clone();
+    let options = WriteOptions::of(&call.query);
+    let patch = PatchBody::read(&call, &body)?;
+    validate::write_options(&options, "PatchOptions", false)?;
+    let mut warnings = Vec::new();
+    let served = call.served.clone();
+    let written = write(&call.target, &rules, |old| {
+        let patched = patch.apply(old, &served.gvk)?;
+        let decoded = decode::patched(&call, &patched)?;
+        let mut object = decoded.object;
+        if let Some(name) = meta::name(&object).filter(|n| *n != call.name()) {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                call.name()
+            )));
+        }
+        served.def.strategy.default(&mut object);
+        warnings = decoded.warnings;
+        Ok(object)
+    })
+    .await?;
+    warnings.extend(served.def.strategy.warnings(&written.obj));
+    let mut response = written.respond(&call, StatusCode::OK)?;
+    respond::warn(&mut response, &warnings);
+    Ok(response)
+}

@@ -1,0 +1,16 @@
+//! The generic server over test resources: in process with plain calls and kube-rs, and over TLS.
+
+#[path = "apiserver/fixture.rs"]
+mod fixture;
+#[path = "apiserver/kube_client.rs"]
+mod kube_client;
+#[path = "apiserver/lists.rs"]
+mod lists;
+#[path = "apiserver/paths.rs"]
+mod paths;
+#[path = "apiserver/tls.rs"]
+mod tls;
+#[path = "apiserver/verbs.rs"]
+mod verbs;
+#[path = "apiserver/watches.rs"]
+mod watches;

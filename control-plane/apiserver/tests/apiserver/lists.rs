@@ -1,0 +1,118 @@
+//! Lists: selectors, pages, revisions, and the forms they come in.
+
+use serde_json::{Value, json};
+
+use crate::fixture::*;
+
+async fn filled() -> coracle_apiserver::ApiServer {
+    let s = server();
+    for (name, labels) in [
+        ("c0", json!({"app": "web", "tier": "1"})),
+        ("c1", json!({"app": "web"})),
+        ("c2", json!({"app": "db"})),
+        ("c3", json!({})),
+    ] {
+        let obj = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": labels}, "data": {"i": name}});
+        assert_eq!(call(&s, "POST", CONFIG_MAPS, obj).await.code, 201);
+    }
+    let other = json!({"metadata": {"name": "c9"}});
+    assert_eq!(call(&s, "POST", "/api/v1/namespaces/m/configmaps", other).await.code, 201);
+    s
+}
+
+fn names(answer: &Answer) -> Vec<&str> {
+    let items = answer.at("/items").as_array().map(Vec::as_slice).unwrap_or_default();
+    items.iter().filter_map(|i| i.pointer("/metadata/name").and_then(Value::as_str)).collect()
+}
+
+#[tokio::test]
+async fn selectors_choose() {
+    let s = filled().await;
+    let table: [(&str, &[&str]); 9] = [
+        ("", &["c0", "c1", "c2", "c3"]),
+        ("?labelSelector=app%3Dweb", &["c0", "c1"]),
+        ("?labelSelector=app%20in%20(web,db),!tier", &["c1", "c2"]),
+        ("?fieldSelector=metadata.name%3Dc1", &["c1"]),
+        ("?fieldSelector=metadata.name!%3Dc1", &["c0", "c2", "c3"]),
+        ("?fieldSelector=metadata.name%3Dc1,metadata.name%3Dc2", &[]),
+        ("?labelSelector=app%3Ddb&fieldSelector=metadata.name%3Dc1", &[]),
+        ("?fieldSelector=metadata.namespace%3Dn", &["c0", "c1", "c2", "c3"]),
+        ("?limit=0", &["c0", "c1", "c2", "c3"]),
+    ];
+    for (query, wanted) in table {
+        assert_eq!(names(&get(&s, &format!("{CONFIG_MAPS}{query}")).await), wanted, "{query}");
+    }
+    let all = get(&s, "/api/v1/configmaps").await;
+    assert_eq!(names(&all).len(), 5);
+    assert_eq!((all.text("/kind"), all.at("/items/0/kind")), ("ConfigMapList", &Value::Null));
+    assert_eq!(names(&get(&s, "/api/v1/configmaps?fieldSelector=metadata.name%3Dc9").await), ["c9"]);
+    let bad = get(&s, &format!("{CONFIG_MAPS}?fieldSelector=data.i%3D1")).await;
+    assert_eq!(
+        bad.message(),
+        "\"data.i\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+    );
+    assert_eq!(get(&s, &format!("{CONFIG_MAPS}?labelSelector=a%20b%3Dc")).await.code, 400);
+}
+
+#[tokio::test]
+async fn items_are_the_objects() {
+    let s = filled().await;
+    let one = get(&s, &format!("{CONFIG_MAPS}/c0")).await;
+    let list = get(&s, CONFIG_MAPS).await;
+    let mut item = list.at("/items/0").clone();
+    item["kind"] = "ConfigMap".into();
+    item["apiVersion"] = "v1".into();
+    assert_eq!(item, one.body);
+}
+
+#[tokio::test]
+async fn pages_are_consistent() {
+    let s = filled().await;
+    let first = get(&s, &format!("{CONFIG_MAPS}?limit=2")).await;
+    assert_eq!(names(&first), ["c0", "c1"]);
+    assert_eq!(first.at("/metadata/remainingItemCount"), 2);
+    // What changes in between is not seen.
+    call(&s, "DELETE", &format!("{CONFIG_MAPS}/c3"), Value::Null).await;
+    let next = get(&s, &format!("{CONFIG_MAPS}?limit=2&continue={}", first.text("/metadata/continue"))).await;
+    assert_eq!(names(&next), ["c2", "c3"], "{}", next.body);
+    assert_eq!(next.at("/metadata/resourceVersion"), first.at("/metadata/resourceVersion"));
+    assert_eq!(next.at("/metadata/continue"), &Value::Null);
+    let selected = get(&s, &format!("{CONFIG_MAPS}?limit=1&labelSelector=app%3Ddb")).await;
+    assert_eq!(names(&selected), ["c2"]);
+    let exact = get(
+        &s,
+        &format!(
+            "{CONFIG_MAPS}?resourceVersion={}&resourceVersionMatch=Exact",
+            first.text("/metadata/resourceVersion")
+        ),
+    )
+    .await;
+    assert_eq!(names(&exact).len(), 4);
+    assert_eq!(get(&s, &format!("{CONFIG_MAPS}?resourceVersionMatch=Exact")).await.code, 422);
+    assert_eq!(get(&s, &format!("{CONFIG_MAPS}?continue=garbage")).await.code, 400);
+    assert_eq!(get(&s, &format!("{CONFIG_MAPS}?resourceVersion=abc")).await.code, 400);
+}
+
+#[tokio::test]
+async fn tables_and_metadata() {
+    let s = filled().await;
+    let table =
+        get_as(&s, CONFIG_MAPS, "application/json;as=Table;v=v1;g=meta.k8s.io,application/json").await;
+    assert_eq!(table.text("/kind"), "Table");
+    assert_eq!(table.at("/columnDefinitions/0/name"), "Name");
+    assert_eq!(table.at("/rows/0/cells/0"), "c0");
+    assert_eq!(table.at("/rows/0/object/kind"), "PartialObjectMetadata");
+    let one = get_as(
+        &s,
+        &format!("{CONFIG_MAPS}/c1?includeObject=Object"),
+        "application/json;as=Table;v=v1;g=meta.k8s.io",
+    )
+    .await;
+    assert_eq!(one.at("/rows/0/object/data/i"), "c1");
+    let partial =
+        get_as(&s, CONFIG_MAPS, "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io").await;
+    assert_eq!(
+        (partial.text("/kind"), partial.at("/items/0/data")),
+        ("PartialObjectMetadataList", &Value::Null)
+    );
+}

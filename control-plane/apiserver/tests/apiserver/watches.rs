@@ -1,0 +1,128 @@
+//! Watches: from a revision, from now, with selectors, with bookmarks, in other forms.
+
+use axum::body::Body;
+use futures::StreamExt;
+use serde_json::{Value, json};
+
+use crate::fixture::*;
+
+/// Reads a watch that ends by its timeout.
+async fn events(s: &coracle_apiserver::ApiServer, query: &str, accept: &str) -> Vec<Value> {
+    let mut request = request(
+        "GET",
+        &format!("{CONFIG_MAPS}?watch=true&timeoutSeconds=1&{query}"),
+        "application/json",
+        Body::empty(),
+    );
+    request.headers_mut().insert("accept", accept.parse().expect("header"));
+    let response = send(s, request).await;
+    assert_eq!(response.status(), 200);
+    let answer = read(response).await;
+    match answer.body {
+        Value::String(text) => text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect(),
+        Value::Null => Vec::new(),
+        one => vec![one],
+    }
+}
+
+fn short(events: &[Value]) -> Vec<String> {
+    let name =
+        |e: &Value| e.pointer("/object/metadata/name").and_then(Value::as_str).unwrap_or("-").to_owned();
+    events.iter().map(|e| format!("{} {}", e["type"].as_str().unwrap_or(""), name(e))).collect()
+}
+
+const JSON: &str = "application/json";
+
+async fn story() -> (coracle_apiserver::ApiServer, String) {
+    let s = server();
+    let put = async |method: &str, name: &str, app: &str| {
+        let path = if method == "POST" { CONFIG_MAPS.to_owned() } else { format!("{CONFIG_MAPS}/{name}") };
+        let obj = json!({"metadata": {"name": name, "labels": {"app": app}}});
+        call(&s, method, &path, obj).await
+    };
+    put("POST", "a", "web").await;
+    let start = put("POST", "b", "db").await.text("/metadata/resourceVersion").to_owned();
+    put("PUT", "a", "gone").await;
+    put("PUT", "b", "web").await;
+    put("POST", "c", "web").await;
+    call(&s, "DELETE", &format!("{CONFIG_MAPS}/b"), Value::Null).await;
+    (s, start)
+}
+
+#[tokio::test]
+async fn from_a_revision() {
+    let (s, start) = story().await;
+    let all = events(&s, &format!("resourceVersion={start}"), JSON).await;
+    assert_eq!(short(&all), ["MODIFIED a", "MODIFIED b", "ADDED c", "DELETED b"]);
+    let versions: Vec<u64> = all
+        .iter()
+        .filter_map(|e| e.pointer("/object/metadata/resourceVersion")?.as_str()?.parse().ok())
+        .collect();
+    assert!(versions.is_sorted() && versions.len() == 4, "{versions:?}");
+    assert_eq!(all[0].pointer("/object/kind"), Some(&json!("ConfigMap")));
+    let web = events(&s, &format!("resourceVersion={start}&labelSelector=app%3Dweb"), JSON).await;
+    assert_eq!(short(&web), ["DELETED a", "ADDED b", "ADDED c", "DELETED b"]);
+    assert_eq!(web[0].pointer("/object/metadata/labels/app"), Some(&json!("web")));
+    let one = events(&s, &format!("resourceVersion={start}&fieldSelector=metadata.name%3Db"), JSON).await;
+    assert_eq!(short(&one), ["MODIFIED b", "DELETED b"]);
+    assert_eq!(events(&s, "resourceVersion=99999", JSON).await.len(), 0);
+}
+
+#[tokio::test]
+async fn from_the_present_state() {
+    let (s, _) = story().await;
+    assert_eq!(short(&events(&s, "", JSON).await), ["ADDED a", "ADDED c"]);
+    assert_eq!(short(&events(&s, "resourceVersion=0&labelSelector=app%3Dweb", JSON).await), ["ADDED c"]);
+    let query = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let listed = events(&s, query, JSON).await;
+    assert_eq!(short(&listed), ["ADDED a", "ADDED c", "BOOKMARK -"]);
+    let end = listed.last().expect("bookmark");
+    assert_eq!(end.pointer("/object/metadata/annotations/k8s.io~1initial-events-end"), Some(&json!("true")));
+    let bad =
+        get(&s, &format!("{CONFIG_MAPS}?watch=true&sendInitialEvents=true&allowWatchBookmarks=true")).await;
+    assert_eq!(bad.code, 422);
+}
+
+#[tokio::test]
+async fn in_other_forms() {
+    let (s, start) = story().await;
+    let table =
+        events(&s, &format!("resourceVersion={start}"), "application/json;as=Table;v=v1;g=meta.k8s.io").await;
+    assert_eq!(table[0].pointer("/object/rows/0/cells/0"), Some(&json!("a")));
+    assert!(table[0].pointer("/object/columnDefinitions").is_some_and(Value::is_array));
+    assert_eq!(table[1].pointer("/object/columnDefinitions"), Some(&Value::Null));
+    let partial = events(
+        &s,
+        &format!("resourceVersion={start}"),
+        "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io",
+    )
+    .await;
+    assert_eq!(partial[0].pointer("/object/kind"), Some(&json!("PartialObjectMetadata")));
+}
+
+#[tokio::test]
+async fn a_revision_that_is_gone_ends_in_an_error_event() {
+    let (s, start) = story().await;
+    let store = s.objects().store().clone();
+    store.compact(store.revision()).await.expect("compact");
+    let gone = events(&s, &format!("resourceVersion={start}"), JSON).await;
+    assert_eq!(gone.len(), 1);
+    assert_eq!(
+        (gone[0]["type"].as_str(), gone[0]["object"]["code"].as_u64(), gone[0]["object"]["reason"].as_str()),
+        (Some("ERROR"), Some(410), Some("Expired"))
+    );
+}
+
+#[tokio::test]
+async fn events_arrive_as_they_happen_and_shutdown_ends_them() {
+    let (s, _) = story().await;
+    let revision = s.objects().store().revision();
+    let request =
+        request("GET", &format!("{CONFIG_MAPS}?watch=true&resourceVersion={revision}"), JSON, Body::empty());
+    let mut stream = send(&s, request).await.into_body().into_data_stream();
+    call(&s, "POST", CONFIG_MAPS, json!({"metadata": {"name": "new"}})).await;
+    let line = stream.next().await.expect("open").expect("line");
+    assert!(line.starts_with(b"{\"type\":\"ADDED\""), "{line:?}");
+    s.shutdown_token().cancel();
+    assert!(stream.next().await.is_none());
+}
