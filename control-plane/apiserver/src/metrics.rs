@@ -12,12 +12,13 @@ const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 /// Most series that are kept; what comes later is counted under `other`.
 const MAX_SERIES: usize = 4096;
 
-type Key = (String, String, u16);
+/// By verb and code, then by resource.
+type Requests = BTreeMap<(&'static str, u16), BTreeMap<String, Series>>;
 
 /// Counters of one server.
 #[derive(Default)]
 pub struct Metrics {
-    requests: RwLock<BTreeMap<Key, Series>>,
+    requests: RwLock<Requests>,
     watches: AtomicI64,
 }
 
@@ -41,6 +42,12 @@ impl Series {
     }
 }
 
+fn each(requests: &Requests) -> impl Iterator<Item = (&'static str, u16, &str, &Series)> {
+    requests.iter().flat_map(|((verb, code), resources)| {
+        resources.iter().map(move |(resource, series)| (*verb, *code, resource.as_str(), series))
+    })
+}
+
 /// Counts a watch for as long as it lives.
 pub struct WatchGuard(std::sync::Arc<Metrics>);
 
@@ -52,25 +59,14 @@ impl Drop for WatchGuard {
 
 impl Metrics {
     /// Counts one answered call.
-    pub fn observe(&self, verb: &str, resource: &str, code: u16, took: Duration) {
-        {
-            let requests = self.requests.read();
-            // The key is only built when the series is new.
-            if let Some((_, series)) = requests
-                .range((verb.to_owned(), resource.to_owned(), code)..)
-                .next()
-                .filter(|(k, _)| k.0 == verb && k.1 == resource && k.2 == code)
-            {
-                return series.observe(took);
-            }
+    pub fn observe(&self, verb: &'static str, resource: &str, code: u16, took: Duration) {
+        if let Some(series) = self.requests.read().get(&(verb, code)).and_then(|r| r.get(resource)) {
+            return series.observe(took);
         }
         let mut requests = self.requests.write();
-        let key = if requests.len() < MAX_SERIES {
-            (verb.into(), resource.into(), code)
-        } else {
-            ("other".into(), String::new(), 0)
-        };
-        requests.entry(key).or_default().observe(took);
+        let full = requests.values().map(BTreeMap::len).sum::<usize>() >= MAX_SERIES;
+        let (verb, resource, code) = if full { ("other", "", 0) } else { (verb, resource, code) };
+        requests.entry((verb, code)).or_default().entry(resource.to_owned()).or_default().observe(took);
     }
 
     /// Counts a watch until the guard is dropped.
@@ -84,7 +80,7 @@ impl Metrics {
         let mut out = String::new();
         out.push_str("# HELP apiserver_request_total Calls answered, by verb, resource and code.\n# TYPE apiserver_request_total counter\n");
         let requests = self.requests.read();
-        for ((verb, resource, code), series) in requests.iter() {
+        for (verb, code, resource, series) in each(&requests) {
             let n = series.count.load(Ordering::Relaxed);
             let _ = writeln!(
                 out,
@@ -92,7 +88,7 @@ impl Metrics {
             );
         }
         out.push_str("# HELP apiserver_request_duration_seconds Time to the head of the answer.\n# TYPE apiserver_request_duration_seconds histogram\n");
-        for ((verb, resource, code), series) in requests.iter() {
+        for (verb, code, resource, series) in each(&requests) {
             let labels = format!("verb=\"{verb}\",resource=\"{resource}\",code=\"{code}\"");
             let mut sum = 0;
             for (bound, bucket) in BUCKETS.iter().zip(&series.buckets) {

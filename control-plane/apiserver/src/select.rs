@@ -2,9 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use coracle_api::{Status, field, fields, labels};
 use coracle_store::KeyValue;
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use crate::codec;
@@ -13,6 +17,8 @@ use crate::state::Served;
 
 const NAME: &str = "metadata.name";
 const NAMESPACE: &str = "metadata.namespace";
+/// Objects whose fields are remembered, for each resource that has selectable fields.
+const FIELD_SLOTS: usize = 1024;
 
 /// Conditions on labels and fields.
 pub(crate) struct Selection {
@@ -68,21 +74,65 @@ impl Selection {
         if self.fields.is_everything() {
             return Ok(true);
         }
-        let object = if self.decodes {
-            Some(codec::decode(&served.def, kv).map_err(crate::errors::corrupt)?)
-        } else {
-            None
-        };
+        let values = if self.decodes { Some(served.fields.values(served, kv)?) } else { None };
         Ok(self.fields.matches(|field| match field {
             NAME => Some(name.to_owned()),
             NAMESPACE => Some(namespace.unwrap_or("").to_owned()),
-            other => object.as_ref().and_then(|o| served.def.strategy.field(o, other)),
+            other => {
+                let at = served.def.strategy.selectable_fields().iter().position(|f| *f == other)?;
+                values.as_ref()?.get(at).cloned()
+            }
         }))
     }
 
     fn labels_match(&self, kv: &KeyValue) -> Result<bool, Status> {
         let found = labels_of(kv).map_err(crate::errors::corrupt)?;
         Ok(self.labels.matches(|key| found.get(key).map(|v| v.0.as_ref())))
+    }
+}
+
+/// The selectable fields of objects that were looked at lately, so that many watchers of one event decode it once.
+pub(crate) struct FieldCache {
+    slots: Vec<Mutex<Option<Slot>>>,
+    hasher: RandomState,
+}
+
+struct Slot {
+    revision: u64,
+    key: Bytes,
+    values: Arc<[String]>,
+}
+
+impl FieldCache {
+    /// A cache for a resource with so many selectable fields; none, no cache.
+    pub fn new(fields: usize) -> Self {
+        let slots = if fields == 0 { 0 } else { FIELD_SLOTS };
+        Self { slots: (0..slots).map(|_| Mutex::new(None)).collect(), hasher: RandomState::new() }
+    }
+
+    /// The values of all selectable fields, in their order.
+    fn values(&self, served: &Served, kv: &KeyValue) -> Result<Arc<[String]>, Status> {
+        let hash = self.hasher.hash_one((kv.mod_revision, &kv.key)) as usize;
+        let slot = hash.checked_rem(self.slots.len()).and_then(|at| self.slots.get(at));
+        if let Some(found) = slot.and_then(|s| {
+            let slot = s.lock();
+            let hit = slot.as_ref().filter(|s| s.revision == kv.mod_revision && s.key == kv.key);
+            hit.map(|s| s.values.clone())
+        }) {
+            return Ok(found);
+        }
+        let object = codec::decode(&served.def, kv).map_err(crate::errors::corrupt)?;
+        let strategy = &served.def.strategy;
+        let values: Arc<[String]> = strategy
+            .selectable_fields()
+            .iter()
+            .map(|f| strategy.field(&object, f).unwrap_or_default())
+            .collect();
+        if let Some(slot) = slot {
+            *slot.lock() =
+                Some(Slot { revision: kv.mod_revision, key: kv.key.clone(), values: values.clone() });
+        }
+        Ok(values)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::openapi::OpenApi;
 use crate::resource::{ResourceDef, Subresource};
+use crate::select::FieldCache;
 
 /// A resource with everything that is derived from it once.
 pub(crate) struct Served {
@@ -26,6 +27,7 @@ pub(crate) struct Served {
     pub prefix: String,
     /// What every stored object begins with; lists leave it out.
     pub head: Vec<u8>,
+    pub fields: FieldCache,
 }
 
 impl Served {
@@ -37,6 +39,7 @@ impl Served {
             prefix: def.prefix(),
             head: crate::codec::head(&def.kind, &api_version),
             api_version,
+            fields: FieldCache::new(def.strategy.selectable_fields().len()),
             def,
         }
     }

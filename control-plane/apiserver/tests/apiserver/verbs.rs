@@ -164,7 +164,7 @@ async fn bad_writes_are_refused_in_kubernetes_words() {
 #[tokio::test]
 async fn bodies_of_other_types() {
     let s = server();
-    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: y\ndata:\n  a: b\n";
+    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: yam\ndata:\n  a: b\n";
     let made = read(send(&s, request("POST", CONFIG_MAPS, "application/yaml", yaml)).await).await;
     assert_eq!((made.code, made.text("/data/a")), (201, "b"), "{}", made.body);
     for content_type in ["application/vnd.kubernetes.protobuf", "text/plain"] {
@@ -175,9 +175,9 @@ async fn bodies_of_other_types() {
     assert_eq!(read(send(&s, request("POST", CONFIG_MAPS, "application/json", large)).await).await.code, 413);
     let bad = read(send(&s, request("POST", CONFIG_MAPS, "application/json", "{\"kind\":")).await).await;
     assert_eq!((bad.code, bad.text("/reason")), (400, "BadRequest"));
-    let yaml = get_as(&s, &format!("{CONFIG_MAPS}/y"), "application/yaml").await;
+    let yaml = get_as(&s, &format!("{CONFIG_MAPS}/yam"), "application/yaml").await;
     assert!(yaml.body.as_str().unwrap_or("").contains("kind: ConfigMap"), "{}", yaml.body);
-    assert_eq!(get_as(&s, &format!("{CONFIG_MAPS}/y"), "text/html").await.code, 406);
+    assert_eq!(get_as(&s, &format!("{CONFIG_MAPS}/yam"), "text/html").await.code, 406);
 }
 
 #[tokio::test]
