@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use crate::meta::Gvk;
 
+pub(crate) use decode::decode_any;
+pub(crate) use words::json_type;
+
 pub use decode::{Decoded, Input, Validation, decode, decode_patched, decode_value};
 pub use defaults::apply_defaults;
 

@@ -7,7 +7,7 @@ mod visitor;
 use serde::de::DeserializeSeed;
 use serde_json::Value;
 
-use super::{Type, for_gvk, words};
+use super::{Kind, Type, for_gvk, words};
 use crate::field;
 use crate::meta::Gvk;
 use crate::status::Status;
@@ -127,6 +127,19 @@ pub fn decode_value(ty: &Type, value: &Value) -> Result<(Value, Vec<String>), St
     run(ty, Source::Value(value))
 }
 
+/// Reads any JSON: the value, and the fields that it sets twice. The error is in Go's words.
+pub(crate) fn decode_any(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
+    let mut context = Context::new();
+    let value = read(Walk::new(&mut context, &Kind::Any), bytes)?;
+    Ok((value, context.problems))
+}
+
+fn read(walk: Walk<'_, '_>, bytes: &[u8]) -> Result<Value, String> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = walk.deserialize(&mut deserializer).and_then(|v| deserializer.end().map(|()| v));
+    value.map_err(|e| words::json_error(bytes, &e))
+}
+
 #[derive(Clone, Copy)]
 enum Source<'a> {
     Bytes(&'a [u8]),
@@ -153,15 +166,10 @@ fn finish(mut object: Value, expected: &Gvk, problems: Vec<String>, validation: 
 }
 
 fn run(ty: &Type, source: Source<'_>) -> Result<(Value, Vec<String>), String> {
-    let mut context = Context::new(ty);
+    let mut context = Context::new();
     let walk = Walk::object(&mut context, ty);
     let object = match source {
-        Source::Bytes(bytes) => {
-            let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-            walk.deserialize(&mut deserializer)
-                .and_then(|v| deserializer.end().map(|()| v))
-                .map_err(|e| words::json_error(bytes, &e))?
-        }
+        Source::Bytes(bytes) => read(walk, bytes)?,
         Source::Value(value) => walk.deserialize(value).map_err(|e| e.to_string())?,
     };
     match context.error {

@@ -126,7 +126,7 @@ pub(super) fn version_and_kind_of(value: &Value) -> Result<Gvk, String> {
 }
 
 /// Go's word for the type of a JSON value.
-pub(super) fn json_type(value: &Value) -> &'static str {
+pub(crate) fn json_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

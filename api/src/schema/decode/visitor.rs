@@ -16,7 +16,6 @@ pub(super) struct Context<'t> {
     pub(super) problems: Vec<String>,
     /// The first value of a wrong type; the walk goes on, as Go's decoder does.
     pub(super) error: Option<String>,
-    root: &'t Type,
     path: Vec<Step>,
     /// The innermost struct at each depth, for error words.
     structs: Vec<&'t Type>,
@@ -29,8 +28,8 @@ enum Step {
 }
 
 impl<'t> Context<'t> {
-    pub(super) fn new(root: &'t Type) -> Self {
-        Context { problems: Vec::new(), error: None, root, path: Vec::new(), structs: Vec::new() }
+    pub(super) fn new() -> Self {
+        Context { problems: Vec::new(), error: None, path: Vec::new(), structs: Vec::new() }
     }
 
     fn here(&self) -> String {
@@ -96,7 +95,7 @@ impl<'c, 't> Walk<'c, 't> {
         Walk { context, target: Target::Object(ty) }
     }
 
-    fn new(context: &'c mut Context<'t>, kind: &'t Kind) -> Self {
+    pub(super) fn new(context: &'c mut Context<'t>, kind: &'t Kind) -> Self {
         let target = match kind {
             Kind::Object(r) => {
                 let ty = r.get();
@@ -301,7 +300,6 @@ fn object<'de, 't, A: MapAccess<'de>>(
     let mut out = Map::new();
     let mut nulls: Vec<String> = Vec::new();
     context.structs.push(ty);
-    let root = context.structs.len() == 1 && std::ptr::eq(context.root, ty);
     while let Some(key) = map.next_key::<String>()? {
         context.path.push(Step::Field(key));
         let name = match context.path.last() {
@@ -321,10 +319,7 @@ fn object<'de, 't, A: MapAccess<'de>>(
                 }
             }
             None => {
-                // The kind and version of an embedded type are read from the outermost object only.
-                if !(root && matches!(name.as_str(), "apiVersion" | "kind")) {
-                    context.problem("unknown");
-                }
+                context.problem("unknown");
                 map.next_value::<IgnoredAny>()?;
             }
         }
