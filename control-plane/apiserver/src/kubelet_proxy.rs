@@ -37,7 +37,7 @@ pub struct NodeEndpoint {
 #[async_trait]
 pub trait ResolveNode: Send + Sync + 'static {
     /// The endpoint, or the error to answer.
-    async fn resolve(&self, request: &SubresourceRequest) -> Result<NodeEndpoint, Status>;
+    async fn resolve(&self, request: &SubresourceRequest<()>) -> Result<NodeEndpoint, Status>;
 }
 
 /// Talks to nodes with the server's client certificate and trusts the cluster's authority alone.
@@ -116,8 +116,9 @@ struct Forward {
 #[async_trait]
 impl SubresourceHandler for Forward {
     async fn handle(&self, request: SubresourceRequest) -> Result<Response<Body>, Status> {
+        let (request, body) = request.split();
         let endpoint = self.resolver.resolve(&request).await?;
-        self.proxy.forward(&endpoint, request.http).await
+        self.proxy.forward(&endpoint, request.http.map(|()| body)).await
     }
 }
 

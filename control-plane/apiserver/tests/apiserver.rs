@@ -6,6 +6,8 @@ mod fixture;
 mod kube_client;
 #[path = "apiserver/lists.rs"]
 mod lists;
+#[path = "apiserver/node_proxy.rs"]
+mod node_proxy;
 #[path = "apiserver/paths.rs"]
 mod paths;
 #[path = "apiserver/tls.rs"]

@@ -124,13 +124,19 @@ fn of(obj: &Value, paths: &ScalePaths) -> Value {
     json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status})
 }
 
+/// The query form of a selector object, or of the plain map that old kinds have. Pairs are written `key=value`.
 fn selector(value: &Value) -> Option<String> {
     let map = value.as_object()?;
     let is_selector = map.contains_key("matchLabels") || map.contains_key("matchExpressions");
-    let selector = if is_selector {
-        labels::Selector::from_label_selector(value).ok()?
-    } else {
-        labels::Selector::from_map(map)
+    if !is_selector {
+        return Some(labels::Selector::from_map(map).to_string()).filter(|s| !s.is_empty());
+    }
+    let selector = labels::Selector::from_label_selector(value).ok()?;
+    let pair = |key: &str, values: &[String]| {
+        let wanted = map.get("matchLabels").and_then(|m| m.get(key)).and_then(Value::as_str)?;
+        (values == [wanted]).then(|| format!("{key}={wanted}"))
     };
-    Some(selector.to_string()).filter(|s| !s.is_empty())
+    let text = |r: &labels::Requirement| pair(r.key(), r.values()).unwrap_or_else(|| r.to_string());
+    let parts: Vec<String> = selector.requirements().iter().map(text).collect();
+    Some(parts.join(",")).filter(|s| !s.is_empty())
 }
