@@ -9,7 +9,7 @@ pub(crate) fn store(error: Error, gr: &GroupResource) -> Status {
         Error::Compacted { .. } => expired(),
         Error::FutureRevision { requested, current } => too_large_revision(requested, current),
         Error::Invalid(message) => Status::request_entity_too_large(message),
-        Error::NotLeader { .. } => Status::service_unavailable(format!("{gr}: {error}")),
+        Error::NotLeader { .. } | Error::Stopped(_) => Status::service_unavailable(format!("{gr}: {error}")),
         other => {
             tracing::error!(resource = %gr, error = %other, "store");
             Status::internal(other)

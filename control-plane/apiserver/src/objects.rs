@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use coracle_api::{GroupResource, Status};
 use coracle_store::{KeyValue, Range, RangeResponse, Store, Txn, TxnResponse};
+use futures::FutureExt;
 use serde_json::Value;
 
 use crate::codec;
@@ -126,6 +127,7 @@ impl Objects {
     }
 
     pub(crate) async fn txn(&self, txn: Txn, gr: &GroupResource) -> Result<TxnResponse, Status> {
-        self.store.txn(txn).await.map_err(|e| crate::errors::store(e, gr))
+        // Boxed: the types of what lies below are too deep for the futures of whole calls.
+        self.store.txn(txn).boxed().await.map_err(|e| crate::errors::store(e, gr))
     }
 }

@@ -159,18 +159,19 @@ fn identity(target: &Target, new: &mut Value) -> Result<(), Status> {
     match_namespace(target, new)
 }
 
-/// The namespace must be that of the path; an absent one is filled in.
+/// The namespace must be that of the path; an absent one is filled in, that of a cluster object is dropped.
 pub(crate) fn match_namespace(target: &Target, new: &mut Value) -> Result<(), Status> {
     let Some(namespace) = target.cx.namespace.as_deref().filter(|_| target.served.def.namespaced) else {
+        meta::remove_metadata(new, "namespace");
         return Ok(());
     };
     match meta::namespace(new) {
-        None => meta::set_namespace(new, namespace),
         Some(given) if given == namespace => {}
+        None => meta::set_namespace(new, namespace),
         Some(_) => {
-            return Err(Status::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
+            let words =
+                "the namespace of the provided object does not match the namespace sent on the request";
+            return Err(Status::bad_request(words));
         }
     }
     Ok(())

@@ -2,6 +2,8 @@
 
 #[path = "apiserver/fixture.rs"]
 mod fixture;
+#[path = "apiserver/golden.rs"]
+mod golden;
 #[path = "apiserver/kube_client.rs"]
 mod kube_client;
 #[path = "apiserver/lists.rs"]

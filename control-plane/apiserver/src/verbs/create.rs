@@ -78,7 +78,7 @@ async fn store(target: &Target, obj: &mut Value) -> Result<Written, Status> {
     if target.cx.dry_run {
         return match target.shared.objects.fetch(&key, &served.gr).await? {
             Some(_) => Err(exists()),
-            None => Ok(Written { obj: obj.clone(), stored: None }),
+            None => Ok(Written { obj: obj.take(), stored: None }),
         };
     }
     let stored = codec::to_stored(&served.def, obj);
@@ -88,7 +88,7 @@ async fn store(target: &Target, obj: &mut Value) -> Result<Written, Status> {
         return Err(exists());
     }
     codec::set_revision(obj, done.revision);
-    Ok(Written { obj: obj.clone(), stored: Some((stored, done.revision)) })
+    Ok(Written { obj: obj.take(), stored: Some((stored, done.revision)) })
 }
 
 /// What only the server sets.

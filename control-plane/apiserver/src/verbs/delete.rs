@@ -44,7 +44,9 @@ pub(crate) async fn delete(mut call: Call) -> Result<Response<Body>, Status> {
     let deleted = delete_object(&call.target, &options).await?;
     let served = &call.served;
     if !deleted.gone || served.def.strategy.returns_deleted_object() {
-        return respond::object(&call, StatusCode::OK, &deleted.obj);
+        let accepted = !deleted.gone && options.orphan_dependents == Some(false);
+        let code = if accepted { StatusCode::ACCEPTED } else { StatusCode::OK };
+        return respond::object(&call, code, &deleted.obj);
     }
     let uid = meta::uid(&deleted.obj).unwrap_or("").to_owned();
     let details = Details {
