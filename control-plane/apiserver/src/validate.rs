@@ -119,19 +119,27 @@ fn finalizers(obj: &Value, path: &Path) -> Vec<Error> {
     errors
 }
 
-/// Errors of `metadata` on update. Kubernetes checks twice and names each error twice among the causes; so does this.
-pub(crate) fn metadata_update(def: &ResourceDef, new: &Value, old: &Value) -> Vec<Error> {
+/// Errors of `metadata` on update. Kubernetes checks several times and names each error as often among the causes (the
+/// message names it once); so does this.
+pub(crate) fn metadata_update(new: &Value, old: &Value) -> Vec<Error> {
     let path = Path::new("metadata");
+    let (changes, state) = (metadata_changes(new, old, &path), common(new, &path));
+    [&state, &changes, &state, &changes, &state, &state].into_iter().flatten().cloned().collect()
+}
+
+/// What may not change, or not like this.
+fn metadata_changes(new: &Value, old: &Value, path: &Path) -> Vec<Error> {
     let mut errors = Vec::new();
     if meta::deletion_timestamp(old).is_some() {
         let before: Vec<&str> = meta::finalizers(old).collect();
         let added: Vec<String> =
             meta::finalizers(new).filter(|f| !before.contains(f)).map(|f| format!("{f:?}")).collect();
         if !added.is_empty() {
-            errors.push(Error::forbidden(
-                &path.child("finalizers"),
-                format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}", added.join(", ")),
-            ));
+            let words = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                added.join(", ")
+            );
+            errors.push(Error::forbidden(&path.child("finalizers"), words));
         }
     }
     for name in
@@ -148,10 +156,6 @@ pub(crate) fn metadata_update(def: &ResourceDef, new: &Value, old: &Value) -> Ve
             errors.push(Error::invalid(&path.child(name), is.cloned().unwrap_or(Value::Null), words));
         }
     }
-    let _ = def;
-    errors.extend(common(new, &path));
-    let again = errors.clone();
-    errors.extend(again);
     errors
 }
 

@@ -84,13 +84,13 @@ async fn attempt(
     match rules {
         Rules::Status => {
             strategy.prepare_for_status_update(&mut new, &old);
-            errors.extend(validate::metadata_update(&target.served.def, &new, &old));
+            errors.extend(validate::metadata_update(&new, &old));
             errors.extend(strategy.validate_status_update(&new, &old));
         }
         _ => {
             strategy.prepare_update(&target.strategy_context(), &mut new, &old).await?;
             strategy.prepare_for_update(&mut new, &old);
-            errors.extend(validate::metadata_update(&target.served.def, &new, &old));
+            errors.extend(validate::metadata_update(&new, &old));
             errors.extend(strategy.validate_update(&new, &old));
         }
     }

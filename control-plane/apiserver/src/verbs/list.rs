@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::GeneralPurpose;
+use base64::engine::general_purpose::GeneralPurposeConfig;
 use bytes::Bytes;
 use coracle_api::field::{Error, Path};
 use coracle_api::{Status, field};
@@ -17,6 +18,15 @@ use crate::call::Call;
 use crate::negotiate::{Encoding, Form};
 use crate::select::Selection;
 use crate::{codec, respond as answers, tables, validate};
+
+/// Reads tokens as leniently as Go does.
+const TOKEN: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 
 /// What the metadata of a list says.
 #[derive(Clone, Debug, Default)]
@@ -179,13 +189,13 @@ fn check_match(call: &Call, version: &str, matching: &str) -> Result<(), Status>
 fn continue_token(revision: u64, prefix: &str, last: &[u8]) -> String {
     let rest = String::from_utf8_lossy(last.get(prefix.len()..).unwrap_or_default());
     let token = json!({"v": "meta.k8s.io/v1", "rv": revision, "start": format!("{rest}\0")});
-    URL_SAFE_NO_PAD.encode(codec::to_bytes(&token))
+    TOKEN.encode(codec::to_bytes(&token))
 }
 
 /// The revision (none for "now") and the last key of the page before.
 fn read_token(token: &str, prefix: &str) -> Result<(Option<u64>, Vec<u8>), String> {
     let bad = |e: &dyn std::fmt::Display| format!("continue key is not valid: {e}");
-    let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|e| bad(&e))?;
+    let bytes = TOKEN.decode(token).map_err(|e| bad(&e))?;
     let token: Value = serde_json::from_slice(&bytes).map_err(|e| bad(&e))?;
     let version = token.get("v").and_then(Value::as_str).unwrap_or("");
     if version != "meta.k8s.io/v1" {
