@@ -1,0 +1,37 @@
+//! Every pod stays five minutes on a node that is not ready or not reachable, unless it says otherwise.
+
+use coracle_api::status::Status;
+use coracle_apiserver::{Admission, Attributes, Operation};
+use serde_json::{Value, json};
+
+use crate::value::{list, object, text};
+
+const SECONDS: i64 = 300;
+
+/// The plugin.
+pub struct DefaultTolerationSeconds;
+
+#[async_trait::async_trait]
+impl Admission for DefaultTolerationSeconds {
+    fn name(&self) -> &'static str {
+        "DefaultTolerationSeconds"
+    }
+
+    async fn admit(&self, attributes: &Attributes<'_>, obj: Option<&mut Value>) -> Result<(), Status> {
+        let writes = matches!(attributes.operation, Operation::Create | Operation::Update);
+        let Some(pod) = obj.filter(|_| writes && super::writes_pods(attributes)) else { return Ok(()) };
+        let Some(tolerations) = object(pod, "spec").and_then(|s| list(s, "tolerations")) else {
+            return Ok(());
+        };
+        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+            let covers = |t: &Value| {
+                let (k, effect) = (text(t, "/key"), text(t, "/effect"));
+                (k == key || k.is_empty()) && (effect == "NoExecute" || effect.is_empty())
+            };
+            if !tolerations.iter().any(covers) {
+                tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS}));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+//! Objects that every cluster has from its first second: the system's namespaces, and the Service through which pods find the
+//! API server. Default service accounts are a controller's business.
+
+use std::net::IpAddr;
+
+use axum::body::Body;
+use coracle_api::status::Status;
+use coracle_apiserver::{ApiServer, UserInfo};
+use http::{Method, Request, header};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::namespace::SYSTEM;
+use crate::options::RegistryOptions;
+use crate::value::{at, same, text};
+
+/// Most bytes of an answer.
+const ANSWER_MAX: usize = 1 << 20;
+
+/// The identity that creates these objects.
+const USER: &str = "system:apiserver";
+
+/// Creates what is missing and brings the endpoints of `kubernetes` up to date. Safe to repeat.
+///
+/// # Errors
+/// The first answer of the server that is neither a success nor "already exists".
+pub async fn bootstrap(server: &ApiServer, options: &RegistryOptions) -> Result<(), Status> {
+    for name in SYSTEM {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        ensure(server, "/api/v1/namespaces", &namespace).await?;
+    }
+    ensure(server, "/api/v1/namespaces/default/services", &kubernetes_service(options)).await?;
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    let wanted = kubernetes_slice(options);
+    ensure(server, slices, &wanted).await?;
+    let path = format!("{slices}/kubernetes");
+    let found = call(server, Method::GET, &path, None).await?;
+    let current = ["/endpoints", "/ports"].iter().all(|p| same(at(&found, p), at(&wanted, p)));
+    if !current {
+        call(server, Method::PUT, &path, Some(&wanted)).await?;
+    }
+    Ok(())
+}
+
+/// The Service `default/kubernetes`: the first address of the range, port 443.
+fn kubernetes_service(options: &RegistryOptions) -> Value {
+    let first = match options.service_cidr.base {
+        IpAddr::V4(ip) => IpAddr::from((u32::from(ip) + 1).to_be_bytes()),
+        IpAddr::V6(ip) => IpAddr::from((u128::from(ip) + 1).to_be_bytes()),
+    };
+    let (_, port) = options.api_server;
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {"type": "ClusterIP", "clusterIP": first.to_string(), "sessionAffinity": "None",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]},
+    })
+}
+
+fn kubernetes_slice(options: &RegistryOptions) -> Value {
+    let (address, port) = options.api_server;
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+    })
+}
+
+/// Creates an object unless it exists.
+async fn ensure(server: &ApiServer, path: &str, object: &Value) -> Result<(), Status> {
+    let name = text(object, "/metadata/name");
+    match call(server, Method::GET, &format!("{path}/{name}"), None).await {
+        Ok(_) => return Ok(()),
+        Err(status) if status.is_not_found() => {}
+        Err(status) => return Err(status),
+    }
+    match call(server, Method::POST, path, Some(object)).await {
+        Err(status) if !status.is_already_exists() => Err(status),
+        _ => Ok(()),
+    }
+}
+
+async fn call(server: &ApiServer, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Status> {
+    let body = body.map_or_else(Body::empty, |b| Body::from(b.to_string()));
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::ACCEPT, "application/json")
+        .header(header::USER_AGENT, "coracle-bootstrap")
+        .body(body)
+        .map_err(Status::internal)?;
+    let service = server.service_as(UserInfo::new(USER, &["system:masters"]));
+    let response = match service.oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    let failed = !response.status().is_success();
+    let bytes = axum::body::to_bytes(response.into_body(), ANSWER_MAX).await.map_err(Status::internal)?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(Status::internal)?;
+    if failed {
+        return Err(
+            Status::from_value(&value).unwrap_or_else(|| Status::internal(format!("{path}: {value}")))
+        );
+    }
+    Ok(value)
+}

@@ -1,0 +1,70 @@
+//! What each built-in kind adds to the generic API server: one file a kind. Adding a kind is a new file and a line in [`builtin`].
+//!
+//! Nothing here speaks HTTP but the few subresource handlers, and nothing here knows how objects are stored.
+#![forbid(unsafe_code)]
+
+pub mod admission;
+pub mod bootstrap;
+pub mod check;
+pub mod config_map;
+pub mod deployment;
+pub mod endpoint_slice;
+pub mod endpoints;
+pub mod event;
+pub mod lease;
+mod names;
+pub mod namespace;
+pub mod node;
+mod options;
+pub mod pod;
+pub mod replicaset;
+pub mod secret;
+pub mod service;
+pub mod service_account;
+pub mod subresource;
+pub mod table;
+pub mod value;
+mod workload;
+
+use std::sync::Arc;
+
+use coracle_apiserver::{Admission, ApiServerBuilder, ResourceDef};
+
+pub use bootstrap::bootstrap;
+pub use options::RegistryOptions;
+
+/// The built-in kinds and what goes with them.
+pub struct Builtin {
+    /// Every resource.
+    pub resources: Vec<ResourceDef>,
+    /// The admission chain, in the order in which it runs.
+    pub admission: Vec<Arc<dyn Admission>>,
+}
+
+impl Builtin {
+    /// Adds everything to a server.
+    pub fn install(self, builder: ApiServerBuilder) -> ApiServerBuilder {
+        self.admission.into_iter().fold(builder.resources(self.resources), ApiServerBuilder::admission)
+    }
+}
+
+/// The built-in kinds. Call it once a server: the allocator of Service addresses lives in it.
+pub fn builtin(options: &RegistryOptions) -> Builtin {
+    let resources = vec![
+        config_map::resource(),
+        endpoints::resource(options),
+        event::core(),
+        namespace::resource(),
+        node::resource(options),
+        pod::resource(options),
+        secret::resource(),
+        service_account::resource(),
+        service::resource(options),
+        deployment::resource(),
+        replicaset::resource(),
+        lease::resource(),
+        endpoint_slice::resource(options),
+        event::grouped(),
+    ];
+    Builtin { resources, admission: admission::chain() }
+}
