@@ -6,16 +6,20 @@
 
 #![forbid(unsafe_code)]
 
+pub mod conformance;
+mod disk;
 mod error;
 mod key_value;
 mod machine;
 mod mvcc;
+mod raft;
 mod range;
 mod store;
 mod txn;
 mod value;
 mod watch;
 
+pub use disk::{Directory, Files};
 pub use error::Error;
 pub use key_value::{Event, EventKind, KeyValue};
 pub use range::{Range, RangeResponse};

@@ -1,14 +1,16 @@
 //! The handle that everyone holds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::disk::{Directory, Files, Place, io_error};
 use crate::machine::Machine;
 use crate::mvcc::{Command, Effects, Window};
+use crate::raft::node::Node;
 use crate::{Error, KeyValue, Range, RangeResponse, Txn, TxnResponse, Watch};
 
 /// How a store is opened.
@@ -22,12 +24,23 @@ pub struct Options {
     pub history: u64,
     /// Most bytes of values kept for the same, so that large objects do not fill the memory.
     pub history_bytes: usize,
+    /// Log entries between snapshots; a fifth as many stay in the log behind one.
+    pub snapshot_every: u64,
+    /// Where the bytes go; `None`: files in `data_dir`. For tests.
+    pub files: Option<Arc<dyn Files>>,
 }
 
 impl Options {
     /// Node 1 with the usual window: 100,000 revisions or 128 MiB.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
-        Self { data_dir: data_dir.into(), node_id: 1, history: 100_000, history_bytes: 128 << 20 }
+        Self {
+            data_dir: data_dir.into(),
+            node_id: 1,
+            history: 100_000,
+            history_bytes: 128 << 20,
+            snapshot_every: 10_000,
+            files: None,
+        }
     }
 
     pub(crate) fn window(&self) -> Window {
@@ -45,7 +58,13 @@ pub struct Store {
 enum Engine {
     /// Nothing survives.
     Memory(Mutex<Effects>),
+    /// A log on disk.
+    Raft(Node),
 }
+
+/// How often keys whose time has come are looked for, and how many go in one log entry.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+const EXPIRY_BATCH: usize = 512;
 
 impl Store {
     /// Opens the store of a data directory, or makes a new cluster of one member there. Returns when this member
@@ -54,13 +73,73 @@ impl Store {
     /// # Errors
     /// [`Error::Locked`], [`Error::Corrupt`], [`Error::FormatTooNew`], [`Error::WrongNode`], [`Error::Io`].
     pub async fn open(options: Options) -> Result<Self, Error> {
-        Ok(Self::in_memory(&options))
+        let files = match &options.files {
+            Some(files) => files.clone(),
+            None => {
+                Arc::new(Directory::new(&options.data_dir).map_err(io_error("making the data directory"))?)
+            }
+        };
+        let place = Place { dir: options.data_dir.clone(), files, node_id: options.node_id };
+        let machine = Arc::new(Machine::new(options.window()));
+        let node = Node::open(place, &options, machine.clone()).await?;
+        let failure = node.failure();
+        let store = Self { machine, engine: Arc::new(Engine::Raft(node)) };
+        // Whoever watches learns that no more will come.
+        let machine = Arc::downgrade(&store.machine);
+        tokio::spawn(async move {
+            let reason = failure.await;
+            if let Some(machine) = machine.upgrade() {
+                machine.hub.stop(&reason);
+            }
+        });
+        store.expire_in_background();
+        Ok(store)
     }
 
     /// A store for tests of other parts: the same behaviour, nothing on disk.
     pub fn in_memory(options: &Options) -> Self {
         let machine = Arc::new(Machine::new(options.window()));
-        Self { machine, engine: Arc::new(Engine::Memory(Mutex::default())) }
+        let store = Self { machine, engine: Arc::new(Engine::Memory(Mutex::default())) };
+        if tokio::runtime::Handle::try_current().is_ok() {
+            store.expire_in_background();
+        }
+        store
+    }
+
+    /// Deletes keys whose time has come for as long as the store is in use.
+    fn expire_in_background(&self) {
+        let (machine, engine) = (Arc::downgrade(&self.machine), Arc::downgrade(&self.engine));
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(EXPIRY_INTERVAL).await;
+                let (Some(machine), Some(engine)) = (machine.upgrade(), engine.upgrade()) else { return };
+                let store = Self { machine, engine };
+                if store.machine.hub.check().is_err() {
+                    return;
+                }
+                if let Err(error) = store.expire().await {
+                    tracing::debug!(%error, "deleting expired keys failed; it is tried again");
+                }
+            }
+        });
+    }
+
+    async fn expire(&self) -> Result<(), Error> {
+        if let Engine::Raft(node) = &*self.engine
+            && !node.is_leader()
+        {
+            return Ok(());
+        }
+        loop {
+            let keys = self.machine.state.read().expired(now_ms(), EXPIRY_BATCH);
+            let more = keys.len() == EXPIRY_BATCH;
+            if !keys.is_empty() {
+                self.propose(Command::Expire { keys }).await?;
+            }
+            if !more {
+                return Ok(());
+            }
+        }
     }
 
     /// Stops: ends all watches, finishes what was begun, closes the files.
@@ -68,8 +147,22 @@ impl Store {
     /// # Errors
     /// [`Error::Io`] when the last writes failed; what was acknowledged is on disk regardless.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        self.machine.hub.stop("shut down");
-        Ok(())
+        self.machine.hub.stop("it was shut down");
+        match &*self.engine {
+            Engine::Memory(_) => Ok(()),
+            Engine::Raft(node) => node.shutdown().await,
+        }
+    }
+
+    /// Writes the whole state into one file, without holding up writes.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Invalid`] for a store in memory.
+    pub async fn save_snapshot(&self, path: &Path) -> Result<(), Error> {
+        match &*self.engine {
+            Engine::Memory(_) => Err(Error::Invalid("a store in memory has no snapshots".into())),
+            Engine::Raft(node) => node.save_snapshot(path).await,
+        }
     }
 
     /// The last applied revision.
@@ -130,7 +223,11 @@ impl Store {
     /// # Errors
     /// [`Error::NotLeader`], [`Error::Stopped`].
     pub async fn linearizable(&self) -> Result<(), Error> {
-        self.machine.hub.check()
+        self.machine.hub.check()?;
+        match &*self.engine {
+            Engine::Memory(_) => Ok(()),
+            Engine::Raft(node) => node.linearizable().await,
+        }
     }
 
     /// Forgets what only reads and watches before `revision` need.
@@ -146,9 +243,10 @@ impl Store {
     }
 
     async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {
+        self.machine.hub.check()?;
         match &*self.engine {
+            Engine::Raft(node) => node.propose(command).await,
             Engine::Memory(effects) => {
-                self.machine.hub.check()?;
                 let mut effects = effects.lock();
                 let mut responses = self.machine.apply(std::iter::once(&command), &mut effects);
                 effects.changes.clear();

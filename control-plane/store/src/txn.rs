@@ -150,7 +150,7 @@ impl Txn {
     }
 
     /// Bytes of its keys and values.
-    fn weight(&self) -> usize {
+    pub(crate) fn weight(&self) -> usize {
         let ops = self.success.iter().chain(&self.failure).map(|op| match op {
             Op::Put { key, value, .. } => key.len() + value.json.len(),
             other => other.key().len(),

@@ -66,7 +66,7 @@ fn deleted_key_leaves_nothing_behind() {
     assert_eq!(m.ring.len(), 2);
     let rows =
         effects.changes.iter().fold(0, |n, c| if matches!(c, Change::Forget { .. }) { n - 1 } else { n + 1 });
-    assert_eq!(rows, 2, "z at 6 and at 5, which reads at revision 5 need");
+    assert_eq!(rows, 3, "z at 6, at 5, and at 4 for reads at the compacted revision");
 }
 
 #[test]

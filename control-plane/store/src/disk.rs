@@ -1,0 +1,161 @@
+//! What lies on disk: two redb databases, `log.redb` (raft) and `state.redb` (keys and their versions), each with the
+//! version of its format. Every entry and every row carries a checksum of its own beside those of redb's pages.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use redb::{Builder, Database, ReadableDatabase, TableDefinition};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::Error;
+
+mod files;
+pub(crate) mod persister;
+pub(crate) mod row;
+pub(crate) mod snapshot;
+pub(crate) mod state;
+
+pub use files::{Directory, Files};
+
+/// The format that this version writes, and the newest that it reads.
+pub(crate) const FORMAT: u64 = 1;
+/// redb's page cache; the values are in memory anyway.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// Facts about a database: `format`, `node` and what its owner adds, in postcard.
+pub(crate) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+
+/// Where the files are, and whose they are.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub dir: PathBuf,
+    pub files: Arc<dyn Files>,
+    pub node_id: u64,
+}
+
+impl Place {
+    /// Opens or makes a database, checks all of its pages, its format and its owner.
+    pub fn open(&self, name: &str) -> Result<Database, Error> {
+        let marker = self.marker(name);
+        if let Ok(detail) = std::fs::read_to_string(&marker) {
+            return Err(self.corrupt(name, detail.trim()));
+        }
+        let opened = guarded(|| self.open_checked(name));
+        let (database, intact) = opened.unwrap_or_else(|panic| Err(self.corrupt(name, &panic)))?;
+        if !intact {
+            // redb has fallen back to an older commit, which lacks what was acknowledged since: the next start must
+            // not take that for the truth.
+            let detail = "a page did not match its checksum";
+            let _ = std::fs::write(&marker, detail);
+            return Err(self.corrupt(name, detail));
+        }
+        self.check_owner(&database, name)?;
+        Ok(database)
+    }
+
+    fn open_checked(&self, name: &str) -> Result<(Database, bool), Error> {
+        let backend = self.files.open(name).map_err(io_error("opening the store's files"))?;
+        let repaired = Arc::new(AtomicBool::new(false));
+        let seen = repaired.clone();
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES);
+        builder.set_repair_callback(move |_| seen.store(true, Ordering::Relaxed));
+        let opened = builder.create_with_backend(files::Backend(backend));
+        let mut database = opened.map_err(|error| self.error(name, error.into()))?;
+        // After a crash redb has just checked every page; otherwise nobody has since they were written.
+        let intact = repaired.load(Ordering::Relaxed)
+            || database.check_integrity().map_err(|error| self.error(name, error.into()))?;
+        Ok((database, intact))
+    }
+
+    /// Writes the format and the node id into a new database, or compares them.
+    fn check_owner(&self, database: &Database, name: &str) -> Result<(), Error> {
+        let wrap = |error| self.error(name, error);
+        let format: Option<u64> = read_meta(database, "format").map_err(wrap)?;
+        let node: Option<u64> = read_meta(database, "node").map_err(wrap)?;
+        match (format, node) {
+            (Some(found), _) if found > FORMAT => {
+                Err(Error::FormatTooNew { file: self.path(name), found, supported: FORMAT })
+            }
+            (Some(_), Some(found)) if found != self.node_id => {
+                Err(Error::WrongNode { found, expected: self.node_id })
+            }
+            (Some(_), Some(_)) => Ok(()),
+            _ => {
+                let write = || -> Result<(), redb::Error> {
+                    let txn = database.begin_write()?;
+                    write_meta(&txn, "format", &FORMAT)?;
+                    write_meta(&txn, "node", &self.node_id)?;
+                    Ok(txn.commit()?)
+                };
+                write().map_err(|error| self.error(name, error))
+            }
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    fn marker(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.damaged"))
+    }
+
+    pub fn corrupt(&self, name: &str, detail: &str) -> Error {
+        Error::Corrupt { file: self.path(name), detail: detail.to_owned() }
+    }
+
+    /// redb's error in the words of the store.
+    pub fn error(&self, name: &str, error: redb::Error) -> Error {
+        use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+        match error {
+            redb::Error::DatabaseAlreadyOpen => Error::Locked { path: self.dir.display().to_string() },
+            redb::Error::Io(error) if matches!(error.kind(), InvalidData | UnexpectedEof) => {
+                self.corrupt(name, &error.to_string())
+            }
+            redb::Error::Io(source) => Error::Io { doing: "reading the store's files", source },
+            other => self.corrupt(name, &other.to_string()),
+        }
+    }
+}
+
+/// Runs `f`; what redb asserts about damaged pages becomes an error.
+pub(crate) fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        text.unwrap_or("the database panicked").to_owned()
+    })
+}
+
+pub(crate) fn io_error(doing: &'static str) -> impl Fn(std::io::Error) -> Error {
+    move |source| Error::Io { doing, source }
+}
+
+pub(crate) fn read_meta<T: DeserializeOwned>(
+    database: &Database,
+    name: &str,
+) -> Result<Option<T>, redb::Error> {
+    let txn = database.begin_read()?;
+    let table = match txn.open_table(META) {
+        Ok(table) => table,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let Some(bytes) = table.get(name)? else { return Ok(None) };
+    let decoded = postcard::from_bytes(bytes.value());
+    decoded.map(Some).map_err(|error| redb::Error::Corrupted(format!("meta {name}: {error}")))
+}
+
+pub(crate) fn write_meta<T: Serialize>(
+    txn: &redb::WriteTransaction,
+    name: &str,
+    value: &T,
+) -> Result<(), redb::Error> {
+    let bytes = postcard::to_stdvec(value).map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+    txn.open_table(META)?.insert(name, bytes.as_slice())?;
+    Ok(())
+}

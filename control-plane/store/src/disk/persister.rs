@@ -1,0 +1,224 @@
+//! Brings the state to disk behind the log: changes gather and are written by a thread of their own, at the latest after
+//! five seconds or 16 MiB, and at once when the log wants to forget the entries that made them.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::watch;
+
+use super::guarded;
+use super::state::{Applied, RowChange, Rows, StateDb};
+use crate::mvcc::Change;
+
+const MOST_AGE: Duration = Duration::from_secs(5);
+const MOST_BYTES: usize = 16 << 20;
+/// With this much waiting, applying waits as well.
+const STALL_BYTES: usize = 64 << 20;
+
+/// The outcome so far: the last index on disk, or why there will be no more.
+pub(crate) type Durable = Result<u64, String>;
+
+pub(crate) struct Persister {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    state: StateDb,
+    pending: Mutex<Pending>,
+    /// Held while rows are written; taken under `pending`.
+    writing: Mutex<()>,
+    wake: Condvar,
+    durable: watch::Sender<Durable>,
+}
+
+#[derive(Default)]
+struct Pending {
+    rows: Rows,
+    bytes: usize,
+    applied: Option<Applied>,
+    /// The last index taken over, pending or not.
+    newest: u64,
+    since: Option<Instant>,
+    flush: bool,
+    stop: bool,
+}
+
+impl Persister {
+    pub fn start(state: StateDb, applied: &Applied) -> std::io::Result<Self> {
+        let durable = watch::Sender::new(Ok(index(applied)));
+        let shared = Shared {
+            state,
+            pending: Mutex::default(),
+            writing: Mutex::new(()),
+            wake: Condvar::new(),
+            durable,
+        };
+        let shared = Arc::new(shared);
+        let worker = shared.clone();
+        let thread = std::thread::Builder::new().name("store-state".into()).spawn(move || worker.run())?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Takes over the changes of applied entries. Waits while the disk is far behind.
+    pub async fn push(&self, changes: Vec<Change>, applied: Applied) -> Result<(), String> {
+        let stalled = {
+            let mut pending = self.shared.pending.lock();
+            changes.into_iter().for_each(|change| pending.add(change));
+            pending.newest = index(&applied);
+            pending.applied = Some(applied);
+            if pending.since.is_none() {
+                pending.since = Some(Instant::now());
+                self.shared.wake.notify_one();
+            } else if pending.bytes >= MOST_BYTES {
+                self.shared.wake.notify_one();
+            }
+            pending.bytes >= STALL_BYTES
+        };
+        if stalled { self.flush().await.map(drop) } else { self.check() }
+    }
+
+    /// Takes over changes that go with the next batch, whenever that is.
+    pub fn carry(&self, changes: Vec<Change>) {
+        let mut pending = self.shared.pending.lock();
+        changes.into_iter().for_each(|change| pending.add(change));
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.shared.durable.borrow().as_ref().map(drop).map_err(Clone::clone)
+    }
+
+    /// Writes what was taken over before the call; returns the last index on disk.
+    pub async fn flush(&self) -> Result<u64, String> {
+        let target = {
+            let mut pending = self.shared.pending.lock();
+            pending.flush = true;
+            self.shared.wake.notify_one();
+            pending.newest
+        };
+        let mut durable = self.shared.durable.subscribe();
+        let reached =
+            durable.wait_for(|durable| durable.as_ref().map_or(true, |index| *index >= target)).await;
+        reached.map_err(|_| "the store's state thread ended".to_owned())?.clone()
+    }
+
+    /// The last index on disk.
+    pub fn durable(&self) -> Durable {
+        self.shared.durable.borrow().clone()
+    }
+
+    pub fn watch(&self) -> watch::Receiver<Durable> {
+        self.shared.durable.subscribe()
+    }
+
+    pub fn state(&self) -> &StateDb {
+        &self.shared.state
+    }
+
+    /// Replaces all rows; what was pending is part of the past.
+    pub fn replace(
+        &self,
+        applied: &Applied,
+        rows: impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), redb::Error>>,
+    ) -> Result<(), redb::Error> {
+        // Held throughout, so that the thread does not write older rows over the new ones.
+        let mut pending = self.shared.pending.lock();
+        let _writing = self.shared.writing.lock();
+        self.shared.state.replace(applied, rows)?;
+        *pending = Pending { stop: pending.stop, newest: index(applied), ..Pending::default() };
+        let _before = self.shared.durable.send_replace(Ok(index(applied)));
+        Ok(())
+    }
+
+    /// Writes what is pending, ends the thread and closes the file.
+    pub fn stop(&self) -> Result<(), String> {
+        self.shared.pending.lock().stop = true;
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+        self.shared.state.close();
+        self.check()
+    }
+}
+
+impl Drop for Persister {
+    fn drop(&mut self) {
+        self.shared.pending.lock().stop = true;
+        self.shared.wake.notify_one();
+    }
+}
+
+impl Pending {
+    fn add(&mut self, change: Change) {
+        match change {
+            Change::Put(kv) => {
+                self.bytes += kv.weight();
+                self.rows.insert((kv.mod_revision, kv.key.clone()), RowChange::Version(kv));
+            }
+            Change::Tombstone { key, revision } => {
+                self.bytes += key.len() + 32;
+                self.rows.insert((revision, key), RowChange::Tombstone);
+            }
+            Change::Forget { key, revision } => {
+                let at = (revision, key);
+                // The row may be on disk, or on its way there.
+                if let Some(RowChange::Version(kv)) = self.rows.remove(&at) {
+                    self.bytes = self.bytes.saturating_sub(kv.weight());
+                }
+                self.rows.insert(at, RowChange::Remove);
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        loop {
+            let (rows, applied, stop, _writing) = {
+                let mut pending = self.pending.lock();
+                while !pending.due() {
+                    match pending.since {
+                        Some(since) => drop(self.wake.wait_until(&mut pending, since + MOST_AGE)),
+                        None => self.wake.wait(&mut pending),
+                    }
+                }
+                let stop = pending.stop;
+                let taken = std::mem::take(&mut *pending);
+                (pending.stop, pending.newest) = (stop, taken.newest);
+                (taken.rows, taken.applied, stop, self.writing.lock())
+            };
+            if let Some(applied) = applied {
+                let written = guarded(|| self.state.commit(&rows, &applied));
+                let written = written.and_then(|result| result.map_err(|error| error.to_string()));
+                if let Err(error) = &written {
+                    tracing::error!(%error, "writing the store's state failed; the store stops");
+                }
+                let failed = written.is_err();
+                let _before = self.durable.send_replace(written.map(|()| index(&applied)));
+                if failed {
+                    return;
+                }
+            } else {
+                // Someone waits for a flush of nothing.
+                self.durable.send_modify(|_| ());
+            }
+            if stop {
+                return;
+            }
+        }
+    }
+}
+
+impl Pending {
+    fn due(&self) -> bool {
+        let old = self.since.is_some_and(|since| since.elapsed() >= MOST_AGE);
+        self.stop || self.flush || old || self.bytes >= MOST_BYTES
+    }
+}
+
+fn index(applied: &Applied) -> u64 {
+    applied.log_id.as_ref().map_or(0, |id| id.index)
+}

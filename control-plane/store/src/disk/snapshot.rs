@@ -1,0 +1,160 @@
+//! A snapshot: one file with all rows and what they are the state of.
+//!
+//! `CORACLE\0`, format (u32), then blocks of `<length u32><bytes>`: the [`Applied`] in postcard, then key and value of
+//! each row in turn, an empty block, and the CRC-32 of everything before it. Numbers are little-endian.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use redb::ReadableTable;
+
+use super::state::{Applied, View};
+use super::{FORMAT, io_error};
+use crate::{Error, MAX_KEY_BYTES, MAX_TXN_BYTES};
+
+const MAGIC: &[u8; 8] = b"CORACLE\0";
+/// No block is longer.
+const MOST_BLOCK: usize = MAX_TXN_BYTES + MAX_KEY_BYTES + 1024;
+
+/// A snapshot that raft hands around: a view of this member's rows, or a file that arrived.
+pub(crate) enum SnapshotData {
+    View(Box<View>),
+    #[cfg_attr(not(test), expect(dead_code, reason = "no network delivers one yet"))]
+    File(PathBuf),
+}
+
+/// A row of a snapshot, as it lies on disk.
+pub(crate) type RawRow = Result<(Vec<u8>, Vec<u8>), redb::Error>;
+
+impl View {
+    /// All rows, in order of revision.
+    pub fn raw_rows(&self) -> Result<impl Iterator<Item = RawRow>, redb::Error> {
+        let rows = self.rows.iter()?;
+        Ok(rows.map(|row| row.map(|(k, v)| (k.value().to_vec(), v.value().to_vec())).map_err(Into::into)))
+    }
+
+    /// Writes the file: beside its place first, so that a half-written one never bears the name.
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        let part = path.with_extension("part");
+        let write = || -> io::Result<()> {
+            let mut out =
+                Summed { inner: BufWriter::new(File::create(&part)?), sum: crc32fast::Hasher::new() };
+            out.write_all(MAGIC)?;
+            out.write_all(&(FORMAT as u32).to_le_bytes())?;
+            out.block(&postcard::to_stdvec(&self.applied).map_err(io::Error::other)?)?;
+            for row in self.raw_rows().map_err(io::Error::other)? {
+                let (key, value) = row.map_err(io::Error::other)?;
+                out.block(&key)?;
+                out.block(&value)?;
+            }
+            out.block(&[])?;
+            let sum = out.sum.clone().finalize();
+            out.inner.write_all(&sum.to_le_bytes())?;
+            out.inner.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+            std::fs::rename(&part, path)?;
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+        };
+        write().map_err(io_error("writing a snapshot"))
+    }
+}
+
+/// A snapshot file that is being read.
+pub(crate) struct Reader {
+    input: Summed<BufReader<File>>,
+    path: PathBuf,
+    pub applied: Applied,
+}
+
+impl Reader {
+    /// Checks the whole file, then opens it for reading its rows.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let mut check = Self::start(path)?;
+        while check.row().map_err(|error| check.damaged(&error))?.is_some() {}
+        Self::start(path)
+    }
+
+    fn start(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).map_err(io_error("opening a snapshot"))?;
+        let input = Summed { inner: BufReader::new(file), sum: crc32fast::Hasher::new() };
+        let mut reader = Self { input, path: path.to_owned(), applied: Applied::default() };
+        let format = reader.format().map_err(|error| reader.damaged(&error))?;
+        if format > FORMAT {
+            let file = path.display().to_string();
+            return Err(Error::FormatTooNew { file, found: format, supported: FORMAT });
+        }
+        let applied = reader.input.read_block().map_err(|error| reader.damaged(&error))?;
+        let applied = postcard::from_bytes(&applied).map_err(io::Error::other);
+        reader.applied = applied.map_err(|error| reader.damaged(&error))?;
+        Ok(reader)
+    }
+
+    fn format(&mut self) -> io::Result<u64> {
+        if self.input.array::<8>()? != *MAGIC {
+            return Err(io::Error::other("this is not a snapshot"));
+        }
+        Ok(u32::from_le_bytes(self.input.array()?).into())
+    }
+
+    fn damaged(&self, error: &io::Error) -> Error {
+        Error::Corrupt { file: self.path.display().to_string(), detail: error.to_string() }
+    }
+
+    /// The next row; `None` after the last one, when the sum was right.
+    fn row(&mut self) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+        let key = self.input.read_block()?;
+        if !key.is_empty() {
+            return Ok(Some((key, self.input.read_block()?)));
+        }
+        let expected = self.input.sum.clone().finalize();
+        match u32::from_le_bytes(self.input.array()?) == expected {
+            true => Ok(None),
+            false => Err(io::Error::other("checksum does not match")),
+        }
+    }
+
+    /// All rows.
+    pub fn rows(mut self) -> impl Iterator<Item = RawRow> {
+        std::iter::from_fn(move || self.row().map_err(redb::Error::Io).transpose())
+    }
+}
+
+/// Counts a checksum of what passes.
+struct Summed<T> {
+    inner: T,
+    sum: crc32fast::Hasher,
+}
+
+impl<T: Write> Summed<T> {
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.sum.update(bytes);
+        self.inner.write_all(bytes)
+    }
+
+    fn block(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        self.write_all(&length.to_le_bytes())?;
+        self.write_all(bytes)
+    }
+}
+
+impl<T: Read> Summed<T> {
+    fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.inner.read_exact(&mut bytes)?;
+        self.sum.update(&bytes);
+        Ok(bytes)
+    }
+
+    fn read_block(&mut self) -> io::Result<Vec<u8>> {
+        let length = u32::from_le_bytes(self.array()?) as usize;
+        if length > MOST_BLOCK {
+            return Err(io::Error::other(format!("a block of {length} bytes is too long")));
+        }
+        let mut bytes = vec![0; length];
+        self.inner.read_exact(&mut bytes)?;
+        self.sum.update(&bytes);
+        Ok(bytes)
+    }
+}

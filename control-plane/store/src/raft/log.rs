@@ -1,0 +1,261 @@
+//! The raft log: `log.redb`, written by a thread of its own, with the newest entries kept in memory.
+//!
+//! The thread takes all that waits, writes it in one transaction and syncs once, then tells everyone. After a failed
+//! write it accepts nothing more: nobody knows what is on disk then.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread::JoinHandle;
+
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{EntryPayload, OptionalSend};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::oneshot;
+
+use super::{Entry, LogId, Types, Vote};
+use crate::Error;
+use crate::disk::Place;
+use crate::disk::persister::Persister;
+use crate::mvcc::Command;
+
+mod database;
+mod writer;
+
+use database::LogDb;
+use writer::Job;
+
+/// Entries kept in memory, and their bytes, whichever bound is met first.
+const TAIL_ENTRIES: usize = 8192;
+const TAIL_BYTES: usize = 8 << 20;
+
+/// A handle to the log; clones share it.
+#[derive(Clone)]
+pub(crate) struct Log {
+    shared: Arc<Shared>,
+    jobs: mpsc::Sender<Job>,
+    persister: Arc<Persister>,
+}
+
+struct Shared {
+    database: LogDb,
+    tail: RwLock<Tail>,
+    vote: Mutex<Option<Vote>>,
+    /// Why nothing is accepted any more.
+    poisoned: OnceLock<String>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What is known without reading the disk.
+#[derive(Default)]
+struct Tail {
+    /// The newest entries, without gaps, each with its weight.
+    entries: VecDeque<(Entry, usize)>,
+    bytes: usize,
+    last: Option<LogId>,
+    purged: Option<LogId>,
+    /// Entries up to here are on disk.
+    written: u64,
+}
+
+impl Log {
+    /// Opens the log, checks every entry, and starts its thread.
+    pub fn open(place: &Place, persister: Arc<Persister>) -> Result<Self, Error> {
+        let (database, found) = LogDb::open(place)?;
+        let written = found.last.map_or(0, |id| id.index);
+        let tail =
+            Tail { last: found.last.or(found.purged), purged: found.purged, written, ..Tail::default() };
+        let shared = Arc::new(Shared {
+            database,
+            tail: RwLock::new(tail),
+            vote: Mutex::new(found.vote),
+            poisoned: OnceLock::new(),
+            thread: Mutex::new(None),
+        });
+        let (jobs, queue) = mpsc::channel();
+        let worker = shared.clone();
+        let run = move || writer::run(&worker, &queue, found.leftover);
+        let thread = std::thread::Builder::new().name("store-log".into()).spawn(run);
+        *shared.thread.lock() = Some(thread.map_err(crate::disk::io_error("starting the log's thread"))?);
+        Ok(Self { shared, jobs, persister })
+    }
+
+    /// Whether anything was ever written.
+    pub fn is_empty(&self) -> bool {
+        self.shared.tail.read().last.is_none() && self.shared.vote.lock().is_none()
+    }
+
+    /// Writes what waits, ends the thread and closes the file.
+    pub fn stop(&self) -> Result<(), String> {
+        let _ = self.jobs.send(Job::Stop);
+        if let Some(thread) = self.shared.thread.lock().take() {
+            let _ = thread.join();
+        }
+        self.shared.database.close();
+        self.shared.poisoned.get().map_or(Ok(()), |reason| Err(reason.clone()))
+    }
+
+    fn send(&self, job: Job) -> io::Result<()> {
+        if let Some(reason) = self.shared.poisoned.get() {
+            return Err(io::Error::other(reason.clone()));
+        }
+        self.jobs.send(job).map_err(|_| io::Error::other("the log is closed"))
+    }
+
+    /// Has a job done and waits for it.
+    async fn done(&self, job: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Job) -> io::Result<()> {
+        let (done, wait) = oneshot::channel();
+        self.send(job(done))?;
+        wait.await.map_err(|_| io::Error::other("the log is closed"))?
+    }
+}
+
+impl Tail {
+    fn push(&mut self, entry: Entry) {
+        let weight = weight(&entry);
+        self.bytes += weight;
+        self.last = Some(entry.log_id);
+        self.entries.push_back((entry, weight));
+    }
+
+    /// Lets go of entries that are on disk, down to the bounds.
+    fn shrink(&mut self) {
+        while self.entries.len() > TAIL_ENTRIES || self.bytes > TAIL_BYTES {
+            let written = self.written;
+            let Some((_, weight)) = self.entries.pop_front_if(|(entry, _)| entry.log_id.index <= written)
+            else {
+                return;
+            };
+            self.bytes = self.bytes.saturating_sub(weight);
+        }
+    }
+
+    /// Entries from `start` up to, not including, `end`; `None` when some are on disk only.
+    fn get(&self, start: u64, end: u64) -> Option<Vec<Entry>> {
+        let first = self.entries.front().map_or(u64::MAX, |(entry, _)| entry.log_id.index);
+        let end = end.min(self.last.map_or(0, |id| id.index + 1));
+        if start >= end {
+            return Some(Vec::new());
+        }
+        let skip = usize::try_from(start.checked_sub(first)?).ok()?;
+        let count = usize::try_from(end - start).ok()?;
+        Some(self.entries.iter().skip(skip).take(count).map(|(entry, _)| entry.clone()).collect())
+    }
+}
+
+/// Roughly the bytes of an entry.
+fn weight(entry: &Entry) -> usize {
+    let payload = match &entry.payload {
+        EntryPayload::Normal(request) => match &*request.0 {
+            Command::Txn { txn, .. } => txn.weight(),
+            Command::Expire { keys } => keys.iter().map(|(key, _)| key.len() + 8).sum(),
+            Command::Compact { .. } => 8,
+        },
+        _ => 64,
+    };
+    payload + 256
+}
+
+impl RaftLogReader<Types> for Log {
+    async fn try_get_log_entries<R: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: R,
+    ) -> io::Result<Vec<Entry>> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end.saturating_add(1),
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        let tail = self.shared.tail.read();
+        if let Some(entries) = tail.get(start, end) {
+            return Ok(entries);
+        }
+        // The older part from disk, the rest from memory: what is in memory may not be on disk yet.
+        let first = tail.entries.front().map_or(u64::MAX, |(entry, _)| entry.log_id.index);
+        let newer = if first < end { tail.get(first, end).unwrap_or_default() } else { Vec::new() };
+        drop(tail);
+        let mut entries = self.shared.database.read(start, end.min(first)).map_err(io::Error::other)?;
+        entries.extend(newer);
+        Ok(entries)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(*self.shared.vote.lock())
+    }
+}
+
+impl RaftLogStorage<Types> for Log {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+        let tail = self.shared.tail.read();
+        Ok(LogState { last_purged_log_id: tail.purged, last_log_id: tail.last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let vote = *vote;
+        self.done(|done| Job::Vote { vote, done }).await?;
+        *self.shared.vote.lock() = Some(vote);
+        Ok(())
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        {
+            let mut tail = self.shared.tail.write();
+            entries.iter().for_each(|entry| tail.push(entry.clone()));
+        }
+        self.send(Job::Append { entries, callback })
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        let keep = last.map_or(0, |id| id.index + 1);
+        {
+            let mut tail = self.shared.tail.write();
+            while let Some((_, weight)) = tail.entries.pop_back_if(|(entry, _)| entry.log_id.index >= keep) {
+                tail.bytes = tail.bytes.saturating_sub(weight);
+            }
+            tail.last = last;
+        }
+        self.done(|done| Job::Truncate { keep, done }).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        // A snapshot was built before, which brought the state to disk; without that the entries are all there is.
+        let durable = self.persister.durable().map_err(io::Error::other)?;
+        if durable < upto.index {
+            let flushed = self.persister.flush().await.map_err(io::Error::other)?;
+            if flushed < upto.index {
+                return Err(io::Error::other("refusing to purge entries whose effects are not on disk"));
+            }
+        }
+        {
+            let mut tail = self.shared.tail.write();
+            while let Some((_, weight)) =
+                tail.entries.pop_front_if(|(entry, _)| entry.log_id.index <= upto.index)
+            {
+                tail.bytes = tail.bytes.saturating_sub(weight);
+            }
+            tail.purged = Some(upto);
+            if tail.last.is_none_or(|last| last.index < upto.index) {
+                tail.last = Some(upto);
+            }
+        }
+        self.send(Job::Purge { upto })
+    }
+}

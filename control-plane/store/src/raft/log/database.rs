@@ -1,0 +1,187 @@
+//! `log.redb`: entries by index, and the vote and the purge mark in `meta`.
+
+use parking_lot::RwLock;
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+
+use super::{Entry, LogId, Vote};
+use crate::Error;
+use crate::disk::{Place, guarded, read_meta, write_meta};
+
+const NAME: &str = "log.redb";
+const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
+
+pub(super) struct LogDb {
+    database: RwLock<Option<Database>>,
+}
+
+/// What the log holds when it is opened.
+pub(super) struct Found {
+    pub last: Option<LogId>,
+    pub purged: Option<LogId>,
+    pub vote: Option<Vote>,
+    /// First index of entries that were purged but are still there.
+    pub leftover: Option<u64>,
+}
+
+/// Changes of one transaction.
+#[derive(Default)]
+pub(super) struct Batch<'a> {
+    pub vote: Option<&'a Vote>,
+    pub entries: Vec<&'a Entry>,
+    /// Entries from this index on go, before `entries` are added.
+    pub truncate: Option<u64>,
+    pub purged: Option<&'a LogId>,
+    /// Entries from the first index up to, not including, the second go.
+    pub remove: Option<(u64, u64)>,
+}
+
+impl LogDb {
+    pub fn open(place: &Place) -> Result<(Self, Found), Error> {
+        let database = place.open(NAME)?;
+        let found = guarded(|| scan(&database)).unwrap_or_else(|panic| Err(redb::Error::Corrupted(panic)));
+        let found = found.map_err(|error| place.error(NAME, error))?;
+        Ok((Self { database: RwLock::new(Some(database)) }, found))
+    }
+
+    pub fn close(&self) {
+        self.database.write().take();
+    }
+
+    /// Entries from `start` up to, not including, `end`.
+    pub fn read(&self, start: u64, end: u64) -> Result<Vec<Entry>, redb::Error> {
+        self.with(|database| {
+            let table = match database.begin_read()?.open_table(ENTRIES) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                table => table?,
+            };
+            let rows = table.range(start..end)?;
+            rows.map(|row| {
+                let (index, bytes) = row?;
+                decode(index.value(), bytes.value())
+            })
+            .collect()
+        })
+    }
+
+    /// Writes a batch and syncs it.
+    pub fn commit(&self, batch: &Batch<'_>, scratch: &mut Vec<u8>) -> Result<(), redb::Error> {
+        self.with(|database| {
+            let mut txn = database.begin_write()?;
+            txn.set_durability(Durability::Immediate)?;
+            if let Some(vote) = batch.vote {
+                write_meta(&txn, "vote", vote)?;
+            }
+            if let Some(purged) = batch.purged {
+                write_meta(&txn, "purged", purged)?;
+            }
+            write_entries(&txn, batch, scratch)?;
+            Ok(txn.commit()?)
+        })
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+        match &*self.database.read() {
+            Some(database) => f(database),
+            None => Err(redb::Error::DatabaseClosed),
+        }
+    }
+}
+
+fn write_entries(
+    txn: &WriteTransaction,
+    batch: &Batch<'_>,
+    scratch: &mut Vec<u8>,
+) -> Result<(), redb::Error> {
+    let mut table = txn.open_table(ENTRIES)?;
+    if let Some(keep) = batch.truncate {
+        table.retain_in(keep.., |_, _| false)?;
+    }
+    for entry in &batch.entries {
+        encode(entry, scratch)?;
+        table.insert(entry.log_id.index, scratch.as_slice())?;
+    }
+    if let Some((from, to)) = batch.remove {
+        table.retain_in(from..to, |_, _| false)?;
+    }
+    Ok(())
+}
+
+/// Checksum (CRC-32, little-endian) and postcard.
+fn encode(entry: &Entry, out: &mut Vec<u8>) -> Result<(), redb::Error> {
+    out.clear();
+    out.extend_from_slice(&[0; 4]);
+    let encoded = postcard::to_extend(entry, std::mem::take(out));
+    *out = encoded.map_err(|error| redb::Error::Corrupted(format!("encoding an entry: {error}")))?;
+    let sum = crc32fast::hash(out.get(4..).unwrap_or_default());
+    if let Some(head) = out.first_chunk_mut() {
+        *head = sum.to_le_bytes();
+    }
+    Ok(())
+}
+
+fn decode(index: u64, bytes: &[u8]) -> Result<Entry, redb::Error> {
+    let fail = |what: &str| redb::Error::Corrupted(format!("log entry {index}: {what}"));
+    let (sum, rest) = bytes.split_first_chunk().ok_or_else(|| fail("it is too short"))?;
+    if u32::from_le_bytes(*sum) != crc32fast::hash(rest) {
+        return Err(fail("checksum does not match"));
+    }
+    let entry: Entry = postcard::from_bytes(rest).map_err(|error| fail(&error.to_string()))?;
+    if entry.log_id.index != index { Err(fail("it names another index")) } else { Ok(entry) }
+}
+
+/// Reads and checks every entry.
+fn scan(database: &Database) -> Result<Found, redb::Error> {
+    let purged: Option<LogId> = read_meta(database, "purged")?;
+    let vote = read_meta(database, "vote")?;
+    let mut found = Found { last: None, purged, vote, leftover: None };
+    let table = match database.begin_read()?.open_table(ENTRIES) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(found),
+        table => table?,
+    };
+    let mut next = purged.map_or(0, |id| id.index + 1);
+    for row in table.iter()? {
+        let (index, bytes) = row?;
+        let index = index.value();
+        if purged.is_some_and(|purged| index <= purged.index) {
+            found.leftover.get_or_insert(index);
+            continue;
+        }
+        if index != next {
+            return Err(redb::Error::Corrupted(format!("log entry {next} is missing")));
+        }
+        found.last = Some(decode(index, bytes.value())?.log_id);
+        next = index + 1;
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use openraft::EntryPayload;
+    use openraft::entry::RaftEntry;
+
+    use super::*;
+    use crate::mvcc::Command;
+    use crate::raft::Request;
+    use crate::{Txn, Value};
+
+    #[test]
+    fn every_flipped_bit_of_an_entry_is_found() {
+        let txn = Txn::create("/k".into(), Value::raw("abc"), Some(5));
+        let command = Command::Txn { now_ms: 17, txn };
+        let log_id = LogId::new(*Vote::new_committed(3, 1).leader_id(), 9);
+        let entry = Entry::new(log_id, EntryPayload::Normal(Request(Arc::new(command))));
+        let mut bytes = Vec::new();
+        encode(&entry, &mut bytes).unwrap();
+        let again = decode(9, &bytes).unwrap();
+        assert_eq!(format!("{again:?}"), format!("{entry:?}"));
+        assert!(decode(8, &bytes).is_err());
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(9, &damaged).is_err(), "bit {bit}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! A running raft node: opened, asked, stopped.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::{BasicNode, Config, Raft, ReadPolicy, SnapshotPolicy};
+
+use super::log::Log;
+use super::network::Network;
+use super::state_machine::StateMachine;
+use super::{Request, Types};
+use crate::disk::Place;
+use crate::disk::persister::Persister;
+use crate::disk::state::StateDb;
+use crate::machine::Machine;
+use crate::mvcc::{Command, Window};
+use crate::{Error, Options, TxnResponse};
+
+/// How long a member may take to lead and to apply what it finds in its log.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(crate) struct Node {
+    raft: Raft<Types, StateMachine>,
+    log: Log,
+    persister: Arc<Persister>,
+    node_id: u64,
+}
+
+impl Node {
+    /// Opens what is on disk into `machine` and waits until this member leads.
+    pub async fn open(place: Place, options: &Options, machine: Arc<Machine>) -> Result<Self, Error> {
+        let (node_id, window) = (place.node_id, options.window());
+        let (persister, log, applied) = {
+            let machine = machine.clone();
+            let open = move || open_files(&place, window, &machine);
+            tokio::task::spawn_blocking(open).await.map_err(|error| Error::Stopped(error.to_string()))??
+        };
+        let fresh = log.is_empty();
+        let state_machine = StateMachine { machine, persister: persister.clone(), window, applied };
+        let config = Arc::new(config(options.snapshot_every.max(1))?);
+        let raft = Raft::new(node_id, config, Network, log.clone(), state_machine).await;
+        let node = Self { raft: raft.map_err(stopped)?, log, persister, node_id };
+        if let Err(error) = node.lead(fresh).await {
+            let _ = node.shutdown().await;
+            return Err(error);
+        }
+        Ok(node)
+    }
+
+    async fn lead(&self, fresh: bool) -> Result<(), Error> {
+        if fresh {
+            let members = BTreeMap::from([(self.node_id, BasicNode::default())]);
+            self.raft.initialize(members).await.map_err(stopped)?;
+        } else {
+            // Nobody else could lead: do not wait for the election timeout.
+            self.raft.trigger().elect(false).await.map_err(stopped)?;
+        }
+        let wait = self.raft.wait(Some(START_TIMEOUT));
+        let leads = wait.metrics(
+            |metrics| metrics.running_state.is_err() || metrics.current_leader == Some(self.node_id),
+            "this member leads",
+        );
+        leads.await.map_err(stopped)?.running_state.map_err(stopped)?;
+        self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(read_error)?;
+        Ok(())
+    }
+
+    /// Proposes a command; returns when it is on disk and applied.
+    pub async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {
+        match self.raft.client_write(Request(Arc::new(command))).await {
+            Ok(response) => Ok(response.data.0),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(Error::NotLeader { leader: forward.leader_id })
+            }
+            Err(error) => Err(stopped(error)),
+        }
+    }
+
+    /// Returns when what is in memory is the newest state.
+    pub async fn linearizable(&self) -> Result<(), Error> {
+        if self.is_alone() {
+            // No other member can lead, and every write is applied here before it is answered.
+            return Ok(());
+        }
+        self.raft.ensure_linearizable(ReadPolicy::LeaseRead).await.map_err(read_error)?;
+        Ok(())
+    }
+
+    fn is_alone(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.current_leader == Some(self.node_id) && metrics.membership_config.voter_ids().count() == 1
+    }
+
+    /// Whether this member leads.
+    pub fn is_leader(&self) -> bool {
+        self.raft.is_leader()
+    }
+
+    /// Writes all of the state into one file.
+    pub async fn save_snapshot(&self, path: &Path) -> Result<(), Error> {
+        self.persister.flush().await.map_err(Error::Stopped)?;
+        let view = self.persister.state().view().map_err(|error| self.persister.state().error(error))?;
+        let view = view.ok_or_else(|| Error::Stopped("nothing was applied yet".into()))?;
+        let path = path.to_owned();
+        let saved = tokio::task::spawn_blocking(move || view.save(&path)).await;
+        saved.map_err(|error| Error::Stopped(error.to_string()))?
+    }
+
+    /// Waits until the node cannot go on; returns why.
+    pub fn failure(&self) -> impl Future<Output = String> + Send + 'static {
+        let mut state = self.persister.watch();
+        let raft = self.raft.wait(None);
+        async move {
+            let disk = async {
+                let failed = state.wait_for(|durable| durable.is_err()).await;
+                let reason = failed.ok().and_then(|durable| durable.as_ref().err().cloned());
+                match reason {
+                    Some(reason) => reason,
+                    None => std::future::pending().await,
+                }
+            };
+            let core = async {
+                match raft.metrics(|metrics| metrics.running_state.is_err(), "raft stops").await {
+                    Ok(metrics) => metrics.running_state.err().map_or_else(String::new, |e| e.to_string()),
+                    Err(error) => error.to_string(),
+                }
+            };
+            tokio::select! { reason = disk => reason, reason = core => reason }
+        }
+    }
+
+    /// Stops raft, brings the state to disk and closes the files.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        let core = self.raft.shutdown().await.map_err(|error| Error::Stopped(error.to_string()));
+        let (log, persister) = (self.log.clone(), self.persister.clone());
+        let files = tokio::task::spawn_blocking(move || log.stop().and(persister.stop())).await;
+        core.and(files.map_err(|error| Error::Stopped(error.to_string()))?.map_err(Error::Stopped))
+    }
+}
+
+type Opened = (Arc<Persister>, Log, crate::disk::state::Applied);
+
+fn open_files(place: &Place, window: Window, machine: &Machine) -> Result<Opened, Error> {
+    let state = StateDb::open(place)?;
+    let (mvcc, applied, effects) = state.load(window)?;
+    let persister = Persister::start(state, &applied);
+    let persister = Arc::new(persister.map_err(crate::disk::io_error("starting the state's thread"))?);
+    let log = match Log::open(place, persister.clone()) {
+        Ok(log) => log,
+        Err(error) => {
+            let _ = persister.stop();
+            return Err(error);
+        }
+    };
+    // The window may be smaller than it was: its rows go with the next batch.
+    persister.carry(effects.changes);
+    machine.replace(mvcc);
+    Ok((persister, log, applied))
+}
+
+fn config(snapshot_every: u64) -> Result<Config, Error> {
+    let config = Config {
+        cluster_name: "coracle".into(),
+        heartbeat_interval: 150,
+        election_timeout_min: 500,
+        election_timeout_max: 1000,
+        enable_pre_vote: Some(true),
+        // Applying is not synced: a restarted leader must not serve before it has been elected anew.
+        enable_leader_restore: Some(false),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_every),
+        max_in_snapshot_log_to_keep: snapshot_every / 5,
+        replication_lag_threshold: snapshot_every.saturating_mul(2),
+        ..Config::default()
+    };
+    config.validate().map_err(|error| Error::Invalid(error.to_string()))
+}
+
+fn stopped(error: impl std::fmt::Display) -> Error {
+    Error::Stopped(error.to_string())
+}
+
+fn read_error(error: RaftError<Types, LinearizableReadError<Types>>) -> Error {
+    match error {
+        RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+            Error::NotLeader { leader: forward.leader_id }
+        }
+        error => stopped(error),
+    }
+}

@@ -1,0 +1,205 @@
+//! A disk in memory that dies at a chosen operation and then has lost any part of what was not synced.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use coracle_store::Files;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use redb::StorageBackend;
+
+const SECTOR: usize = 512;
+
+#[derive(Debug)]
+pub struct Disk {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    files: HashMap<String, FileState>,
+    /// Operations until the power fails; `None`: it does not.
+    left: Option<u64>,
+    dead: bool,
+    /// Syncing answers success and does nothing.
+    lies: bool,
+    /// Counts starts, so that a handle from before a crash stays dead.
+    generation: u64,
+    syncs: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct FileState {
+    durable: Vec<u8>,
+    /// What a reader sees: `durable` and everything since.
+    view: Vec<u8>,
+    unsynced: Vec<Change>,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Write(u64, Vec<u8>),
+    Length(u64),
+}
+
+impl Disk {
+    pub fn new(lies: bool) -> Self {
+        let inner = Inner { files: HashMap::new(), left: None, dead: false, lies, generation: 0, syncs: 0 };
+        Self { inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    /// Lets the power fail at the operation after `left` more.
+    pub fn fail_after(&self, left: u64) {
+        self.inner.lock().unwrap().left = Some(left);
+    }
+
+    /// Cuts the power now.
+    pub fn cut(&self) {
+        self.inner.lock().unwrap().dead = true;
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.inner.lock().unwrap().dead
+    }
+
+    pub fn syncs(&self) -> u64 {
+        self.inner.lock().unwrap().syncs
+    }
+
+    /// Flips a bit of what is on disk.
+    pub fn damage(&self, name: &str, bit: usize) {
+        let mut inner = self.inner.lock().unwrap();
+        let file = inner.files.get_mut(name).unwrap();
+        file.durable[bit / 8] ^= 1 << (bit % 8);
+        file.view = file.durable.clone();
+    }
+
+    pub fn len(&self, name: &str) -> usize {
+        self.inner.lock().unwrap().files[name].durable.len()
+    }
+
+    /// Power returns: of what was not synced, each sector made it to the disk or did not.
+    pub fn restart(&self, seed: u64) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let chance = [0.0, 0.05, 0.5, 0.95, 1.0][rng.random_range(0..5)];
+        let mut inner = self.inner.lock().unwrap();
+        inner.generation += 1;
+        inner.dead = false;
+        inner.left = None;
+        for file in inner.files.values_mut() {
+            for change in std::mem::take(&mut file.unsynced) {
+                apply_some(&mut file.durable, &change, || rng.random_bool(chance));
+            }
+            file.view = file.durable.clone();
+        }
+    }
+}
+
+fn apply_some(bytes: &mut Vec<u8>, change: &Change, mut survives: impl FnMut() -> bool) {
+    match change {
+        Change::Length(length) if survives() => bytes.resize(*length as usize, 0),
+        Change::Length(_) => {}
+        Change::Write(offset, data) => {
+            let mut at = *offset as usize;
+            let mut data = data.as_slice();
+            while !data.is_empty() {
+                let (sector, rest) = data.split_at(data.len().min(SECTOR - at % SECTOR));
+                if survives() {
+                    bytes.resize(bytes.len().max(at + sector.len()), 0);
+                    bytes[at..at + sector.len()].copy_from_slice(sector);
+                }
+                at += sector.len();
+                data = rest;
+            }
+        }
+    }
+}
+
+impl Files for Disk {
+    fn open(&self, name: &str) -> io::Result<Box<dyn StorageBackend>> {
+        let mut inner = self.inner.lock().unwrap();
+        if inner.dead {
+            return Err(no_power());
+        }
+        inner.files.entry(name.to_owned()).or_default();
+        let generation = inner.generation;
+        Ok(Box::new(Handle { disk: self.inner.clone(), name: name.to_owned(), generation }))
+    }
+}
+
+#[derive(Debug)]
+struct Handle {
+    disk: Arc<Mutex<Inner>>,
+    name: String,
+    generation: u64,
+}
+
+fn no_power() -> io::Error {
+    io::Error::other("the power failed")
+}
+
+impl Handle {
+    fn with<T>(&self, counts: bool, f: impl FnOnce(&mut FileState, bool) -> io::Result<T>) -> io::Result<T> {
+        let mut inner = self.disk.lock().unwrap();
+        if inner.dead || inner.generation != self.generation {
+            return Err(no_power());
+        }
+        let mut dying = false;
+        if counts && let Some(left) = &mut inner.left {
+            dying = *left == 0;
+            *left = left.saturating_sub(1);
+        }
+        inner.dead |= dying;
+        let lies = inner.lies;
+        let file = inner.files.get_mut(&self.name).unwrap();
+        // What the power interrupts may have happened in part, but nobody is told that it did.
+        let done = f(file, lies || dying);
+        if dying { Err(no_power()) } else { done }
+    }
+}
+
+impl StorageBackend for Handle {
+    fn len(&self) -> io::Result<u64> {
+        self.with(false, |file, _| Ok(file.view.len() as u64))
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.with(false, |file, _| {
+            let bytes = file.view.get(offset as usize..offset as usize + out.len());
+            out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        })
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.with(true, |file, _| {
+            file.view.resize(len as usize, 0);
+            file.unsynced.push(Change::Length(len));
+            Ok(())
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.with(true, |file, nothing| {
+            if nothing {
+                return Ok(());
+            }
+            for change in std::mem::take(&mut file.unsynced) {
+                apply_some(&mut file.durable, &change, || true);
+            }
+            Ok(())
+        })?;
+        self.disk.lock().unwrap().syncs += 1;
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.with(true, |file, _| {
+            let change = Change::Write(offset, data.to_vec());
+            apply_some(&mut file.view, &change, || true);
+            file.unsynced.push(change);
+            Ok(())
+        })
+    }
+}

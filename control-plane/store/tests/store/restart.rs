@@ -1,0 +1,147 @@
+//! Restarts, damage, and data that is not ours.
+
+use std::sync::Arc;
+
+use coracle_store::{Error, Op, Options, Range, Store, Txn, Value};
+
+use super::disk::Disk;
+
+async fn put(store: &Store, key: &str, value: &str) -> u64 {
+    let txn = Txn::put(key.to_owned().into(), Value::raw(value.to_owned()));
+    store.txn(txn).await.unwrap().revision
+}
+
+fn dump(store: &Store) -> Vec<coracle_store::KeyValue> {
+    store.range(&Range::prefix("")).unwrap().kvs.iter().map(|kv| (**kv).clone()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_is_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { history: 50, snapshot_every: 30, ..Options::new(dir.path()) };
+    let mut before = Vec::new();
+    let mut revision = 0;
+    for round in 0..4 {
+        let started = std::time::Instant::now();
+        let store = Store::open(options.clone()).await.unwrap();
+        assert!(started.elapsed().as_millis() < 2000, "no election timeout is waited for");
+        assert_eq!(dump(&store), before, "round {round}");
+        assert!(store.revision() >= revision);
+        for n in 0..40 {
+            put(&store, &format!("/{}", n % 15), &format!("{round}.{n}")).await;
+        }
+        let ttl = Txn::create(format!("/ttl{round}").into(), Value::raw("t"), Some(3_600_000));
+        store.txn(ttl).await.unwrap();
+        let gone = Txn { success: vec![Op::Delete { key: format!("/{round}").into() }], ..Txn::default() };
+        revision = store.txn(gone).await.unwrap().revision;
+        before = dump(&store);
+        assert_eq!(store.revision(), revision);
+        store.shutdown().await.unwrap();
+        assert!(matches!(store.txn(Txn::put("/x".into(), Value::raw(""))).await, Err(Error::Stopped(_))));
+    }
+    let store = Store::open(options).await.unwrap();
+    // The window survives as well: a watcher resumes where it was.
+    let from = revision - 20;
+    let mut watch = store.watch("/".into(), from).unwrap();
+    for expected in from + 1..=revision {
+        assert_eq!(watch.next().await.unwrap().revision, expected);
+    }
+    assert_eq!(put(&store, "/next", "1").await, revision + 1);
+    store.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn directory_in_use_of_another_node_or_of_the_future() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(Options::new(dir.path())).await.unwrap();
+    let second = Store::open(Options::new(dir.path())).await;
+    assert!(matches!(second, Err(Error::Locked { .. })), "{second:?}");
+    put(&store, "/a", "1").await;
+    store.shutdown().await.unwrap();
+    let other = Store::open(Options { node_id: 2, ..Options::new(dir.path()) }).await;
+    assert!(matches!(other, Err(Error::WrongNode { found: 1, expected: 2 })), "{other:?}");
+
+    for name in ["state.redb", "log.redb"] {
+        let set = |format: u64| {
+            let database = redb::Database::open(dir.path().join(name)).unwrap();
+            let txn = database.begin_write().unwrap();
+            let meta = redb::TableDefinition::<&str, &[u8]>::new("meta");
+            let bytes = postcard::to_stdvec(&format).unwrap();
+            txn.open_table(meta).unwrap().insert("format", bytes.as_slice()).unwrap();
+            txn.commit().unwrap();
+        };
+        set(2);
+        let newer = Store::open(Options::new(dir.path())).await;
+        assert!(matches!(newer, Err(Error::FormatTooNew { found: 2, supported: 1, .. })), "{newer:?}");
+        set(1);
+    }
+    let store = Store::open(Options::new(dir.path())).await.unwrap();
+    assert_eq!(dump(&store).len(), 1);
+    store.shutdown().await.unwrap();
+}
+
+/// Any bit of either file: the store opens with all it had, or says that it is damaged, and keeps saying so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_is_never_served() {
+    let mut found = 0;
+    for case in 0..60_usize {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(Disk::new(false));
+        let options = Options { files: Some(disk.clone()), ..Options::new(dir.path()) };
+        let store = Store::open(options.clone()).await.unwrap();
+        for n in 0..40 {
+            put(&store, &format!("/{n}"), &"x".repeat(500)).await;
+        }
+        let before = dump(&store);
+        store.shutdown().await.unwrap();
+        disk.restart(0);
+        let name = if case % 2 == 0 { "state.redb" } else { "log.redb" };
+        disk.damage(name, disk.len(name) * 8 / 60 * case + case % 8);
+        for _ in 0..2 {
+            match Store::open(options.clone()).await {
+                Ok(store) => {
+                    assert_eq!(dump(&store), before, "case {case}");
+                    store.shutdown().await.unwrap();
+                }
+                Err(Error::Corrupt { .. } | Error::Io { .. } | Error::FormatTooNew { .. }) => found += 1,
+                Err(error) => panic!("case {case}: {error}"),
+            }
+        }
+    }
+    assert!(found >= 10, "damage was found {found} times");
+}
+
+/// A full disk: the write is refused, everything after it too, and a restart has all that was acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failed_write_stops_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Disk::new(false));
+    let options = Options { files: Some(disk.clone()), ..Options::new(dir.path()) };
+    let store = Store::open(options.clone()).await.unwrap();
+    put(&store, "/a", "1").await;
+    let mut watch = store.watch("/".into(), store.revision()).unwrap();
+    disk.cut();
+    for _ in 0..3 {
+        let refused = store.txn(Txn::put("/a".into(), Value::raw("2"))).await;
+        assert!(matches!(refused, Err(Error::Stopped(_))), "{refused:?}");
+    }
+    assert!(matches!(watch.next().await, Err(Error::Stopped(_))), "watchers learn of it");
+    let _ = store.shutdown().await;
+    disk.restart(3);
+    let store = Store::open(options).await.unwrap();
+    assert_eq!(dump(&store).len(), 1);
+    store.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshot_is_written_while_writes_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(Options::new(dir.path().join("data"))).await.unwrap();
+    put(&store, "/a", "1").await;
+    let file = dir.path().join("backup.snapshot");
+    let (saved, _) = tokio::join!(store.save_snapshot(&file), put(&store, "/b", "2"));
+    saved.unwrap();
+    assert!(std::fs::read(&file).unwrap().starts_with(b"CORACLE\0"));
+    assert!(!file.with_extension("part").exists());
+    store.shutdown().await.unwrap();
+}
