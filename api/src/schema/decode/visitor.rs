@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::super::{Field, Kind, Schema, Type, words};
+use super::super::{Field, Kind, Type, words};
 use super::MAX_PROBLEMS;
 use crate::quantity::Quantity;
 
@@ -348,7 +348,8 @@ fn put(out: &mut Map<String, Value>, name: String, value: Value) {
 fn tidy(out: &mut Map<String, Value>, ty: &Type) {
     out.retain(|name, value| ty.field(name).is_none_or(|f| f.always || !vanishes(f, value)));
     for field in ty.fields.iter().filter(|f| f.always && !out.contains_key(&f.name)).collect::<Vec<_>>() {
-        out.insert(field.name.clone(), zero(&field.schema));
+        let unset = field.pointer && !field.required;
+        out.insert(field.name.clone(), if unset { Value::Null } else { zero_of(&field.schema.kind) });
     }
 }
 
@@ -365,10 +366,6 @@ fn vanishes(field: &Field, value: &Value) -> bool {
 
 fn or_zero(value: Value, kind: &Kind) -> Value {
     if value.is_null() { zero_of(kind) } else { value }
-}
-
-fn zero(schema: &Schema) -> Value {
-    zero_of(&schema.kind)
 }
 
 fn zero_of(kind: &Kind) -> Value {
