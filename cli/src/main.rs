@@ -1,1 +1,61 @@
-fn main() {}
+//! The `coracle` binary: every process of a cluster, and a small client.
+#![forbid(unsafe_code)]
+
+mod commands;
+mod data_dir;
+mod kubeconfig;
+mod supervise;
+
+use clap::Parser;
+use commands::{
+    apply, compile_wasm, delete, get, image, logs, node, runtime, server, up, wasm_host,
+};
+
+#[derive(Parser)]
+#[command(name = "coracle", version, about = "Kubernetes rebuilt around WebAssembly")]
+enum Command {
+    /// Run everything on this machine: a server, a node and a runtime, supervised.
+    Up(up::Options),
+    /// Run a control-plane member: store, API server, controllers, scheduler, image registry.
+    Server(server::Options),
+    /// Run a node agent.
+    Node(node::Options),
+    /// Run the CRI service.
+    Runtime(runtime::Options),
+    /// Run pods' sandboxes (the runtime starts this).
+    #[command(hide = true)]
+    WasmHost(wasm_host::Options),
+    /// Compile a component to native code (the runtime starts this).
+    #[command(hide = true)]
+    CompileWasm(compile_wasm::Options),
+    /// Build and push images.
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Create or change the objects of manifests.
+    Apply(apply::Options),
+    /// Show objects as tables or YAML.
+    Get(get::Options),
+    /// Print the logs of a pod.
+    Logs(logs::Options),
+    /// Delete objects by name or manifest.
+    Delete(delete::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    let command = Command::parse();
+    // Several TLS providers may be linked; this one is ours. An error means that it is installed already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match command {
+        Command::Up(options) => up::run(options),
+        Command::Server(options) => server::run(options),
+        Command::Node(options) => node::run(options),
+        Command::Runtime(options) => runtime::run(options),
+        Command::WasmHost(options) => wasm_host::run(options),
+        Command::CompileWasm(options) => compile_wasm::run(&options),
+        Command::Image(command) => image::run(command),
+        Command::Apply(options) => apply::run(options),
+        Command::Get(options) => get::run(options),
+        Command::Logs(options) => logs::run(options),
+        Command::Delete(options) => delete::run(options),
+    }
+}

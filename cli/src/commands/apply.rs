@@ -1,0 +1,162 @@
+//! `coracle apply`: creates or changes the objects of manifests, as `kubectl apply` does on the client's side.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use kube::Api;
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::discovery::{Discovery, Scope};
+use serde_json::{Map, Value, json};
+
+use crate::kubeconfig::Cluster;
+
+/// kubectl's annotation, so that both clients can change the same objects.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+#[derive(Args)]
+pub struct Options {
+    /// A manifest, or a folder of them.
+    #[arg(short = 'f', long = "filename", required = true)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    cluster: Cluster,
+}
+
+pub fn run(options: Options) -> Result<()> {
+    super::run_client(async move {
+        let (client, namespace) = options.cluster.client().await?;
+        let discovery = Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
+        for object in read(&options.files)? {
+            let (api, shown, object) = resolve(&client, &discovery, &namespace, object)?;
+            println!("{shown} {}", apply(&api, object).await.with_context(|| shown.clone())?);
+        }
+        Ok(())
+    })
+}
+
+/// The objects of manifests; folders are read in the order of their files' names.
+pub fn read(paths: &[PathBuf]) -> Result<Vec<Value>> {
+    let mut objects = Vec::new();
+    for path in paths {
+        let mut files = vec![path.clone()];
+        if path.is_dir() {
+            files = std::fs::read_dir(path)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
+            files.retain(|file| is_manifest(file));
+            files.sort();
+        }
+        for file in files {
+            let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+            let documents =
+                coracle_api::yaml::to_json_documents(&text).with_context(|| format!("parse {}", file.display()))?;
+            objects.extend(documents.into_iter().filter(|document| !document.is_null()));
+        }
+    }
+    if objects.is_empty() {
+        bail!("no objects in {}", paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "));
+    }
+    Ok(objects)
+}
+
+fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
+}
+
+/// Where an object belongs, how it is called, and the object with its namespace filled in.
+pub fn resolve(
+    client: &kube::Client,
+    discovery: &Discovery,
+    namespace: &str,
+    mut object: Value,
+) -> Result<(Api<DynamicObject>, String, Value)> {
+    let field = |name: &str| object.get(name).and_then(Value::as_str).map(str::to_owned);
+    let api_version = field("apiVersion").context("an object without apiVersion")?;
+    let kind = field("kind").context("an object without kind")?;
+    let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+    let gvk = kube::core::GroupVersionKind::gvk(group, version, &kind);
+    let (resource, capabilities) = discovery
+        .resolve_gvk(&gvk)
+        .with_context(|| format!("the server has no kind {kind:?} in version {api_version:?}"))?;
+    let name = object
+        .pointer("/metadata/name")
+        .and_then(Value::as_str)
+        .with_context(|| format!("a {kind} without metadata.name"))?
+        .to_owned();
+    let qualified = if group.is_empty() { String::new() } else { format!(".{group}") };
+    let shown = format!("{}{qualified}/{name}", kind.to_lowercase());
+    let api = if capabilities.scope == Scope::Namespaced {
+        let own = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(namespace).to_owned();
+        object["metadata"]["namespace"] = json!(own);
+        Api::namespaced_with(client.clone(), &own, &resource)
+    } else {
+        Api::all_with(client.clone(), &resource)
+    };
+    Ok((api, shown, object))
+}
+
+async fn apply(api: &Api<DynamicObject>, mut object: Value) -> Result<&'static str> {
+    let applied = object.to_string();
+    let annotations = object["metadata"].as_object_mut().context("metadata is no object")?;
+    let annotations = annotations.entry("annotations").or_insert_with(|| json!({}));
+    annotations[LAST_APPLIED] = json!(applied);
+    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let Some(live) = api.get_opt(&name).await? else {
+        api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        return Ok("created");
+    };
+    let live = serde_json::to_value(live)?;
+    let before = live
+        .pointer("/metadata/annotations")
+        .and_then(|all| all.get(LAST_APPLIED))
+        .and_then(Value::as_str)
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_else(|| json!({}));
+    let patch = three_way(&before, &object, &live);
+    if patch.as_object().is_some_and(Map::is_empty) {
+        return Ok("unchanged");
+    }
+    api.patch(&name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    Ok("configured")
+}
+
+/// What to change so that `live` has what `wanted` says and lacks what only `before` said. Lists are replaced or, by the
+/// server's merge keys, merged.
+fn three_way(before: &Value, wanted: &Value, live: &Value) -> Value {
+    let empty = Map::new();
+    let (before, live) = (before.as_object().unwrap_or(&empty), live.as_object().unwrap_or(&empty));
+    let mut patch = Map::new();
+    for (key, value) in wanted.as_object().unwrap_or(&empty) {
+        match live.get(key) {
+            Some(current) if current == value => {}
+            Some(current) if current.is_object() && value.is_object() => {
+                let inner = three_way(before.get(key).unwrap_or(&Value::Null), value, current);
+                if inner.as_object().is_some_and(|inner| !inner.is_empty()) {
+                    patch.insert(key.clone(), inner);
+                }
+            }
+            _ => {
+                patch.insert(key.clone(), value.clone());
+            }
+        }
+    }
+    for key in before.keys() {
+        if wanted.get(key).is_none() && live.contains_key(key) {
+            patch.insert(key.clone(), Value::Null);
+        }
+    }
+    Value::Object(patch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_what_differs_and_removes_what_is_no_longer_said() {
+        let before = json!({"data": {"a": "1", "b": "2"}});
+        let wanted = json!({"data": {"a": "3"}});
+        let live = json!({"data": {"a": "1", "b": "2", "c": "theirs"}});
+        assert_eq!(three_way(&before, &wanted, &live), json!({"data": {"a": "3", "b": null}}));
+        assert_eq!(three_way(&wanted, &wanted, &wanted), json!({}));
+    }
+}

@@ -1,0 +1,69 @@
+//! `coracle logs`: what a pod wrote.
+
+use anyhow::{Context, Result};
+use clap::Args;
+use futures::{AsyncBufReadExt, TryStreamExt};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{ListParams, LogParams};
+
+use crate::kubeconfig::Cluster;
+
+#[derive(Args)]
+pub struct Options {
+    /// A pod, or `deploy/NAME` for the first pod of a Deployment.
+    target: String,
+    /// Go on as more is written.
+    #[arg(short, long)]
+    follow: bool,
+    /// Of the container before its last restart.
+    #[arg(short, long)]
+    previous: bool,
+    /// Only this many lines from the end.
+    #[arg(long)]
+    tail: Option<i64>,
+    /// The container, if the pod has several.
+    #[arg(short, long)]
+    container: Option<String>,
+    #[command(flatten)]
+    cluster: Cluster,
+}
+
+pub fn run(options: Options) -> Result<()> {
+    super::run_client(async move {
+        let (client, namespace) = options.cluster.client().await?;
+        let name = pod_of(&client, &namespace, &options.target).await?;
+        let params = LogParams {
+            follow: options.follow,
+            previous: options.previous,
+            tail_lines: options.tail,
+            container: options.container,
+            ..LogParams::default()
+        };
+        let pods: Api<Pod> = Api::namespaced(client, &namespace);
+        let mut lines = pods.log_stream(&name, &params).await?.lines();
+        while let Some(line) = lines.try_next().await? {
+            println!("{line}");
+        }
+        Ok(())
+    })
+}
+
+async fn pod_of(client: &kube::Client, namespace: &str, target: &str) -> Result<String> {
+    let Some((kind, name)) = target.split_once('/') else { return Ok(target.to_owned()) };
+    if ["pod", "pods", "po"].contains(&kind) {
+        return Ok(name.to_owned());
+    }
+    if !["deploy", "deployment", "deployments"].contains(&kind) {
+        anyhow::bail!("logs of a {kind}: give a pod or deploy/NAME");
+    }
+    let deployment = Api::<Deployment>::namespaced(client.clone(), namespace).get(name).await?;
+    let labels = deployment.spec.and_then(|spec| spec.selector.match_labels).unwrap_or_default();
+    let selector = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace).list(&ListParams::default().labels(&selector)).await?;
+    pods.items
+        .into_iter()
+        .find_map(|pod| pod.metadata.name)
+        .with_context(|| format!("deployment {name} has no pods"))
+}
