@@ -1,1 +1,268 @@
+//! A real cluster of real processes for a test, with the clients that drive it.
+//!
+//! Profile `loopback`: every process runs as an unprivileged user where the test itself runs as root. Each cluster has
+//! address ranges of its own, so that tests may run beside each other.
 
+pub mod load;
+pub mod slot;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use slot::Slot;
+
+/// The user that clusters run as (`nobody`).
+const USER: u32 = 65534;
+
+/// Who runs the processes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Profile {
+    /// Loopback addresses, no privilege.
+    Loopback,
+    /// Loopback addresses, as the user of the test.
+    LoopbackAsIs,
+}
+
+/// A cluster made by `coracle up`.
+pub struct Cluster {
+    up: Option<Child>,
+    dir: TempDir,
+    profile: Profile,
+    slot: Slot,
+    bin: PathBuf,
+}
+
+impl Cluster {
+    /// Starts `coracle up` in a new directory and waits for its ready line.
+    pub fn start(profile: Profile) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
+        let bin = dir.path().join("coracle");
+        std::fs::copy(binary("CORACLE_BIN", "target/debug/coracle")?, &bin)?;
+        let mut cluster = Self { up: None, dir, profile, slot: Slot::take()?, bin };
+        if cluster.unprivileged() {
+            std::os::unix::fs::chown(cluster.dir.path(), Some(USER), Some(USER))?;
+        }
+        cluster.up()?;
+        Ok(cluster)
+    }
+
+    fn unprivileged(&self) -> bool {
+        self.profile == Profile::Loopback && nix::unistd::geteuid().is_root()
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Starts `up` over the data directory; returns when it says that it is ready.
+    pub fn up(&mut self) -> Result<()> {
+        let data = self.data_dir();
+        let mut command = self.command(&self.bin);
+        command.arg("up").arg("--data-dir").arg(&data).args(["--listen", "127.0.0.1:0"]).args(self.slot.flags());
+        command.stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = command.spawn().context("start coracle up")?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().context("stdout of coracle up")?;
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
+        self.up = Some(child);
+        if !line.contains("coracle is ready") {
+            bail!("coracle up said {line:?} instead of that it is ready; {}", self.logs());
+        }
+        Ok(())
+    }
+
+    /// A program that runs as the cluster's user, in its directory and without the test's environment.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let program = program.as_ref();
+        let mut command = if self.unprivileged() {
+            let mut command = Command::new("setpriv");
+            command.args([format!("--reuid={USER}"), format!("--regid={USER}"), "--clear-groups".into()]);
+            command.arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        command
+            .current_dir(self.dir.path())
+            .env("HOME", self.dir.path())
+            .env("KUBECONFIG", self.data_dir().join("kubeconfig"))
+            .env("KUBECACHEDIR", self.dir.path().join("kubecache"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the coracle client; its standard output.
+    pub fn coracle(&self, args: &[&str]) -> Result<String> {
+        succeed(self.command(&self.bin).args(args))
+    }
+
+    /// Runs the exact kubectl; its standard output.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        succeed(self.command(kubectl()?).args(args))
+    }
+
+    /// Runs kubectl, which is to fail; what it said.
+    pub fn kubectl_fails(&self, args: &[&str]) -> Result<String> {
+        let out = self.command(kubectl()?).args(args).output()?;
+        if out.status.success() {
+            bail!("kubectl {} succeeded: {}", args.join(" "), shown(&out));
+        }
+        Ok(shown(&out))
+    }
+
+    /// An object or list as JSON.
+    pub fn get(&self, args: &[&str]) -> Result<Value> {
+        let mut all = vec!["get", "-o", "json"];
+        all.extend(args);
+        Ok(serde_json::from_str(&self.kubectl(&all)?)?)
+    }
+
+    /// Writes a file that the cluster's user can read, and returns its path.
+    pub fn file(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+
+    /// Pushes a guest under a name.
+    pub fn push(&self, guest: &str, tag: &str) -> Result<()> {
+        let built = guest_file(guest)?;
+        let copy = self.dir.path().join(format!("{guest}.wasm"));
+        std::fs::copy(built, &copy)?;
+        self.coracle(&["image", "push", &copy.display().to_string(), tag]).map(drop)
+    }
+
+    /// The id of one of the supervised processes: `server`, `node` or `runtime`.
+    pub fn pid(&self, process: &str) -> Result<i32> {
+        let path = self.data_dir().join("run").join(process);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(text.trim().parse()?)
+    }
+
+    /// Kills a supervised process (SIGKILL) and waits until its supervisor has started another.
+    pub fn kill(&self, process: &str) -> Result<()> {
+        let before = self.pid(process)?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(before), nix::sys::signal::Signal::SIGKILL)?;
+        eventually(&format!("{process} is started again"), Duration::from_secs(20), || Ok(self.pid(process)? != before))
+    }
+
+    /// Kills `up` itself (SIGKILL).
+    pub fn kill_up(&mut self) -> Result<()> {
+        let mut child = self.up.take().context("up does not run")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM to `up`; it must end by itself, successfully.
+    pub fn stop(&mut self) -> Result<()> {
+        let Some(mut child) = self.up.take() else { return Ok(()) };
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        let mut status = None;
+        eventually("up ends after SIGTERM", Duration::from_secs(60), || {
+            status = child.try_wait()?;
+            Ok(status.is_some())
+        })?;
+        match status {
+            Some(status) if status.success() => Ok(()),
+            other => bail!("up ended with {other:?}; {}", self.logs()),
+        }
+    }
+
+    /// The end of each process's log, for a failure.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for process in ["server", "node", "runtime"] {
+            let path = self.data_dir().join("logs").join(format!("{process}.log"));
+            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<_> = log.lines().rev().take(15).collect();
+            text += &format!("\n--- {process}\n");
+            for line in lines.into_iter().rev() {
+                text += line;
+                text.push('\n');
+            }
+        }
+        text
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        if self.up.is_none() {
+            // A killed `up` left processes: the next one adopts and ends them.
+            let _ = self.up();
+        }
+        if let Err(error) = self.stop() {
+            eprintln!("stop the cluster: {error:#}");
+        }
+    }
+}
+
+/// The repository root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// A built program: `$variable`, or a path below the repository root.
+fn binary(variable: &str, default: &str) -> Result<PathBuf> {
+    let path = std::env::var_os(variable).map_or_else(|| root().join(default), PathBuf::from);
+    if !path.is_file() {
+        bail!("{} is missing: run `cargo xtask test`, or set {variable}", path.display());
+    }
+    Ok(path)
+}
+
+/// The exact kubectl that `cargo xtask kubectl` installs.
+pub fn kubectl() -> Result<PathBuf> {
+    let path = std::env::var_os("CORACLE_KUBECTL").context("CORACLE_KUBECTL is not set: run `cargo xtask test`")?;
+    Ok(PathBuf::from(path))
+}
+
+/// A built guest program.
+pub fn guest_file(name: &str) -> Result<PathBuf> {
+    binary("CORACLE_GUEST_FILE", &format!("target/guests/{name}.wasm"))
+}
+
+/// Runs a command that has to succeed; its standard output.
+pub fn succeed(command: &mut Command) -> Result<String> {
+    let out = command.output().with_context(|| format!("start {command:?}"))?;
+    if !out.status.success() {
+        bail!("{command:?}: {}", shown(&out));
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// What a program said, both ways.
+pub fn shown(out: &Output) -> String {
+    format!("{}\n{}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+/// Waits until a condition holds. An error counts as "not yet" and is told at the end.
+pub fn eventually(what: &str, limit: Duration, mut met: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + limit;
+    loop {
+        let last = met();
+        if matches!(last, Ok(true)) {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            bail!("not within {limit:?}: {what} ({last:?})");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The body of a page, by curl.
+pub fn curl(url: &str) -> Result<String> {
+    succeed(Command::new("curl").args(["--silent", "--show-error", "--fail", "--max-time", "10", url]))
+}

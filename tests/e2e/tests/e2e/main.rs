@@ -1,0 +1,6 @@
+//! Real clients on the real binary. Each test says its profile.
+
+mod bad_input;
+mod faults;
+mod hello;
+mod readme;
