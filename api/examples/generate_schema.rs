@@ -14,6 +14,8 @@ use serde_json::{Map, Value, json};
 const POINTERS: &str = include_str!("generate_schema/pointers.txt");
 /// Fields that are written even when nobody set them.
 const ALWAYS: &str = include_str!("generate_schema/always.txt");
+/// Defaults that the OpenAPI of version 3 states and that of version 2 does not.
+const DEFAULTS: &str = include_str!("generate_schema/defaults.txt");
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let home = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
@@ -24,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut lines = Vec::new();
     for (name, definition) in definitions {
-        lines.push(format!("{}:{}", json!(name), one_type(name, definition)));
+        lines.push(format!("{}:{}", json!(name), one_type(name, definition)?));
     }
     let table = format!("{{\n{}\n}}\n", lines.join(",\n"));
     serde_json::from_str::<Value>(&table)?;
@@ -34,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn one_type(name: &str, definition: &Value) -> Value {
+fn one_type(name: &str, definition: &Value) -> Result<Value, serde_json::Error> {
     let mut out = Map::new();
     if let Some(gvks) = definition["x-kubernetes-group-version-kind"].as_array() {
         let gvk = |g: &Value| json!([g["group"], g["version"], g["kind"]]);
@@ -60,8 +62,11 @@ fn one_type(name: &str, definition: &Value) -> Value {
             if required || by_value || listed(ALWAYS, &here) {
                 entry.insert("always".into(), true.into());
             }
-            if listed(POINTERS, &here) || name.contains(".api.resource.") {
+            if listed(POINTERS, &here) || (name.contains(".api.resource.") && !required) {
                 entry.insert("pointer".into(), true.into());
+            }
+            if let Some(default) = default_of(&here)? {
+                entry.insert("default".into(), default);
             }
             fields.insert(field.clone(), Value::Object(entry));
         }
@@ -69,7 +74,12 @@ fn one_type(name: &str, definition: &Value) -> Value {
     } else {
         out.insert("is".into(), kind_of_leaf(name).into());
     }
-    Value::Object(out)
+    Ok(Value::Object(out))
+}
+
+fn default_of(entry: &str) -> Result<Option<Value>, serde_json::Error> {
+    let line = DEFAULTS.lines().find_map(|l| l.split_once(' ').filter(|(name, _)| *name == entry));
+    line.map(|(_, json)| serde_json::from_str(json)).transpose()
 }
 
 fn listed(list: &str, entry: &str) -> bool {

@@ -52,13 +52,10 @@ impl Patch {
         let bad = |error: String| Status::bad_request(format!("{prefix}{error}"));
         let (content, duplicates) = schema::decode_any(body).map_err(bad)?;
         let wanted = match (kind, &content) {
-            (PatchType::Json, Value::Array(list)) if list.len() > MAX_OPERATIONS => {
-                return Err(Status::request_entity_too_large(format!(
-                    "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
-                    list.len()
-                )));
+            (PatchType::Json, Value::Array(list)) => {
+                bounded(list)?;
+                None
             }
-            (PatchType::Json, Value::Array(_)) => None,
             (PatchType::Json, _) => Some("[]handlers.jsonPatchOp"),
             (_, Value::Object(_)) => None,
             _ => Some("map[string]interface {}"),
@@ -94,7 +91,17 @@ impl Patch {
 
 /// Applies the operations of a JSON patch. An operation that does not apply is a 422 without details, as in Kubernetes.
 pub fn json(target: &Value, operations: &Value) -> Result<Value, Status> {
+    bounded(operations.as_array().map(Vec::as_slice).unwrap_or_default())?;
     json_patch::apply(target, operations).ok_or_else(Status::unprocessable)
+}
+
+fn bounded(operations: &[Value]) -> Result<(), Status> {
+    match operations.len() {
+        ..=MAX_OPERATIONS => Ok(()),
+        many => Err(Status::request_entity_too_large(format!(
+            "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {many}"
+        ))),
+    }
 }
 
 /// Applies a merge patch, which must be an object.

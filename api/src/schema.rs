@@ -17,6 +17,7 @@ pub(crate) use words::json_type;
 
 pub use decode::{Decoded, Input, Validation, decode, decode_patched, decode_value};
 pub use defaults::apply_defaults;
+pub use words::json_syntax_error;
 
 /// A named type.
 #[derive(Debug)]

@@ -160,3 +160,41 @@ fn patches_apply_alike() {
     assert!(applied > 25 && refused > 10, "only {applied} applied and {refused} refused");
     assert!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
 }
+
+/// Selectors of the recording are read, or refused in the same words.
+#[test]
+fn selectors_are_read_alike() {
+    let mut wrong = Vec::new();
+    let (mut read, mut refused) = (0, 0);
+    for exchange in TOPICS.iter().flat_map(|t| exchanges(t)) {
+        let decode = |v: String| recorded::percent_decode(&v);
+        let labels = exchange
+            .query("labelSelector")
+            .map(decode)
+            .map(|s| coracle_api::labels::Selector::parse(&s).map(drop));
+        let fields = exchange
+            .query("fieldSelector")
+            .map(decode)
+            .map(|s| coracle_api::fields::Selector::parse(&s).map(drop));
+        for outcome in [labels, fields].into_iter().flatten() {
+            let message = exchange.response["message"].as_str().unwrap_or_default();
+            match outcome {
+                Ok(())
+                    if exchange.status == 200
+                        || message.contains("field selector: only")
+                        || message.contains("not supported") =>
+                {
+                    read += 1
+                }
+                Ok(()) if exchange.status != 400 || message.contains("Table") => {}
+                Err(status) if status.message == message && exchange.status == status.code => refused += 1,
+                other => wrong.push(format!(
+                    "{}: wanted {} {message:?}, got {other:?}",
+                    exchange.name, exchange.status
+                )),
+            }
+        }
+    }
+    assert!(read > 20 && refused > 8, "only {read} read and {refused} refused");
+    assert!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
+}

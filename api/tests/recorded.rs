@@ -179,3 +179,17 @@ fn compare(at: &str, ours: &Value, theirs: &Value, out: &mut Vec<String>) {
         _ => {}
     }
 }
+
+pub fn percent_decode(text: &str) -> String {
+    let mut out = Vec::new();
+    let mut bytes = text.bytes();
+    while let Some(b) = bytes.next() {
+        let hex = |b: Option<u8>| b.and_then(|b| char::from(b).to_digit(16)).unwrap_or(0) as u8;
+        out.push(match b {
+            b'%' => hex(bytes.next()) * 16 + hex(bytes.next()),
+            b'+' => b' ',
+            b => b,
+        });
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}

@@ -120,7 +120,7 @@ impl<'a> Parser<'a> {
             }
             (Token::Close, _) => {
                 self.at += 1;
-                Ok(Vec::new())
+                Ok(vec![String::new()])
             }
             (_, found) => Err(format!("found '{found}', expected: ',', ')' or identifier")),
         }

@@ -3,6 +3,8 @@
 
 mod order;
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use crate::schema::{Kind, Schema, Type};
@@ -114,12 +116,9 @@ fn merge_fields(mut original: Object, patch: &Object, ty: Option<&Type>) -> Resu
 
 fn merge_list(original: Vec<Value>, patch: &[Value], hint: Hint<'_>) -> Result<Vec<Value>, Status> {
     if !original.iter().chain(patch).any(Value::is_object) {
-        let mut merged: Vec<Value> = Vec::new();
-        for value in original.iter().chain(patch) {
-            if !merged.contains(value) {
-                merged.push(value.clone());
-            }
-        }
+        let mut seen = HashSet::new();
+        let both = original.iter().chain(patch);
+        let merged = both.filter(|v| seen.insert(v.to_string())).cloned().collect();
         return Ok(order::normalize(merged, patch, &original, None));
     }
     let Some(key) = hint.merge_key() else {
@@ -130,14 +129,18 @@ fn merge_list(original: Vec<Value>, patch: &[Value], hint: Hint<'_>) -> Result<V
     if replaced {
         return Ok(plain.iter().map(|v| Value::Object(without_directives(v))).collect());
     }
+    let mut places = order::Positions::new(&merged, Some(key));
     for element in &plain {
         let wanted = element.get(key).ok_or_else(|| no_merge_key(element, key))?;
-        match merged.iter_mut().find(|v| v.get(key) == Some(wanted)) {
+        match places.of_key(wanted).and_then(|at| merged.get_mut(at)) {
             Some(found) => {
                 let old = found.as_object().cloned().unwrap_or_default();
                 *found = Value::Object(merge_map(old, element, hint.item())?);
             }
-            None => merged.push(Value::Object(merge_map(Object::new(), element, hint.item())?)),
+            None => {
+                places.add(wanted, merged.len());
+                merged.push(Value::Object(merge_map(Object::new(), element, hint.item())?));
+            }
         }
     }
     let plain: Vec<Value> = plain.into_iter().map(|v| Value::Object(v.clone())).collect();
@@ -151,6 +154,7 @@ fn special_elements<'p>(
     key: &str,
 ) -> Result<(Vec<Value>, Vec<&'p Object>, bool), Status> {
     let mut plain = Vec::new();
+    let mut doomed = HashSet::new();
     let mut replaced = false;
     for element in patch {
         let Value::Object(map) = element else {
@@ -163,13 +167,14 @@ fn special_elements<'p>(
             Some(directive) => match directive.as_str() {
                 Some("delete") => {
                     let wanted = map.get(key).ok_or_else(|| no_merge_key(map, key))?;
-                    original.retain(|v| v.get(key) != Some(wanted));
+                    doomed.insert(wanted.to_string());
                 }
                 Some("replace") => replaced = true,
                 _ => return Err(bad_directive(directive, map)),
             },
         }
     }
+    original.retain(|v| v.get(key).is_none_or(|k| !doomed.contains(&k.to_string())));
     Ok((original, plain, replaced))
 }
 
@@ -190,7 +195,8 @@ fn delete_scalars(original: &mut Object, list: &str, doomed: &Value) -> Result<(
         return Err(Status::bad_request("invalid patch format of primitive list"));
     };
     if let Some(Value::Array(values)) = original.get_mut(list) {
-        values.retain(|v| !doomed.contains(v));
+        let doomed: HashSet<String> = doomed.iter().map(Value::to_string).collect();
+        values.retain(|v| !doomed.contains(&v.to_string()));
     }
     Ok(())
 }

@@ -185,6 +185,11 @@ pub(super) fn go_type_of(ty: &Type) -> String {
     }
 }
 
+/// What is wrong with a text that should be JSON, in the words of Go's decoder; `None` where it is well-formed.
+pub fn json_syntax_error(bytes: &[u8]) -> Option<String> {
+    json_syntax::explain(bytes)
+}
+
 /// Go's words for JSON that does not parse.
 pub(super) fn json_error(bytes: &[u8], error: &serde_json::Error) -> String {
     json_syntax::explain(bytes).unwrap_or_else(|| error.to_string())

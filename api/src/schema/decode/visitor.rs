@@ -348,8 +348,8 @@ fn put(out: &mut Map<String, Value>, name: String, value: Value) {
 fn tidy(out: &mut Map<String, Value>, ty: &Type) {
     out.retain(|name, value| ty.field(name).is_none_or(|f| f.always || !vanishes(f, value)));
     for field in ty.fields.iter().filter(|f| f.always && !out.contains_key(&f.name)).collect::<Vec<_>>() {
-        let unset = field.pointer && !field.required;
-        out.insert(field.name.clone(), if unset { Value::Null } else { zero_of(&field.schema.kind) });
+        let value = if field.pointer { Value::Null } else { zero_of(&field.schema.kind) };
+        out.insert(field.name.clone(), value);
     }
 }
 
