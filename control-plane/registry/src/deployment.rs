@@ -8,7 +8,7 @@ use coracle_apiserver::{Column, ResourceDef, Strategy, StrategyContext, Subresou
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::value::{at, entries, number, object, present, reset, set_default, text};
+use crate::value::{at, number, object, present, reset, set_default, text};
 use crate::{check, table, workload};
 
 static COLUMNS: [Column; 8] = [
@@ -129,6 +129,10 @@ impl Strategy for Deployment {
         errors
     }
 
+    fn warnings(&self, obj: &Value) -> Vec<String> {
+        crate::pod::warnings::pod_spec(at(obj, "/spec/template/spec"), "spec.template.spec")
+    }
+
     fn columns(&self) -> &[Column] {
         &COLUMNS
     }
@@ -149,7 +153,7 @@ impl Strategy for Deployment {
 
 fn spec(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
     check::non_negative(errors, &path.child("replicas"), at(spec, "/replicas"));
-    workload::selector(errors, spec, path, "empty selector is invalid for deployment");
+    workload::selector(errors, spec, path);
     let selector = at(spec, "/selector");
     if !selector.is_null() && !check::selector_is_valid(selector) {
         errors.push(Error::invalid(&path.child("selector"), selector.clone(), "invalid label selector"));
@@ -206,12 +210,6 @@ fn rolling_update(errors: &mut Vec<Error>, rolling: &Value, path: &Path) {
     check::at_most_100_percent(errors, &path.child("maxUnavailable"), unavailable);
 }
 
-/// Whether a Deployment's template has this label key; for tests.
-#[cfg(test)]
-fn has_label(obj: &Value, key: &str) -> bool {
-    entries(obj, "/spec/template/metadata/labels").any(|(k, _)| k == key)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,7 +227,6 @@ mod tests {
         let words =
             |d: &Value| Deployment.validate_create(d).iter().map(ToString::to_string).collect::<Vec<_>>();
         let good = deployment(|_| ());
-        assert!(has_label(&good, "a"));
         assert_eq!(words(&good), Vec::<String>::new());
         assert_eq!(
             good["spec"]["strategy"],

@@ -71,6 +71,10 @@ impl Strategy for Endpoints {
         errors
     }
 
+    fn warnings(&self, _obj: &Value) -> Vec<String> {
+        vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_string()]
+    }
+
     fn columns(&self) -> &[Column] {
         &COLUMNS
     }

@@ -123,6 +123,8 @@ impl Strategy for Namespace {
         if let Some(status) = object(obj, "status") {
             set(status, "phase", "Terminating");
         }
+        // A namespace has no grace period, not even one of 0.
+        meta::remove_metadata(obj, "deletionGracePeriodSeconds");
     }
 
     fn held(&self, obj: &Value) -> bool {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::options::RegistryOptions;
 use crate::table::{self, or_none};
-use crate::value::{at, flag, items, list, number, object, present, set, set_default, text};
+use crate::value::{flag, items, list, number, object, set, set_default, text};
 use crate::{check, subresource};
 
 /// The port of a node's API where its status does not say.
@@ -278,12 +278,6 @@ fn address(obj: &Value, kind: &str) -> Value {
     or_none(found.map_or("", |a| text(a, "/address")))
 }
 
-/// Whether a node reports itself ready; for tests of other modules.
-#[cfg(test)]
-pub fn is_ready(obj: &Value) -> bool {
-    present(obj, "/status") && status(obj).starts_with("Ready") && at(obj, "/status").is_object()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,7 +289,6 @@ mod tests {
             "spec": {"unschedulable": true},
             "status": {"conditions": [{"type": "Ready", "status": "True"}], "addresses": [{"type": "InternalIP", "address": "127.0.1.1"}],
             "nodeInfo": {"kubeletVersion": "v1", "osImage": "os"}}});
-        assert!(is_ready(&node));
         assert_eq!(
             Node.row(&node, now),
             [

@@ -7,6 +7,7 @@ mod evict;
 mod logs;
 mod update;
 pub mod validation;
+pub mod warnings;
 
 pub use logs::LogResolver;
 
@@ -116,6 +117,10 @@ impl Strategy for Pod {
 
     fn validate_status_update(&self, new: &Value, old: &Value) -> Vec<Error> {
         update::validate_status(new, old)
+    }
+
+    fn warnings(&self, obj: &Value) -> Vec<String> {
+        warnings::pod_spec(at(obj, "/spec"), "spec")
     }
 
     fn columns(&self) -> &[Column] {

@@ -22,24 +22,25 @@ pub fn default_template(spec: &mut Value) {
     }
 }
 
-/// Errors of `spec.selector`: it must be given, valid, and not empty.
-pub fn selector(errors: &mut Vec<Error>, spec: &Value, path: &Path, empty: &'static str) {
-    let path = path.child("selector");
+/// `spec.selector`, where an empty one is as good as none: decoding does not tell them apart.
+pub fn given_selector(spec: &Value) -> &Value {
     let selector = at(spec, "/selector");
-    if selector.is_null() {
-        errors.push(Error::required(&path, ""));
-        return;
-    }
-    check::label_selector(errors, &path, selector);
-    if check::selector_is_empty(selector) {
-        errors.push(Error::invalid(&path, selector.clone(), empty));
+    if check::selector_is_empty(selector) { &Value::Null } else { selector }
+}
+
+/// Errors of `spec.selector`: it must be given and valid.
+pub fn selector(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
+    let path = path.child("selector");
+    match given_selector(spec) {
+        Value::Null => errors.push(Error::required(&path, "")),
+        selector => check::label_selector(errors, &path, selector),
     }
 }
 
 /// Errors of `spec.template`, with `selector` valid and matching its labels.
 pub fn template(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
     let (template, path) = (at(spec, "/template"), path.child("template"));
-    let selector = at(spec, "/selector");
+    let selector = given_selector(spec);
     let labels = at(template, "/metadata/labels");
     if !selector.is_null() && !check::selector_is_valid(selector) {
         return;

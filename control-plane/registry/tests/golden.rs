@@ -13,13 +13,15 @@ use std::sync::Arc;
 use axum::body::Body;
 use coracle_apiserver::{ApiServer, UserInfo};
 use coracle_registry::RegistryOptions;
+use coracle_registry::check::Cidr;
 use coracle_store::{Options, Store};
 use http::{HeaderName, Request, Response};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-const FILES: [&str; 6] = ["01-crud", "02-defaulting", "03-validation", "04-patch", "05-lists", "06-subresources"];
+const FILES: [&str; 6] =
+    ["01-crud", "02-defaulting", "03-validation", "04-patch", "05-lists", "06-subresources"];
 const PLACEHOLDERS: [&str; 9] =
     ["<uid>", "<rv>", "<time>", "<rand>", "<continue>", "<ip>", "<port>", "<age>", "<token>"];
 /// Values that the recording replaced whole, numbers included.
@@ -27,7 +29,12 @@ const WHOLE: [&str; 2] = ["<port>", "<age>"];
 
 async fn server() -> ApiServer {
     let store = Arc::new(Store::in_memory(&Options::new("unused")));
-    let options = RegistryOptions::default();
+    // Recorded on a cluster whose pods do not live on loopback addresses.
+    let options = RegistryOptions {
+        pod_cidr: Cidr::parse("10.42.0.0/16").expect("range"),
+        api_server: ("10.0.0.1".parse().expect("address"), 6443),
+        ..RegistryOptions::default()
+    };
     let server = coracle_registry::builtin(&options).install(ApiServer::builder(store)).build();
     coracle_registry::bootstrap(&server, &options).await.expect("bootstrap");
     server
@@ -35,7 +42,16 @@ async fn server() -> ApiServer {
 
 /// Who made the recorded call: its name tells.
 fn caller(name: &str) -> UserInfo {
-    let jane = ["imp-", "ssar-imp", "ssrules-imp", "escalation-", "rbac-allowed", "rbac-other", "rbac-escalation", "ssar-after"];
+    let jane = [
+        "imp-",
+        "ssar-imp",
+        "ssrules-imp",
+        "escalation-",
+        "rbac-allowed",
+        "rbac-other",
+        "rbac-escalation",
+        "ssar-after",
+    ];
     if jane.iter().any(|p| name.starts_with(p)) {
         return UserInfo::new("jane", &[]);
     }
@@ -91,7 +107,10 @@ fn differences(path: &str, expected: &Value, actual: &Value, out: &mut Vec<Strin
             }
         }
         (Value::Array(e), Value::Array(a)) if e.len() == a.len() => {
-            e.iter().zip(a).enumerate().for_each(|(i, (e, a))| differences(&format!("{path}/{i}"), e, a, out));
+            e.iter()
+                .zip(a)
+                .enumerate()
+                .for_each(|(i, (e, a))| differences(&format!("{path}/{i}"), e, a, out));
         }
         (Value::String(e), Value::Number(_)) if WHOLE.contains(&e.as_str()) => {}
         (Value::String(e), Value::String(a)) if text_matches(e, a) => {}
@@ -177,12 +196,15 @@ fn guess(exchange: &Value, wrong: &[String]) -> String {
     if apply {
         return "server-side apply is not served yet".into();
     }
-    let unserved = wrong.iter().any(|w| w.contains("could not find the requested resource") || w.contains("404 page not found"));
+    let unserved = wrong
+        .iter()
+        .any(|w| w.contains("could not find the requested resource") || w.contains("404 page not found"));
     if unserved {
         let mut parts = path.split(['/', '?']).skip_while(|p| !matches!(*p, "api" | "apis"));
         let skip = if parts.next() == Some("apis") { 2 } else { 1 };
         let rest: Vec<&str> = parts.skip(skip).collect();
-        let plural = if rest.first() == Some(&"namespaces") && rest.len() > 2 { rest.get(2) } else { rest.first() };
+        let plural =
+            if rest.first() == Some(&"namespaces") && rest.len() > 2 { rest.get(2) } else { rest.first() };
         return format!("{} not served yet", plural.unwrap_or(&"resource"));
     }
     "TODO".into()
@@ -221,7 +243,12 @@ async fn exchanges_recorded_from_kubernetes() {
             let reason = known.get(&name).filter(|r| *r != "TODO").cloned();
             let reason = reason.unwrap_or_else(|| guess(&exchange, &wrong));
             if reason == "TODO" || !known.contains_key(&name) || (!only.is_empty() && name.contains(&only)) {
-                report.push_str(&format!("{name} {} {}\n    {}\n", exchange["method"], exchange["path"], wrong.join("\n    ")));
+                report.push_str(&format!(
+                    "{name} {} {}\n    {}\n",
+                    exchange["method"],
+                    exchange["path"],
+                    wrong.join("\n    ")
+                ));
             }
             found.insert(name, reason);
         }
@@ -229,13 +256,18 @@ async fn exchanges_recorded_from_kubernetes() {
     }
     println!("{counts}\n{report}");
     if std::env::var_os("GOLDEN_UPDATE").is_some() {
-        let mut text = String::from("# Recorded exchanges that are answered otherwise, and why. See golden.rs.\n");
+        let mut text =
+            String::from("# Recorded exchanges that are answered otherwise, and why. See golden.rs.\n");
         found.iter().for_each(|(name, reason)| text.push_str(&format!("{name}: {reason}\n")));
         std::fs::write(&list, text).expect("golden-differences.txt");
         return;
     }
-    let (found, known): (BTreeSet<_>, BTreeSet<_>) = (found.into_keys().collect(), known.into_keys().collect());
+    let (found, known): (BTreeSet<_>, BTreeSet<_>) =
+        (found.into_keys().collect(), known.into_keys().collect());
     let new: Vec<_> = found.difference(&known).collect();
     let gone: Vec<_> = known.difference(&found).collect();
-    assert!(new.is_empty() && gone.is_empty(), "{counts}differ now: {new:?}\nno longer differ: {gone:?}\n{report}");
+    assert!(
+        new.is_empty() && gone.is_empty(),
+        "{counts}differ now: {new:?}\nno longer differ: {gone:?}\n{report}"
+    );
 }

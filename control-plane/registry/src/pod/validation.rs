@@ -22,16 +22,18 @@ pub fn pod_spec(spec: &Value, path: &Path) -> Vec<Error> {
     container::containers(&mut errors, spec, path, &volumes);
     restart_policy(&mut errors, spec, path);
     check::one_of(&mut errors, &path.child("dnsPolicy"), text(spec, "/dnsPolicy"), &DNS_POLICIES, true);
-    security_context(&mut errors, spec, path);
     scheduling::node_selector_map(&mut errors, spec, path);
-    names(&mut errors, spec, path);
-    scheduling::tolerations(&mut errors, &path.child("tolerations"), items(spec, "/tolerations"));
-    host_aliases(&mut errors, spec, path);
+    security_context(&mut errors, spec, path);
     scheduling::affinity(&mut errors, spec, path);
     dns_config(&mut errors, spec, path);
     scheduling::readiness_gates(&mut errors, spec, path);
     scheduling::spread(&mut errors, spec, path);
+    names(&mut errors, spec, path, &["serviceAccountName", "nodeName"]);
     deadline(&mut errors, spec, path);
+    names(&mut errors, spec, path, &["hostname", "subdomain"]);
+    scheduling::tolerations(&mut errors, &path.child("tolerations"), items(spec, "/tolerations"));
+    host_aliases(&mut errors, spec, path);
+    names(&mut errors, spec, path, &["priorityClassName", "runtimeClassName"]);
     errors
 }
 
@@ -89,23 +91,18 @@ fn is_sysctl(name: &str) -> bool {
         })
 }
 
-/// Names of other things: service account, node, host name, subdomain, pull secrets, classes.
-fn names(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
-    type Rule = fn(&str) -> Vec<String>;
-    let subdomain: Rule = rules::dns1123_subdomain;
-    let label: Rule = rules::dns1123_label;
-    for (field, rule) in [
-        ("serviceAccountName", subdomain),
-        ("nodeName", subdomain),
-        ("hostname", label),
-        ("subdomain", label),
-        ("priorityClassName", subdomain),
-        ("runtimeClassName", subdomain),
-    ] {
+/// Names of other things: service account, node, host name, subdomain, classes.
+fn names(errors: &mut Vec<Error>, spec: &Value, path: &Path, fields: &[&'static str]) {
+    for field in fields {
         let value = text(spec, &format!("/{field}"));
-        if !value.is_empty() {
-            words(errors, &path.child(field), value, rule(value));
+        if value.is_empty() {
+            continue;
         }
+        let wrong = match *field {
+            "hostname" | "subdomain" => rules::dns1123_label(value),
+            _ => rules::dns1123_subdomain(value),
+        };
+        words(errors, &path.child(*field), value, wrong);
     }
 }
 
