@@ -18,6 +18,8 @@ pub(crate) mod log;
 mod network;
 pub(crate) mod node;
 mod state_machine;
+#[cfg(test)]
+mod tests;
 
 openraft::declare_raft_types!(pub(crate) Types: D = Request, R = Response, Node = BasicNode);
 

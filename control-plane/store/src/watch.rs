@@ -37,6 +37,12 @@ impl Watch {
         Self { machine, topic, id, position: after, buffer: VecDeque::new() }
     }
 
+    #[cfg(test)]
+    pub(crate) fn for_test(machine: &Arc<Machine>, prefix: &'static str, after: u64) -> Self {
+        let (topic, id) = machine.hub.join(prefix.into());
+        Self::new(machine.clone(), topic, id, after)
+    }
+
     /// The next event; waits for it.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ const MOST_BYTES: usize = 16 << 20;
 /// With this much waiting, applying waits as well.
 const STALL_BYTES: usize = 64 << 20;
 
-/// The outcome so far: the last index on disk, or why there will be no more.
+/// The outcome so far: entries before this index are on disk with their effects, or why there will be no more.
 pub(crate) type Durable = Result<u64, String>;
 
 pub(crate) struct Persister {
@@ -39,7 +39,7 @@ struct Pending {
     rows: Rows,
     bytes: usize,
     applied: Option<Applied>,
-    /// The last index taken over, pending or not.
+    /// The index before which all was taken over, pending or not.
     newest: u64,
     since: Option<Instant>,
     flush: bool,
@@ -90,7 +90,7 @@ impl Persister {
         self.shared.durable.borrow().as_ref().map(drop).map_err(Clone::clone)
     }
 
-    /// Writes what was taken over before the call; returns the last index on disk.
+    /// Writes what was taken over before the call; returns the index before which all is on disk.
     pub async fn flush(&self) -> Result<u64, String> {
         let target = {
             let mut pending = self.shared.pending.lock();
@@ -104,7 +104,7 @@ impl Persister {
         reached.map_err(|_| "the store's state thread ended".to_owned())?.clone()
     }
 
-    /// The last index on disk.
+    /// The index before which all is on disk.
     pub fn durable(&self) -> Durable {
         self.shared.durable.borrow().clone()
     }
@@ -220,5 +220,5 @@ impl Pending {
 }
 
 fn index(applied: &Applied) -> u64 {
-    applied.log_id.as_ref().map_or(0, |id| id.index)
+    applied.log_id.as_ref().map_or(0, |id| id.index + 1)
 }

@@ -129,19 +129,18 @@ impl StateDb {
         })
     }
 
-    /// The state of the last commit; `None` before the first.
-    pub fn view(&self) -> Result<Option<View>, redb::Error> {
+    /// The state of the last commit.
+    pub fn view(&self) -> Result<View, redb::Error> {
+        let empty = self.with(|database| Ok(read_meta::<Applied>(database, "applied")?.is_none()))?;
+        if empty {
+            self.commit(&Rows::new(), &Applied::default())?;
+        }
         self.with(|database| {
             let txn = database.begin_read()?;
-            let meta = match txn.open_table(META) {
-                Ok(table) => table,
-                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            };
-            let Some(bytes) = meta.get("applied")? else { return Ok(None) };
-            let applied = postcard::from_bytes(bytes.value());
-            let applied = applied.map_err(|error| redb::Error::Corrupted(error.to_string()))?;
-            Ok(Some(View { applied, rows: txn.open_table(ROWS)? }))
+            let meta = txn.open_table(META)?;
+            let applied = meta.get("applied")?.map(|bytes| postcard::from_bytes(bytes.value()));
+            let applied = applied.transpose().map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+            Ok(View { applied: applied.unwrap_or_default(), rows: txn.open_table(ROWS)? })
         })
     }
 

@@ -36,7 +36,8 @@ const TAIL_BYTES: usize = 8 << 20;
 pub(crate) struct Log {
     shared: Arc<Shared>,
     jobs: mpsc::Sender<Job>,
-    persister: Arc<Persister>,
+    /// Who knows what is on disk; `None` where nobody asks.
+    persister: Option<Arc<Persister>>,
 }
 
 struct Shared {
@@ -62,7 +63,7 @@ struct Tail {
 
 impl Log {
     /// Opens the log, checks every entry, and starts its thread.
-    pub fn open(place: &Place, persister: Arc<Persister>) -> Result<Self, Error> {
+    pub fn open(place: &Place, persister: Option<Arc<Persister>>) -> Result<Self, Error> {
         let (database, found) = LogDb::open(place)?;
         let written = found.last.map_or(0, |id| id.index);
         let tail =
@@ -174,6 +175,8 @@ impl RaftLogReader<Types> for Log {
             Bound::Unbounded => u64::MAX,
         };
         let tail = self.shared.tail.read();
+        // Purged entries may still be on disk.
+        let start = start.max(tail.purged.map_or(0, |id| id.index + 1));
         if let Some(entries) = tail.get(start, end) {
             return Ok(entries);
         }
@@ -227,20 +230,29 @@ impl RaftLogStorage<Types> for Log {
         let keep = last.map_or(0, |id| id.index + 1);
         {
             let mut tail = self.shared.tail.write();
+            if tail.last.is_none_or(|newest| newest.index < keep) {
+                return Ok(());
+            }
             while let Some((_, weight)) = tail.entries.pop_back_if(|(entry, _)| entry.log_id.index >= keep) {
                 tail.bytes = tail.bytes.saturating_sub(weight);
             }
             tail.last = last;
         }
-        self.done(|done| Job::Truncate { keep, done }).await
+        self.done(|done| Job::Truncate { keep, done }).await?;
+        // Entries that come now are not on disk although older ones with their indexes were.
+        let mut tail = self.shared.tail.write();
+        tail.written = tail.written.min(keep.saturating_sub(1));
+        Ok(())
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        // A snapshot was built before, which brought the state to disk; without that the entries are all there is.
-        let durable = self.persister.durable().map_err(io::Error::other)?;
-        if durable < upto.index {
-            let flushed = self.persister.flush().await.map_err(io::Error::other)?;
-            if flushed < upto.index {
+        if let Some(persister) = &self.persister {
+            // A snapshot was built before, which brought the state to disk; without it the entries are all there is.
+            let mut durable = persister.durable().map_err(io::Error::other)?;
+            if durable <= upto.index {
+                durable = persister.flush().await.map_err(io::Error::other)?;
+            }
+            if durable <= upto.index {
                 return Err(io::Error::other("refusing to purge entries whose effects are not on disk"));
             }
         }

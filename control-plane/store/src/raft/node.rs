@@ -104,8 +104,8 @@ impl Node {
     /// Writes all of the state into one file.
     pub async fn save_snapshot(&self, path: &Path) -> Result<(), Error> {
         self.persister.flush().await.map_err(Error::Stopped)?;
-        let view = self.persister.state().view().map_err(|error| self.persister.state().error(error))?;
-        let view = view.ok_or_else(|| Error::Stopped("nothing was applied yet".into()))?;
+        let state = self.persister.state();
+        let view = state.view().map_err(|error| state.error(error))?;
         let path = path.to_owned();
         let saved = tokio::task::spawn_blocking(move || view.save(&path)).await;
         saved.map_err(|error| Error::Stopped(error.to_string()))?
@@ -150,7 +150,7 @@ fn open_files(place: &Place, window: Window, machine: &Machine) -> Result<Opened
     let (mvcc, applied, effects) = state.load(window)?;
     let persister = Persister::start(state, &applied);
     let persister = Arc::new(persister.map_err(crate::disk::io_error("starting the state's thread"))?);
-    let log = match Log::open(place, persister.clone()) {
+    let log = match Log::open(place, Some(persister.clone())) {
         Ok(log) => log,
         Err(error) => {
             let _ = persister.stop();

@@ -149,7 +149,6 @@ impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         self.persister.flush().await.map_err(io::Error::other)?;
         let view = self.persister.state().view().map_err(io::Error::other)?;
-        let view = view.ok_or_else(|| io::Error::other("nothing was applied yet"))?;
         let meta = SnapshotMeta {
             last_log_id: view.applied.log_id,
             last_membership: view.applied.membership.clone(),

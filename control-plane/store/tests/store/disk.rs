@@ -67,16 +67,13 @@ impl Disk {
         self.inner.lock().unwrap().syncs
     }
 
-    /// Flips a bit of what is on disk.
-    pub fn damage(&self, name: &str, bit: usize) {
+    /// Flips a bit of what is on disk, `part` / `parts` of the way through the bytes that hold anything.
+    pub fn damage(&self, name: &str, part: usize, parts: usize) {
         let mut inner = self.inner.lock().unwrap();
         let file = inner.files.get_mut(name).unwrap();
-        file.durable[bit / 8] ^= 1 << (bit % 8);
+        let used: Vec<usize> = (0..file.durable.len()).filter(|at| file.durable[*at] != 0).collect();
+        file.durable[used[used.len() / parts * part]] ^= 1 << (part % 8);
         file.view = file.durable.clone();
-    }
-
-    pub fn len(&self, name: &str) -> usize {
-        self.inner.lock().unwrap().files[name].durable.len()
     }
 
     /// Power returns: of what was not synced, each sector made it to the disk or did not.
