@@ -1,8 +1,17 @@
-//! From wasm bytes to native code on disk. What compiles never runs the code.
+//! From wasm bytes to native code on disk, and a description beside it. What compiles never runs the code.
 
-use std::path::Path;
+use std::{
+    fs::{self, DirBuilder, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
 
-use crate::protocol::Kind;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use wasmtime::component::Component;
+
+use crate::{engine, linker, protocol::Kind};
 
 /// What was compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +34,150 @@ pub enum CompileError {
     #[error("the component exports neither a wasi:http handler nor wasi:cli/run: there is nothing to start")]
     NoEntryPoint,
     #[error("writing the compiled code: {0}")]
-    Write(#[source] std::io::Error),
+    Write(#[from] io::Error),
+    /// No engine on this machine.
+    #[error("making a wasm engine: {0}")]
+    Engine(String),
+}
+
+/// What lies beside compiled code, in a file of the same name with [`DESCRIPTION`] appended.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Description {
+    pub fingerprint: String,
+    /// Of the compiled code, in hex.
+    pub sha256: String,
+    pub kind: Kind,
+    pub imports: Vec<String>,
+}
+
+const DESCRIPTION: &str = ".json";
+
+/// The path of the description of an artifact: remove both together.
+pub fn description_path(artifact: &Path) -> PathBuf {
+    let mut path = artifact.as_os_str().to_owned();
+    path.push(DESCRIPTION);
+    path.into()
+}
+
+/// What [`precompile`] answered for an artifact; `None` when there is none that this engine can load.
+pub fn describe(artifact: &Path) -> Option<Compiled> {
+    let description = read_description(artifact).ok()?;
+    let fits = description.fingerprint == engine::engine_fingerprint() && artifact.exists();
+    fits.then_some(Compiled { kind: description.kind, imports: description.imports })
+}
+
+pub(crate) fn read_description(artifact: &Path) -> io::Result<Description> {
+    let text = fs::read(description_path(artifact))?;
+    serde_json::from_slice(&text).map_err(io::Error::other)
 }
 
 /// Compiles a component or a preview1 core module into `out` (mode 0600, by rename). Blocking, and uses every core.
-pub fn precompile(_wasm: &[u8], _out: &Path) -> Result<Compiled, CompileError> {
-    Err(CompileError::Invalid("compiling is not built yet".into()))
+pub fn precompile(wasm: &[u8], out: &Path) -> Result<Compiled, CompileError> {
+    let engine = &engine::shared().map_err(|e| CompileError::Engine(format!("{e:#}")))?.engine;
+    let adapted;
+    let bytes = if wasm.starts_with(b"\0asm\x01\0\0\0") {
+        adapted = adapt(wasm)?;
+        &adapted
+    } else if wasm.starts_with(b"\0asm") {
+        wasm
+    } else {
+        return Err(CompileError::Invalid("it does not start with \\0asm".into()));
+    };
+    let component = Component::new(engine, bytes).map_err(|e| CompileError::Invalid(format!("{e:#}")))?;
+    let ty = component.component_type();
+    let imports: Vec<String> = ty.imports(engine).map(|(name, _)| name.to_owned()).collect();
+    let kind = kind_of(ty.exports(engine).map(|(name, _)| name)).ok_or(CompileError::NoEntryPoint)?;
+    check_imports(&component, &imports)?;
+    let code = component.serialize().map_err(|e| CompileError::Engine(format!("{e:#}")))?;
+    write(out, &code, kind, &imports)?;
+    Ok(Compiled { kind, imports })
+}
+
+/// A core module, linked with the adapter from preview1 to components.
+fn adapt(module: &[u8]) -> Result<Vec<u8>, CompileError> {
+    use wasi_preview1_component_adapter_provider as adapter;
+    let encode = || {
+        wit_component::ComponentEncoder::default()
+            .module(module)?
+            .validate(true)
+            .adapter(
+                adapter::WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME,
+                adapter::WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+            )?
+            .encode()
+    };
+    encode().map_err(|error| {
+        let error: anyhow::Error = error;
+        CompileError::Invalid(format!("adapting a core module (WASI preview1): {error:#}"))
+    })
+}
+
+/// What a component with these exports is; a handler that can also be run is a handler.
+fn kind_of<'a>(exports: impl Iterator<Item = &'a str>) -> Option<Kind> {
+    let mut kind = None;
+    for name in exports {
+        if name.starts_with("wasi:http/incoming-handler@0.2.") || name.starts_with("wasi:http/handler@0.3.") {
+            return Some(Kind::HttpHandler);
+        }
+        if name.starts_with("wasi:cli/run@0.2.") || name.starts_with("wasi:cli/run@0.3.") {
+            kind = Some(Kind::Command);
+        }
+    }
+    kind
+}
+
+/// Interfaces that a host of Coracle may grant some day, and what would grant them.
+const CAPABILITIES: &[(&str, &str)] = &[
+    ("wasi:nn/", "inference (wasi:nn), granted with a GPU or its stand-in"),
+    ("wasi:webgpu/", "compute (wasi:webgpu), granted with a GPU or its stand-in"),
+    ("wasi:keyvalue/", "a key-value store (wasi:keyvalue)"),
+    ("wasi:config/", "configuration (wasi:config)"),
+    ("wasi:messaging/", "messaging (wasi:messaging)"),
+    ("wasi:blobstore/", "a blob store (wasi:blobstore)"),
+    ("wasi:tls/", "TLS inside the guest (wasi:tls)"),
+    ("wasi:sql/", "a database (wasi:sql)"),
+];
+
+fn check_imports(component: &Component, imports: &[String]) -> Result<(), CompileError> {
+    let linker = linker::shared().map_err(|e| CompileError::Engine(format!("{e:#}")))?;
+    let Err(error) = linker.instantiate_pre(component) else { return Ok(()) };
+    let words = format!("{error:#}");
+    let import = imports.iter().find(|import| words.contains(import.as_str()));
+    let Some(import) = import else { return Err(CompileError::MissingImport(words)) };
+    let capability = CAPABILITIES.iter().find(|(prefix, _)| import.starts_with(prefix));
+    Err(CompileError::MissingImport(match capability {
+        Some((_, capability)) => {
+            format!("the component imports {import}, which needs {capability}; this host does not grant it")
+        }
+        None => format!(
+            "the component imports {import}, which this host does not provide \
+             (it provides WASI 0.2 and 0.3: cli, clocks, filesystem, http, random, sockets): {words}"
+        ),
+    }))
+}
+
+fn write(out: &Path, code: &[u8], kind: Kind, imports: &[String]) -> io::Result<()> {
+    let description = Description {
+        fingerprint: engine::engine_fingerprint(),
+        sha256: hex::encode(Sha256::digest(code)),
+        kind,
+        imports: imports.to_vec(),
+    };
+    if let Some(parent) = out.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    replace(&description_path(out), &serde_json::to_vec(&description)?)?;
+    // Last, so that code without its description is never found.
+    replace(out, code)
+}
+
+/// Writes a file of mode 0600 under another name, and renames it.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let temporary = PathBuf::from(name);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_data()?;
+    fs::rename(&temporary, path)
 }

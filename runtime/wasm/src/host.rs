@@ -1,6 +1,34 @@
 //! The body of the wasm-host process: it owns the sandboxes and outlives the CRI service that made them.
 
-use std::path::PathBuf;
+mod registry;
+
+use std::{
+    fs::{DirBuilder, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::{
+    net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
+    sync::{Semaphore, broadcast, mpsc},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    engine, frame,
+    protocol::{Call, Event, Message, Request, Response},
+    routes::Ranges,
+};
+use registry::Registry;
+
+/// The most requests of one client that are worked on at once.
+const MAX_CALLS: usize = 256;
+/// How long containers may take to stop when the process is asked to end by a signal.
+const SIGNAL_GRACE: Duration = Duration::from_secs(5);
 
 /// How a host process runs.
 #[derive(Clone, Debug)]
@@ -9,9 +37,181 @@ pub struct HostOptions {
     pub socket: PathBuf,
     /// Where the host keeps the Service table and its lock; mode 0700.
     pub state_dir: PathBuf,
+    /// Which addresses are pods and Services.
+    pub ranges: Ranges,
 }
 
-/// Serves clients until one asks for shutdown.
-pub async fn serve(_options: HostOptions) -> anyhow::Result<()> {
-    anyhow::bail!("the host is not built yet")
+impl HostOptions {
+    /// A host with the ranges of the loopback profile.
+    pub fn new(socket: impl Into<PathBuf>, state_dir: impl Into<PathBuf>) -> HostOptions {
+        HostOptions { socket: socket.into(), state_dir: state_dir.into(), ranges: Ranges::default() }
+    }
+}
+
+/// Serves clients until one asks for shutdown, or SIGTERM does. SIGINT and SIGHUP, which a terminal sends to all that
+/// was started from it, are ignored: the host outlives its parents.
+pub async fn serve(options: HostOptions) -> anyhow::Result<()> {
+    raise_descriptor_limit();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&options.state_dir)
+        .with_context(|| format!("making {}", options.state_dir.display()))?;
+    let _lock = lock(&options.state_dir.join("lock"))?;
+    let shared = engine::shared().map_err(|e| anyhow::anyhow!("making a wasm engine: {e:#}"))?;
+    engine::start_ticking(&shared.engine);
+    crate::linker::shared().map_err(|e| anyhow::anyhow!("linking the host: {e:#}"))?;
+    let registry = Arc::new(Registry::new(&options, shared.pooling));
+    registry.services.restore().await;
+    let listener = listen(&options.socket)?;
+    let end = CancellationToken::new();
+    tokio::spawn(signals(registry.clone(), end.clone()));
+    tracing::info!(socket = %options.socket.display(), "wasm host ready");
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = end.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                tokio::spawn(client(stream, registry.clone(), end.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accepting a client");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    let _ = std::fs::remove_file(&options.socket);
+    // The last answer is on its way.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    Ok(())
+}
+
+/// One host a state directory; the lock ends with the process.
+fn lock(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another wasm host holds {}", path.display()))?;
+    Ok(file)
+}
+
+fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        anyhow::bail!("another process serves {}", path.display());
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing the stale {}", path.display()));
+        }
+        _ => {}
+    }
+    if let Some(parent) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Each connection is a descriptor: the soft limit of 1024 would be a limit on clients.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "raising the limit of open files");
+    }
+}
+
+async fn signals(registry: Arc<Registry>, end: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let streams =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let (Ok(mut term), Ok(mut int), Ok(mut hup)) = streams else { return };
+    loop {
+        tokio::select! {
+            _ = term.recv() => {
+                registry.shutdown(SIGNAL_GRACE).await;
+                end.cancel();
+                return;
+            }
+            _ = int.recv() => {}
+            _ = hup.recv() => {}
+        }
+    }
+}
+
+/// Serves one client. When it goes, everything it made stays.
+async fn client(mut stream: UnixStream, registry: Arc<Registry>, end: CancellationToken) {
+    if let Err(error) = frame::handshake(&mut stream).await {
+        tracing::warn!(%error, "a client of the wasm host");
+        return;
+    }
+    let (mut reader, writer) = stream.into_split();
+    let (send, outbox) = mpsc::channel(1024);
+    let gone = CancellationToken::new();
+    tokio::spawn(write(writer, outbox, gone.clone()));
+    let calls = Arc::new(Semaphore::new(MAX_CALLS));
+    loop {
+        let call = tokio::select! {
+            call = frame::read::<Call>(&mut reader) => call,
+            () = gone.cancelled() => break,
+        };
+        let call = match call {
+            Ok(Some(call)) => call,
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(%error, "a client of the wasm host");
+                break;
+            }
+        };
+        if let Request::Subscribe = call.request {
+            tokio::spawn(push(registry.events.subscribe(), send.clone(), gone.clone()));
+        }
+        let Ok(permit) = calls.clone().acquire_owned().await else { break };
+        let (registry, send, end) = (registry.clone(), send.clone(), end.clone());
+        tokio::spawn(async move {
+            let last = matches!(call.request, Request::Shutdown { .. });
+            let result = registry.call(call.request).await;
+            let _ = send.send(Message::Response { id: call.id, result }).await;
+            drop(permit);
+            if last {
+                end.cancel();
+            }
+        });
+    }
+    gone.cancel();
+}
+
+async fn write(mut writer: OwnedWriteHalf, mut outbox: mpsc::Receiver<Message>, gone: CancellationToken) {
+    while let Some(message) = outbox.recv().await {
+        if frame::write(&mut writer, &message).await.is_err() {
+            break;
+        }
+    }
+    gone.cancel();
+}
+
+/// Passes events on to a subscriber; one that is too slow is told that it missed some.
+async fn push(mut events: broadcast::Receiver<Event>, send: mpsc::Sender<Message>, gone: CancellationToken) {
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = gone.cancelled() => return,
+        };
+        let event = match event {
+            Ok(event) => event,
+            Err(broadcast::error::RecvError::Lagged(_)) => Event::Lagged,
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        if send.send(Message::Event(event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The answer of requests that return nothing.
+fn done() -> Response {
+    Response::Done
 }

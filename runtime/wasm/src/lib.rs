@@ -5,7 +5,20 @@
 
 pub mod client;
 pub mod compile;
+mod container;
+mod cpu;
 pub mod engine;
 mod frame;
+mod guest;
+mod handler;
 pub mod host;
+mod hosts;
+mod linker;
+mod log;
+mod memory;
+mod network;
+mod program;
 pub mod protocol;
+pub mod routes;
+mod sandbox;
+mod services;

@@ -1,0 +1,280 @@
+//! The life of one container: created, running, exited; once.
+
+mod command;
+mod serving;
+
+use std::sync::{Arc, atomic::Ordering};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cpu::Meter,
+    guest::Grants,
+    handler::Handler,
+    hosts,
+    log::Log,
+    memory::Account,
+    program::{self, Program},
+    protocol::{ContainerSpec, ContainerStats, ContainerStatus, ErrorCode, HostError, Kind, State},
+    sandbox::Sandbox,
+    services::Handlers,
+};
+
+/// The port of a handler that declares none.
+const DEFAULT_PORT: u16 = 8080;
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Exit {
+    pub code: i32,
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl Exit {
+    /// With this code: 0 is `Completed`, all others are `Error`.
+    pub fn code(code: i32) -> Exit {
+        let reason = if code == 0 { "Completed" } else { "Error" };
+        Exit { code, reason, message: String::new() }
+    }
+    /// A trap: what a process would call an abort.
+    pub fn trap(message: String) -> Exit {
+        Exit { code: 134, reason: "Error", message }
+    }
+    /// Over its memory limit.
+    pub fn out_of_memory(limit: Option<u64>) -> Exit {
+        let message = match limit {
+            Some(limit) => format!("the container went over its memory limit of {limit} bytes"),
+            None => "the container ran out of memory".to_owned(),
+        };
+        Exit { code: 137, reason: "OOMKilled", message }
+    }
+    /// Killed, as by SIGKILL.
+    pub fn killed() -> Exit {
+        Exit { code: 137, reason: "Error", message: String::new() }
+    }
+    /// Ended, as by SIGTERM.
+    pub fn terminated() -> Exit {
+        Exit { code: 143, reason: "Error", message: String::new() }
+    }
+}
+
+/// What stops a running container.
+#[derive(Clone)]
+pub(crate) struct Stop {
+    /// Please end.
+    pub term: CancellationToken,
+    /// End now.
+    pub kill: CancellationToken,
+}
+
+/// One container.
+pub(crate) struct Container {
+    pub sandbox: Arc<Sandbox>,
+    program: Arc<Program>,
+    grants: Arc<Grants>,
+    ports: Vec<u16>,
+    created_at_ns: i64,
+    state: watch::Sender<State>,
+    stop: Stop,
+    handler: Mutex<Option<Arc<Handler>>>,
+    /// Serialises start, stop and remove.
+    pub turn: tokio::sync::Mutex<()>,
+}
+
+impl Container {
+    /// Loads the code, checks mounts and ports, opens the log.
+    pub async fn create(spec: ContainerSpec, sandbox: Arc<Sandbox>) -> Result<Container, HostError> {
+        let invalid = |words: String| HostError::new(ErrorCode::Invalid, words);
+        let (artifact, mounts) = (spec.artifact.clone(), spec.mounts.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            hosts::filesystem::validate(&mounts)?;
+            program::load(&artifact)
+        });
+        let program = checked
+            .await
+            .map_err(|e| HostError::new(ErrorCode::Internal, e.to_string()))?
+            .map_err(|words| invalid(format!("container {}: {words}", spec.name)))?;
+        let log = Log::open(&spec.log_path).map_err(|error| {
+            let words = format!("opening the log {}: {error}", spec.log_path.display());
+            HostError::new(ErrorCode::Internal, words)
+        })?;
+        let mut env = spec.env.clone();
+        if !env.iter().any(|(name, _)| name == "HOSTNAME") {
+            env.push(("HOSTNAME".into(), sandbox.spec.hostname.clone()));
+        }
+        let mut ports = Vec::new();
+        if program.kind == Kind::HttpHandler {
+            ports.clone_from(&spec.http_ports);
+            if ports.is_empty() {
+                ports.push(DEFAULT_PORT);
+                if !env.iter().any(|(name, _)| name == "PORT") {
+                    env.push(("PORT".into(), DEFAULT_PORT.to_string()));
+                }
+            }
+            ports.sort_unstable();
+            ports.dedup();
+            sandbox.reserve(&spec.id, &spec.name, &ports)?;
+        }
+        let grants = Arc::new(Grants {
+            env,
+            log,
+            memory: Account::new(spec.memory_limit_bytes),
+            meter: Meter::new(spec.cpu_millis),
+            network: sandbox.network.clone(),
+            egress: sandbox.egress.clone(),
+            spec,
+        });
+        let stop = Stop { term: CancellationToken::new(), kill: CancellationToken::new() };
+        Ok(Container {
+            sandbox,
+            program,
+            grants,
+            ports,
+            created_at_ns: now_ns(),
+            state: watch::Sender::new(State::Created),
+            stop,
+            handler: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        })
+    }
+
+    pub fn spec(&self) -> &ContainerSpec {
+        &self.grants.spec
+    }
+
+    pub fn status(&self) -> ContainerStatus {
+        ContainerStatus {
+            spec: self.spec().clone(),
+            kind: self.program.kind,
+            state: self.state.borrow().clone(),
+            created_at_ns: self.created_at_ns,
+        }
+    }
+
+    pub fn stats(&self) -> ContainerStats {
+        let handler = self.handler.lock().clone();
+        let running = matches!(*self.state.borrow(), State::Running { .. });
+        ContainerStats {
+            id: self.spec().id.clone(),
+            sandbox_id: self.spec().sandbox_id.clone(),
+            timestamp_ns: now_ns(),
+            cpu_nanos: self.grants.meter.used(),
+            memory_bytes: self.grants.memory.held() as u64,
+            instances: match &handler {
+                Some(handler) => handler.instances.load(Ordering::Relaxed),
+                None => u32::from(running),
+            },
+            requests: handler.map_or(0, |handler| handler.requests.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Starts it; `stopped` is told the last state. A handler listens when this answers.
+    pub async fn start(
+        self: &Arc<Container>,
+        handlers: &Arc<Handlers>,
+        stopped: impl FnOnce(State) + Send + 'static,
+    ) -> Result<(), HostError> {
+        if *self.state.borrow() != State::Created {
+            let words = format!("container {} was started before", self.spec().name);
+            return Err(HostError::new(ErrorCode::FailedPrecondition, words));
+        }
+        if self.sandbox.stopped() {
+            let words = format!("the sandbox of pod {} is stopped", self.sandbox.pod());
+            return Err(HostError::new(ErrorCode::FailedPrecondition, words));
+        }
+        let container = self.clone();
+        match self.program.kind {
+            Kind::Command => {
+                let started_at_ns = self.running();
+                tokio::spawn(async move {
+                    let exit = command::run(&container.grants, &container.program, &container.stop);
+                    let exit = exit.await;
+                    container.exited(started_at_ns, exit, stopped).await;
+                });
+            }
+            Kind::HttpHandler => {
+                let serving = serving::start(self, handlers).await;
+                let started_at_ns = self.running();
+                match serving {
+                    Ok(serving) => {
+                        *self.handler.lock() = Some(serving.handler.clone());
+                        tokio::spawn(async move {
+                            let exit = serving.run(&container.stop).await;
+                            container.handler.lock().take();
+                            container.exited(started_at_ns, exit, stopped).await;
+                        });
+                    }
+                    Err(serving::Failure::Refused(error)) => {
+                        self.state.send_replace(State::Created);
+                        return Err(error);
+                    }
+                    // It ran, and ended at once: what a process that crashes at its start does.
+                    Err(serving::Failure::Crashed(exit)) => {
+                        self.exited(started_at_ns, exit, stopped).await;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn running(&self) -> i64 {
+        let started_at_ns = now_ns();
+        self.state.send_replace(State::Running { started_at_ns });
+        started_at_ns
+    }
+
+    async fn exited(&self, started_at_ns: i64, exit: Exit, stopped: impl FnOnce(State)) {
+        self.grants.log.settled().await;
+        self.sandbox.release(&self.spec().id);
+        let state = State::Exited {
+            started_at_ns,
+            finished_at_ns: now_ns(),
+            exit_code: exit.code,
+            reason: exit.reason.to_owned(),
+            message: exit.message,
+        };
+        self.state.send_replace(state.clone());
+        stopped(state);
+    }
+
+    /// Stops it within the grace; answers when it has.
+    pub async fn stop(&self, grace: std::time::Duration) {
+        let mut state = self.state.subscribe();
+        if *state.borrow() == State::Created {
+            self.sandbox.release(&self.spec().id);
+            let now = now_ns();
+            self.state.send_replace(State::Exited {
+                started_at_ns: 0,
+                finished_at_ns: now,
+                exit_code: 137,
+                reason: "Error".into(),
+                message: "stopped before it was started".into(),
+            });
+            return;
+        }
+        self.stop.term.cancel();
+        let exited = |state: &State| matches!(state, State::Exited { .. });
+        if tokio::time::timeout(grace, state.wait_for(exited)).await.is_err() {
+            self.stop.kill.cancel();
+            let _ = state.wait_for(exited).await;
+        }
+    }
+
+    /// Opens the log path anew.
+    pub async fn reopen_log(&self) -> Result<(), HostError> {
+        self.grants.log.reopen().await.map_err(|error| {
+            let words = format!("reopening the log {}: {error}", self.spec().log_path.display());
+            HostError::new(ErrorCode::Internal, words)
+        })
+    }
+}
+
+/// Nanoseconds since the Unix epoch.
+pub(crate) fn now_ns() -> i64 {
+    Timestamp::now().as_nanosecond() as i64
+}

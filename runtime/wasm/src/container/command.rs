@@ -1,0 +1,60 @@
+//! Running a component that exports wasi:cli/run.
+
+use std::sync::Arc;
+
+use wasmtime::Trap;
+use wasmtime_wasi::I32Exit;
+
+use super::{Exit, Stop};
+use crate::{
+    cpu::Metered,
+    guest::{Grants, Guest},
+    memory::OverLimit,
+    program::Program,
+};
+
+/// Runs it to its end, or until it is stopped. There are no signals in a guest: asked to end, it ends at once.
+pub(super) async fn run(grants: &Arc<Grants>, program: &Program, stop: &Stop) -> Exit {
+    let guest = Metered { future: Box::pin(call(grants, program)), meter: grants.meter.clone() };
+    tokio::select! {
+        biased;
+        () = stop.kill.cancelled() => Exit::killed(),
+        () = stop.term.cancelled() => Exit::terminated(),
+        result = guest => exit_of(grants, result),
+    }
+}
+
+async fn call(grants: &Grants, program: &Program) -> wasmtime::Result<Result<(), ()>> {
+    let mut store = Guest::store(grants)?;
+    let pre = program.pre.clone();
+    if let Ok(pre) = wasmtime_wasi::p3::bindings::CommandPre::new(pre.clone()) {
+        let command = pre.instantiate_async(&mut store).await?;
+        let run = async |accessor: &wasmtime::component::Accessor<Guest>| {
+            command.wasi_cli_run().call_run(accessor).await
+        };
+        return store.run_concurrent(run).await?;
+    }
+    let pre = wasmtime_wasi::p2::bindings::CommandPre::new(pre)?;
+    let command = pre.instantiate_async(&mut store).await?;
+    command.wasi_cli_run().call_run(&mut store).await
+}
+
+fn exit_of(grants: &Grants, result: wasmtime::Result<Result<(), ()>>) -> Exit {
+    let error = match result {
+        Ok(Ok(())) => return Exit::code(0),
+        Ok(Err(())) => return Exit::code(1),
+        Err(error) => error,
+    };
+    if let Some(exit) = error.downcast_ref::<I32Exit>() {
+        return Exit::code(exit.0);
+    }
+    grants.log.note(&format!("{error:?}"));
+    if error.downcast_ref::<OverLimit>().is_some() || grants.memory.exceeded() {
+        return Exit::out_of_memory(grants.spec.memory_limit_bytes);
+    }
+    let message = match error.downcast_ref::<Trap>() {
+        Some(trap) => trap.to_string(),
+        None => format!("{error:#}"),
+    };
+    Exit::trap(message)
+}

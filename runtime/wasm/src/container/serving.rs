@@ -1,0 +1,149 @@
+//! Running a component that exports a wasi:http handler: its listeners, and how it is drained.
+
+use std::{io, net::SocketAddrV4, sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Container, Exit, Stop};
+use crate::{
+    handler::{self, Handler},
+    memory::OverLimit,
+    protocol::{ErrorCode, HostError},
+    services::{Handlers, accept},
+};
+
+/// How long a draining handler waits for clients to use their open connections once more, and so to learn that they close.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Why a handler is not served.
+pub(super) enum Failure {
+    /// It could not be started; the caller may try again.
+    Refused(HostError),
+    /// It was started and failed.
+    Crashed(Exit),
+}
+
+/// A handler that is served.
+pub(super) struct Serving {
+    pub handler: Arc<Handler>,
+    handlers: Arc<Handlers>,
+    addresses: Vec<SocketAddrV4>,
+    connections: TaskTracker,
+    /// Idle connections are closed.
+    close: CancellationToken,
+    memory_limit: Option<u64>,
+    container: Arc<Container>,
+}
+
+/// Binds the ports, starts an instance, and listens.
+pub(super) async fn start(container: &Arc<Container>, handlers: &Arc<Handlers>) -> Result<Serving, Failure> {
+    let address = container.sandbox.spec.pod_ip;
+    let mut listeners = Vec::new();
+    for port in &container.ports {
+        let address = SocketAddrV4::new(address, *port);
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|error| Failure::Refused(taken(container, address, &error)))?;
+        listeners.push((address, listener));
+    }
+    let handler = Handler::start(container.grants.clone(), &container.program).await;
+    let handler = handler.map_err(|error| {
+        container.grants.log.note(&format!("starting the handler: {error:?}"));
+        let limit = container.spec().memory_limit_bytes;
+        Failure::Crashed(match error.downcast_ref::<OverLimit>() {
+            Some(_) => Exit::out_of_memory(limit),
+            None => Exit::trap(format!("{error:#}")),
+        })
+    })?;
+    let serving = Serving {
+        handler: handler.clone(),
+        handlers: handlers.clone(),
+        addresses: listeners.iter().map(|(address, _)| *address).collect(),
+        connections: TaskTracker::new(),
+        close: CancellationToken::new(),
+        memory_limit: container.spec().memory_limit_bytes,
+        container: container.clone(),
+    };
+    for (address, listener) in listeners {
+        container.sandbox.network.bound_everywhere(address.port());
+        handlers.write().insert(address, handler.clone());
+        serving.listen(listener);
+    }
+    Ok(serving)
+}
+
+fn taken(container: &Container, address: SocketAddrV4, error: &io::Error) -> HostError {
+    let pod = container.sandbox.pod();
+    let port = address.port();
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let words = format!("port {port} of pod {pod} ({address}) is in use");
+            HostError::new(ErrorCode::PortInUse, words)
+        }
+        io::ErrorKind::PermissionDenied => {
+            let words = format!(
+                "port {port} of pod {pod} ({address}): not permitted; ports below 1024 need root or the sysctl \
+                 net.ipv4.ip_unprivileged_port_start"
+            );
+            HostError::new(ErrorCode::FailedPrecondition, words)
+        }
+        _ => {
+            let words = format!("listening on port {port} of pod {pod} ({address}): {error}");
+            HostError::new(ErrorCode::Internal, words)
+        }
+    }
+}
+
+impl Serving {
+    fn listen(&self, listener: TcpListener) {
+        let (handler, connections) = (self.handler.clone(), self.connections.clone());
+        let close = self.close.clone();
+        tokio::spawn(async move {
+            let killed = handler.killed.clone();
+            let draining = handler.draining.clone();
+            let target: Arc<dyn handler::Target> = Arc::new(handler);
+            accept(listener, draining, |stream| {
+                let (target, close, killed) = (target.clone(), close.clone(), killed.clone());
+                connections.spawn(handler::serve(stream, target, None, close, killed));
+            })
+            .await;
+        });
+    }
+
+    /// Serves until it is stopped or out of memory.
+    pub async fn run(self, stop: &Stop) -> Exit {
+        let exit = tokio::select! {
+            biased;
+            () = stop.kill.cancelled() => Exit::killed(),
+            () = self.handler.over_limit.notified() => Exit::out_of_memory(self.memory_limit),
+            () = stop.term.cancelled() => {
+                self.handler.draining.cancel();
+                tokio::select! {
+                    biased;
+                    () = stop.kill.cancelled() => Exit::killed(),
+                    () = self.drain() => Exit::code(0),
+                }
+            }
+        };
+        self.handler.draining.cancel();
+        self.handler.killed.cancel();
+        for address in &self.addresses {
+            self.handlers.write().remove(address);
+            self.container.sandbox.network.unbound(address.port());
+        }
+        self.connections.close();
+        self.connections.wait().await;
+        self.handler.clear();
+        exit
+    }
+
+    /// Waits for what is in flight. Clients with an open connection get an answer that closes it; those that do not
+    /// ask again within [`LINGER`] are closed while idle.
+    async fn drain(&self) {
+        self.connections.close();
+        let _ = tokio::time::timeout(LINGER, self.connections.wait()).await;
+        self.close.cancel();
+        self.connections.wait().await;
+        self.handler.quiet().await;
+    }
+}

@@ -1,0 +1,83 @@
+//! CPU time of a container: measured at each poll of what runs its guests, limited over periods of 100 ms.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+/// The length of a period; what cfs quotas use.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// What a container has used and may use.
+pub(crate) struct Meter {
+    used: AtomicU64,
+    /// Nanoseconds a period; `None` for no limit.
+    quota: Option<u64>,
+    period: Mutex<(Instant, u64)>,
+}
+
+impl Meter {
+    /// A meter with a limit in thousandths of a CPU, or none.
+    pub fn new(cpu_millis: Option<u32>) -> Arc<Meter> {
+        let quota = cpu_millis.filter(|m| *m > 0).map(|m| PERIOD.as_nanos() as u64 * u64::from(m) / 1000);
+        Arc::new(Meter { used: AtomicU64::new(0), quota, period: Mutex::new((Instant::now(), 0)) })
+    }
+
+    /// Nanoseconds used so far.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// How long a guest has to wait before it may run on; `None` when it may at once.
+    pub fn throttle(&self) -> Option<Duration> {
+        let quota = self.quota?;
+        let used = self.used();
+        let mut period = self.period.lock();
+        let elapsed = period.0.elapsed();
+        if elapsed >= PERIOD {
+            // What was overdrawn is carried over, so that the average holds.
+            let spent = used.saturating_sub(period.1);
+            let periods = (elapsed.as_nanos() / PERIOD.as_nanos()) as u64;
+            let debt = spent.saturating_sub(quota.saturating_mul(periods));
+            *period = (Instant::now(), used.saturating_sub(debt));
+        }
+        (used.saturating_sub(period.1) >= quota).then(|| PERIOD.saturating_sub(period.0.elapsed()))
+    }
+
+    /// Runs `poll` and counts the CPU time of this thread meanwhile.
+    pub fn measure<T>(&self, poll: impl FnOnce() -> T) -> T {
+        let before = thread_nanos();
+        let result = poll();
+        self.used.fetch_add(thread_nanos().saturating_sub(before), Ordering::Relaxed);
+        result
+    }
+}
+
+fn thread_nanos() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid timespec for the call to fill.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// A future whose polls are counted.
+pub(crate) struct Metered<F> {
+    pub future: Pin<Box<F>>,
+    pub meter: Arc<Meter>,
+}
+
+impl<F: Future> Future for Metered<F> {
+    type Output = F::Output;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = &mut *self;
+        this.meter.measure(|| this.future.as_mut().poll(cx))
+    }
+}

@@ -1,0 +1,107 @@
+//! What the host keeps for one instance: the data of its store.
+
+use std::sync::Arc;
+
+use wasmtime::{Store, UpdateDeadline, component::ResourceTable};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView, sockets::WasiSocketsView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::{
+    cpu::Meter,
+    engine,
+    hosts::{
+        self,
+        http::Egress,
+        sockets::{Bound, PodSocketsView},
+    },
+    log::Log,
+    memory::{Account, Share},
+    network::PodNetwork,
+    protocol::ContainerSpec,
+};
+
+/// The most handles that an instance holds at once.
+const MAX_RESOURCES: usize = 10_000;
+
+/// What all instances of a container share.
+pub(crate) struct Grants {
+    pub spec: ContainerSpec,
+    pub env: Vec<(String, String)>,
+    pub log: Arc<Log>,
+    pub memory: Arc<Account>,
+    pub meter: Arc<Meter>,
+    pub network: Arc<PodNetwork>,
+    pub egress: Egress,
+}
+
+/// The data of an instance's store.
+pub(crate) struct Guest {
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    egress: Egress,
+    table: ResourceTable,
+    memory: Share,
+    network: Arc<PodNetwork>,
+    bound: Bound,
+}
+
+impl Guest {
+    /// A store for a new instance of the container.
+    pub fn store(grants: &Grants) -> wasmtime::Result<Store<Guest>> {
+        let mut wasi = WasiCtx::builder();
+        hosts::cli::prepare(&mut wasi, &grants.spec, &grants.env, &grants.log);
+        hosts::filesystem::prepare(&mut wasi, &grants.spec.mounts)?;
+        hosts::sockets::prepare(&mut wasi, &grants.network);
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_RESOURCES);
+        let guest = Guest {
+            wasi: wasi.build(),
+            http: WasiHttpCtx::new(),
+            egress: grants.egress.clone(),
+            table,
+            memory: Share::new(grants.memory.clone()),
+            network: grants.network.clone(),
+            bound: Bound::new(grants.network.clone()),
+        };
+        let mut store = Store::new(&engine::shared()?.engine, guest);
+        store.limiter_async(|guest| &mut guest.memory);
+        store.set_epoch_deadline(1);
+        let meter = grants.meter.clone();
+        store.epoch_deadline_callback(move |_| {
+            Ok(match meter.throttle() {
+                Some(pause) => UpdateDeadline::YieldCustom(1, Box::pin(tokio::time::sleep(pause))),
+                None => UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())),
+            })
+        });
+        Ok(store)
+    }
+
+    pub(crate) fn pod_sockets(&mut self) -> PodSocketsView<'_> {
+        let inner =
+            wasmtime_wasi::sockets::WasiSocketsCtxView { ctx: self.wasi.sockets(), table: &mut self.table };
+        PodSocketsView { inner, network: &self.network, bound: &mut self.bound }
+    }
+
+    /// The stock socket view, for what needs no rewriting.
+    pub(crate) fn stock_sockets(&mut self) -> wasmtime_wasi::sockets::WasiSocketsCtxView<'_> {
+        self.sockets()
+    }
+}
+
+impl wasmtime_wasi_io::IoView for Guest {
+    fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
+    }
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { hooks: &mut self.egress, table: &mut self.table, ctx: &mut self.http }
+    }
+}

@@ -1,0 +1,255 @@
+//! HTTP dispatch: a container that exports a wasi:http handler, its pool of instances, and what bounds them.
+//!
+//! A request is run on the task of its connection: no queue and no second task lie between the socket and the guest.
+
+mod body;
+mod connection;
+mod instance;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::channel::oneshot;
+use http::{Request, Response, StatusCode};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use wasmtime_wasi_http::{WasiBody, handler::ProxyPre};
+
+use crate::{cpu::Metered, guest::Grants, memory::OverLimit, program::Program};
+pub(crate) use body::Body;
+use body::{GuestBody, Slot};
+pub(crate) use connection::{Target, serve};
+use instance::{Instance, Run};
+
+/// The most requests of a container that are run at once.
+const MAX_IN_FLIGHT: usize = 256;
+/// The most that wait for one of those to end; a request beyond them is answered 503.
+const MAX_WAITING: usize = 1024;
+/// How long a guest may take until the head of its response.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How long an unused instance is kept.
+const IDLE: Duration = Duration::from_secs(30);
+/// The most instances that are kept unused.
+const MAX_IDLE: usize = 64;
+/// After so many requests an instance makes room for a new one: what a guest leaks is bounded.
+const MAX_SERVED: u32 = 100_000;
+
+/// A container that is served over HTTP.
+pub(crate) struct Handler {
+    grants: Arc<Grants>,
+    pre: ProxyPre<crate::guest::Guest>,
+    idle: Mutex<Vec<Instance>>,
+    slots: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    in_flight: AtomicUsize,
+    quiet: Notify,
+    pub instances: AtomicU32,
+    pub requests: AtomicU64,
+    /// No new connections; those that are open are closed after their next response.
+    pub draining: CancellationToken,
+    /// Everything ends now.
+    pub killed: CancellationToken,
+    /// The container went over its memory.
+    pub over_limit: Notify,
+}
+
+impl Handler {
+    /// Prepares a handler and one instance of it, so that a component that cannot start is found out now.
+    pub async fn start(grants: Arc<Grants>, program: &Program) -> wasmtime::Result<Arc<Handler>> {
+        let pre = match wasmtime_wasi_http::p3::bindings::ServicePre::new(program.pre.clone()) {
+            Ok(pre) => ProxyPre::P3(pre),
+            Err(_) => ProxyPre::P2(wasmtime_wasi_http::p2::bindings::ProxyPre::new(program.pre.clone())?),
+        };
+        let handler = Arc::new(Handler {
+            grants,
+            pre,
+            idle: Mutex::default(),
+            slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            waiting: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            quiet: Notify::new(),
+            instances: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
+            draining: CancellationToken::new(),
+            killed: CancellationToken::new(),
+            over_limit: Notify::new(),
+        });
+        let first = tokio::time::timeout(DEADLINE, handler.instantiate()).await;
+        let first = first.map_err(|_| wasmtime::Error::msg("starting an instance took 60 s"))??;
+        handler.give_back(first);
+        let weak = Arc::downgrade(&handler);
+        tokio::spawn(async move {
+            while let Some(handler) = weak.upgrade() {
+                handler.drop_unused();
+                drop(handler);
+                tokio::time::sleep(IDLE / 3).await;
+            }
+        });
+        Ok(handler)
+    }
+
+    /// Answers one request.
+    pub async fn handle(self: &Arc<Handler>, request: Request<WasiBody>) -> Response<Body> {
+        let Some(slot) = self.slot().await else {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "too many requests are waiting");
+        };
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let answer = tokio::select! {
+            biased;
+            answer = tokio::time::timeout(DEADLINE, self.run(request, slot)) => answer,
+            () = self.killed.cancelled() => {
+                return plain(StatusCode::SERVICE_UNAVAILABLE, "the container has stopped");
+            }
+        };
+        match answer {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => self.failed(&error),
+            Err(_) => {
+                self.grants.log.note("a request had no answer within 60 s; its instance is ended");
+                plain(StatusCode::GATEWAY_TIMEOUT, "the handler did not answer in time")
+            }
+        }
+    }
+
+    /// Room for one more request, or none.
+    async fn slot(self: &Arc<Handler>) -> Option<Slot> {
+        let permit = match self.slots.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let waiting = Count::up(&self.waiting);
+                if waiting.0.load(Ordering::Relaxed) > MAX_WAITING {
+                    return None;
+                }
+                let permit = self.slots.clone().acquire_owned();
+                tokio::time::timeout(DEADLINE, permit).await.ok()?.ok()?
+            }
+        };
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        Some(Slot { handler: self.clone(), _permit: permit })
+    }
+
+    /// Runs a guest until the head of its response; its body runs the guest on.
+    async fn run(
+        self: &Arc<Handler>,
+        request: Request<WasiBody>,
+        slot: Slot,
+    ) -> wasmtime::Result<Response<Body>> {
+        let kept = if self.grants.spec.fresh_instance { None } else { self.idle.lock().pop() };
+        let instance = match kept {
+            Some(instance) => instance,
+            None => {
+                let meter = self.grants.meter.clone();
+                Metered { future: Box::pin(self.instantiate()), meter }.await?
+            }
+        };
+        let (tell, mut head) = oneshot::channel();
+        let mut run = Run::new(instance.run(request, tell), slot);
+        let response = std::future::poll_fn(|cx| run.poll_head(cx, &mut head)).await?;
+        let (parts, body) = response.into_parts();
+        Ok(Response::from_parts(parts, Body::Guest(GuestBody::new(body, run))))
+    }
+
+    async fn instantiate(self: &Arc<Handler>) -> wasmtime::Result<Instance> {
+        let mut store = crate::guest::Guest::store(&self.grants)?;
+        let proxy = self.pre.instantiate_async(&mut store).await?;
+        Ok(Instance::new(self, store, proxy))
+    }
+
+    /// An instance has finished a request well.
+    fn give_back(&self, instance: Instance) {
+        if self.grants.spec.fresh_instance || instance.served >= MAX_SERVED {
+            return;
+        }
+        if self.draining.is_cancelled() && self.in_flight.load(Ordering::Acquire) <= 1 {
+            return;
+        }
+        let mut idle = self.idle.lock();
+        if idle.len() < MAX_IDLE {
+            idle.push(instance);
+        }
+    }
+
+    fn drop_unused(&self) {
+        let unused = {
+            let mut idle = self.idle.lock();
+            // The one used last is at the end.
+            let old = idle.iter().take_while(|i| i.since.elapsed() > IDLE).count();
+            idle.drain(..old).collect::<Vec<_>>()
+        };
+        drop(unused);
+    }
+
+    /// A guest has trapped, or could not be started: that instance is gone, the container runs on.
+    fn failed(&self, error: &wasmtime::Error) -> Response<Body> {
+        if error.downcast_ref::<OverLimit>().is_some() || self.grants.memory.exceeded() {
+            self.grants.log.note(&format!("{error:?}"));
+            self.over_limit.notify_one();
+            return plain(StatusCode::INTERNAL_SERVER_ERROR, "the container is out of memory");
+        }
+        if error.downcast_ref::<wasmtime::PoolConcurrencyLimitError>().is_some() {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "the host has no room for an instance");
+        }
+        self.grants.log.note(&format!("a request failed: {error:?}"));
+        plain(StatusCode::INTERNAL_SERVER_ERROR, "the handler failed; its log says why")
+    }
+
+    /// Requests that have not been answered completely.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Waits until no request is in flight.
+    pub async fn quiet(&self) {
+        loop {
+            let quiet = self.quiet.notified();
+            tokio::pin!(quiet);
+            quiet.as_mut().enable();
+            if self.in_flight() == 0 {
+                return;
+            }
+            quiet.await;
+        }
+    }
+
+    /// Drops every unused instance.
+    pub fn clear(&self) {
+        let unused = std::mem::take(&mut *self.idle.lock());
+        drop(unused);
+    }
+}
+
+/// Counts up while it lives.
+struct Count<'a>(&'a AtomicUsize);
+
+impl<'a> Count<'a> {
+    fn up(count: &'a AtomicUsize) -> Count<'a> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Count(count)
+    }
+}
+
+impl Drop for Count<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A response of the host's own.
+pub(crate) fn plain(status: StatusCode, words: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::text(words));
+    *response.status_mut() = status;
+    let text = http::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, text);
+    response
+}
+
+/// Now, for [`Instance::since`].
+fn now() -> Instant {
+    Instant::now()
+}

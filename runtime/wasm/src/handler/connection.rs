@@ -1,0 +1,102 @@
+//! Connections of clients: HTTP/1.1 and HTTP/2 with prior knowledge, straight to a handler.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use wasmtime_wasi_http::Error;
+
+use super::{Body, Handler, plain};
+
+/// How long a client may take for the head of a request, and so stay without one.
+const HEAD: Duration = Duration::from_secs(75);
+/// The longest head of a request.
+const MAX_HEAD: usize = 64 << 10;
+
+/// Whom a connection is for.
+pub(crate) trait Target: Send + Sync + 'static {
+    /// The handler of the next request; `current` served the last one.
+    fn choose(&self, current: Option<&Arc<Handler>>) -> Option<Arc<Handler>>;
+}
+
+/// Connections to a pod's own address stay with its handler.
+impl Target for Arc<Handler> {
+    fn choose(&self, _current: Option<&Arc<Handler>>) -> Option<Arc<Handler>> {
+        Some(self.clone())
+    }
+}
+
+/// Serves a connection until it ends. After `close` it is ended once it has nothing in flight.
+pub(crate) async fn serve(
+    stream: TcpStream,
+    target: Arc<dyn Target>,
+    first: Option<Arc<Handler>>,
+    close: CancellationToken,
+    killed: CancellationToken,
+) {
+    let _ = stream.set_nodelay(true);
+    let current = Arc::new(Mutex::new(first));
+    let service = service_fn(move |request| {
+        let (target, current) = (target.clone(), current.clone());
+        async move { Ok::<_, Infallible>(answer(request, &*target, &current).await) }
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(128)
+        .max_header_list_size(MAX_HEAD as u32)
+        .keep_alive_interval(Duration::from_secs(30));
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let closing = tokio::select! {
+        _ = connection.as_mut() => false,
+        () = close.cancelled() => true,
+        () = killed.cancelled() => false,
+    };
+    if closing {
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            _ = connection => {}
+            () = killed.cancelled() => {}
+        }
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    target: &dyn Target,
+    current: &Mutex<Option<Arc<Handler>>>,
+) -> Response<Body> {
+    let version = request.version();
+    let chosen = {
+        let mut current = current.lock();
+        let chosen = target.choose(current.as_ref());
+        current.clone_from(&chosen);
+        chosen
+    };
+    let Some(handler) = chosen else {
+        let response = plain(StatusCode::SERVICE_UNAVAILABLE, "no ready endpoint");
+        return closing(response, version);
+    };
+    let request = request.map(|body| body.map_err(Error::from).boxed_unsync());
+    let response = handler.handle(request).await;
+    if handler.draining.is_cancelled() { closing(response, version) } else { response }
+}
+
+/// Tells an HTTP/1 client to come back on a new connection, so that it loses no request.
+fn closing(mut response: Response<Body>, version: Version) -> Response<Body> {
+    if version <= Version::HTTP_11 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

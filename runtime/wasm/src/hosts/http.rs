@@ -1,0 +1,179 @@
+//! wasi:http towards others: a guest's requests follow the Service table and leave from the pod's address.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response, Uri, uri::Scheme};
+use http_body_util::BodyExt;
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioIo},
+};
+use tokio::net::{TcpSocket, TcpStream};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
+
+use crate::network::{Hop, PodNetwork};
+
+/// How long a connection may take, and then the first byte of an answer, where the guest does not say.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
+
+/// The outgoing side of a pod; its connections are pooled and shared by its instances.
+#[derive(Clone)]
+pub(crate) struct Egress {
+    network: Arc<PodNetwork>,
+    client: Client<Connector, WasiBody>,
+}
+
+impl Egress {
+    /// The outgoing side of this pod.
+    pub fn new(network: Arc<PodNetwork>) -> Egress {
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(Duration::from_secs(15))
+            .pool_max_idle_per_host(32)
+            .pool_timer(hyper_util::rt::TokioTimer::new())
+            .set_host(false)
+            .build(Connector { network: network.clone() });
+        Egress { network, client }
+    }
+
+    /// Where an authority leads: an address of the table or of the pod's network.
+    fn resolve(&self, uri: &Uri) -> Result<SocketAddr, Error> {
+        let host = uri.host().ok_or(Error::HttpRequestUriInvalid)?;
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let unknown = Error::DnsError { rcode: Some("NXDOMAIN".into()), info_code: None };
+        let found = self.network.lookup(bare).ok_or(unknown)?;
+        let ip = *found.get(crate::network::fastrand(found.len())).ok_or(Error::DestinationNotFound)?;
+        Ok(SocketAddr::new(ip, uri.port_u16().unwrap_or(80)))
+    }
+}
+
+impl WasiHttpHooks for Egress {
+    fn send_request(
+        &mut self,
+        request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+        _done: Io,
+    ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, Io), Error>> + Send> {
+        let egress = self.clone();
+        Box::new(async move {
+            let (response, io) = egress.send(request, options).await?;
+            Ok((response, io))
+        })
+    }
+    fn default_scheme(&mut self) -> Option<Scheme> {
+        Some(Scheme::HTTP)
+    }
+}
+
+impl Egress {
+    async fn send(
+        &self,
+        mut request: Request<WasiBody>,
+        options: Option<RequestOptions>,
+    ) -> Result<(Response<WasiBody>, Io), Error> {
+        if request.uri().scheme() == Some(&Scheme::HTTPS) {
+            let words = "https from a guest is not supported yet; use http inside the cluster";
+            return Err(Error::InternalError(Some(words.into())));
+        }
+        let address = self.resolve(request.uri())?;
+        let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+        // The pool keys by address: a Service's connections are shared, each leads to one endpoint.
+        *request.uri_mut() = Uri::builder()
+            .scheme("http")
+            .authority(address.to_string())
+            .path_and_query(path)
+            .build()
+            .map_err(|_| Error::HttpRequestUriInvalid)?;
+        let limit = options.and_then(|o| o.first_byte_timeout).unwrap_or(TIMEOUT);
+        let answer = tokio::time::timeout(limit, self.client.request(request));
+        let response = answer.await.map_err(|_| Error::ConnectionReadTimeout)?.map_err(refused)?;
+        let response = response.map(|body| body.map_err(Error::from).boxed_unsync());
+        Ok((response, Box::new(async { Ok(()) })))
+    }
+}
+
+/// A connection that failed, in the codes of wasi:http.
+fn refused(error: hyper_util::client::legacy::Error) -> Error {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(current) = cause {
+        if let Some(io) = current.downcast_ref::<io::Error>() {
+            return match io.kind() {
+                io::ErrorKind::PermissionDenied => Error::DestinationIpProhibited,
+                io::ErrorKind::TimedOut => Error::ConnectionTimeout,
+                io::ErrorKind::ConnectionRefused => Error::ConnectionRefused,
+                _ => Error::ConnectionTerminated,
+            };
+        }
+        cause = current.source();
+    }
+    Error::InternalError(Some(error.to_string()))
+}
+
+/// Opens connections as the pod.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    network: Arc<PodNetwork>,
+}
+
+impl Connector {
+    async fn open(self, uri: Uri) -> io::Result<TokioIo<TcpStream>> {
+        let authority = uri.authority().map(|a| a.as_str()).unwrap_or_default();
+        let to: SocketAddr =
+            authority.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no address"))?;
+        let hop = self.network.connect(to).map_err(|refusal| match refusal {
+            crate::routes::Refusal::Denied => io::Error::new(io::ErrorKind::PermissionDenied, refusal),
+            crate::routes::Refusal::NoEndpoint => io::Error::new(io::ErrorKind::ConnectionRefused, refusal),
+        })?;
+        let stream = tokio::time::timeout(TIMEOUT, dial(hop)).await??;
+        stream.set_nodelay(true)?;
+        Ok(TokioIo::new(stream))
+    }
+}
+
+/// Connects, from the pod's address where there is one to bind.
+pub(crate) async fn dial(hop: Hop) -> io::Result<TcpStream> {
+    let socket = if hop.to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(from) = hop.from {
+        choose_port_at_connect(&socket)?;
+        socket.bind(SocketAddr::new(from.into(), 0))?;
+    }
+    socket.connect(hop.to).await
+}
+
+/// Binds the address only: with the port chosen at connect, 28,000 of them serve each peer, not all peers together.
+fn choose_port_at_connect(socket: &TcpSocket) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open while `socket` is borrowed, and the pointer and length describe `on`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+impl tower::Service<Uri> for Connector {
+    type Response = TokioIo<TcpStream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(self.clone().open(uri))
+    }
+}

@@ -1,0 +1,280 @@
+//! The 0.2 interfaces: tcp, udp and ip-name-lookup.
+
+use std::net::{IpAddr, SocketAddr};
+
+use futures::FutureExt;
+use wasmtime::component::Resource;
+use wasmtime_wasi::p2::{
+    DynInputStream, DynOutputStream, DynPollable, Network, Pollable, SocketError, SocketResult,
+    bindings::sockets::{
+        ip_name_lookup,
+        network::{self, ErrorCode},
+        tcp::{self, HostTcpSocket, IpAddressFamily, IpSocketAddress, ShutdownType, TcpSocket},
+        udp::{
+            self, HostIncomingDatagramStream, HostOutgoingDatagramStream, HostUdpSocket, IncomingDatagram,
+            IncomingDatagramStream, OutgoingDatagram, OutgoingDatagramStream, UdpSocket,
+        },
+    },
+};
+
+use super::PodSocketsView;
+use crate::routes::Refusal;
+
+pub(super) fn code(refusal: Refusal) -> ErrorCode {
+    match refusal {
+        Refusal::Denied => ErrorCode::AccessDenied,
+        Refusal::NoEndpoint => ErrorCode::ConnectionRefused,
+    }
+}
+
+impl network::HostNetwork for PodSocketsView<'_> {
+    fn drop(&mut self, network: Resource<Network>) -> wasmtime::Result<()> {
+        network::HostNetwork::drop(&mut self.inner, network)
+    }
+}
+
+impl network::Host for PodSocketsView<'_> {
+    fn convert_error_code(&mut self, error: SocketError) -> wasmtime::Result<ErrorCode> {
+        network::Host::convert_error_code(&mut self.inner, error)
+    }
+    fn network_error_code(
+        &mut self,
+        error: Resource<wasmtime::Error>,
+    ) -> wasmtime::Result<Option<ErrorCode>> {
+        network::Host::network_error_code(&mut self.inner, error)
+    }
+}
+
+impl tcp::Host for PodSocketsView<'_> {}
+
+macro_rules! forward {
+    ($trait:ident, $resource:ty; $($name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
+        $(fn $name(&mut self, this: Resource<$resource>, $($argument: $type),*) -> $result {
+            $trait::$name(&mut self.inner, this, $($argument),*)
+        })*
+    };
+}
+
+impl HostTcpSocket for PodSocketsView<'_> {
+    async fn start_bind(
+        &mut self,
+        this: Resource<TcpSocket>,
+        network: Resource<Network>,
+        address: IpSocketAddress,
+    ) -> SocketResult<()> {
+        let asked: SocketAddr = address.into();
+        let address = self.network.bind(asked).ok_or(ErrorCode::AddressNotBindable)?;
+        let rep = this.rep();
+        HostTcpSocket::start_bind(&mut self.inner, this, network, address.into()).await?;
+        if asked.ip().is_unspecified() {
+            let this = Resource::new_borrow(rep);
+            let bound: SocketAddr = HostTcpSocket::local_address(&mut self.inner, this)?.into();
+            self.bound.add(rep, bound.port());
+        }
+        Ok(())
+    }
+
+    fn start_connect(
+        &mut self,
+        this: Resource<TcpSocket>,
+        network: Resource<Network>,
+        address: IpSocketAddress,
+    ) -> SocketResult<()> {
+        let hop = self.network.connect(address.into()).map_err(code)?;
+        let (socket, net) = (this.rep(), network.rep());
+        let again = || Resource::<TcpSocket>::new_borrow(socket);
+        let unbound = HostTcpSocket::local_address(&mut self.inner, again()).is_err();
+        if let (true, Some(from)) = (unbound, hop.from) {
+            let from = SocketAddr::new(from.into(), 0).into();
+            let bind = HostTcpSocket::start_bind(&mut self.inner, again(), Resource::new_borrow(net), from);
+            // The guard answers at once, so this never waits.
+            bind.now_or_never().unwrap_or_else(|| Err(ErrorCode::Unknown.into()))?;
+            HostTcpSocket::finish_bind(&mut self.inner, again())?;
+        }
+        HostTcpSocket::start_connect(&mut self.inner, this, network, hop.to.into())
+    }
+
+    async fn start_listen(&mut self, this: Resource<TcpSocket>) -> SocketResult<()> {
+        HostTcpSocket::start_listen(&mut self.inner, this).await
+    }
+
+    fn local_address(&mut self, this: Resource<TcpSocket>) -> SocketResult<IpSocketAddress> {
+        let address = HostTcpSocket::local_address(&mut self.inner, this)?;
+        Ok(self.network.present(address.into()).into())
+    }
+
+    fn remote_address(&mut self, this: Resource<TcpSocket>) -> SocketResult<IpSocketAddress> {
+        let address = HostTcpSocket::remote_address(&mut self.inner, this)?;
+        Ok(self.network.present(address.into()).into())
+    }
+
+    fn drop(&mut self, this: Resource<TcpSocket>) -> wasmtime::Result<()> {
+        self.bound.remove(this.rep());
+        HostTcpSocket::drop(&mut self.inner, this)
+    }
+
+    forward! { HostTcpSocket, TcpSocket;
+        finish_bind() -> SocketResult<()>;
+        finish_connect() -> SocketResult<(Resource<DynInputStream>, Resource<DynOutputStream>)>;
+        finish_listen() -> SocketResult<()>;
+        accept() -> SocketResult<(Resource<TcpSocket>, Resource<DynInputStream>, Resource<DynOutputStream>)>;
+        is_listening() -> wasmtime::Result<bool>;
+        address_family() -> wasmtime::Result<IpAddressFamily>;
+        set_listen_backlog_size(value: u64) -> SocketResult<()>;
+        keep_alive_enabled() -> SocketResult<bool>;
+        set_keep_alive_enabled(value: bool) -> SocketResult<()>;
+        keep_alive_idle_time() -> SocketResult<u64>;
+        set_keep_alive_idle_time(value: u64) -> SocketResult<()>;
+        keep_alive_interval() -> SocketResult<u64>;
+        set_keep_alive_interval(value: u64) -> SocketResult<()>;
+        keep_alive_count() -> SocketResult<u32>;
+        set_keep_alive_count(value: u32) -> SocketResult<()>;
+        hop_limit() -> SocketResult<u8>;
+        set_hop_limit(value: u8) -> SocketResult<()>;
+        receive_buffer_size() -> SocketResult<u64>;
+        set_receive_buffer_size(value: u64) -> SocketResult<()>;
+        send_buffer_size() -> SocketResult<u64>;
+        set_send_buffer_size(value: u64) -> SocketResult<()>;
+        subscribe() -> wasmtime::Result<Resource<DynPollable>>;
+        shutdown(how: ShutdownType) -> SocketResult<()>;
+    }
+}
+
+impl udp::Host for PodSocketsView<'_> {}
+
+impl HostUdpSocket for PodSocketsView<'_> {
+    async fn start_bind(
+        &mut self,
+        this: Resource<UdpSocket>,
+        network: Resource<Network>,
+        address: IpSocketAddress,
+    ) -> SocketResult<()> {
+        let address = self.network.bind(address.into()).ok_or(ErrorCode::AddressNotBindable)?;
+        HostUdpSocket::start_bind(&mut self.inner, this, network, address.into()).await
+    }
+
+    async fn stream(
+        &mut self,
+        this: Resource<UdpSocket>,
+        remote: Option<IpSocketAddress>,
+    ) -> SocketResult<(Resource<IncomingDatagramStream>, Resource<OutgoingDatagramStream>)> {
+        let remote = match remote {
+            Some(remote) => Some(self.network.connect(remote.into()).map_err(code)?.to.into()),
+            None => None,
+        };
+        HostUdpSocket::stream(&mut self.inner, this, remote).await
+    }
+
+    fn local_address(&mut self, this: Resource<UdpSocket>) -> SocketResult<IpSocketAddress> {
+        let address = HostUdpSocket::local_address(&mut self.inner, this)?;
+        Ok(self.network.present(address.into()).into())
+    }
+
+    fn remote_address(&mut self, this: Resource<UdpSocket>) -> SocketResult<IpSocketAddress> {
+        let address = HostUdpSocket::remote_address(&mut self.inner, this)?;
+        Ok(self.network.present(address.into()).into())
+    }
+
+    forward! { HostUdpSocket, UdpSocket;
+        finish_bind() -> SocketResult<()>;
+        address_family() -> wasmtime::Result<IpAddressFamily>;
+        unicast_hop_limit() -> SocketResult<u8>;
+        set_unicast_hop_limit(value: u8) -> SocketResult<()>;
+        receive_buffer_size() -> SocketResult<u64>;
+        set_receive_buffer_size(value: u64) -> SocketResult<()>;
+        send_buffer_size() -> SocketResult<u64>;
+        set_send_buffer_size(value: u64) -> SocketResult<()>;
+        subscribe() -> wasmtime::Result<Resource<DynPollable>>;
+        drop() -> wasmtime::Result<()>;
+    }
+}
+
+impl HostIncomingDatagramStream for PodSocketsView<'_> {
+    fn receive(
+        &mut self,
+        this: Resource<IncomingDatagramStream>,
+        max: u64,
+    ) -> SocketResult<Vec<IncomingDatagram>> {
+        let mut datagrams = HostIncomingDatagramStream::receive(&mut self.inner, this, max)?;
+        for datagram in &mut datagrams {
+            datagram.remote_address = self.network.present(datagram.remote_address.into()).into();
+        }
+        Ok(datagrams)
+    }
+
+    forward! { HostIncomingDatagramStream, IncomingDatagramStream;
+        subscribe() -> wasmtime::Result<Resource<DynPollable>>;
+        drop() -> wasmtime::Result<()>;
+    }
+}
+
+impl HostOutgoingDatagramStream for PodSocketsView<'_> {
+    fn send(
+        &mut self,
+        this: Resource<OutgoingDatagramStream>,
+        mut datagrams: Vec<OutgoingDatagram>,
+    ) -> SocketResult<u64> {
+        for datagram in &mut datagrams {
+            if let Some(remote) = datagram.remote_address {
+                let hop = self.network.connect(remote.into()).map_err(code)?;
+                datagram.remote_address = Some(hop.to.into());
+            }
+        }
+        HostOutgoingDatagramStream::send(&mut self.inner, this, datagrams)
+    }
+
+    async fn drop(&mut self, this: Resource<OutgoingDatagramStream>) -> wasmtime::Result<()> {
+        HostOutgoingDatagramStream::drop(&mut self.inner, this).await
+    }
+
+    forward! { HostOutgoingDatagramStream, OutgoingDatagramStream;
+        check_send() -> SocketResult<u64>;
+        subscribe() -> wasmtime::Result<Resource<DynPollable>>;
+    }
+}
+
+/// The answer to a lookup. The stock resource cannot be made from outside its crate, so this lies in the table in its place.
+struct Answers(std::vec::IntoIter<IpAddr>);
+
+#[async_trait::async_trait]
+impl Pollable for Answers {
+    async fn ready(&mut self) {}
+}
+
+impl ip_name_lookup::Host for PodSocketsView<'_> {
+    fn resolve_addresses(
+        &mut self,
+        _network: Resource<Network>,
+        name: String,
+    ) -> SocketResult<Resource<ip_name_lookup::ResolveAddressStream>> {
+        if name.is_empty() || name.len() > 255 {
+            return Err(ErrorCode::InvalidArgument.into());
+        }
+        let found = self.network.lookup(&name).ok_or(ErrorCode::NameUnresolvable)?;
+        let answers = self.inner.table.push(Answers(found.into_iter()))?;
+        Ok(Resource::new_own(answers.rep()))
+    }
+}
+
+impl ip_name_lookup::HostResolveAddressStream for PodSocketsView<'_> {
+    fn resolve_next_address(
+        &mut self,
+        this: Resource<ip_name_lookup::ResolveAddressStream>,
+    ) -> SocketResult<Option<network::IpAddress>> {
+        let this = Resource::<Answers>::new_borrow(this.rep());
+        Ok(self.inner.table.get_mut(&this)?.0.next().map(Into::into))
+    }
+
+    fn subscribe(
+        &mut self,
+        this: Resource<ip_name_lookup::ResolveAddressStream>,
+    ) -> wasmtime::Result<Resource<DynPollable>> {
+        let this = Resource::<Answers>::new_borrow(this.rep());
+        wasmtime_wasi::p2::subscribe(self.inner.table, this)
+    }
+
+    fn drop(&mut self, this: Resource<ip_name_lookup::ResolveAddressStream>) -> wasmtime::Result<()> {
+        self.inner.table.delete(Resource::<Answers>::new_own(this.rep()))?;
+        Ok(())
+    }
+}

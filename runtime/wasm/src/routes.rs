@@ -1,0 +1,229 @@
+//! Where an address or a name leads, by the Service table. Pure: what listens and connects is elsewhere.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+};
+
+use crate::protocol::ServiceTable;
+
+/// A range of IPv4 addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    pub base: Ipv4Addr,
+    /// 0 to 32.
+    pub prefix: u8,
+}
+
+impl Cidr {
+    /// Whether `ip` lies in the range.
+    pub fn contains(&self, ip: Ipv4Addr) -> bool {
+        let shift = 32 - u32::from(self.prefix.min(32));
+        let mask = u32::MAX.checked_shl(shift).unwrap_or(0);
+        u32::from(ip) & mask == u32::from(self.base) & mask
+    }
+}
+
+impl std::str::FromStr for Cidr {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Cidr, String> {
+        let wrong = || format!("{text:?} is no IPv4 range such as 127.64.0.0/11");
+        let (base, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
+        if prefix > 32 {
+            return Err(wrong());
+        }
+        Ok(Cidr { base: base.parse().map_err(|_| wrong())?, prefix })
+    }
+}
+
+/// The ranges of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranges {
+    pub pods: Cidr,
+    pub services: Cidr,
+}
+
+impl Default for Ranges {
+    fn default() -> Ranges {
+        Ranges {
+            pods: Cidr { base: Ipv4Addr::new(127, 64, 0, 0), prefix: 11 },
+            services: Cidr { base: Ipv4Addr::new(127, 96, 0, 0), prefix: 12 },
+        }
+    }
+}
+
+/// Why a guest may not connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// The host's own loopback, or another pod's.
+    #[error("the address belongs to the host")]
+    Denied,
+    /// A Service without a ready endpoint, or a Service address that nobody has.
+    #[error("no ready endpoint")]
+    NoEndpoint,
+}
+
+/// The Service table, indexed.
+#[derive(Debug, Default)]
+pub(crate) struct Routes {
+    pub generation: u64,
+    services: HashMap<SocketAddrV4, Vec<SocketAddrV4>>,
+    endpoints: HashMap<Ipv4Addr, ()>,
+    names: HashMap<String, Vec<Ipv4Addr>>,
+}
+
+impl Routes {
+    /// The index of a table.
+    pub fn new(table: &ServiceTable) -> Routes {
+        let mut routes = Routes { generation: table.generation, ..Routes::default() };
+        for service in &table.services {
+            let address = SocketAddrV4::new(service.address, service.port);
+            routes.endpoints.extend(service.endpoints.iter().map(|e| (*e.ip(), ())));
+            routes.services.entry(address).or_default().extend(&service.endpoints);
+        }
+        for (name, addresses) in &table.names {
+            routes.names.insert(name.to_ascii_lowercase(), addresses.clone());
+        }
+        routes
+    }
+
+    /// Where a connection to `to` goes; `pick` chooses one of `n` endpoints.
+    pub fn connect(
+        &self,
+        ranges: &Ranges,
+        to: SocketAddrV4,
+        pick: impl FnOnce(usize) -> usize,
+    ) -> Result<SocketAddrV4, Refusal> {
+        if let Some(endpoints) = self.services.get(&to) {
+            let chosen = endpoints.get(pick(endpoints.len().max(1)));
+            return chosen.copied().ok_or(Refusal::NoEndpoint);
+        }
+        // Without a feed there is no table to ask: connect as asked.
+        if ranges.services.contains(*to.ip()) && self.generation > 0 {
+            return Err(Refusal::NoEndpoint);
+        }
+        let own = ranges.services.contains(*to.ip()) || ranges.pods.contains(*to.ip());
+        if !own && is_local(*to.ip()) { Err(Refusal::Denied) } else { Ok(to) }
+    }
+
+    /// Whether the last hop of a connection may go to `to`: the guard behind the rewriting.
+    pub fn may_reach(&self, ranges: &Ranges, to: SocketAddr) -> bool {
+        match to.ip() {
+            IpAddr::V4(ip) => {
+                ranges.pods.contains(ip)
+                    || ranges.services.contains(ip)
+                    || !is_local(ip)
+                    || self.endpoints.contains_key(&ip)
+            }
+            IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unspecified() && ip.to_ipv4().is_none(),
+        }
+    }
+
+    /// The addresses of a name, trying search suffixes as a resolver with `ndots:5` does.
+    pub fn lookup(&self, name: &str, searches: &[String]) -> Option<&[Ipv4Addr]> {
+        let name = name.to_ascii_lowercase();
+        if let Some(absolute) = name.strip_suffix('.') {
+            return self.names.get(absolute).map(Vec::as_slice);
+        }
+        let searched = searches
+            .iter()
+            .filter_map(|suffix| self.names.get(&format!("{name}.{}", suffix.trim_matches('.'))));
+        let mut found: Vec<_> = searched.chain(self.names.get(&name)).collect();
+        if name.matches('.').count() >= 5 {
+            found.reverse();
+        }
+        found.first().map(|addresses| addresses.as_slice())
+    }
+}
+
+/// Addresses that mean this host itself: 127/8, and 0/8, which Linux takes for it too.
+fn is_local(ip: Ipv4Addr) -> bool {
+    matches!(ip.octets()[0], 0 | 127)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::ServiceEntry;
+
+    fn at(text: &str) -> SocketAddrV4 {
+        text.parse().unwrap_or_else(|_| panic!("{text}"))
+    }
+
+    fn routes() -> Routes {
+        let entry = |address: [u8; 4], endpoints: &[&str]| ServiceEntry {
+            name: "default/web".into(),
+            port_name: String::new(),
+            address: address.into(),
+            port: 80,
+            endpoints: endpoints.iter().map(|e| at(e)).collect(),
+        };
+        Routes::new(&ServiceTable {
+            generation: 1,
+            services: vec![
+                entry([127, 96, 0, 9], &["127.64.0.2:8080", "127.64.0.3:8080"]),
+                entry([127, 96, 0, 1], &["127.0.0.1:6443"]),
+                entry([127, 96, 0, 7], &[]),
+            ],
+            names: vec![("web.default.svc.cluster.local".into(), vec![[127, 96, 0, 9].into()])],
+        })
+    }
+
+    #[test]
+    fn where_connections_lead() {
+        let (routes, ranges) = (routes(), Ranges::default());
+        let cases = [
+            ("127.96.0.9:80", Ok("127.64.0.3:8080")),
+            ("127.96.0.1:80", Ok("127.0.0.1:6443")),
+            ("127.96.0.7:80", Err(Refusal::NoEndpoint)),
+            ("127.96.0.9:81", Err(Refusal::NoEndpoint)),
+            ("127.64.9.9:1234", Ok("127.64.9.9:1234")),
+            ("127.0.0.1:6443", Err(Refusal::Denied)),
+            ("127.0.1.1:10250", Err(Refusal::Denied)),
+            ("127.192.0.2:80", Err(Refusal::Denied)),
+            ("0.0.0.0:80", Err(Refusal::Denied)),
+            ("0.1.2.3:80", Err(Refusal::Denied)),
+            ("192.0.2.1:80", Ok("192.0.2.1:80")),
+        ];
+        for (to, expected) in cases {
+            let got = routes.connect(&ranges, at(to), |n| n.saturating_sub(1));
+            assert_eq!(got, expected.map(at), "{to}");
+        }
+        let bare = Routes::default();
+        let to = at("127.96.0.9:80");
+        assert_eq!(bare.connect(&ranges, to, |_| 0), Ok(to), "no feed: as asked");
+    }
+
+    #[test]
+    fn the_guard_knows_loopback_in_every_form() {
+        let (routes, ranges) = (routes(), Ranges::default());
+        for (to, expected) in [
+            ("127.0.0.1:1", true), // an endpoint of the table
+            ("127.0.0.2:1", false),
+            ("127.128.0.2:1", false),
+            ("0.0.0.0:1", false),
+            ("[::1]:1", false),
+            ("[::]:1", false),
+            ("[::ffff:127.0.0.9]:1", false),
+            ("127.64.0.2:1", true),
+            ("[2001:db8::1]:1", true),
+        ] {
+            let to: SocketAddr = to.parse().unwrap_or_else(|_| panic!("{to}"));
+            assert_eq!(routes.may_reach(&ranges, to), expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn names_are_searched() {
+        let routes = routes();
+        let searches = ["default.svc.cluster.local".to_owned(), "svc.cluster.local".to_owned()];
+        for name in ["web", "WEB.default", "web.default.svc.cluster.local", "web.default.svc.cluster.local."]
+        {
+            assert!(routes.lookup(name, &searches).is_some(), "{name}");
+        }
+        for name in ["web.", "nope", "web.other"] {
+            assert!(routes.lookup(name, &searches).is_none(), "{name}");
+        }
+    }
+}
