@@ -3,17 +3,28 @@
 use serde::{Deserialize, Serialize};
 
 /// Where images come from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct RegistryConfig {
     /// Asked in this order, before the default registry, for a name without a registry (or of docker.io).
     pub mirrors: Vec<Mirror>,
-    /// The registry of names without one, asked last; `None`: only the mirrors are asked.
+    /// The registry of names without one, asked last (docker.io); `None`: only the mirrors are asked.
     pub default_registry: Option<String>,
     /// `host:port` of registries that are spoken to over plain HTTP. Those of 127.0.0.0/8 and `localhost` always are,
     /// unless they are listed as a mirror.
     pub insecure: Vec<String>,
     pub limits: Limits,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            mirrors: Vec::new(),
+            default_registry: Some(crate::reference::DEFAULT_REGISTRY.to_owned()),
+            insecure: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// A registry that is asked first.

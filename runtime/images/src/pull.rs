@@ -67,6 +67,13 @@ impl Puller {
         given: &Credentials,
     ) -> Result<ImageRecord, Error> {
         let mut refusals = Vec::new();
+        if reference.is_default_registry()
+            && self.config.mirrors.is_empty()
+            && self.config.default_registry.is_none()
+        {
+            let reason = "no registry is configured for names without one".to_owned();
+            refusals.push((reference.registry.clone(), Refusal::Unreachable(reason)));
+        }
         for source in sources(reference, &self.config, given) {
             match self.try_source(name, reference, &source).await {
                 Ok(record) => return Ok(record),

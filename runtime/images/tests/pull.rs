@@ -100,7 +100,7 @@ impl Content {
 }
 
 fn puller(dir: &std::path::Path, mirrors: Vec<Mirror>) -> Puller {
-    let config = RegistryConfig { mirrors, ..RegistryConfig::default() };
+    let config = RegistryConfig { mirrors, default_registry: None, ..RegistryConfig::default() };
     Puller::new(Arc::new(Store::open(dir).unwrap()), config)
 }
 
@@ -191,6 +191,7 @@ async fn what_is_wrong_or_too_large_is_not_kept() {
     let dir = tempfile::tempdir().unwrap();
     let config = RegistryConfig {
         mirrors: vec![registry.mirror()],
+        default_registry: None,
         limits: Limits { layer_bytes: 50_000, ..Limits::default() },
         ..RegistryConfig::default()
     };

@@ -1,0 +1,223 @@
+//! Keeps a wasm host at hand: adopts the one that lives, starts one where none does, and brings both sides together
+//! before anyone else may speak to it.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use coracle_wasm::client::{Events, HostClient};
+use coracle_wasm::protocol::Event;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+/// How long a new host may take until it answers.
+const START: Duration = Duration::from_secs(30);
+/// How long a call waits for a host that is being started or adopted.
+const PATIENCE: Duration = Duration::from_secs(20);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// The socket of the host below a state folder.
+pub fn socket(state_dir: &Path) -> PathBuf {
+    state_dir.join("wasm-host.sock")
+}
+
+/// What happens when a host comes, speaks and goes.
+#[async_trait]
+pub trait Listener: Send + Sync {
+    /// A host answers; nobody else speaks to it until this returns.
+    async fn attached(&self, client: &HostClient) -> anyhow::Result<()>;
+    /// It says something. Called in order.
+    async fn event(&self, client: &HostClient, event: Event);
+}
+
+/// A client that stays usable while this is held: the next host is not brought in before.
+pub struct Lease(OwnedRwLockReadGuard<Option<HostClient>, HostClient>);
+
+impl std::ops::Deref for Lease {
+    type Target = HostClient;
+
+    fn deref(&self) -> &HostClient {
+        &self.0
+    }
+}
+
+/// The way to the host. Clones share it.
+#[derive(Clone)]
+pub struct Host {
+    slot: Arc<RwLock<Option<HostClient>>>,
+    attached: watch::Sender<bool>,
+}
+
+/// Where the host is and how it is started.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub state_dir: PathBuf,
+    /// What `--socket S --state-dir D` is appended to.
+    pub command: Vec<OsString>,
+}
+
+impl Host {
+    /// A way to a host that is not there yet.
+    pub fn new() -> Self {
+        Self { slot: Arc::default(), attached: watch::Sender::new(false) }
+    }
+
+    /// Whether a host is attached now.
+    pub fn is_attached(&self) -> bool {
+        *self.attached.borrow()
+    }
+
+    /// The host's client; waits a while for one.
+    pub async fn client(&self) -> Result<Lease, Status> {
+        let wait = async {
+            let mut attached = self.attached.subscribe();
+            loop {
+                let guard = self.slot.clone().read_owned().await;
+                if let Ok(mapped) = OwnedRwLockReadGuard::try_map(guard, Option::as_ref) {
+                    return Lease(mapped);
+                }
+                // The sender lives in `self`, so that this cannot fail.
+                let _ = attached.wait_for(|a| *a).await;
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.map_err(|_| {
+            Status::unavailable(
+                "the wasm host process does not answer; see wasm-host.log in the state folder",
+            )
+        })
+    }
+
+    /// Keeps a host attached until cancelled. The host itself goes on when this ends.
+    pub async fn supervise(self, settings: Settings, listener: Arc<dyn Listener>, stop: CancellationToken) {
+        let mut backoff = Duration::from_millis(50);
+        loop {
+            let attach = async {
+                let (client, mut events) = connect_or_spawn(&settings).await?;
+                let mut slot = self.slot.write().await;
+                listener.attached(&client).await?;
+                *slot = Some(client.clone());
+                drop(slot);
+                self.attached.send_replace(true);
+                let since = tokio::time::Instant::now();
+                while let Some(event) = events.next().await {
+                    listener.event(&client, event).await;
+                }
+                tracing::warn!("the wasm host process is gone, or hung up");
+                anyhow::Ok(since.elapsed())
+            };
+            let result = tokio::select! {
+                result = attach => result,
+                () = stop.cancelled() => return,
+            };
+            self.attached.send_replace(false);
+            self.slot.write().await.take();
+            match result {
+                Ok(lasted) if lasted > Duration::from_secs(10) => backoff = Duration::from_millis(50),
+                Ok(_) => {}
+                Err(error) => tracing::error!("attaching a wasm host: {error:#}"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff) => {}
+                () = stop.cancelled() => return,
+            }
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+async fn connect_or_spawn(settings: &Settings) -> anyhow::Result<(HostClient, Events)> {
+    let socket = socket(&settings.state_dir);
+    let client = match HostClient::connect(&socket).await {
+        Ok(client) => client,
+        Err(error) => {
+            tracing::info!(%error, "no wasm host lives: starting one");
+            spawn(settings, &socket)?;
+            wait_for(&socket).await?
+        }
+    };
+    let info = client.inspect().await?;
+    let own = coracle_wasm::engine::engine_fingerprint();
+    if info.engine_fingerprint != own {
+        tracing::warn!(
+            host = info.engine_fingerprint,
+            own,
+            "the wasm host that lives has another engine: what runs goes on, new containers fail until it is restarted"
+        );
+    }
+    tracing::info!(pid = info.pid, version = info.version, "wasm host attached");
+    let events = client.subscribe().await?;
+    Ok((client, events))
+}
+
+fn spawn(settings: &Settings, socket: &Path) -> anyhow::Result<()> {
+    let (program, first) = settings.command.split_first().context("no command for the wasm host is set")?;
+    let log = settings.state_dir.join("wasm-host.log");
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&log)
+        .with_context(|| format!("opening {}", log.display()))?;
+    let mut command = tokio::process::Command::new(program);
+    command.args(first).arg("--socket").arg(socket).arg("--state-dir").arg(&settings.state_dir);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
+    // SAFETY: between fork and exec only setsid is called, which is async-signal-safe. A session of its own keeps
+    // signals to our terminal and process group away from the host.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid().map_err(std::io::Error::from)?;
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().with_context(|| format!("starting {program:?}"))?;
+    // Reaps it, should it end while this process lives. It is not killed with us.
+    tokio::spawn(async move {
+        match child.wait().await {
+            Ok(status) => tracing::warn!(%status, "the wasm host process ended"),
+            Err(error) => tracing::warn!(%error, "waiting for the wasm host process"),
+        }
+    });
+    Ok(())
+}
+
+async fn wait_for(socket: &Path) -> anyhow::Result<HostClient> {
+    let deadline = tokio::time::Instant::now() + START;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        match HostClient::connect(socket).await {
+            Ok(client) => return Ok(client),
+            Err(error) if tokio::time::Instant::now() > deadline => {
+                return Err(error).context("the wasm host did not start within 30 s; see wasm-host.log");
+            }
+            Err(_) => tokio::time::sleep(pause).await,
+        }
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
+
+/// Stops every container within `grace` and then the host of this state folder. Fine when none lives.
+pub async fn shutdown(state_dir: &Path, grace: Duration) -> anyhow::Result<()> {
+    let Ok(client) = HostClient::connect(&socket(state_dir)).await else { return Ok(()) };
+    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+    match client.shutdown(grace_ms).await {
+        Ok(()) | Err(coracle_wasm::client::Error::Disconnected) => {}
+        Err(error) => return Err(error.into()),
+    }
+    tokio::time::timeout(grace + Duration::from_secs(5), client.closed())
+        .await
+        .context("the wasm host did not end within its grace")
+}

@@ -1,0 +1,112 @@
+//! Pod sandboxes: run, stop, remove, show.
+
+use std::time::Duration;
+
+use coracle_cri_api::v1;
+use tonic::Status;
+
+use crate::record::{ContainerRecord, SandboxRecord, now_ns};
+use crate::service::{Service, durable, new_id, refused};
+use crate::spec;
+use crate::state::Filter;
+
+impl Service {
+    /// Makes a sandbox with an address of its own; answers its id.
+    pub async fn run_pod_sandbox(
+        &self,
+        config: v1::PodSandboxConfig,
+        handler: String,
+    ) -> Result<String, Status> {
+        spec::check_sandbox(&config, &handler)?;
+        let metadata = config.metadata.clone().unwrap_or_default();
+        let host = self.host.client().await?;
+        let reservation = self.state.reserve_sandbox(&metadata)?;
+        let ip = reservation.address().ok_or_else(|| Status::internal("no address was given out"))?;
+        let id = new_id();
+        host.create_sandbox(spec::sandbox(&id, &config, ip)).await.map_err(refused)?;
+        let record = SandboxRecord {
+            id: id.clone(),
+            config,
+            runtime_handler: handler,
+            ready: true,
+            created_at_ns: now_ns(),
+            ip,
+        };
+        tracing::info!(sandbox = id, pod = record.pod(), %ip, "sandbox runs");
+        let pending = self.state.add_sandbox(record);
+        reservation.settled();
+        durable(pending).await?;
+        Ok(id)
+    }
+
+    /// Stops a sandbox and its containers at once; again, or of one that is not there: fine.
+    pub async fn stop_pod_sandbox(&self, id: &str) -> Result<(), Status> {
+        let Some(record) = self.state.sandbox(id) else { return Ok(()) };
+        let _turn = self.turn(&record.id).await;
+        self.stop_record(&record.id).await
+    }
+
+    async fn stop_record(&self, id: &str) -> Result<(), Status> {
+        if !self.state.sandbox(id).is_some_and(|s| s.ready) {
+            return Ok(());
+        }
+        let host = self.host.client().await?;
+        let filter = Filter { sandbox_id: id, ..Filter::default() };
+        let containers = self.state.containers(&filter);
+        let stops = containers.iter().map(|c| self.stop_on_host(&host, c, Duration::ZERO));
+        futures::future::try_join_all(stops).await?;
+        host.stop_sandbox(id).await.map_err(refused)?;
+        match self.state.stop_sandbox(id) {
+            Some(pending) => durable(pending).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes a sandbox and its containers; of one that is not there: fine.
+    pub async fn remove_pod_sandbox(&self, id: &str) -> Result<(), Status> {
+        let Some(record) = self.state.sandbox(id) else { return Ok(()) };
+        let id = record.id.as_str();
+        let _turn = self.turn(id).await;
+        self.stop_record(id).await?;
+        let host = self.host.client().await?;
+        host.remove_sandbox(id).await.map_err(refused)?;
+        let filter = Filter { sandbox_id: id, ..Filter::default() };
+        let containers = self.state.containers(&filter);
+        for pending in self.state.remove_sandbox(id) {
+            durable(pending).await?;
+        }
+        for container in &containers {
+            self.announce(container, v1::ContainerEventType::ContainerDeletedEvent);
+        }
+        Ok(())
+    }
+
+    /// A sandbox and its containers.
+    pub fn pod_sandbox_status(
+        &self,
+        id: &str,
+        verbose: bool,
+    ) -> Result<v1::PodSandboxStatusResponse, Status> {
+        let record = self.sandbox(id)?;
+        let filter = Filter { sandbox_id: &record.id, ..Filter::default() };
+        Ok(v1::PodSandboxStatusResponse {
+            status: Some(record.status()),
+            info: if verbose { [("info".to_owned(), json(&record))].into() } else { Default::default() },
+            containers_statuses: self.state.containers(&filter).iter().map(ContainerRecord::status).collect(),
+            timestamp: now_ns(),
+        })
+    }
+
+    /// The sandboxes that a filter leaves.
+    pub fn list_pod_sandboxes(&self, filter: Option<v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
+        let filter = filter.unwrap_or_default();
+        let by = Filter { id: &filter.id, labels: Some(&filter.label_selector), ..Filter::default() };
+        let summaries = self.state.sandboxes(&by).iter().map(SandboxRecord::summary).collect::<Vec<_>>();
+        summaries.into_iter().filter(|s| filter.state.is_none_or(|wanted| wanted.state == s.state)).collect()
+    }
+}
+
+/// A record as people read it.
+pub fn json(record: &impl serde::Serialize) -> String {
+    serde_json::to_string(record).unwrap_or_else(|e| format!("{{\"error\":{:?}}}", e.to_string()))
+}

@@ -1,0 +1,308 @@
+//! From what CRI asks to what a wasm host understands: pure translation, with every refusal in words.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Component, Path, PathBuf};
+
+use coracle_cri_api::v1;
+use coracle_wasm::protocol::{ContainerSpec, DnsConfig, Mount, SandboxSpec};
+use serde::Deserialize;
+use tonic::Status;
+
+/// The annotation by which the kubelet tells which ports a container declares.
+pub const PORTS_ANNOTATION: &str = "io.kubernetes.container.ports";
+/// On a pod or container: `fresh` wants a new instance for every request, `pooled` (the default) does not.
+pub const INSTANCE_ANNOTATION: &str = "coracle.dev/http-instance";
+/// The runtime handlers that are known; the empty one is the default.
+pub const HANDLERS: [&str; 2] = ["", "wasm"];
+/// The largest environment, in entries.
+const MAX_ENTRIES: usize = 10_000;
+
+fn invalid(message: impl Into<String>) -> Status {
+    Status::invalid_argument(message)
+}
+
+/// Checks what RunPodSandbox asks, before an address is given out.
+pub fn check_sandbox(config: &v1::PodSandboxConfig, handler: &str) -> Result<(), Status> {
+    let metadata = config.metadata.as_ref().ok_or_else(|| invalid("the sandbox has no metadata"))?;
+    for (field, value) in
+        [("name", &metadata.name), ("namespace", &metadata.namespace), ("uid", &metadata.uid)]
+    {
+        if value.is_empty() {
+            return Err(invalid(format!("the sandbox metadata has no {field}")));
+        }
+    }
+    if !HANDLERS.contains(&handler) {
+        return Err(invalid(format!("runtime handler {handler:?} is not known; known are {HANDLERS:?}")));
+    }
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let network = security.and_then(|s| s.namespace_options.as_ref()).map(|n| n.network());
+    if network == Some(v1::NamespaceMode::Node) {
+        return Err(Status::unimplemented(
+            "wasm pods have an address of their own: hostNetwork is not supported",
+        ));
+    }
+    if let Some(mapping) = config.port_mappings.iter().find(|m| m.host_port != 0) {
+        return Err(Status::unimplemented(format!(
+            "host port {} for container port {}: host ports are not supported yet",
+            mapping.host_port, mapping.container_port
+        )));
+    }
+    Ok(())
+}
+
+/// The sandbox in the words of the host.
+pub fn sandbox(id: &str, config: &v1::PodSandboxConfig, ip: Ipv4Addr) -> SandboxSpec {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    let dns = config.dns_config.clone().unwrap_or_default();
+    let hostname = if config.hostname.is_empty() { metadata.name.clone() } else { config.hostname.clone() };
+    SandboxSpec {
+        id: id.to_owned(),
+        name: metadata.name,
+        namespace: metadata.namespace,
+        uid: metadata.uid,
+        hostname,
+        pod_ip: ip,
+        dns: DnsConfig { servers: dns.servers, searches: dns.searches, options: dns.options },
+        annotations: sorted(&config.annotations),
+    }
+}
+
+fn sorted(map: &std::collections::HashMap<String, String>) -> BTreeMap<String, String> {
+    map.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+/// Where a container's log goes.
+pub fn log_path(sandbox: &v1::PodSandboxConfig, config: &v1::ContainerConfig) -> Result<PathBuf, Status> {
+    let (dir, relative) = (Path::new(&sandbox.log_directory), Path::new(&config.log_path));
+    if sandbox.log_directory.is_empty() || config.log_path.is_empty() {
+        return Err(invalid(
+            "wasm containers need a log directory in the sandbox and a log path in the container",
+        ));
+    }
+    if !dir.is_absolute() {
+        return Err(invalid(format!("the log directory {:?} is not absolute", sandbox.log_directory)));
+    }
+    if !relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+        return Err(invalid(format!("the log path {:?} leaves the log directory", config.log_path)));
+    }
+    Ok(dir.join(relative))
+}
+
+/// The container in the words of the host.
+pub fn container(
+    id: &str,
+    sandbox_id: &str,
+    artifact: &Path,
+    config: &v1::ContainerConfig,
+    sandbox: &v1::PodSandboxConfig,
+) -> Result<ContainerSpec, Status> {
+    check_container(config)?;
+    let metadata = config.metadata.clone().unwrap_or_default();
+    let mut args = config.command.clone();
+    if args.is_empty() && !config.args.is_empty() {
+        // Without a command the program has the container's name, and the arguments follow it.
+        args.push(metadata.name.clone());
+    }
+    args.extend(config.args.iter().cloned());
+    let resources = config.linux.as_ref().and_then(|l| l.resources.as_ref());
+    Ok(ContainerSpec {
+        id: id.to_owned(),
+        sandbox_id: sandbox_id.to_owned(),
+        name: metadata.name,
+        attempt: metadata.attempt,
+        artifact: artifact.to_owned(),
+        args,
+        env: config.envs.iter().map(|e| (e.key.clone(), e.value.clone())).collect(),
+        working_dir: config.working_dir.clone(),
+        mounts: config.mounts.iter().map(mount).collect::<Result<_, _>>()?,
+        http_ports: http_ports(config.annotations.get(PORTS_ANNOTATION).map(String::as_str))?,
+        log_path: log_path(sandbox, config)?,
+        memory_limit_bytes: resources
+            .and_then(|r| u64::try_from(r.memory_limit_in_bytes).ok())
+            .filter(|m| *m > 0),
+        cpu_millis: resources.and_then(cpu_millis),
+        fresh_instance: fresh_instance(config, sandbox)?,
+    })
+}
+
+fn check_container(config: &v1::ContainerConfig) -> Result<(), Status> {
+    let metadata = config.metadata.as_ref().ok_or_else(|| invalid("the container has no metadata"))?;
+    if metadata.name.is_empty() {
+        return Err(invalid("the container metadata has no name"));
+    }
+    let refuse = |what: &str| Err(Status::unimplemented(format!("container {}: {what}", metadata.name)));
+    if config.tty {
+        return refuse("a wasm container has no terminal (tty)");
+    }
+    if config.stdin {
+        return refuse("stdin is not supported for wasm containers yet");
+    }
+    if !config.devices.is_empty() || !config.cdi_devices.is_empty() {
+        return refuse("a wasm container cannot be given devices of the host");
+    }
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    if security.is_some_and(|s| s.privileged) {
+        return refuse("a wasm container cannot be privileged");
+    }
+    for (what, length) in
+        [("environment", config.envs.len()), ("mounts", config.mounts.len()), ("args", config.args.len())]
+    {
+        if length > MAX_ENTRIES {
+            return Err(invalid(format!("container {}: more than {MAX_ENTRIES} {what}", metadata.name)));
+        }
+    }
+    Ok(())
+}
+
+fn mount(mount: &v1::Mount) -> Result<Mount, Status> {
+    if mount.image.is_some() {
+        return Err(Status::unimplemented(format!(
+            "mount {}: image volumes are not supported yet",
+            mount.container_path
+        )));
+    }
+    if !Path::new(&mount.host_path).is_absolute() {
+        return Err(invalid(format!(
+            "mount {}: the host path {:?} is not absolute",
+            mount.container_path, mount.host_path
+        )));
+    }
+    if !mount.container_path.starts_with('/') {
+        return Err(invalid(format!("mount {:?}: the container path is not absolute", mount.container_path)));
+    }
+    Ok(Mount {
+        host_path: PathBuf::from(&mount.host_path),
+        guest_path: mount.container_path.clone(),
+        read_only: mount.readonly,
+    })
+}
+
+/// Thousandths of a CPU that quota and period allow.
+pub fn cpu_millis(resources: &v1::LinuxContainerResources) -> Option<u32> {
+    if resources.cpu_quota <= 0 {
+        return None;
+    }
+    let period = if resources.cpu_period > 0 { resources.cpu_period } else { 100_000 };
+    let millis = i128::from(resources.cpu_quota) * 1000 / i128::from(period);
+    Some(u32::try_from(millis.max(1)).unwrap_or(u32::MAX))
+}
+
+#[derive(Deserialize)]
+struct Port {
+    #[serde(rename = "containerPort")]
+    container_port: u16,
+    #[serde(default)]
+    protocol: String,
+}
+
+/// The TCP ports of the annotation; empty when none is declared.
+pub fn http_ports(annotation: Option<&str>) -> Result<Vec<u16>, Status> {
+    let Some(text) = annotation.filter(|t| !t.trim().is_empty()) else { return Ok(Vec::new()) };
+    let ports: Vec<Port> = serde_json::from_str(text).map_err(|e| {
+        invalid(format!("annotation {PORTS_ANNOTATION} is not a list of container ports: {e}"))
+    })?;
+    let mut found: Vec<u16> = Vec::new();
+    for port in ports {
+        if port.container_port == 0 {
+            return Err(invalid(format!("annotation {PORTS_ANNOTATION}: port 0 cannot be served")));
+        }
+        let tcp = port.protocol.is_empty() || port.protocol == "TCP";
+        if tcp && !found.contains(&port.container_port) {
+            found.push(port.container_port);
+        }
+    }
+    Ok(found)
+}
+
+fn fresh_instance(config: &v1::ContainerConfig, sandbox: &v1::PodSandboxConfig) -> Result<bool, Status> {
+    let asked =
+        config.annotations.get(INSTANCE_ANNOTATION).or_else(|| sandbox.annotations.get(INSTANCE_ANNOTATION));
+    match asked.map(String::as_str) {
+        None | Some("pooled") => Ok(false),
+        Some("fresh") => Ok(true),
+        Some(other) => {
+            Err(invalid(format!("annotation {INSTANCE_ANNOTATION} is {other:?}; it can be fresh or pooled")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod() -> v1::PodSandboxConfig {
+        v1::PodSandboxConfig {
+            metadata: Some(v1::PodSandboxMetadata {
+                name: "web".into(),
+                namespace: "default".into(),
+                uid: "u1".into(),
+                attempt: 0,
+            }),
+            log_directory: "/logs/pod".into(),
+            ..Default::default()
+        }
+    }
+
+    fn one() -> v1::ContainerConfig {
+        v1::ContainerConfig {
+            metadata: Some(v1::ContainerMetadata { name: "app".into(), attempt: 2 }),
+            log_path: "app/2.log".into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_container_becomes_a_spec() {
+        let mut config = one();
+        config.args = vec!["--x".into()];
+        config.annotations.insert(
+            PORTS_ANNOTATION.into(),
+            r#"[{"name":"http","containerPort":8081,"protocol":"TCP"},{"containerPort":53,"protocol":"UDP"},{"containerPort":9}]"#.into(),
+        );
+        config.linux = Some(v1::LinuxContainerConfig {
+            resources: Some(v1::LinuxContainerResources {
+                cpu_quota: 50_000,
+                cpu_period: 100_000,
+                memory_limit_in_bytes: 1 << 26,
+                ..Default::default()
+            }),
+            security_context: None,
+        });
+        let spec = container("c", "s", Path::new("/a.cwasm"), &config, &pod()).unwrap();
+        assert_eq!(spec.args, ["app", "--x"]);
+        assert_eq!(spec.http_ports, [8081, 9]);
+        assert_eq!((spec.cpu_millis, spec.memory_limit_bytes), (Some(500), Some(1 << 26)));
+        assert_eq!(spec.log_path, Path::new("/logs/pod/app/2.log"));
+        assert!(!spec.fresh_instance);
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        let cases: [(&str, fn(&mut v1::ContainerConfig)); 9] = [
+            ("no name", |c| c.metadata = Some(Default::default())),
+            ("no metadata", |c| c.metadata = None),
+            ("terminal", |c| c.tty = true),
+            ("devices", |c| c.devices.push(Default::default())),
+            ("leaves the log directory", |c| c.log_path = "../x".into()),
+            ("host path", |c| c.mounts.push(Default::default())),
+            ("container ports", |c| drop(c.annotations.insert(PORTS_ANNOTATION.into(), "{".into()))),
+            ("container ports", |c| {
+                drop(c.annotations.insert(PORTS_ANNOTATION.into(), r#"[{"containerPort":70000}]"#.into()));
+            }),
+            ("fresh or pooled", |c| drop(c.annotations.insert(INSTANCE_ANNOTATION.into(), "x".into()))),
+        ];
+        for (words, change) in cases {
+            let mut config = one();
+            change(&mut config);
+            let status = container("c", "s", Path::new("/a"), &config, &pod()).unwrap_err();
+            assert!(status.message().contains(words), "{words}: {}", status.message());
+        }
+        assert!(check_sandbox(&pod(), "wasm").is_ok());
+        assert!(check_sandbox(&pod(), "runc").unwrap_err().message().contains("runc"));
+        assert!(check_sandbox(&Default::default(), "").is_err());
+        let mut host_port = pod();
+        host_port.port_mappings.push(v1::PortMapping { host_port: 80, ..Default::default() });
+        assert!(check_sandbox(&host_port, "").is_err());
+    }
+}

@@ -1,0 +1,283 @@
+//! The records in memory, their changes, and the journal that follows each of them.
+//!
+//! Every change is made under one lock that is never held across an await, and is handed to the journal under the same
+//! lock: memory and disk see one order.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::Ipv4Addr;
+
+use coracle_cri_api::v1;
+use coracle_wasm::protocol::State as Life;
+use parking_lot::Mutex;
+use tonic::Status;
+
+use crate::address::{Addresses, Range};
+use crate::journal::{Journal, Pending};
+use crate::record::{ContainerRecord, SandboxRecord};
+
+const SANDBOXES: &str = "sandboxes";
+const CONTAINERS: &str = "containers";
+/// The folders of the journal.
+pub const FOLDERS: [&str; 2] = [SANDBOXES, CONTAINERS];
+
+/// What a list of sandboxes or containers is narrowed to.
+#[derive(Default)]
+pub struct Filter<'a> {
+    /// How the id begins; empty: all.
+    pub id: &'a str,
+    /// As `id`, of the sandbox that a container belongs to.
+    pub sandbox_id: &'a str,
+    pub labels: Option<&'a std::collections::HashMap<String, String>>,
+}
+
+impl Filter<'_> {
+    fn labels_match(&self, labels: &std::collections::HashMap<String, String>) -> bool {
+        self.labels.is_none_or(|wanted| wanted.iter().all(|(k, v)| labels.get(k) == Some(v)))
+    }
+}
+
+/// Sandboxes and containers.
+pub struct State {
+    inner: Mutex<Inner>,
+    journal: Journal,
+}
+
+struct Inner {
+    sandboxes: BTreeMap<String, SandboxRecord>,
+    containers: BTreeMap<String, ContainerRecord>,
+    addresses: Addresses,
+    /// Names of sandboxes and containers that are being made.
+    reserved: HashSet<String>,
+}
+
+/// A name that nobody else can take until this is dropped.
+pub struct Reservation<'a> {
+    state: &'a State,
+    name: String,
+    address: Option<Ipv4Addr>,
+}
+
+impl Reservation<'_> {
+    /// The address that was given out with it; kept only if a record with it is added.
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        self.address
+    }
+
+    /// A record has the name and the address from now on.
+    pub fn settled(mut self) {
+        self.address = None;
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.state.inner.lock();
+        inner.reserved.remove(&self.name);
+        if let Some(address) = self.address {
+            inner.addresses.release(address);
+        }
+    }
+}
+
+impl State {
+    /// Loads what the journal has.
+    pub fn load(journal: Journal) -> anyhow::Result<Self> {
+        let mut addresses = Addresses::default();
+        let mut sandboxes = BTreeMap::new();
+        for record in journal.load::<SandboxRecord>(SANDBOXES)? {
+            if record.ready {
+                addresses.take(record.ip);
+            }
+            sandboxes.insert(record.id.clone(), record);
+        }
+        let containers =
+            journal.load::<ContainerRecord>(CONTAINERS)?.into_iter().map(|r| (r.id.clone(), r)).collect();
+        let inner = Inner { sandboxes, containers, addresses, reserved: HashSet::new() };
+        Ok(Self { inner: Mutex::new(inner), journal })
+    }
+
+    /// The pod range in use.
+    pub fn range(&self) -> Option<Range> {
+        self.inner.lock().addresses.range()
+    }
+
+    /// Sets the pod range for sandboxes from now on.
+    pub fn set_range(&self, range: Range) {
+        self.inner.lock().addresses.set_range(range);
+    }
+
+    /// Everything, as it is now.
+    pub fn snapshot(&self) -> (Vec<SandboxRecord>, Vec<ContainerRecord>) {
+        let inner = self.inner.lock();
+        (inner.sandboxes.values().cloned().collect(), inner.containers.values().cloned().collect())
+    }
+
+    /// Takes the name of a sandbox, and an address for it.
+    pub fn reserve_sandbox(&self, metadata: &v1::PodSandboxMetadata) -> Result<Reservation<'_>, Status> {
+        let v1::PodSandboxMetadata { name, uid, namespace, attempt } = metadata;
+        let key = format!("{namespace}/{name}/{uid}/{attempt}");
+        let mut inner = self.inner.lock();
+        let taken = inner.sandboxes.values().find(|s| s.config.metadata.as_ref() == Some(metadata));
+        if let Some(taken) = taken {
+            return Err(Status::already_exists(format!(
+                "sandbox {} is attempt {attempt} of pod {namespace}/{name} already",
+                taken.id
+            )));
+        }
+        if inner.reserved.contains(&key) {
+            return Err(Status::already_exists(format!(
+                "attempt {attempt} of pod {namespace}/{name} is being made already"
+            )));
+        }
+        let address = inner.addresses.allocate().map_err(|e| match e {
+            crate::address::Error::Unset => {
+                Status::failed_precondition(format!("{e}: it comes with UpdateRuntimeConfig or --pod-cidr"))
+            }
+            e => Status::resource_exhausted(e.to_string()),
+        })?;
+        inner.reserved.insert(key.clone());
+        Ok(Reservation { state: self, name: key, address: Some(address) })
+    }
+
+    /// Takes the name of a container in its sandbox.
+    pub fn reserve_container(
+        &self,
+        sandbox_id: &str,
+        metadata: &v1::ContainerMetadata,
+    ) -> Result<Reservation<'_>, Status> {
+        let key = format!("{sandbox_id}/{}/{}", metadata.name, metadata.attempt);
+        let mut inner = self.inner.lock();
+        let taken = inner
+            .containers
+            .values()
+            .find(|c| c.sandbox_id == sandbox_id && c.config.metadata.as_ref() == Some(metadata));
+        if taken.is_some() || inner.reserved.contains(&key) {
+            return Err(Status::already_exists(format!(
+                "attempt {} of container {} exists in sandbox {sandbox_id} already",
+                metadata.attempt, metadata.name
+            )));
+        }
+        inner.reserved.insert(key.clone());
+        Ok(Reservation { state: self, name: key, address: None })
+    }
+
+    /// Adds a sandbox.
+    pub fn add_sandbox(&self, record: SandboxRecord) -> Pending {
+        let mut inner = self.inner.lock();
+        let pending = self.journal.write(SANDBOXES, &record.id, &record);
+        inner.sandboxes.insert(record.id.clone(), record);
+        pending
+    }
+
+    /// Adds a container, unless its sandbox was stopped meanwhile.
+    pub fn add_container(&self, record: ContainerRecord) -> Option<Pending> {
+        let mut inner = self.inner.lock();
+        if !inner.sandboxes.get(&record.sandbox_id).is_some_and(|s| s.ready) {
+            return None;
+        }
+        let pending = self.journal.write(CONTAINERS, &record.id, &record);
+        inner.containers.insert(record.id.clone(), record);
+        Some(pending)
+    }
+
+    /// The sandbox of this id (or the beginning of one, if no other begins so).
+    pub fn sandbox(&self, id: &str) -> Option<SandboxRecord> {
+        by_prefix(&self.inner.lock().sandboxes, id).cloned()
+    }
+
+    /// As [`State::sandbox`], of a container.
+    pub fn container(&self, id: &str) -> Option<ContainerRecord> {
+        by_prefix(&self.inner.lock().containers, id).cloned()
+    }
+
+    /// The sandboxes that a filter leaves, oldest first.
+    pub fn sandboxes(&self, filter: &Filter<'_>) -> Vec<SandboxRecord> {
+        let inner = self.inner.lock();
+        let matches =
+            |s: &&SandboxRecord| s.id.starts_with(filter.id) && filter.labels_match(&s.config.labels);
+        let mut found: Vec<_> = inner.sandboxes.values().filter(matches).cloned().collect();
+        found.sort_by_key(|s| s.created_at_ns);
+        found
+    }
+
+    /// The containers that a filter leaves, oldest first.
+    pub fn containers(&self, filter: &Filter<'_>) -> Vec<ContainerRecord> {
+        let inner = self.inner.lock();
+        let matches = |c: &&ContainerRecord| {
+            c.id.starts_with(filter.id)
+                && c.sandbox_id.starts_with(filter.sandbox_id)
+                && filter.labels_match(&c.config.labels)
+        };
+        let mut found: Vec<_> = inner.containers.values().filter(matches).cloned().collect();
+        found.sort_by_key(|c| c.created_at_ns);
+        found
+    }
+
+    /// Marks a sandbox as stopped and gives its address back; `None` if it was already, or is not there.
+    pub fn stop_sandbox(&self, id: &str) -> Option<Pending> {
+        let mut inner = self.inner.lock();
+        let record = inner.sandboxes.get_mut(id).filter(|s| s.ready)?;
+        record.ready = false;
+        let (ip, pending) = (record.ip, self.journal.write(SANDBOXES, id, record));
+        inner.addresses.release(ip);
+        Some(pending)
+    }
+
+    /// Forgets a sandbox and its containers.
+    pub fn remove_sandbox(&self, id: &str) -> Vec<Pending> {
+        let mut inner = self.inner.lock();
+        let of_it: Vec<String> =
+            inner.containers.values().filter(|c| c.sandbox_id == id).map(|c| c.id.clone()).collect();
+        let mut pending = Vec::new();
+        for container in of_it {
+            inner.containers.remove(&container);
+            pending.push(self.journal.remove(CONTAINERS, &container));
+        }
+        if let Some(record) = inner.sandboxes.remove(id) {
+            if record.ready {
+                inner.addresses.release(record.ip);
+            }
+            pending.push(self.journal.remove(SANDBOXES, id));
+        }
+        pending
+    }
+
+    /// Forgets a container.
+    pub fn remove_container(&self, id: &str) -> Option<Pending> {
+        let mut inner = self.inner.lock();
+        inner.containers.remove(id)?;
+        Some(self.journal.remove(CONTAINERS, id))
+    }
+
+    /// Moves a container on in its life. Nothing comes after Exited, and nothing goes back: then, and when it is not
+    /// there, the answer is `None`.
+    pub fn advance(&self, id: &str, life: Life) -> Option<(ContainerRecord, Pending)> {
+        let mut inner = self.inner.lock();
+        let record = inner.containers.get_mut(id)?;
+        let onward = match (&record.state, &life) {
+            (Life::Exited { .. }, _) | (_, Life::Created) => false,
+            (Life::Running { .. }, Life::Running { .. }) => false,
+            (Life::Created | Life::Running { .. }, _) => true,
+        };
+        if !onward {
+            return None;
+        }
+        record.state = life;
+        let pending = self.journal.write(CONTAINERS, id, record);
+        Some((record.clone(), pending))
+    }
+}
+
+fn by_prefix<'a, T>(map: &'a BTreeMap<String, T>, id: &str) -> Option<&'a T> {
+    if id.is_empty() {
+        return None;
+    }
+    if let Some(exact) = map.get(id) {
+        return Some(exact);
+    }
+    let mut range = map.range(id.to_owned()..).take_while(|(key, _)| key.starts_with(id));
+    match (range.next(), range.next()) {
+        (Some((_, found)), None) => Some(found),
+        _ => None,
+    }
+}

@@ -1,0 +1,167 @@
+//! What containers and pods use.
+
+use std::collections::HashMap;
+
+use coracle_cri_api::v1;
+use coracle_wasm::protocol::ContainerStats;
+use parking_lot::Mutex;
+use tonic::Status;
+
+use crate::record::{ContainerRecord, SandboxRecord};
+use crate::service::{Service, refused};
+use crate::state::Filter;
+
+/// The measurement before, of each container: a rate needs two.
+#[derive(Default)]
+pub struct Samples(Mutex<HashMap<String, Sample>>);
+
+#[derive(Clone, Copy)]
+struct Sample {
+    at_ns: i64,
+    cpu_nanos: u64,
+    /// The last rate, for measurements that follow each other too closely.
+    nano_cores: Option<u64>,
+}
+
+/// Measurements closer than this give no new rate, in nanoseconds.
+const WINDOW: i64 = 1_000_000_000;
+
+impl Samples {
+    /// Forgets a container.
+    pub fn forget(&self, id: &str) {
+        self.0.lock().remove(id);
+    }
+
+    /// CPU use in billionths of a core since the measurement before.
+    fn rate(&self, stats: &ContainerStats) -> Option<u64> {
+        let mut samples = self.0.lock();
+        let now = Sample { at_ns: stats.timestamp_ns, cpu_nanos: stats.cpu_nanos, nano_cores: None };
+        let Some(before) = samples.get(&stats.id).copied() else {
+            samples.insert(stats.id.clone(), now);
+            return None;
+        };
+        let elapsed = now.at_ns - before.at_ns;
+        if elapsed < WINDOW {
+            return before.nano_cores;
+        }
+        let used = u128::from(now.cpu_nanos.saturating_sub(before.cpu_nanos));
+        let nano_cores = u64::try_from(used * 1_000_000_000 / elapsed.unsigned_abs() as u128).ok();
+        samples.insert(stats.id.clone(), Sample { nano_cores, ..now });
+        nano_cores
+    }
+}
+
+fn value(value: u64) -> Option<v1::UInt64Value> {
+    Some(v1::UInt64Value { value })
+}
+
+impl Service {
+    async fn measure(&self, ids: &[String]) -> Result<HashMap<String, ContainerStats>, Status> {
+        let host = self.host.client().await?;
+        let stats = host.stats(ids).await.map_err(refused)?;
+        Ok(stats.into_iter().map(|s| (s.id.clone(), s)).collect())
+    }
+
+    fn show(&self, record: &ContainerRecord, stats: &ContainerStats) -> v1::ContainerStats {
+        let limit = record.config.linux.as_ref().and_then(|l| l.resources.as_ref());
+        let limit = limit.and_then(|r| u64::try_from(r.memory_limit_in_bytes).ok()).filter(|l| *l > 0);
+        v1::ContainerStats {
+            attributes: Some(record.attributes()),
+            cpu: Some(v1::CpuUsage {
+                timestamp: stats.timestamp_ns,
+                usage_core_nano_seconds: value(stats.cpu_nanos),
+                usage_nano_cores: self.samples.rate(stats).and_then(value),
+            }),
+            memory: Some(v1::MemoryUsage {
+                timestamp: stats.timestamp_ns,
+                working_set_bytes: value(stats.memory_bytes),
+                usage_bytes: value(stats.memory_bytes),
+                rss_bytes: value(stats.memory_bytes),
+                available_bytes: limit.and_then(|l| value(l.saturating_sub(stats.memory_bytes))),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    /// Use of one running container.
+    pub async fn container_stats(&self, id: &str) -> Result<v1::ContainerStats, Status> {
+        let record = self.container(id)?;
+        let stats = self.measure(std::slice::from_ref(&record.id)).await?;
+        match stats.get(&record.id) {
+            Some(stats) => Ok(self.show(&record, stats)),
+            None => Err(Status::failed_precondition(format!("container {} does not run", record.id))),
+        }
+    }
+
+    /// Use of the running containers that a filter leaves.
+    pub async fn list_container_stats(
+        &self,
+        filter: Option<v1::ContainerStatsFilter>,
+    ) -> Result<Vec<v1::ContainerStats>, Status> {
+        let filter = filter.unwrap_or_default();
+        let stats = self.measure(&[]).await?;
+        let by = Filter {
+            id: &filter.id,
+            sandbox_id: &filter.pod_sandbox_id,
+            labels: Some(&filter.label_selector),
+        };
+        let records = self.state.containers(&by);
+        Ok(records.iter().filter_map(|r| stats.get(&r.id).map(|s| self.show(r, s))).collect())
+    }
+
+    /// Use of one pod.
+    pub async fn pod_sandbox_stats(&self, id: &str) -> Result<v1::PodSandboxStats, Status> {
+        let record = self.sandbox(id)?;
+        Ok(self.pod_stats(&record, &self.measure(&[]).await?))
+    }
+
+    /// Use of the ready pods that a filter leaves.
+    pub async fn list_pod_sandbox_stats(
+        &self,
+        filter: Option<v1::PodSandboxStatsFilter>,
+    ) -> Result<Vec<v1::PodSandboxStats>, Status> {
+        let filter = filter.unwrap_or_default();
+        let stats = self.measure(&[]).await?;
+        let by = Filter { id: &filter.id, labels: Some(&filter.label_selector), ..Filter::default() };
+        let records = self.state.sandboxes(&by);
+        Ok(records.iter().filter(|r| r.ready).map(|r| self.pod_stats(r, &stats)).collect())
+    }
+
+    fn pod_stats(
+        &self,
+        record: &SandboxRecord,
+        stats: &HashMap<String, ContainerStats>,
+    ) -> v1::PodSandboxStats {
+        let by = Filter { sandbox_id: &record.id, ..Filter::default() };
+        let mine: Vec<_> = self
+            .state
+            .containers(&by)
+            .into_iter()
+            .filter_map(|c| stats.get(&c.id).map(|s| (self.show(&c, s), s)))
+            .collect();
+        let timestamp = mine.iter().map(|(_, s)| s.timestamp_ns).max().unwrap_or_else(crate::record::now_ns);
+        let memory: u64 = mine.iter().map(|(_, s)| s.memory_bytes).sum();
+        let rates = mine.iter().filter_map(|(c, _)| c.cpu.as_ref()?.usage_nano_cores.map(|v| v.value));
+        v1::PodSandboxStats {
+            attributes: Some(record.attributes()),
+            linux: Some(v1::LinuxPodSandboxStats {
+                cpu: Some(v1::CpuUsage {
+                    timestamp,
+                    usage_core_nano_seconds: value(mine.iter().map(|(_, s)| s.cpu_nanos).sum()),
+                    usage_nano_cores: value(rates.sum()),
+                }),
+                memory: Some(v1::MemoryUsage {
+                    timestamp,
+                    working_set_bytes: value(memory),
+                    usage_bytes: value(memory),
+                    rss_bytes: value(memory),
+                    ..Default::default()
+                }),
+                network: None,
+                process: None,
+                containers: mine.into_iter().map(|(c, _)| c).collect(),
+            }),
+        }
+    }
+}
