@@ -10,7 +10,7 @@ use crate::request::FieldValidation;
 
 pub(crate) use coracle_api::schema::Decoded;
 
-const ACCEPTED: [&str; 2] = ["application/json", "application/yaml"];
+const ACCEPTED: [&str; 3] = ["application/json", "application/yaml", crate::protobuf::MEDIA_TYPE];
 
 /// The media type of the body without parameters; JSON where the caller says nothing.
 fn content_type(call: &Call) -> &str {
@@ -104,7 +104,11 @@ impl PatchBody {
         }
         let value: Value = serde_json::from_slice(body).map_err(|e| {
             let words = if e.is_eof() { "unexpected end of JSON input".to_owned() } else { e.to_string() };
-            Status::bad_request(format!("error decoding patch: {words}"))
+            // Kubernetes says what it was doing for all but its own type.
+            match kind {
+                "application/strategic-merge-patch+json" => Status::bad_request(words),
+                _ => Status::bad_request(format!("error decoding patch: {words}")),
+            }
         })?;
         let wrong = |go: &str| {
             Status::bad_request(format!(

@@ -2,10 +2,15 @@
 
 pub(crate) mod impersonation;
 
+use axum::body::Body;
+use bytes::Bytes;
 use coracle_api::{GroupResource, Status};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use http::{HeaderMap, Request};
 
 use crate::authz::{AuthorizationRequest, Decision};
 use crate::path::ResourcePath;
+use crate::protobuf;
 use crate::request::UserInfo;
 use crate::state::Shared;
 
@@ -61,4 +66,30 @@ pub(crate) fn append_reason(why: &mut String, reason: &str) {
         why.push_str(": ");
         why.push_str(reason);
     }
+}
+
+/// Whether a body is in Kubernetes' protobuf encoding.
+pub(crate) fn is_protobuf(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(protobuf::MEDIA_TYPE.as_bytes()))
+}
+
+/// Such a body as JSON; the headers then say so.
+pub(crate) fn protobuf_as_json(headers: &mut HeaderMap, body: &[u8]) -> Result<Bytes, Status> {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.remove(CONTENT_LENGTH);
+    if body.is_empty() {
+        return Ok(Bytes::new());
+    }
+    Ok(crate::codec::to_bytes(&protobuf::to_json(body)?))
+}
+
+/// A call whose body, if it is protobuf, has become JSON.
+pub(crate) async fn readable(mut request: Request<Body>) -> Result<Request<Body>, Status> {
+    if !is_protobuf(request.headers()) {
+        return Ok(request);
+    }
+    let body = crate::body::read(std::mem::take(request.body_mut())).await?;
+    let json = protobuf_as_json(request.headers_mut(), &body)?;
+    *request.body_mut() = Body::from(json);
+    Ok(request)
 }

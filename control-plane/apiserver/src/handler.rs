@@ -282,6 +282,7 @@ async fn dispatch(
         let operation = if verb == "get" { Operation::Connect } else { Operation::Create };
         target.check_admission(operation, None, None).await?;
         let objects = target.shared.objects.clone();
+        let request = filters::readable(request).await?;
         return handler
             .handle(SubresourceRequest { context: target.cx, tail: path.tail, http: request, objects })
             .await;
@@ -303,6 +304,9 @@ async fn dispatch(
     let work = async move {
         if !reads {
             call.body = crate::body::read(body).await?;
+            if filters::is_protobuf(&call.headers) {
+                call.body = filters::protobuf_as_json(&mut call.headers, &call.body)?;
+            }
         }
         run(call, action).await
     };

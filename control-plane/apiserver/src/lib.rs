@@ -25,6 +25,7 @@ pub mod objects;
 mod openapi;
 pub mod path;
 pub mod paths;
+mod protobuf;
 pub mod query;
 pub mod request;
 pub mod resource;

@@ -217,7 +217,10 @@ fn mark(target: &Target, new: &mut Value, old: &Value, grace: Option<i64>, held:
 fn stamp(target: &Target, new: &mut Value, seconds: i64) {
     let at = target.cx.now.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(target.cx.now);
     meta::set_metadata(new, "deletionTimestamp", coracle_api::time::seconds(at));
-    meta::set_metadata(new, "deletionGracePeriodSeconds", seconds);
+    // What the kind itself holds goes when the kind lets go; there is no grace to count.
+    if !target.served.def.strategy.held(new) {
+        meta::set_metadata(new, "deletionGracePeriodSeconds", seconds);
+    }
 }
 
 /// Finalizers that the propagation policy adds or takes away.

@@ -223,7 +223,7 @@ impl Encoder {
 
     fn bookmark(&mut self, revision: u64, initial_end: bool) -> Bytes {
         let served = &self.target.served;
-        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        let mut metadata = json!({"resourceVersion": revision.to_string()});
         if initial_end && let Some(map) = metadata.as_object_mut() {
             map.insert("annotations".into(), json!({"k8s.io/initial-events-end": "true"}));
         }
