@@ -2,7 +2,7 @@
 //! documents are bounded. `serde_yaml` here is serde-saphyr under the name that everyone looks for.
 
 use serde_json::Value;
-use serde_yaml::Options;
+use serde_yaml::{Options, SerializerOptions};
 
 /// The most bytes of one input.
 pub const MAX_BYTES: usize = 16 << 20;
@@ -54,7 +54,7 @@ pub fn to_json_documents(text: &str) -> Result<Vec<Value>, Error> {
     bounded(text.as_bytes())?;
     let documents: Vec<Value> =
         serde_yaml::from_multiple_with_options(text, options(Duplicates::Refuse)).map_err(explain)?;
-    Ok(documents.into_iter().filter(|d| !d.is_null()).collect())
+    Ok(documents.into_iter().filter(|d| !d.is_null()).map(whole_numbers).collect())
 }
 
 /// The first document of a body, and the keys that it sets twice.
@@ -72,12 +72,28 @@ pub fn one_document(body: &[u8]) -> Result<Document, Error> {
 
 fn first(text: &str, duplicates: Duplicates) -> Result<Value, serde_yaml::Error> {
     let documents: Vec<Value> = serde_yaml::from_multiple_with_options(text, options(duplicates))?;
-    Ok(documents.into_iter().next().unwrap_or_default())
+    Ok(documents.into_iter().next().map(whole_numbers).unwrap_or_default())
+}
+
+// `1.0` and `1e3` are whole numbers in JSON as Go writes it, and fit integer fields.
+fn whole_numbers(value: Value) -> Value {
+    match value {
+        Value::Number(n) => match n.as_f64().filter(|f| n.is_f64() && f.fract() == 0.0 && f.abs() < 1e15) {
+            Some(f) => Value::from(f as i64),
+            None => Value::Number(n),
+        },
+        Value::Array(list) => list.into_iter().map(whole_numbers).collect(),
+        Value::Object(map) => map.into_iter().map(|(k, v)| (k, whole_numbers(v))).collect(),
+        other => other,
+    }
 }
 
 /// A value as YAML.
 pub fn to_string(value: &Value) -> Result<String, Error> {
-    serde_yaml::to_string(value).map_err(|e| Error(e.to_string()))
+    // Long lines stay whole, as kubectl writes them.
+    let mut options = SerializerOptions::default();
+    options.folded_wrap_chars = usize::MAX;
+    serde_yaml::to_string_with_options(value, options).map_err(|e| Error(e.to_string()))
 }
 
 fn bounded(body: &[u8]) -> Result<(), Error> {
@@ -90,7 +106,11 @@ fn bounded(body: &[u8]) -> Result<(), Error> {
 
 fn explain(error: serde_yaml::Error) -> Error {
     Error(match error.location() {
-        Some(at) => format!("line {}: {}", at.line(), error.without_snippet()),
+        Some(at) => {
+            let text = error.without_snippet().to_string();
+            let words = text.rsplit_once(" at line ").map_or(text.as_str(), |(words, _)| words);
+            format!("line {}: {words}", at.line())
+        }
         None => error.without_snippet().to_string(),
     })
 }
@@ -114,7 +134,9 @@ mod tests {
         let documents = to_json_documents(text).unwrap();
         assert_eq!(documents.len(), 2);
         assert_eq!(documents[0]["a"], json!(420));
+        assert_eq!(documents[0]["b"], json!(true));
         assert_eq!(documents[0]["c"], json!("yes"));
+        assert_eq!(to_json_documents("[1e3, 1.0, 0.5]").unwrap(), [json!([1000, 1, 0.5])]);
         assert_eq!(documents[0]["e"], Value::Null);
         assert_eq!(documents[1], json!(["x", {"y": [1, 2]}]));
     }
@@ -136,6 +158,21 @@ mod tests {
             let value = json!({"k": s, "l": [s]});
             let text = to_string(&value).unwrap();
             assert_eq!(to_json_documents(&text).unwrap(), [value], "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_say_where() {
+        let error = to_json_documents("a: 1\nb: {c\n").unwrap_err().to_string();
+        assert_eq!(error, "yaml: line 2: unclosed bracket '{'");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_string_reads_back(s in "\\PC{0,120}|[ \n\t:#-]{0,12}|[0-9._eExobYNn~+-]{0,8}|(word ){20,30}") {
+            let value = json!({"k": s, "l": [s, {"m": s}], s.clone(): 1});
+            let text = to_string(&value).unwrap();
+            proptest::prop_assert_eq!(to_json_documents(&text).unwrap(), [value], "{}", text);
         }
     }
 

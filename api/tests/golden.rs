@@ -1,6 +1,7 @@
 //! Exchanges recorded from a Kubernetes 1.36.2 API server, replayed against decoding and patching. They lie beside the
 //! repository, in `../shared/facts`.
 
+#[path = "golden/recorded.rs"]
 mod recorded;
 
 use coracle_api::patch::{Patch, PatchType};

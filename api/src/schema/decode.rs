@@ -2,6 +2,7 @@
 //! of the wrong type, and writes values as Kubernetes would write them back (canonical quantities and times, no empty
 //! optional fields). Error words are those of Kubernetes' decoder.
 
+mod empty;
 mod visitor;
 
 use serde::de::DeserializeSeed;

@@ -7,8 +7,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::super::{Field, Kind, Type, words};
+use super::super::{Kind, Type, words};
 use super::MAX_PROBLEMS;
+use super::empty::{or_zero, put, tidy};
 use crate::quantity::Quantity;
 
 /// What the walk has found, and where it is.
@@ -16,15 +17,26 @@ pub(super) struct Context<'t> {
     pub(super) problems: Vec<String>,
     /// The first value of a wrong type; the walk goes on, as Go's decoder does.
     pub(super) error: Option<String>,
-    path: Vec<Step>,
+    path: Vec<Step<'t>>,
     /// The innermost struct at each depth, for error words.
     structs: Vec<&'t Type>,
 }
 
-enum Step {
-    Field(String),
+enum Step<'t> {
+    Field(&'t str),
+    Unknown(String),
     Key(String),
     Index(usize),
+}
+
+impl Step<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Step::Field(name) => name,
+            Step::Unknown(name) | Step::Key(name) => name,
+            Step::Index(_) => "",
+        }
+    }
 }
 
 impl<'t> Context<'t> {
@@ -36,13 +48,13 @@ impl<'t> Context<'t> {
         let mut out = String::new();
         for step in &self.path {
             match step {
-                Step::Field(name) | Step::Key(name) => {
+                Step::Index(i) => out.push_str(&format!("[{i}]")),
+                step => {
                     if !out.is_empty() {
                         out.push('.');
                     }
-                    out.push_str(name);
+                    out.push_str(step.name());
                 }
-                Step::Index(i) => out.push_str(&format!("[{i}]")),
             }
         }
         out
@@ -63,11 +75,8 @@ impl<'t> Context<'t> {
         if self.error.is_some() {
             return;
         }
-        let fields: Vec<&str> = self
-            .path
-            .iter()
-            .filter_map(|s| if let Step::Field(f) = s { Some(f.as_str()) } else { None })
-            .collect();
+        let fields: Vec<&str> =
+            self.path.iter().filter_map(|s| if let Step::Field(f) = s { Some(*f) } else { None }).collect();
         let place = match self.structs.last() {
             Some(ty) if !fields.is_empty() => {
                 format!("struct field {}.{}", ty.short_name(), fields.join("."))
@@ -301,88 +310,26 @@ fn object<'de, 't, A: MapAccess<'de>>(
     let mut nulls: Vec<String> = Vec::new();
     context.structs.push(ty);
     while let Some(key) = map.next_key::<String>()? {
-        context.path.push(Step::Field(key));
-        let name = match context.path.last() {
-            Some(Step::Field(name)) => name.clone(),
-            _ => String::new(),
+        let Some(field) = ty.field(&key) else {
+            context.path.push(Step::Unknown(key));
+            context.problem("unknown");
+            map.next_value::<IgnoredAny>()?;
+            context.path.pop();
+            continue;
         };
-        match ty.field(&name) {
-            Some(field) => {
-                if out.contains_key(&name) || nulls.contains(&name) {
-                    context.problem("duplicate");
-                }
-                let value = map.next_value_seed(Walk::new(context, &field.schema.kind))?;
-                if value.is_null() {
-                    nulls.push(name);
-                } else {
-                    put(&mut out, name, value);
-                }
-            }
-            None => {
-                context.problem("unknown");
-                map.next_value::<IgnoredAny>()?;
-            }
+        context.path.push(Step::Field(&field.name));
+        if out.contains_key(&key) || nulls.contains(&key) {
+            context.problem("duplicate");
         }
+        let value = map.next_value_seed(Walk::new(context, &field.schema.kind))?;
         context.path.pop();
+        if value.is_null() {
+            nulls.push(key);
+        } else {
+            put(&mut out, key, value);
+        }
     }
     context.structs.pop();
     tidy(&mut out, ty);
     Ok(Value::Object(out))
-}
-
-// Go decodes a repeated key into what is there: objects merge, everything else is replaced.
-fn put(out: &mut Map<String, Value>, name: String, value: Value) {
-    match (out.get_mut(&name), value) {
-        (Some(Value::Object(old)), Value::Object(new)) => {
-            for (key, value) in new {
-                old.insert(key, value);
-            }
-        }
-        (_, value) => {
-            out.insert(name, value);
-        }
-    }
-}
-
-// Drops what Go would not write back and adds what it always writes.
-fn tidy(out: &mut Map<String, Value>, ty: &Type) {
-    out.retain(|name, value| ty.field(name).is_none_or(|f| f.always || !vanishes(f, value)));
-    for field in ty.fields.iter().filter(|f| f.always && !out.contains_key(&f.name)).collect::<Vec<_>>() {
-        let value = if field.pointer { Value::Null } else { zero_of(&field.schema.kind) };
-        out.insert(field.name.clone(), value);
-    }
-}
-
-fn vanishes(field: &Field, value: &Value) -> bool {
-    match (&field.schema.kind, value) {
-        (Kind::List(_), Value::Array(l)) => l.is_empty(),
-        (Kind::Map(_), Value::Object(m)) => m.is_empty(),
-        (Kind::String | Kind::Bytes, Value::String(s)) => !field.pointer && s.is_empty(),
-        (Kind::Boolean, Value::Bool(b)) => !field.pointer && !b,
-        (Kind::Int32 | Kind::Int64, Value::Number(n)) => !field.pointer && n.as_i64() == Some(0),
-        _ => false,
-    }
-}
-
-fn or_zero(value: Value, kind: &Kind) -> Value {
-    if value.is_null() { zero_of(kind) } else { value }
-}
-
-fn zero_of(kind: &Kind) -> Value {
-    match kind {
-        Kind::String => "".into(),
-        Kind::Boolean => false.into(),
-        Kind::Int32 | Kind::Int64 | Kind::Number | Kind::IntOrString => 0.into(),
-        Kind::Quantity => "0".into(),
-        Kind::Object(r) => {
-            let ty = r.get();
-            if let Some(leaf) = &ty.leaf {
-                return zero_of(leaf);
-            }
-            let mut out = Map::new();
-            tidy(&mut out, ty);
-            Value::Object(out)
-        }
-        Kind::Bytes | Kind::Time | Kind::MicroTime | Kind::List(_) | Kind::Map(_) | Kind::Any => Value::Null,
-    }
 }
