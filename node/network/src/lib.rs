@@ -1,0 +1,10 @@
+//! Services and their endpoints as one table, streamed to the runtime. Deciding (`plan`) is pure; `feed` watches and sends.
+//!
+//! Nothing here listens on a Service address: the runtime does, and it keeps the last table while this process is away.
+#![forbid(unsafe_code)]
+
+pub mod events;
+pub mod feed;
+pub mod plan;
+
+pub use feed::{Options, run};
