@@ -23,8 +23,10 @@ pub struct Program {
 /// The programs that the suite needs.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    /// Writes the line `out` to stdout and `err` to stderr and exits with 3.
-    pub speaks_and_exits_3: Program,
+    /// Writes the line `out` to stdout and `err` to stderr and exits with `failure`.
+    pub speaks_and_fails: Program,
+    /// Not 0.
+    pub failure: i32,
     /// Sleeps for ever.
     pub sleeps: Program,
     /// Writes the line `shared` to a new file `note` below its mount `/data` and exits with 0.

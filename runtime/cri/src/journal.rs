@@ -25,7 +25,7 @@ struct Change {
 }
 
 /// A change that is under way; await it before answering for it.
-#[must_use]
+#[must_use = "a change is kept only once it is durable"]
 pub struct Pending(oneshot::Receiver<Result<(), String>>);
 
 impl Pending {

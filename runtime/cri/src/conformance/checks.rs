@@ -25,8 +25,16 @@ pub async fn version_and_status(suite: &Suite) -> anyhow::Result<()> {
     let version = client.version(v1::VersionRequest { version: "0.1.0".into() }).await?.into_inner();
     ensure!(version.runtime_api_version == "v1", "{version:?}");
     ensure!(!version.runtime_name.is_empty() && !version.runtime_version.is_empty(), "{version:?}");
-    let status = client.status(v1::StatusRequest { verbose: false }).await?.into_inner();
-    let conditions = status.status.context("no status")?.conditions;
+    let mut conditions = Vec::new();
+    // A runtime that has just been started may take a moment.
+    for _ in 0..300 {
+        let status = client.status(v1::StatusRequest { verbose: false }).await?.into_inner();
+        conditions = status.status.context("no status")?.conditions;
+        if conditions.iter().all(|c| c.status) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     for kind in ["RuntimeReady", "NetworkReady"] {
         let found = conditions.iter().find(|c| c.r#type == kind);
         ensure!(found.is_some_and(|c| c.status), "{kind} is not true: {conditions:?}");
@@ -143,7 +151,7 @@ pub async fn addresses_are_unique(suite: &Suite) -> anyhow::Result<()> {
 
 pub async fn a_container_runs_and_exits(suite: &Suite) -> anyhow::Result<()> {
     let pod = suite.pod("exits").await?;
-    let id = pod.create("speaker", &suite.target.programs.speaks_and_exits_3).await?;
+    let id = pod.create("speaker", &suite.target.programs.speaks_and_fails).await?;
     let created = suite.status(&id).await?;
     ensure!(created.state() == v1::ContainerState::ContainerCreated, "{created:?}");
     ensure!(created.created_at > 0 && created.started_at == 0 && created.finished_at == 0, "{created:?}");
@@ -151,7 +159,7 @@ pub async fn a_container_runs_and_exits(suite: &Suite) -> anyhow::Result<()> {
     ensure!(created.annotations.get("note").map(String::as_str) == Some("also kept"), "{created:?}");
     pod.start(&id).await?;
     let ended = suite.exited(&id).await?;
-    ensure!(ended.exit_code == 3 && ended.reason == "Error", "{ended:?}");
+    ensure!(ended.exit_code == suite.target.programs.failure && ended.reason == "Error", "{ended:?}");
     let in_order = ended.created_at <= ended.started_at && ended.started_at <= ended.finished_at;
     ensure!(in_order && ended.started_at > 0, "times are not in order: {ended:?}");
     let log = suite.log(&ended.log_path, 2).await?;
@@ -294,7 +302,7 @@ pub async fn events_are_told(suite: &Suite) -> anyhow::Result<()> {
     };
     let mut events = suite.runtime.clone().get_container_events(v1::GetEventsRequest {}).await?.into_inner();
     let pod = suite.pod("events").await?;
-    let id = pod.create("speaker", &suite.target.programs.speaks_and_exits_3).await?;
+    let id = pod.create("speaker", &suite.target.programs.speaks_and_fails).await?;
     pod.start(&id).await?;
     suite.exited(&id).await?;
     pod.end().await?;

@@ -1,0 +1,67 @@
+//! Our runtime passes the suite that any runtime has to pass, and refuses what it cannot do.
+
+use coracle_cri::conformance;
+use coracle_cri_api::v1;
+use tonic::Code;
+
+use crate::programs::{DEMANDING, wasm};
+use crate::service::Service;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runtime_conforms() {
+    let service = Service::start("127.72.0.0/20").await;
+    let suite = service.suite().await;
+    let outcomes = conformance::run(&suite).await;
+    let mut failed = 0;
+    for outcome in &outcomes {
+        match &outcome.result {
+            Ok(()) => println!("ok     {} ({:?})", outcome.check, outcome.took),
+            Err(error) => {
+                failed += 1;
+                println!("FAILED {} ({:?}): {error:#}", outcome.check, outcome.took);
+            }
+        }
+    }
+    assert_eq!(failed, 0, "of {} checks", outcomes.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_components_are_refused_at_the_pull() {
+    let service = Service::start("127.72.16.0/20").await;
+    let suite = service.suite().await;
+    service.registry.push("demanding", "v1", &wasm(DEMANDING));
+    service.registry.push("nonsense", "v1", b"this is no wasm");
+    for (image, words) in [("demanding:v1", "example:absent/oracle"), ("nonsense:v1", "not a wasm component")]
+    {
+        let spec = Some(v1::ImageSpec { image: image.into(), ..Default::default() });
+        let request = v1::PullImageRequest { image: spec.clone(), ..Default::default() };
+        let status = suite.images.clone().pull_image(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{image}: {status:?}");
+        assert!(status.message().contains(words) && status.message().contains(image), "{image}: {status:?}");
+        let request = v1::ImageStatusRequest { image: spec, verbose: false };
+        assert!(suite.images.clone().image_status(request).await.unwrap().into_inner().image.is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traps_and_memory_limits_end_a_container_with_the_reason() {
+    let service = Service::start("127.72.32.0/20").await;
+    let suite = service.suite().await;
+    let pod = suite.pod("faults").await.unwrap();
+    let mut program = suite.target.programs.sleeps.clone();
+    let image = suite.pull(&program.image).await.unwrap();
+    for (what, reason) in [("trap", "Error"), ("grow", "OOMKilled")] {
+        program.command[1] = what.into();
+        let mut config = pod.container_config(what, &program, &image);
+        let resources = v1::LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() };
+        config.linux = Some(v1::LinuxContainerConfig { resources: Some(resources), security_context: None });
+        let id = pod.create_as(config).await.unwrap();
+        pod.start(&id).await.unwrap();
+        let ended = suite.exited(&id).await.unwrap();
+        assert_eq!(ended.reason, reason, "{what}: {ended:?}");
+        assert_ne!(ended.exit_code, 0, "{what}: {ended:?}");
+        let resources = ended.resources.unwrap().linux.unwrap();
+        assert_eq!(resources.memory_limit_in_bytes, 32 << 20);
+    }
+    pod.end().await.unwrap();
+}

@@ -1,0 +1,131 @@
+//! Killing the service stops no pod; killing the wasm host is noticed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use coracle_cri::conformance::Suite;
+use coracle_cri_api::v1;
+use coracle_wasm::client::HostClient;
+
+use crate::service::Service;
+
+async fn snapshot(suite: &Suite) -> BTreeMap<String, (i32, i64, i64)> {
+    let list = suite.runtime.clone().list_containers(v1::ListContainersRequest { filter: None }).await;
+    let mut found = BTreeMap::new();
+    for container in list.unwrap().into_inner().containers {
+        let status = suite.status(&container.id).await.unwrap();
+        found.insert(container.id, (status.state, status.created_at, status.started_at));
+    }
+    found
+}
+
+async fn host_pid(service: &Service) -> u32 {
+    let socket = coracle_cri::host::socket(&service.state_dir());
+    HostClient::connect(&socket).await.unwrap().inspect().await.unwrap().pid
+}
+
+async fn ready(suite: &Suite) {
+    for _ in 0..500 {
+        let request = v1::StatusRequest { verbose: false };
+        let status = suite.runtime.clone().status(request).await.unwrap().into_inner().status.unwrap();
+        if status.conditions.iter().all(|c| c.status) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the runtime is not ready");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_outlive_the_service() {
+    let mut service = Service::start("127.72.48.0/20").await;
+    let suite = service.suite().await;
+    let programs = suite.target.programs.clone();
+    let pod = suite.pod("survivor").await.unwrap();
+    let runs = pod.create("runs", &programs.sleeps).await.unwrap();
+    pod.start(&runs).await.unwrap();
+    let created = pod.create("created", &programs.speaks_and_fails).await.unwrap();
+    let ended = pod.create("ended", &programs.speaks_and_fails).await.unwrap();
+    pod.start(&ended).await.unwrap();
+    suite.exited(&ended).await.unwrap();
+    let (before, pid, ip) = (snapshot(&suite).await, host_pid(&service).await, pod.ip().await.unwrap());
+
+    service.kill();
+    service.spawn().await;
+    let suite = service.suite().await;
+    ready(&suite).await;
+    assert_eq!(snapshot(&suite).await, before);
+    assert_eq!(host_pid(&service).await, pid, "another host");
+    let sandbox = v1::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: true };
+    let sandbox = suite.runtime.clone().pod_sandbox_status(sandbox).await.unwrap().into_inner();
+    assert_eq!(sandbox.status.unwrap().network.unwrap().ip, ip);
+    assert!(sandbox.info["info"].contains("survivor"));
+
+    // It goes on as if nothing had been: the created one starts, the running one stops, a new address is another.
+    let start = v1::StartContainerRequest { container_id: created.clone() };
+    suite.runtime.clone().start_container(start).await.unwrap();
+    assert_eq!(suite.exited(&created).await.unwrap().exit_code, 1);
+    let other = suite.pod("newcomer").await.unwrap();
+    assert_ne!(other.ip().await.unwrap(), ip);
+    let stop = v1::StopContainerRequest { container_id: runs.clone(), timeout: 0 };
+    suite.runtime.clone().stop_container(stop).await.unwrap();
+    assert_eq!(suite.status(&runs).await.unwrap().state(), v1::ContainerState::ContainerExited);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_while_the_service_is_away_is_learned() {
+    let mut service = Service::start("127.72.64.0/20").await;
+    let suite = service.suite().await;
+    let programs = suite.target.programs.clone();
+    let pod = suite.pod("away").await.unwrap();
+    let runs = pod.create("runs", &programs.sleeps).await.unwrap();
+    pod.start(&runs).await.unwrap();
+    service.kill();
+    let host = HostClient::connect(&coracle_cri::host::socket(&service.state_dir())).await.unwrap();
+    host.stop_container(&runs, 0).await.unwrap();
+    service.spawn().await;
+    let suite = service.suite().await;
+    let status = suite.exited(&runs).await.unwrap();
+    assert!(status.finished_at > status.started_at && status.started_at > 0, "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_dies_takes_its_containers_but_not_its_pods() {
+    let service = Service::start("127.72.80.0/20").await;
+    let suite = service.suite().await;
+    let programs = suite.target.programs.clone();
+    let pod = suite.pod("orphan").await.unwrap();
+    let runs = pod.create("runs", &programs.sleeps).await.unwrap();
+    pod.start(&runs).await.unwrap();
+    let (pid, ip) = (host_pid(&service).await, pod.ip().await.unwrap());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+
+    let status = suite.exited(&runs).await.unwrap();
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"), "{status:?}");
+    ready(&suite).await;
+    assert_ne!(host_pid(&service).await, pid);
+    assert_eq!(pod.ip().await.unwrap(), ip, "the pod keeps its address");
+    let image = suite.pull(&programs.sleeps.image).await.unwrap();
+    let mut again = pod.container_config("runs", &programs.sleeps, &image);
+    again.metadata = Some(v1::ContainerMetadata { name: "runs".into(), attempt: 1 });
+    let again = pod.create_as(again).await.unwrap();
+    pod.start(&again).await.unwrap();
+    assert_eq!(suite.status(&again).await.unwrap().state(), v1::ContainerState::ContainerRunning);
+    pod.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_folder_has_one_service() {
+    let service = Service::start("127.72.96.0/20").await;
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_coracle-runtime"))
+        .args(["serve", "--socket"])
+        .arg(service.dir.path().join("other.sock"))
+        .arg("--state-dir")
+        .arg(service.state_dir())
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(said.contains("in use by another runtime"), "{said}");
+}
