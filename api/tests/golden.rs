@@ -3,6 +3,8 @@
 
 #[path = "golden/recorded.rs"]
 mod recorded;
+#[path = "golden/typed.rs"]
+mod typed;
 
 use coracle_api::patch::{Patch, PatchType};
 use coracle_api::schema::{self, Input, Validation};
