@@ -1,6 +1,8 @@
 //! Rules that several kinds share, in Kubernetes' words: numbers, ports, names, addresses, percentages, selectors.
 
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 use coracle_api::field::{Error, Path};
 use coracle_api::meta::validation;
@@ -101,6 +103,20 @@ pub struct Cidr {
     pub base: IpAddr,
     /// Bits of the network part.
     pub bits: u8,
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.base, self.bits)
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text).ok_or_else(|| format!("{text:?} is not a range of addresses such as 10.9.8.0/24"))
+    }
 }
 
 impl Cidr {

@@ -29,9 +29,12 @@ mod workload;
 use std::sync::Arc;
 
 use coracle_apiserver::{Admission, ApiServerBuilder, ResourceDef};
+use coracle_store::{Range, Store};
+use serde_json::Value;
 
 pub use bootstrap::bootstrap;
-pub use options::RegistryOptions;
+pub use check::Cidr;
+pub use options::{OptionsError, RegistryOptions};
 
 /// The built-in kinds and what goes with them.
 pub struct Builtin {
@@ -48,8 +51,12 @@ impl Builtin {
     }
 }
 
-/// The built-in kinds. Call it once a server: the allocator of Service addresses lives in it.
-pub fn builtin(options: &RegistryOptions) -> Builtin {
+/// The built-in kinds. Call it once a server: the allocator of Service addresses lives in it, and learns from `store` what is taken.
+///
+/// # Errors
+/// Options that cannot hold together; a store that cannot be read.
+pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, OptionsError> {
+    options.check()?;
     let resources = vec![
         config_map::resource(),
         endpoints::resource(options),
@@ -59,12 +66,18 @@ pub fn builtin(options: &RegistryOptions) -> Builtin {
         pod::resource(options),
         secret::resource(),
         service_account::resource(),
-        service::resource(options),
+        service::resource(options, &services(store)?),
         deployment::resource(),
         replicaset::resource(),
         lease::resource(),
         endpoint_slice::resource(options),
         event::grouped(),
     ];
-    Builtin { resources, admission: admission::chain() }
+    Ok(Builtin { resources, admission: admission::chain() })
+}
+
+/// Every stored Service; one that is not JSON holds nothing.
+fn services(store: &Store) -> Result<Vec<Value>, OptionsError> {
+    let found = store.range(&Range::prefix("/registry/core/services/")).map_err(OptionsError::Store)?;
+    Ok(found.kvs.iter().filter_map(|kv| serde_json::from_slice(&kv.value.json).ok()).collect())
 }

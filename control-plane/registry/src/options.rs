@@ -34,3 +34,60 @@ impl Default for RegistryOptions {
         }
     }
 }
+
+/// Choices that cannot hold together.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionsError {
+    /// The Service range has no room.
+    #[error("the Service range {0}/{1} is too small: it needs 8 addresses at least")]
+    ServiceRange(IpAddr, u8),
+    /// Pods and Services would share addresses.
+    #[error("the Service range {0} and the pod range {1} overlap")]
+    Overlap(String, String),
+    /// Node ports from high to low, or port 0.
+    #[error("node ports {0}-{1} are no range")]
+    NodePorts(u16, u16),
+    /// What is stored cannot be read.
+    #[error("reading the Services of the store")]
+    Store(#[source] coracle_store::Error),
+}
+
+impl RegistryOptions {
+    /// Whether the choices can hold together.
+    ///
+    /// # Errors
+    /// The first that cannot.
+    pub fn check(&self) -> Result<(), OptionsError> {
+        let (service, pod) = (self.service_cidr, self.pod_cidr);
+        let width = if service.base.is_ipv4() { 32 } else { 128 };
+        if u32::from(service.bits) + 3 > width {
+            return Err(OptionsError::ServiceRange(service.base, service.bits));
+        }
+        if service.contains(pod.base) || pod.contains(service.base) {
+            return Err(OptionsError::Overlap(service.to_string(), pod.to_string()));
+        }
+        let (first, last) = self.node_ports;
+        if first == 0 || first > last {
+            return Err(OptionsError::NodePorts(first, last));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_hold_together() {
+        assert!(RegistryOptions::default().check().is_ok());
+        let with = |service: &str, pod: &str| RegistryOptions {
+            service_cidr: service.parse().unwrap(),
+            pod_cidr: pod.parse().unwrap(),
+            ..RegistryOptions::default()
+        };
+        assert!(with("127.96.0.0/30", "10.0.0.0/8").check().is_err());
+        assert!(with("127.96.0.0/12", "127.0.0.0/8").check().is_err());
+        assert!(with("fd00::/112", "10.0.0.0/8").check().is_ok());
+    }
+}

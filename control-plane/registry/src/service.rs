@@ -45,9 +45,9 @@ static COLUMNS: [Column; 7] = [
     ),
 ];
 
-/// The resource. Each call makes an allocator of its own: one a server.
-pub fn resource(options: &RegistryOptions) -> ResourceDef {
-    let strategy = Service { allocator: Allocator::new(options.service_cidr, options.node_ports) };
+/// The resource. `existing` are the Services of the store. Each call makes an allocator of its own: one a server.
+pub fn resource(options: &RegistryOptions, existing: &[Value]) -> ResourceDef {
+    let strategy = Service { allocator: Allocator::new(options.service_cidr, options.node_ports, existing) };
     ResourceDef::new("", "v1", "Service", "services", Arc::new(strategy))
         .short_names(&["svc"])
         .categories(&["all"])
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn rows() {
         let now = "2026-01-01T00:00:10Z".parse().unwrap();
-        let def = resource(&RegistryOptions::default());
+        let def = resource(&RegistryOptions::default(), &[]);
         let s = json!({"metadata": {"name": "s", "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": {"type": "NodePort", "clusterIP": "127.96.0.9", "ports": [{"port": 80, "nodePort": 30001, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}], "selector": {"a": "b"}}});
         assert_eq!(
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn validation_table() {
-        let def = resource(&RegistryOptions::default());
+        let def = resource(&RegistryOptions::default(), &[]);
         let words = |mut spec: Value| {
             set(&mut spec, "clusterIP", "127.96.1.1");
             let mut s = json!({"metadata": {"name": "s"}, "spec": spec});

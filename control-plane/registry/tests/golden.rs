@@ -12,8 +12,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use coracle_apiserver::{ApiServer, UserInfo};
-use coracle_registry::RegistryOptions;
-use coracle_registry::check::Cidr;
+use coracle_registry::{Cidr, RegistryOptions};
 use coracle_store::{Options, Store};
 use http::{HeaderName, Request, Response};
 use http_body_util::BodyExt;
@@ -35,7 +34,10 @@ async fn server() -> ApiServer {
         api_server: ("10.0.0.1".parse().expect("address"), 6443),
         ..RegistryOptions::default()
     };
-    let server = coracle_registry::builtin(&options).install(ApiServer::builder(store)).build();
+    let server = coracle_registry::builtin(&options, &store)
+        .expect("options")
+        .install(ApiServer::builder(store))
+        .build();
     coracle_registry::bootstrap(&server, &options).await.expect("bootstrap");
     server
 }

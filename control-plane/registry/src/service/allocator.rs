@@ -1,6 +1,6 @@
 //! Who holds which Service address and which node port.
 //!
-//! The store is the truth; this is a memory of it, filled at first use. A holder that gave something up without telling (its type
+//! The store is the truth; this is a memory of it, filled at the start. A holder that gave something up without telling (its type
 //! changed, its create failed in an odd way) is found out when somebody else wants the same thing, or when the range is full.
 
 use std::collections::HashMap;
@@ -93,7 +93,6 @@ impl<T: Eq + Hash + Copy> Claims<T> {
 }
 
 struct State {
-    loaded: bool,
     addresses: Claims<IpAddr>,
     ports: Claims<u16>,
 }
@@ -126,9 +125,14 @@ pub fn holder(service: &Value) -> Holder {
 }
 
 impl Allocator {
-    /// An allocator of addresses of `range` and of ports from the first to the last of `ports`.
-    pub fn new(range: Cidr, ports: (u16, u16)) -> Self {
-        let state = State { loaded: false, addresses: Claims::new(), ports: Claims::new() };
+    /// An allocator of addresses of `range` and of ports from the first to the last of `ports`, part of which `services` hold.
+    pub fn new(range: Cidr, ports: (u16, u16), services: &[Value]) -> Self {
+        let mut state = State { addresses: Claims::new(), ports: Claims::new() };
+        for service in services {
+            let holder = holder(service);
+            addresses(service).into_iter().for_each(|ip| state.addresses.put(ip, &holder));
+            node_ports(service).into_iter().for_each(|p| state.ports.put(p, &holder));
+        }
         Self { range, ports, state: Mutex::new(state) }
     }
 
@@ -140,19 +144,6 @@ impl Allocator {
     /// Whether the range is of IPv6.
     pub fn is_v6(&self) -> bool {
         self.range.base.is_ipv6()
-    }
-
-    async fn load(state: &mut State, objects: &Objects) -> Result<(), Refusal> {
-        if state.loaded {
-            return Ok(());
-        }
-        for service in objects.list("", "services", None).await.map_err(Refusal::Failed)? {
-            let holder = holder(&service);
-            addresses(&service).into_iter().for_each(|ip| state.addresses.put(ip, &holder));
-            node_ports(&service).into_iter().for_each(|p| state.ports.put(p, &holder));
-        }
-        state.loaded = true;
-        Ok(())
     }
 
     /// Takes this address. `keep` false only looks whether it could.
@@ -167,7 +158,6 @@ impl Allocator {
             return Err(Refusal::OutOfRange);
         }
         let mut state = self.state.lock().await;
-        Self::load(&mut state, objects).await?;
         if state.addresses.taken(ip, holder, objects, |s| addresses(s).contains(&ip)).await? {
             return Err(Refusal::Taken);
         }
@@ -185,7 +175,6 @@ impl Allocator {
         keep: bool,
     ) -> Result<IpAddr, Refusal> {
         let mut state = self.state.lock().await;
-        Self::load(&mut state, objects).await?;
         let size = self.size();
         let start = if size > STATIC * 2 { STATIC } else { 1 };
         let end = size.min(start + DYNAMIC);
@@ -247,7 +236,6 @@ impl Allocator {
             return Err(Refusal::OutOfRange);
         };
         let mut state = self.state.lock().await;
-        Self::load(&mut state, objects).await?;
         if state.ports.taken(port, holder, objects, |s| node_ports(s).contains(&port)).await? {
             return Err(Refusal::Taken);
         }
@@ -266,7 +254,6 @@ impl Allocator {
         except: &[i64],
     ) -> Result<u16, Refusal> {
         let mut state = self.state.lock().await;
-        Self::load(&mut state, objects).await?;
         let (first, last) = self.ports;
         let guesses: Vec<u16> = {
             let mut rng = rand::rng();
@@ -314,7 +301,8 @@ mod tests {
     fn objects() -> Objects {
         let store = Store::in_memory(&coracle_store::Options::new("unused"));
         let options = crate::RegistryOptions::default();
-        let resources = crate::builtin(&options).resources.into_iter().map(Arc::new).collect();
+        let resources =
+            crate::builtin(&options, &store).unwrap().resources.into_iter().map(Arc::new).collect();
         Objects::new(Arc::new(store), resources)
     }
 
@@ -325,7 +313,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_given_twice() {
         let (objects, range) = (objects(), Cidr::parse("127.96.0.0/29").unwrap());
-        let a = Allocator::new(range, (30000, 30001));
+        let a = Allocator::new(range, (30000, 30001), &[]);
         let mut seen = Vec::new();
         for i in 0..6 {
             let ip = a.any_address(&who(&i.to_string()), &objects, true).await.unwrap();
@@ -354,7 +342,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn nothing_is_given_twice_at_once() {
         let objects = objects();
-        let a = Arc::new(Allocator::new(Cidr::parse("127.96.0.0/24").unwrap(), (30000, 32767)));
+        let a = Arc::new(Allocator::new(Cidr::parse("127.96.0.0/24").unwrap(), (30000, 32767), &[]));
         let tasks: Vec<_> = (0..200)
             .map(|i| {
                 let (a, objects) = (a.clone(), objects.clone());

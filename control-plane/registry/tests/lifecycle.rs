@@ -1,0 +1,202 @@
+//! What kinds do over several calls, against a server in this process: Services and their addresses, pods and their end.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use axum::body::Body;
+use coracle_apiserver::{ApiServer, UserInfo};
+use coracle_registry::RegistryOptions;
+use coracle_store::{Options, Store};
+use http::Request;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+fn store() -> Store {
+    Store::in_memory(&Options::new("unused"))
+}
+
+async fn server(store: &Store) -> ApiServer {
+    let options = RegistryOptions::default();
+    let builtin = coracle_registry::builtin(&options, store).expect("options");
+    let server = builtin.install(ApiServer::builder(Arc::new(store.clone()))).build();
+    coracle_registry::bootstrap(&server, &options).await.expect("bootstrap");
+    coracle_registry::bootstrap(&server, &options).await.expect("bootstrap is repeatable");
+    server
+}
+
+async fn call(server: &ApiServer, method: &str, path: &str, body: Value) -> (u16, Value) {
+    let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+    let request =
+        Request::builder().method(method).uri(path).header("content-type", kind).body(body).expect("request");
+    let service = server.service_as(UserInfo::new("admin", &["system:masters"]));
+    let Ok(response) = service.oneshot(request).await;
+    let code = response.status().as_u16();
+    let bytes = response.into_body().collect().await.expect("body").to_bytes();
+    (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+fn service(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
+}
+
+fn web() -> Value {
+    json!({"ports": [{"port": 80}]})
+}
+
+#[tokio::test]
+async fn bootstrap_makes_what_every_cluster_has() {
+    let server = server(&store()).await;
+    let (_, list) = call(&server, "GET", "/api/v1/namespaces", Value::Null).await;
+    let names: Vec<&str> = list["items"]
+        .as_array()
+        .expect("items")
+        .iter()
+        .filter_map(|n| n["metadata"]["name"].as_str())
+        .collect();
+    assert_eq!(names, ["default", "kube-node-lease", "kube-public", "kube-system"]);
+    let (_, kubernetes) = call(&server, "GET", &format!("{SERVICES}/kubernetes"), Value::Null).await;
+    assert_eq!(kubernetes["spec"]["clusterIP"], "127.96.0.1");
+    let slice = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes";
+    let (code, slice) = call(&server, "GET", slice, Value::Null).await;
+    assert_eq!((code, &slice["endpoints"][0]["addresses"]), (200, &json!(["127.0.0.1"])));
+    for name in names {
+        let (code, status) =
+            call(&server, "DELETE", &format!("/api/v1/namespaces/{name}"), Value::Null).await;
+        assert_eq!((code, status["reason"].as_str()), (403, Some("Forbidden")), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn addresses_are_unique_under_load_and_after_a_restart() {
+    let store = store();
+    let first = server(&store).await;
+    let tasks: Vec<_> = (0..64)
+        .map(|i| {
+            let server = first.clone();
+            tokio::spawn(async move {
+                let spec = json!({"type": "NodePort", "ports": [{"port": 80}]});
+                call(&server, "POST", SERVICES, service(&format!("s{i}"), spec)).await
+            })
+        })
+        .collect();
+    let (mut ips, mut ports) = (HashSet::from(["127.96.0.1".to_string()]), HashSet::new());
+    for task in tasks {
+        let (code, made) = task.await.expect("task");
+        assert_eq!(code, 201, "{made}");
+        assert!(ips.insert(made["spec"]["clusterIP"].as_str().expect("address").into()));
+        assert!(ports.insert(made["spec"]["ports"][0]["nodePort"].as_i64().expect("port")));
+    }
+    // Another server over the same store knows what is taken.
+    let second = server(&store).await;
+    let ip = ips.iter().next().expect("one");
+    let (code, status) =
+        call(&second, "POST", SERVICES, service("thief", json!({"clusterIP": ip, "ports": [{"port": 80}]})))
+            .await;
+    assert_eq!(code, 422);
+    let words = format!(
+        "spec.clusterIPs: Invalid value: [\"{ip}\"]: failed to allocate IP {ip}: provided IP is already allocated"
+    );
+    assert!(status["message"].as_str().expect("message").contains(&words), "{status}");
+    let port = ports.iter().next().expect("one");
+    let spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
+    let (code, status) = call(&second, "POST", SERVICES, service("thief", spec)).await;
+    assert_eq!(code, 422);
+    assert!(
+        status["message"].as_str().expect("message").contains("provided port is already allocated"),
+        "{status}"
+    );
+}
+
+#[tokio::test]
+async fn addresses_are_given_back() {
+    let server = server(&store()).await;
+    let wanted = || json!({"clusterIP": "127.96.3.3", "ports": [{"port": 80}]});
+    let post = |name: &'static str, spec: Value| call(&server, "POST", SERVICES, service(name, spec));
+    // A create that fails holds nothing.
+    assert_eq!(post("bad", json!({"clusterIP": "127.96.3.3"})).await.0, 422);
+    assert_eq!(
+        call(&server, "POST", &format!("{SERVICES}?dryRun=All"), service("dry", wanted())).await.0,
+        201
+    );
+    assert_eq!(post("a", wanted()).await.0, 201);
+    assert_eq!(post("b", wanted()).await.0, 422);
+    assert_eq!(call(&server, "DELETE", &format!("{SERVICES}/a"), Value::Null).await.0, 200);
+    assert_eq!(post("b", wanted()).await.0, 201);
+}
+
+#[tokio::test]
+async fn services_change_their_type() {
+    let server = server(&store()).await;
+    let path = format!("{SERVICES}/s");
+    let (_, made) = call(&server, "POST", SERVICES, service("s", web())).await;
+    let ip = made["spec"]["clusterIP"].clone();
+    // A client that leaves the address out keeps it.
+    let (code, same) = call(&server, "PUT", &path, service("s", web())).await;
+    assert_eq!((code, &same["spec"]["clusterIP"]), (200, &ip));
+    let (code, open) = call(&server, "PATCH", &path, json!({"spec": {"type": "NodePort"}})).await;
+    assert_eq!((code, &open["spec"]["clusterIP"]), (200, &ip), "{open}");
+    let port = open["spec"]["ports"][0]["nodePort"].as_i64().expect("node port");
+    assert!((30000..=32767).contains(&port));
+    let (_, kept) =
+        call(&server, "PUT", &path, service("s", json!({"type": "NodePort", "ports": [{"port": 80}]}))).await;
+    assert_eq!(kept["spec"]["ports"][0]["nodePort"], port);
+    let (code, closed) = call(&server, "PATCH", &path, json!({"spec": {"type": "ClusterIP"}})).await;
+    assert_eq!((code, closed["spec"]["ports"][0].get("nodePort")), (200, None), "{closed}");
+    assert_eq!(closed["spec"].get("externalTrafficPolicy"), None);
+    let name = json!({"spec": {"type": "ExternalName", "externalName": "example.com"}});
+    let (code, outside) = call(&server, "PATCH", &path, name).await;
+    assert_eq!((code, outside["spec"].get("clusterIP")), (200, None), "{outside}");
+    let (code, back) =
+        call(&server, "PATCH", &path, json!({"spec": {"type": "ClusterIP", "externalName": null}})).await;
+    assert_eq!(code, 200, "{back}");
+    assert!(back["spec"]["clusterIP"].is_string());
+    let (code, status) = call(
+        &server,
+        "PATCH",
+        &path,
+        json!({"spec": {"clusterIP": "127.96.9.9", "clusterIPs": ["127.96.9.9"]}}),
+    )
+    .await;
+    assert_eq!(code, 422);
+    assert!(status["message"].as_str().expect("message").contains("may not change once set"), "{status}");
+}
+
+#[tokio::test]
+async fn the_end_of_a_pod() {
+    let server = server(&store()).await;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    call(&server, "POST", "/api/v1/namespaces/default/serviceaccounts", account).await;
+    let pod = |name: &str| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let bind = |name: &str| json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node", "name": "n1"}});
+    // Nobody runs it: it goes at once.
+    assert_eq!(call(&server, "POST", PODS, pod("a")).await.0, 201);
+    assert_eq!(call(&server, "DELETE", &format!("{PODS}/a"), Value::Null).await.0, 200);
+    assert_eq!(call(&server, "GET", &format!("{PODS}/a"), Value::Null).await.0, 404);
+    // A node runs it: it gets its time, and goes when the node says so.
+    call(&server, "POST", PODS, pod("b")).await;
+    assert_eq!(call(&server, "POST", &format!("{PODS}/b/binding"), bind("b")).await.0, 201);
+    let (_, bound) = call(&server, "GET", &format!("{PODS}/b"), Value::Null).await;
+    assert_eq!(bound["spec"]["nodeName"], "n1");
+    assert_eq!(bound["status"]["conditions"][0]["type"], "PodScheduled");
+    let (code, dying) = call(&server, "DELETE", &format!("{PODS}/b"), Value::Null).await;
+    assert_eq!((code, &dying["metadata"]["deletionGracePeriodSeconds"]), (200, &json!(30)));
+    let (_, table) = call(&server, "GET", &format!("{PODS}/b"), Value::Null).await;
+    assert!(table["metadata"]["deletionTimestamp"].is_string());
+    assert_eq!(call(&server, "DELETE", &format!("{PODS}/b?gracePeriodSeconds=0"), Value::Null).await.0, 200);
+    assert_eq!(call(&server, "GET", &format!("{PODS}/b"), Value::Null).await.0, 404);
+    // Evicted: the same, politely.
+    call(&server, "POST", PODS, pod("c")).await;
+    call(&server, "POST", &format!("{PODS}/c/binding"), bind("c")).await;
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "c"}});
+    assert_eq!(call(&server, "POST", &format!("{PODS}/c/eviction"), eviction.clone()).await.0, 201);
+    let (_, evicted) = call(&server, "GET", &format!("{PODS}/c"), Value::Null).await;
+    assert_eq!(evicted["metadata"]["deletionGracePeriodSeconds"], 30);
+    assert_eq!(call(&server, "POST", &format!("{PODS}/c/eviction"), eviction).await.0, 201);
+    // Exec says that it is not there.
+    assert_eq!(call(&server, "POST", &format!("{PODS}/c/exec"), Value::Null).await.0, 501);
+}
