@@ -43,6 +43,9 @@ impl Place {
         if let Ok(detail) = std::fs::read_to_string(&marker) {
             return Err(self.corrupt(name, detail.trim()));
         }
+        if !self.files.exists(name).map_err(io_error("looking for the store's files"))? {
+            self.make(name)?;
+        }
         let opened = guarded(|| self.open_checked(name));
         let (database, intact) = opened.unwrap_or_else(|panic| Err(self.corrupt(name, &panic)))?;
         if !intact {
@@ -54,6 +57,24 @@ impl Place {
         }
         self.check_owner(&database, name)?;
         Ok(database)
+    }
+
+    /// Makes an empty database under another name first: one that a crash left half made never bears this one.
+    fn make(&self, name: &str) -> Result<(), Error> {
+        let doing = "making the store's files";
+        let unfinished = format!("{name}.new");
+        self.files.remove(&unfinished).map_err(io_error(doing))?;
+        let backend = self.files.open(&unfinished).map_err(io_error(doing))?;
+        let create = || -> Result<(), redb::Error> {
+            let database = Builder::new().create_with_backend(files::Backend(backend))?;
+            let txn = database.begin_write()?;
+            write_meta(&txn, "format", &FORMAT)?;
+            write_meta(&txn, "node", &self.node_id)?;
+            Ok(txn.commit()?)
+        };
+        let created = guarded(create).unwrap_or_else(|panic| Err(redb::Error::Corrupted(panic)));
+        created.map_err(|error| self.error(&unfinished, error))?;
+        self.files.rename(&unfinished, name).map_err(io_error(doing))
     }
 
     fn open_checked(&self, name: &str) -> Result<(Database, bool), Error> {
@@ -71,28 +92,16 @@ impl Place {
         Ok((database, intact))
     }
 
-    /// Writes the format and the node id into a new database, or compares them.
     fn check_owner(&self, database: &Database, name: &str) -> Result<(), Error> {
         let wrap = |error| self.error(name, error);
         let format: Option<u64> = read_meta(database, "format").map_err(wrap)?;
         let node: Option<u64> = read_meta(database, "node").map_err(wrap)?;
+        let (file, expected) = (self.path(name), self.node_id);
         match (format, node) {
-            (Some(found), _) if found > FORMAT => {
-                Err(Error::FormatTooNew { file: self.path(name), found, supported: FORMAT })
-            }
-            (Some(_), Some(found)) if found != self.node_id => {
-                Err(Error::WrongNode { found, expected: self.node_id })
-            }
+            (Some(found), _) if found > FORMAT => Err(Error::FormatTooNew { file, found, supported: FORMAT }),
+            (Some(_), Some(found)) if found != expected => Err(Error::WrongNode { found, expected }),
             (Some(_), Some(_)) => Ok(()),
-            _ => {
-                let write = || -> Result<(), redb::Error> {
-                    let txn = database.begin_write()?;
-                    write_meta(&txn, "format", &FORMAT)?;
-                    write_meta(&txn, "node", &self.node_id)?;
-                    Ok(txn.commit()?)
-                };
-                write().map_err(|error| self.error(name, error))
-            }
+            _ => Err(self.corrupt(name, "it does not say whose it is")),
         }
     }
 

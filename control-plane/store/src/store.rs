@@ -1,5 +1,6 @@
 //! The handle that everyone holds.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -75,23 +76,15 @@ impl Store {
     pub async fn open(options: Options) -> Result<Self, Error> {
         let files = match &options.files {
             Some(files) => files.clone(),
-            None => {
-                Arc::new(Directory::new(&options.data_dir).map_err(io_error("making the data directory"))?)
-            }
+            None => Arc::new(Directory::new(&options.data_dir).map_err(|error| match error.kind() {
+                ErrorKind::ResourceBusy => Error::Locked { path: options.data_dir.display().to_string() },
+                _ => io_error("making the data directory")(error),
+            })?),
         };
         let place = Place { dir: options.data_dir.clone(), files, node_id: options.node_id };
         let machine = Arc::new(Machine::new(options.window()));
         let node = Node::open(place, &options, machine.clone()).await?;
-        let failure = node.failure();
         let store = Self { machine, engine: Arc::new(Engine::Raft(node)) };
-        // Whoever watches learns that no more will come.
-        let machine = Arc::downgrade(&store.machine);
-        tokio::spawn(async move {
-            let reason = failure.await;
-            if let Some(machine) = machine.upgrade() {
-                machine.hub.stop(&reason);
-            }
-        });
         store.expire_in_background();
         Ok(store)
     }

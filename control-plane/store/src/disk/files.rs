@@ -1,11 +1,12 @@
 //! Where the databases' bytes go: a seam, so that a test can lose what was not synced.
 
 use std::fmt::Debug;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Bound;
 use std::path::PathBuf;
 
+use parking_lot::Mutex;
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 
@@ -16,24 +17,53 @@ pub trait Files: Debug + Send + Sync {
     /// # Errors
     /// Those of the file system.
     fn open(&self, name: &str) -> io::Result<Box<dyn StorageBackend>>;
+
+    /// Whether there is a file of this name.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn exists(&self, name: &str) -> io::Result<bool>;
+
+    /// Removes a file; one that does not exist is no error.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Renames a file, for good when it returns.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Lets go of the place, so that another store may open it.
+    fn close(&self) {}
 }
 
 /// Files in a directory.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    /// Locked for as long as the store is open.
+    lock: Mutex<Option<File>>,
 }
 
 impl Directory {
-    /// Makes the directory, readable by its owner only, where it is missing.
+    /// Makes the directory, readable by its owner only, where it is missing, and locks it.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Those of the file system; `ResourceBusy` when another process has it.
     pub fn new(path: impl Into<PathBuf>) -> io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
+        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
         let path = path.into();
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
-        Ok(Self { path })
+        let mut options = OpenOptions::new();
+        let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path.join("lock"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path, lock: Mutex::new(Some(lock)) }),
+            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::ResourceBusy.into()),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 }
 
@@ -43,9 +73,28 @@ impl Files for Directory {
         let path = self.path.join(name);
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        // The name of a new file is durable only when its directory is.
-        File::open(&self.path)?.sync_all()?;
         Ok(Box::new(FileBackend::new(file).map_err(io::Error::other)?))
+    }
+
+    fn exists(&self, name: &str) -> io::Result<bool> {
+        self.path.join(name).try_exists()
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.path.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.path.join(from), self.path.join(to))?;
+        // A name is durable only when its directory is.
+        File::open(&self.path)?.sync_all()
+    }
+
+    fn close(&self) {
+        self.lock.lock().take();
     }
 }
 

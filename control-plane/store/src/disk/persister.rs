@@ -186,8 +186,12 @@ impl Shared {
                     }
                 }
                 let stop = pending.stop;
-                let taken = std::mem::take(&mut *pending);
+                let mut taken = std::mem::take(&mut *pending);
                 (pending.stop, pending.newest) = (stop, taken.newest);
+                if taken.applied.is_none() {
+                    // Rows alone wait for entries that they go with.
+                    pending.rows = std::mem::take(&mut taken.rows);
+                }
                 (taken.rows, taken.applied, stop, self.writing.lock())
             };
             if let Some(applied) = applied {

@@ -83,6 +83,11 @@ impl Log {
         Ok(Self { shared, jobs, persister })
     }
 
+    /// The last entry that is gone.
+    pub fn purged(&self) -> Option<u64> {
+        self.shared.tail.read().purged.map(|id| id.index)
+    }
+
     /// Whether anything was ever written.
     pub fn is_empty(&self) -> bool {
         self.shared.tail.read().last.is_none() && self.shared.vote.lock().is_none()

@@ -9,13 +9,15 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::{BasicNode, Config, Raft, ReadPolicy, SnapshotPolicy};
 
+use tokio::sync::watch;
+
 use super::log::Log;
 use super::network::Network;
 use super::state_machine::StateMachine;
 use super::{Request, Types};
 use crate::disk::Place;
 use crate::disk::persister::Persister;
-use crate::disk::state::StateDb;
+use crate::disk::state::{Applied, StateDb};
 use crate::machine::Machine;
 use crate::mvcc::{Command, Window};
 use crate::{Error, Options, TxnResponse};
@@ -27,7 +29,10 @@ pub(crate) struct Node {
     raft: Raft<Types, StateMachine>,
     log: Log,
     persister: Arc<Persister>,
+    place: Place,
     node_id: u64,
+    /// Why raft ended, once it has.
+    ended: watch::Receiver<Option<String>>,
 }
 
 impl Node {
@@ -35,15 +40,27 @@ impl Node {
     pub async fn open(place: Place, options: &Options, machine: Arc<Machine>) -> Result<Self, Error> {
         let (node_id, window) = (place.node_id, options.window());
         let (persister, log, applied) = {
-            let machine = machine.clone();
+            let (machine, place) = (machine.clone(), place.clone());
             let open = move || open_files(&place, window, &machine);
             tokio::task::spawn_blocking(open).await.map_err(|error| Error::Stopped(error.to_string()))??
         };
         let fresh = log.is_empty();
+        let watched = Arc::downgrade(&machine);
         let state_machine = StateMachine { machine, persister: persister.clone(), window, applied };
         let config = Arc::new(config(options.snapshot_every.max(1))?);
         let raft = Raft::new(node_id, config, Network, log.clone(), state_machine).await;
-        let node = Self { raft: raft.map_err(stopped)?, log, persister, node_id };
+        let raft = raft.map_err(stopped)?;
+        let (ending, ended) = watch::channel(None);
+        let failure = failure(&raft, &persister);
+        tokio::spawn(async move {
+            let reason = failure.await;
+            // Whoever watches learns that no more will come.
+            if let Some(machine) = watched.upgrade() {
+                machine.hub.stop(&reason);
+            }
+            ending.send_replace(Some(reason));
+        });
+        let node = Self { raft, log, persister, place, node_id, ended };
         if let Err(error) = node.lead(fresh).await {
             let _ = node.shutdown().await;
             return Err(error);
@@ -71,7 +88,8 @@ impl Node {
 
     /// Proposes a command; returns when it is on disk and applied.
     pub async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {
-        match self.raft.client_write(Request(Arc::new(command))).await {
+        let write = self.raft.client_write(Request(Arc::new(command)));
+        match self.unless_ended(write).await? {
             Ok(response) => Ok(response.data.0),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(Error::NotLeader { leader: forward.leader_id })
@@ -86,8 +104,22 @@ impl Node {
             // No other member can lead, and every write is applied here before it is answered.
             return Ok(());
         }
-        self.raft.ensure_linearizable(ReadPolicy::LeaseRead).await.map_err(read_error)?;
+        let checked = self.raft.ensure_linearizable(ReadPolicy::LeaseRead);
+        self.unless_ended(checked).await?.map_err(read_error)?;
         Ok(())
+    }
+
+    /// Waits for raft's answer or its end: a request that is sent while raft ends may never be answered.
+    async fn unless_ended<T>(&self, answer: impl Future<Output = T>) -> Result<T, Error> {
+        let mut ended = self.ended.clone();
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            reason = ended.wait_for(Option::is_some) => {
+                let reason = reason.ok().and_then(|reason| reason.clone());
+                Err(Error::Stopped(reason.unwrap_or_else(|| "raft ended".into())))
+            }
+        }
     }
 
     fn is_alone(&self) -> bool {
@@ -111,46 +143,62 @@ impl Node {
         saved.map_err(|error| Error::Stopped(error.to_string()))?
     }
 
-    /// Waits until the node cannot go on; returns why.
-    pub fn failure(&self) -> impl Future<Output = String> + Send + 'static {
-        let mut state = self.persister.watch();
-        let raft = self.raft.wait(None);
-        async move {
-            let disk = async {
-                let failed = state.wait_for(|durable| durable.is_err()).await;
-                let reason = failed.ok().and_then(|durable| durable.as_ref().err().cloned());
-                match reason {
-                    Some(reason) => reason,
-                    None => std::future::pending().await,
-                }
-            };
-            let core = async {
-                match raft.metrics(|metrics| metrics.running_state.is_err(), "raft stops").await {
-                    Ok(metrics) => metrics.running_state.err().map_or_else(String::new, |e| e.to_string()),
-                    Err(error) => error.to_string(),
-                }
-            };
-            tokio::select! { reason = disk => reason, reason = core => reason }
-        }
-    }
-
     /// Stops raft, brings the state to disk and closes the files.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let core = self.raft.shutdown().await.map_err(|error| Error::Stopped(error.to_string()));
         let (log, persister) = (self.log.clone(), self.persister.clone());
-        let files = tokio::task::spawn_blocking(move || log.stop().and(persister.stop())).await;
+        let place = self.place.clone();
+        let files = tokio::task::spawn_blocking(move || {
+            let stopped = log.stop().and(persister.stop());
+            place.files.close();
+            stopped
+        });
+        let files = files.await;
         core.and(files.map_err(|error| Error::Stopped(error.to_string()))?.map_err(Error::Stopped))
     }
 }
 
-type Opened = (Arc<Persister>, Log, crate::disk::state::Applied);
+/// Waits until the node cannot go on; returns why.
+fn failure(
+    raft: &Raft<Types, StateMachine>,
+    persister: &Persister,
+) -> impl Future<Output = String> + Send + 'static {
+    let mut state = persister.watch();
+    let raft = raft.wait(None);
+    async move {
+        let disk = async {
+            let failed = state.wait_for(|durable| durable.is_err()).await;
+            let reason = failed.ok().and_then(|durable| durable.as_ref().err().cloned());
+            match reason {
+                Some(reason) => reason,
+                None => std::future::pending().await,
+            }
+        };
+        let core = async {
+            match raft.metrics(|metrics| metrics.running_state.is_err(), "raft stops").await {
+                Ok(metrics) => metrics.running_state.err().map_or_else(String::new, |e| e.to_string()),
+                Err(error) => error.to_string(),
+            }
+        };
+        tokio::select! { reason = disk => reason, reason = core => reason }
+    }
+}
+
+type Opened = (Arc<Persister>, Log, Applied);
 
 fn open_files(place: &Place, window: Window, machine: &Machine) -> Result<Opened, Error> {
     let state = StateDb::open(place)?;
     let (mvcc, applied, effects) = state.load(window)?;
     let persister = Persister::start(state, &applied);
     let persister = Arc::new(persister.map_err(crate::disk::io_error("starting the state's thread"))?);
-    let log = match Log::open(place, Some(persister.clone())) {
+    let log = Log::open(place, Some(persister.clone())).and_then(|log| match fits(place, &log, &applied) {
+        Ok(()) => Ok(log),
+        Err(error) => {
+            let _ = log.stop();
+            Err(error)
+        }
+    });
+    let log = match log {
         Ok(log) => log,
         Err(error) => {
             let _ = persister.stop();
@@ -161,6 +209,18 @@ fn open_files(place: &Place, window: Window, machine: &Machine) -> Result<Opened
     persister.carry(effects.changes);
     machine.replace(mvcc);
     Ok((persister, log, applied))
+}
+
+/// Refuses a log and a state of which one was lost or taken from elsewhere.
+fn fits(place: &Place, log: &Log, applied: &Applied) -> Result<(), Error> {
+    let applied = applied.log_id.map(|id| id.index);
+    if log.is_empty() && applied.is_some() {
+        return Err(place.corrupt("log.redb", "it is empty and the state beside it is not"));
+    }
+    if log.purged() > applied {
+        return Err(place.corrupt("state.redb", "the log has forgotten entries that are not part of it"));
+    }
+    Ok(())
 }
 
 fn config(snapshot_every: u64) -> Result<Config, Error> {

@@ -32,6 +32,8 @@ fn open_with(guarded: bool) -> (TempDir, Log, StateMachine) {
     let applied = Applied::default();
     let persister = Arc::new(Persister::start(StateDb::open(&place).unwrap(), &applied).unwrap());
     let log = Log::open(&place, guarded.then(|| persister.clone())).unwrap();
+    // The tests open it again.
+    place.files.close();
     let machine = Arc::new(Machine::new(WINDOW));
     (dir, log, StateMachine { machine, persister, window: WINDOW, applied })
 }

@@ -123,6 +123,30 @@ impl Files for Disk {
         let generation = inner.generation;
         Ok(Box::new(Handle { disk: self.inner.clone(), name: name.to_owned(), generation }))
     }
+
+    fn exists(&self, name: &str) -> io::Result<bool> {
+        let inner = self.inner.lock().unwrap();
+        if inner.dead { Err(no_power()) } else { Ok(inner.files.contains_key(name)) }
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut inner = self.inner.lock().unwrap();
+        if inner.dead {
+            return Err(no_power());
+        }
+        inner.files.remove(name);
+        Ok(())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut inner = self.inner.lock().unwrap();
+        if inner.dead {
+            return Err(no_power());
+        }
+        let file = inner.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        inner.files.insert(to.to_owned(), file);
+        Ok(())
+    }
 }
 
 #[derive(Debug)]

@@ -111,6 +111,23 @@ async fn damage_is_never_served() {
     assert!(found >= 30, "damage was found {found} times");
 }
 
+/// One of the two files is gone, or comes from another time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_of_the_data_is_refused() {
+    for name in ["log.redb", "state.redb"] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { snapshot_every: 10, ..Options::new(dir.path()) };
+        let store = Store::open(options.clone()).await.unwrap();
+        for n in 0..100 {
+            put(&store, "/a", &n.to_string()).await;
+        }
+        store.shutdown().await.unwrap();
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+        let half = Store::open(options).await;
+        assert!(matches!(half, Err(Error::Corrupt { .. })), "{name}: {half:?}");
+    }
+}
+
 /// A full disk: the write is refused, everything after it too, and a restart has all that was acknowledged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failed_write_stops_the_store() {
