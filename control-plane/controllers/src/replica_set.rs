@@ -1,0 +1,9 @@
+//! ReplicaSets: the wanted number of pods from one template.
+
+mod controller;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use crate::view::ReplicaSetStatus as Status;
+pub use controller::ReplicaSetController;
