@@ -13,6 +13,8 @@ use coracle_cri_api::v1::image_service_client::ImageServiceClient;
 use coracle_cri_api::v1::runtime_service_client::RuntimeServiceClient;
 use tonic::transport::Channel;
 
+pub use pod::Pod;
+
 /// How to start a program that does one thing.
 #[derive(Clone, Debug)]
 pub struct Program {

@@ -85,10 +85,9 @@ impl Service {
             // How it ended, if it has already, follows as an event with both times; it may also be in this answer.
             Ok(status) => self.observe(&record.id, status.state).await,
             Err(HostFailure::Host(error)) => {
-                let now = now_ns();
                 let ended = Life::Exited {
-                    started_at_ns: now,
-                    finished_at_ns: now,
+                    started_at_ns: 0,
+                    finished_at_ns: now_ns(),
                     exit_code: START_FAILED,
                     reason: "StartError".into(),
                     message: error.message.clone(),

@@ -82,9 +82,13 @@ impl Service {
 
     /// Moves a container on, tells the watchers, and waits for the disk.
     pub async fn observe(&self, id: &str, life: Life) -> Result<(), Status> {
-        let Some((record, pending)) = self.state.advance(id, life) else { return Ok(()) };
+        let Some((before, record, pending)) = self.state.advance(id, life) else { return Ok(()) };
         let kind = match &record.state {
-            Life::Exited { exit_code, reason, message, .. } => {
+            Life::Exited { started_at_ns, exit_code, reason, message, .. } => {
+                // It ended before the call that started it was answered: watchers still hear both.
+                if before == Life::Created && *started_at_ns > 0 {
+                    self.announce(&record, v1::ContainerEventType::ContainerStartedEvent);
+                }
                 tracing::info!(
                     container = id,
                     name = record.name(),

@@ -250,8 +250,8 @@ impl State {
     }
 
     /// Moves a container on in its life. Nothing comes after Exited, and nothing goes back: then, and when it is not
-    /// there, the answer is `None`.
-    pub fn advance(&self, id: &str, life: Life) -> Option<(ContainerRecord, Pending)> {
+    /// there, the answer is `None`; else what it was before, and the record.
+    pub fn advance(&self, id: &str, life: Life) -> Option<(Life, ContainerRecord, Pending)> {
         let mut inner = self.inner.lock();
         let record = inner.containers.get_mut(id)?;
         let onward = match (&record.state, &life) {
@@ -262,9 +262,9 @@ impl State {
         if !onward {
             return None;
         }
-        record.state = life;
+        let before = std::mem::replace(&mut record.state, life);
         let pending = self.journal.write(CONTAINERS, id, record);
-        Some((record.clone(), pending))
+        Some((before, record.clone(), pending))
     }
 }
 
