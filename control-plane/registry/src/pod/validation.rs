@@ -1,6 +1,9 @@
 //! What may be wrong with a pod spec, in a Pod and in a pod template, in the order and the words of Kubernetes.
 
 mod container;
+mod environment;
+mod probes;
+mod resources;
 mod scheduling;
 mod volumes;
 

@@ -4,7 +4,7 @@ use coracle_api::field::{Error, Path};
 use coracle_api::meta::validation as rules;
 use serde_json::Value;
 
-use super::container::{VOLUME_FIELDS, field_ref, resource_field_ref};
+use super::environment::{VOLUME_FIELDS, field_ref, resource_field_ref};
 use crate::check::words;
 use crate::value::{at, items, maybe_number, present, text};
 
@@ -170,7 +170,7 @@ fn downward(errors: &mut Vec<Error>, source: &Value, path: &Path) {
                 "fieldRef and resourceFieldRef can not be specified simultaneously",
             )),
             (true, false) => {
-                field_ref(errors, at(item, "/fieldRef"), &path.child("fieldRef"), &VOLUME_FIELDS, false)
+                field_ref(errors, at(item, "/fieldRef"), &path.child("fieldRef"), &VOLUME_FIELDS)
             }
             (false, true) => {
                 let path = path.child("resourceFieldRef");
