@@ -2,10 +2,9 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::body::Body;
-use bytes::Bytes;
 use coracle_api::{GroupResource, Status};
 use futures::FutureExt;
 use http::header::{HeaderValue, WWW_AUTHENTICATE};
@@ -13,23 +12,16 @@ use http::{Method, Request, Response, StatusCode, header};
 use jiff::Timestamp;
 use tower::ServiceExt;
 
-use crate::admission::Operation;
 use crate::authn::{self, PeerIdentity};
 use crate::authz::{AuthorizationRequest, Decision};
-use crate::call::{Call, Target};
-use crate::connect::SubresourceRequest;
+use crate::call::Target;
+use crate::dispatch::dispatch;
 use crate::filters::impersonation;
-use crate::negotiate::{self, Refused};
 use crate::path::{self, ResourcePath};
 use crate::query::{Query, WriteOptions};
 use crate::request::{RequestContext, UserInfo};
-use crate::resource::SubresourceAction;
 use crate::state::{Served, Shared};
-use crate::write::Rules;
-use crate::{filters, respond, verbs};
-
-/// How long a call may take that is no stream.
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::{filters, respond};
 
 /// What metrics and logs say of a call.
 #[derive(Default)]
@@ -68,6 +60,7 @@ async fn answer(
     known: Option<UserInfo>,
     label: &mut Label,
 ) -> Result<Response<Body>, Status> {
+    let inside = known.is_some();
     let caller = match known {
         Some(user) => user,
         None => {
@@ -87,12 +80,12 @@ async fn answer(
     match path::parse(&path) {
         Some(parsed) => {
             request.headers_mut().remove(header::AUTHORIZATION);
-            resource(shared, request, user, parsed, label).await
+            resource(shared, request, user, parsed, inside, label).await
         }
         None => {
             label.verb = lower_method(request.method());
             authorize_path(&shared, &user, label.verb, &path).await?;
-            crate::paths::serve(&shared, &request)
+            crate::paths::serve(&shared, &request.into_parts().0).await
         }
     }
 }
@@ -195,6 +188,7 @@ async fn resource(
     request: Request<Body>,
     user: UserInfo,
     path: ResourcePath,
+    inside: bool,
     label: &mut Label,
 ) -> Result<Response<Body>, Status> {
     let query = Query::parse(request.uri().query());
@@ -222,7 +216,7 @@ async fn resource(
         });
     }
     let cx = context(&served, &request, user, verb, &path, &query);
-    dispatch(Target { shared, served, cx }, request, path, query).await
+    dispatch(Target { shared, served, cx }, request, path, query, inside).await
 }
 
 fn context(
@@ -251,88 +245,5 @@ fn context(
         field_validation: options.validation(),
         field_manager: options.field_manager.unwrap_or(agent),
         now: Timestamp::now(),
-    }
-}
-
-async fn dispatch(
-    target: Target,
-    request: Request<Body>,
-    path: ResourcePath,
-    query: Query,
-) -> Result<Response<Body>, Status> {
-    let verb = target.cx.verb;
-    let served = target.served.clone();
-    let mut action = None;
-    match &path.subresource {
-        Some(name) => {
-            let sub = served.subresource(name).ok_or_else(Status::resource_not_found)?;
-            if !sub.verbs.iter().any(|v| v == verb) {
-                return Err(Status::method_not_allowed());
-            }
-            action = Some(sub.action.clone());
-        }
-        None if !served.def.has_verb(verb) || verb.is_empty() => return Err(Status::method_not_allowed()),
-        None if verb == "create" && path.name.is_some() => return Err(Status::method_not_allowed()),
-        None if matches!(verb, "update" | "patch") && path.name.is_none() => {
-            return Err(Status::method_not_allowed());
-        }
-        None => {}
-    }
-    if let Some(SubresourceAction::Handler(handler)) = action {
-        let operation = if verb == "get" { Operation::Connect } else { Operation::Create };
-        target.check_admission(operation, None, None).await?;
-        let objects = target.shared.objects.clone();
-        let request = filters::readable(request).await?;
-        return handler
-            .handle(SubresourceRequest { context: target.cx, tail: path.tail, http: request, objects })
-            .await;
-    }
-    if !path.tail.is_empty() {
-        return Err(Status::resource_not_found());
-    }
-    let accept = request.headers().get(header::ACCEPT).and_then(|a| a.to_str().ok());
-    let accepted = negotiate::accept(accept).map_err(|refused| match refused {
-        Refused::MediaType => crate::errors::not_acceptable_type(),
-        Refused::Form => crate::errors::not_acceptable_form(),
-    })?;
-    let (parts, body) = request.into_parts();
-    let mut call = Call { target, query, accepted, headers: parts.headers, body: Bytes::new() };
-    if verb == "watch" {
-        return verbs::watch::watch(call, path.name).await;
-    }
-    let reads = matches!(verb, "get" | "list");
-    let work = async move {
-        if !reads {
-            call.body = crate::body::read(body).await?;
-            if filters::is_protobuf(&call.headers) {
-                call.body = filters::protobuf_as_json(&mut call.headers, &call.body)?;
-            }
-        }
-        run(call, action).await
-    };
-    match tokio::time::timeout(CALL_TIMEOUT, work).await {
-        Ok(answer) => answer,
-        Err(_) => Err(Status::timeout("request did not complete within the allotted timeout", 0)),
-    }
-}
-
-async fn run(call: Call, action: Option<SubresourceAction>) -> Result<Response<Body>, Status> {
-    let verb = call.cx.verb;
-    let rules = match action {
-        None => Rules::Main,
-        Some(SubresourceAction::Status) => Rules::Status,
-        Some(SubresourceAction::Object(strategy)) => Rules::Other(strategy),
-        Some(SubresourceAction::Scale(paths)) => return verbs::scale::scale(call, paths).await,
-        Some(SubresourceAction::Handler(_)) => return Err(Status::resource_not_found()),
-    };
-    match verb {
-        "get" => verbs::get::get(call).await,
-        "list" => verbs::list::list(call).await,
-        "create" => verbs::create::create(call).await,
-        "update" => verbs::update::update(call, rules).await,
-        "patch" => verbs::patch::patch(call, rules).await,
-        "delete" => verbs::delete::delete(call).await,
-        "deletecollection" => verbs::deletecollection::delete_collection(call).await,
-        _ => Err(Status::method_not_allowed()),
     }
 }

@@ -14,6 +14,7 @@ mod codec;
 pub mod connect;
 mod decode;
 mod discovery;
+mod dispatch;
 mod errors;
 mod filters;
 mod handler;

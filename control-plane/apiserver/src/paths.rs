@@ -2,7 +2,8 @@
 
 use axum::body::Body;
 use coracle_api::Status;
-use http::{Method, Request, Response, StatusCode, header};
+use futures::FutureExt;
+use http::{Method, Response, StatusCode, header};
 use serde_json::json;
 
 use crate::negotiate::{self, Encoding, Form};
@@ -25,17 +26,17 @@ const FIXED: [&str; 9] = [
 ];
 
 /// Answers such a path.
-pub(crate) fn serve(shared: &Shared, request: &Request<Body>) -> Result<Response<Body>, Status> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+pub(crate) async fn serve(shared: &Shared, request: &http::request::Parts) -> Result<Response<Body>, Status> {
+    if !matches!(request.method, Method::GET | Method::HEAD) {
         return Err(Status::method_not_allowed());
     }
-    let path = request.uri().path();
-    let accept = request.headers().get(header::ACCEPT).and_then(|a| a.to_str().ok());
+    let path = request.uri.path();
+    let accept = request.headers.get(header::ACCEPT).and_then(|a| a.to_str().ok());
     match path {
         "/" => Ok(index(shared)),
         "/version" | "/version/" => Ok(version()),
         "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => {
-            Ok(health(shared, path))
+            Ok(health(shared, request).await)
         }
         "/metrics" => Ok(respond::text(StatusCode::OK, shared.metrics.render())),
         _ if path.starts_with("/openapi/") => {
@@ -79,9 +80,26 @@ fn version() -> Response<Body> {
     respond::json_bytes(StatusCode::OK, crate::codec::to_bytes(&body))
 }
 
-fn health(shared: &Shared, path: &str) -> Response<Body> {
-    if path.starts_with("/readyz") && shared.shutdown.is_cancelled() {
-        return respond::text(StatusCode::SERVICE_UNAVAILABLE, "shutting down");
+/// 503 where a check fails, and which one. `?verbose` lists them all.
+async fn health(shared: &Shared, request: &http::request::Parts) -> Response<Body> {
+    let path = request.uri.path().trim_start_matches('/');
+    let (name, only) = path.split_once('/').unwrap_or((path, ""));
+    let mut checks = vec![("ping", true)];
+    if name != "livez" {
+        checks.push(("store", shared.objects.store().linearizable().boxed().await.is_ok()));
+        checks.push(("shutdown", name != "readyz" || !shared.shutdown.is_cancelled()));
     }
-    respond::text(StatusCode::OK, "ok")
+    if !only.is_empty() {
+        checks.retain(|(check, _)| *check == only);
+    }
+    let well = checks.iter().all(|(_, ok)| *ok);
+    let code = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if well && !request.uri.query().is_some_and(|q| q.contains("verbose")) {
+        return respond::text(code, "ok");
+    }
+    let line = |(check, ok): &(&str, bool)| {
+        if *ok { format!("[+]{check} ok\n") } else { format!("[-]{check} failed\n") }
+    };
+    let lines: String = checks.iter().map(line).collect();
+    respond::text(code, format!("{lines}{name} check {}\n", if well { "passed" } else { "failed" }))
 }

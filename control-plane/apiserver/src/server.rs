@@ -31,6 +31,8 @@ use crate::state::{Served, Shared};
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 16_384;
+/// Most calls from outside that are worked on at a time, streams not counted.
+const MAX_CALLS: usize = 600;
 /// How long a TLS handshake and the head of a request may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -149,6 +151,7 @@ impl ApiServerBuilder {
             mounts: self.mounts,
             metrics: Arc::new(Metrics::default()),
             shutdown: self.shutdown,
+            slots: Semaphore::new(MAX_CALLS),
         };
         ApiServer { shared: Arc::new(shared) }
     }

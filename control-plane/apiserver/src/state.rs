@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use coracle_api::{GroupResource, Gvk};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
@@ -88,6 +89,8 @@ pub(crate) struct Shared {
     pub openapi: OpenApi,
     pub metrics: Arc<Metrics>,
     pub shutdown: CancellationToken,
+    /// Slots for calls from outside that are no streams.
+    pub slots: Semaphore,
 }
 
 impl Shared {

@@ -194,9 +194,11 @@ pub trait Strategy: Send + Sync + 'static {
     }
 
     /// From the stored form to the served one.
+    #[allow(clippy::wrong_self_convention)] // `from` and `to` are forms, not types.
     fn from_storage(&self, _obj: &mut Value) {}
 
     /// From the served form to the stored one.
+    #[allow(clippy::wrong_self_convention)]
     fn to_storage(&self, _obj: &mut Value) {}
 }
 

@@ -1,5 +1,7 @@
 //! list: a collection, whole or in pages, now or as it was.
 
+mod raw;
+
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -18,6 +20,9 @@ use crate::call::Call;
 use crate::negotiate::{Encoding, Form};
 use crate::select::Selection;
 use crate::{codec, respond as answers, tables, validate};
+
+/// Objects that are looked at or decoded in one go.
+const INLINE: usize = 512;
 
 /// Reads tokens as leniently as Go does.
 const TOKEN: GeneralPurpose = GeneralPurpose::new(
@@ -53,11 +58,20 @@ pub(crate) async fn list(call: Call) -> Result<Response<Body>, Status> {
     let (kvs, page) = read(&call, &prefix, &selection, &plan).await?;
     let plain = call.accepted.form == Form::Object && call.accepted.encoding == Encoding::Json;
     if plain && !call.served.def.strategy.converts() {
-        return Ok(answers::json_bytes(StatusCode::OK, raw(&call, &kvs, &page)));
+        return Ok(raw::respond(&call.served, kvs, &page));
     }
+    if kvs.len() > INLINE {
+        // Decoding so many objects would keep other calls of this thread waiting.
+        let work = tokio::task::spawn_blocking(move || decoded(&call, &kvs, &page));
+        return work.await.map_err(Status::internal)?;
+    }
+    decoded(&call, &kvs, &page)
+}
+
+fn decoded(call: &Call, kvs: &[Arc<KeyValue>], page: &Page) -> Result<Response<Body>, Status> {
     let decode = |kv: &Arc<KeyValue>| codec::decode(&call.served.def, kv).map_err(crate::errors::corrupt);
     let objects = kvs.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
-    respond(&call, StatusCode::OK, &objects, &page)
+    respond(call, StatusCode::OK, &objects, page)
 }
 
 async fn read(
@@ -92,7 +106,10 @@ async fn read(
         if selection.is_everything() {
             chosen = found.kvs;
         } else {
-            for kv in found.kvs {
+            for (i, kv) in found.kvs.into_iter().enumerate() {
+                if i % INLINE == INLINE - 1 {
+                    tokio::task::yield_now().await;
+                }
                 if selection.matches(&call.served, &kv)? {
                     chosen.push(kv);
                 }
@@ -211,44 +228,6 @@ fn read_token(token: &str, prefix: &str) -> Result<(Option<u64>, Vec<u8>), Strin
         return Err(bad(&"empty encoded start value (version meta.k8s.io/v1)"));
     }
     Ok((u64::try_from(revision).ok(), format!("{prefix}{start}").into_bytes()))
-}
-
-/// A list from stored bytes: nothing is decoded.
-fn raw(call: &Call, kvs: &[Arc<KeyValue>], page: &Page) -> Vec<u8> {
-    let served = &call.served;
-    let total: usize = kvs.iter().map(|kv| kv.value.json.len() + 48).sum();
-    let mut out = Vec::with_capacity(total + 256);
-    out.extend_from_slice(&codec::head(&served.def.list_kind, &served.api_version));
-    out.extend_from_slice(b"\"metadata\":");
-    out.extend_from_slice(&codec::to_bytes(&metadata(page)));
-    out.extend_from_slice(b",\"items\":[");
-    for (i, kv) in kvs.iter().enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        append_item(&mut out, &served.head, kv);
-    }
-    out.extend_from_slice(b"]}");
-    out
-}
-
-/// One item: the stored object without its first two members, `kind` and `apiVersion`.
-fn append_item(out: &mut Vec<u8>, head: &[u8], kv: &KeyValue) {
-    let splice = kv.value.splice as usize;
-    let (true, Some(before), Some(after)) =
-        (kv.value.json.starts_with(head), kv.value.json.get(head.len()..splice), kv.value.json.get(splice..))
-    else {
-        return kv.value.write_with_revision(kv.mod_revision, out);
-    };
-    out.push(b'{');
-    out.extend_from_slice(before);
-    out.extend_from_slice(b"\"resourceVersion\":\"");
-    out.extend_from_slice(kv.mod_revision.to_string().as_bytes());
-    out.push(b'"');
-    if after.first() != Some(&b'}') {
-        out.push(b',');
-    }
-    out.extend_from_slice(after);
 }
 
 fn metadata(page: &Page) -> Value {

@@ -116,3 +116,26 @@ async fn tables_and_metadata() {
         ("PartialObjectMetadataList", &Value::Null)
     );
 }
+
+#[tokio::test]
+async fn long_lists_come_in_pieces() {
+    let s = server();
+    let filler = "x".repeat(1000);
+    for i in 0..700 {
+        let obj = json!({"metadata": {"name": format!("c{i:03}")}, "data": {"filler": filler}});
+        assert_eq!(call(&s, "POST", CONFIG_MAPS, obj).await.code, 201);
+    }
+    let response = send(&s, request("GET", CONFIG_MAPS, "", axum::body::Body::empty())).await;
+    let mut pieces = response.into_body().into_data_stream();
+    let (mut all, mut count) = (Vec::new(), 0);
+    while let Some(piece) = futures::StreamExt::next(&mut pieces).await {
+        all.extend_from_slice(&piece.expect("piece"));
+        count += 1;
+    }
+    let list: Value = serde_json::from_slice(&all).expect("JSON");
+    assert!(count > 2, "{count}");
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(700));
+    assert_eq!(list["items"][699]["metadata"]["name"], "c699");
+    let table = get_as(&s, CONFIG_MAPS, "application/json;as=Table;v=v1;g=meta.k8s.io").await;
+    assert_eq!(table.at("/rows").as_array().map(Vec::len), Some(700));
+}
