@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::impls::ProgressResponder;
 use openraft::{BasicNode, Config, Raft, ReadPolicy, SnapshotPolicy};
 
 use tokio::sync::watch;
@@ -88,13 +90,18 @@ impl Node {
 
     /// Proposes a command; returns when it is on disk and applied.
     pub async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {
-        let write = self.raft.client_write(Request(Arc::new(command)));
-        match self.unless_ended(write).await? {
-            Ok(response) => Ok(response.data.0),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+        let (responder, answer) = ProgressResponder::complete_only();
+        let (raft, request) = (self.raft.clone(), Request(Arc::new(command)));
+        detached(async move { raft.client_write_ff(request, Some(responder)).await })
+            .await?
+            .map_err(stopped)?;
+        match self.unless_ended(answer).await? {
+            Ok(Ok(response)) => Ok(response.data.0),
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(Error::NotLeader { leader: forward.leader_id })
             }
-            Err(error) => Err(stopped(error)),
+            Ok(Err(error)) => Err(stopped(error)),
+            Err(_) => Err(Error::Stopped("raft ended".into())),
         }
     }
 
@@ -104,8 +111,10 @@ impl Node {
             // No other member can lead, and every write is applied here before it is answered.
             return Ok(());
         }
-        let checked = self.raft.ensure_linearizable(ReadPolicy::LeaseRead);
-        self.unless_ended(checked).await?.map_err(read_error)?;
+        let raft = self.raft.clone();
+        detached(async move { raft.ensure_linearizable(ReadPolicy::LeaseRead).await })
+            .await?
+            .map_err(read_error)?;
         Ok(())
     }
 
@@ -145,7 +154,8 @@ impl Node {
 
     /// Stops raft, brings the state to disk and closes the files.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        let core = self.raft.shutdown().await.map_err(|error| Error::Stopped(error.to_string()));
+        let raft = self.raft.clone();
+        let core = detached(async move { raft.shutdown().await }).await?.map_err(stopped);
         let (log, persister) = (self.log.clone(), self.persister.clone());
         let place = self.place.clone();
         let files = tokio::task::spawn_blocking(move || {
@@ -155,6 +165,16 @@ impl Node {
         });
         let files = files.await;
         core.and(files.map_err(|error| Error::Stopped(error.to_string()))?.map_err(Error::Stopped))
+    }
+}
+
+/// Runs a call of raft to its end even if the caller goes away: those that wait for raft's end must not be dropped
+/// meanwhile, or the others that wait for it panic (openraft 0.10.0-alpha.37, `join_core_task`).
+async fn detached<T: Send + 'static>(call: impl Future<Output = T> + Send + 'static) -> Result<T, Error> {
+    let mut call = Box::pin(call);
+    match futures::poll!(call.as_mut()) {
+        Poll::Ready(answer) => Ok(answer),
+        Poll::Pending => tokio::spawn(call).await.map_err(stopped),
     }
 }
 

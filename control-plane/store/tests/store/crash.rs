@@ -189,6 +189,7 @@ async fn verify(store: &Store, model: &mut Model) -> Result<(), String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_power_failures() {
+    let disk = Arc::new(Disk::new(false));
     let seed = std::env::var("CORACLE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let written = survive(disk.clone(), 200, seed).await.unwrap_or_else(|what| panic!("seed {seed}: {what}"));
     assert!(written > 2000, "only {written} writes were acknowledged");
