@@ -13,7 +13,8 @@ use http::{Response, StatusCode};
 use crate::resource::ResourceDef;
 use crate::respond;
 
-const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The type asked for has an `@`, which no media type may have; the type answered has a dot there, as in Kubernetes.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// The documents of one server.
 pub(crate) struct OpenApi {

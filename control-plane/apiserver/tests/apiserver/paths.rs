@@ -46,10 +46,10 @@ async fn health_version_metrics_and_openapi() {
         "{}",
         document.code
     );
-    assert_eq!(
-        get_as(&s, "/openapi/v2", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf").await.code,
-        200
-    );
+    let protobuf =
+        get_as(&s, "/openapi/v2", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf").await;
+    let content_type = protobuf.headers.get("content-type").and_then(|v| v.to_str().ok());
+    assert_eq!(content_type, Some("application/com.github.proto-openapi.spec.v2.v1.0+protobuf"));
 }
 
 async fn code_as(s: &coracle_apiserver::ApiServer, user: UserInfo, path: &str) -> (u16, String) {
