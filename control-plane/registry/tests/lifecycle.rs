@@ -200,3 +200,80 @@ async fn the_end_of_a_pod() {
     // Exec says that it is not there.
     assert_eq!(call(&server, "POST", &format!("{PODS}/c/exec"), Value::Null).await.0, 501);
 }
+
+#[tokio::test]
+async fn two_groups_serve_the_same_events() {
+    let server = server(&store()).await;
+    let grouped = "/apis/events.k8s.io/v1/namespaces/default/events";
+    let core = "/api/v1/namespaces/default/events";
+    let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e", "namespace": "default"},
+        "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "c", "reportingInstance": "i", "action": "A", "reason": "R",
+        "type": "Normal", "note": "text", "regarding": {"kind": "Pod", "name": "p", "namespace": "default"}});
+    let (code, made) = call(&server, "POST", grouped, event).await;
+    assert_eq!((code, &made["note"]), (201, &json!("text")), "{made}");
+    let (code, read) = call(&server, "GET", &format!("{core}/e"), Value::Null).await;
+    assert_eq!((code, &read["message"], &read["apiVersion"]), (200, &json!("text"), &json!("v1")), "{read}");
+    assert_eq!(read["involvedObject"]["name"], "p");
+    let (_, found) =
+        call(&server, "GET", &format!("{core}?fieldSelector=involvedObject.name%3Dp"), Value::Null).await;
+    assert_eq!(found["items"].as_array().map(Vec::len), Some(1));
+    let (_, found) =
+        call(&server, "GET", &format!("{grouped}?fieldSelector=regarding.name%3Dp"), Value::Null).await;
+    assert_eq!(
+        (found["items"][0]["note"].as_str(), found["kind"].as_str()),
+        (Some("text"), Some("EventList")),
+        "{found}"
+    );
+    let series = json!({"series": {"count": 2, "lastObservedTime": "2026-01-01T00:01:00.000000Z"}});
+    let (code, patched) = call(&server, "PATCH", &format!("{grouped}/e"), series).await;
+    assert_eq!((code, &patched["series"]["count"]), (200, &json!(2)), "{patched}");
+    let (code, patched) = call(&server, "PATCH", &format!("{core}/e"), json!({"count": 3})).await;
+    assert_eq!((code, &patched["count"]), (200, &json!(3)), "{patched}");
+    assert_eq!(call(&server, "DELETE", &format!("{core}/e"), Value::Null).await.0, 200);
+    assert_eq!(call(&server, "GET", &format!("{grouped}/e"), Value::Null).await.0, 404);
+}
+
+#[tokio::test]
+async fn spec_and_status_have_writers_of_their_own() {
+    let server = server(&store()).await;
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}});
+    let (code, made) = call(&server, "POST", "/api/v1/nodes", node).await;
+    assert_eq!((code, &made["spec"]["taints"][0]["key"]), (201, &json!("node.kubernetes.io/not-ready")));
+    let status = json!({"spec": {"unschedulable": true}, "status": {"addresses": [{"type": "InternalIP", "address": "127.0.1.1"}]}});
+    let (code, after) = call(&server, "PATCH", "/api/v1/nodes/n1/status", status).await;
+    assert_eq!((code, after["spec"].get("unschedulable")), (200, None));
+    assert_eq!(after["status"]["addresses"][0]["address"], "127.0.1.1");
+    let spec = json!({"spec": {"podCIDR": "127.64.0.0/18"}, "status": {"addresses": []}});
+    let (code, after) = call(&server, "PATCH", "/api/v1/nodes/n1", spec).await;
+    assert_eq!((code, &after["spec"]["podCIDRs"]), (200, &json!(["127.64.0.0/18"])));
+    assert_eq!(after["status"]["addresses"][0]["address"], "127.0.1.1");
+    let (code, status) = call(
+        &server,
+        "PATCH",
+        "/api/v1/nodes/n1",
+        json!({"spec": {"podCIDR": "127.65.0.0/18", "podCIDRs": ["127.65.0.0/18"]}}),
+    )
+    .await;
+    assert_eq!(code, 422);
+    assert!(
+        status["message"].as_str().expect("message").contains("node updates may not change podCIDR"),
+        "{status}"
+    );
+}
+
+#[tokio::test]
+async fn a_lease_may_be_made_by_an_update() {
+    let server = server(&store()).await;
+    let path = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n1";
+    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "n1"},
+        "spec": {"holderIdentity": "n1", "leaseDurationSeconds": 40, "renewTime": "2026-01-01T00:00:00.000000Z"}});
+    let (code, made) = call(&server, "PUT", path, lease.clone()).await;
+    assert_eq!((code, &made["spec"]["holderIdentity"]), (201, &json!("n1")), "{made}");
+    // Kubernetes asks for the version that is replaced.
+    let (code, status) = call(&server, "PUT", path, lease).await;
+    assert_eq!(
+        (code, status["details"]["causes"][0]["field"].as_str()),
+        (422, Some("metadata.resourceVersion")),
+        "{status}"
+    );
+}
