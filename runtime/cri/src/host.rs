@@ -2,10 +2,9 @@
 //! before anyone else may speak to it.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,7 +145,7 @@ async fn connect_or_spawn(settings: &Settings) -> anyhow::Result<(HostClient, Ev
         Err(error) => {
             tracing::info!(%error, "no wasm host lives: starting one");
             spawn(settings, &socket)?;
-            wait_for(&socket).await?
+            wait_for(&settings.state_dir).await?
         }
     };
     let info = client.inspect().await?;
@@ -164,6 +163,13 @@ async fn connect_or_spawn(settings: &Settings) -> anyhow::Result<(HostClient, Ev
 }
 
 fn spawn(settings: &Settings, socket: &Path) -> anyhow::Result<()> {
+    let alive = life_line(&settings.state_dir).context("opening wasm-host.alive")?;
+    match alive.try_lock() {
+        Ok(()) => {}
+        // One is being started already, by a service that was killed meanwhile.
+        Err(TryLockError::WouldBlock) => return Ok(()),
+        Err(TryLockError::Error(error)) => return Err(error).context("locking wasm-host.alive"),
+    }
     let (program, first) = settings.command.split_first().context("no command for the wasm host is set")?;
     let log = settings.state_dir.join("wasm-host.log");
     let log = OpenOptions::new()
@@ -174,7 +180,7 @@ fn spawn(settings: &Settings, socket: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("opening {}", log.display()))?;
     let mut command = tokio::process::Command::new(program);
     command.args(first).arg("--socket").arg(socket).arg("--state-dir").arg(&settings.state_dir);
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
+    command.stdin(alive).stdout(log.try_clone()?).stderr(log).current_dir("/");
     // SAFETY: between fork and exec only setsid is called, which is async-signal-safe. A session of its own keeps
     // signals to our terminal and process group away from the host.
     unsafe {
@@ -184,6 +190,7 @@ fn spawn(settings: &Settings, socket: &Path) -> anyhow::Result<()> {
         });
     }
     let mut child = command.spawn().with_context(|| format!("starting {program:?}"))?;
+    drop(command);
     // Reaps it, should it end while this process lives. It is not killed with us.
     tokio::spawn(async move {
         match child.wait().await {
@@ -194,12 +201,16 @@ fn spawn(settings: &Settings, socket: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn wait_for(socket: &Path) -> anyhow::Result<HostClient> {
+async fn wait_for(state_dir: &Path) -> anyhow::Result<HostClient> {
+    let socket = socket(state_dir);
     let deadline = tokio::time::Instant::now() + START;
     let mut pause = Duration::from_millis(5);
     loop {
-        match HostClient::connect(socket).await {
+        match HostClient::connect(&socket).await {
             Ok(client) => return Ok(client),
+            Err(error) if !lives(state_dir) => {
+                return Err(error).context("the wasm host ended before it listened; see wasm-host.log");
+            }
             Err(error) if tokio::time::Instant::now() > deadline => {
                 return Err(error).context("the wasm host did not start within 30 s; see wasm-host.log");
             }
@@ -209,9 +220,26 @@ async fn wait_for(socket: &Path) -> anyhow::Result<HostClient> {
     }
 }
 
+/// The lock that a host inherits as its stdin, and so holds from the moment it exists until it ends.
+fn life_line(state_dir: &Path) -> std::io::Result<File> {
+    let path = state_dir.join("wasm-host.alive");
+    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Whether a host lives; it may not listen yet.
+fn lives(state_dir: &Path) -> bool {
+    life_line(state_dir).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
 /// Stops every container within `grace` and then the host of this state folder. Fine when none lives.
 pub async fn shutdown(state_dir: &Path, grace: Duration) -> anyhow::Result<()> {
-    let Ok(client) = HostClient::connect(&socket(state_dir)).await else { return Ok(()) };
+    let Ok(state_dir) = state_dir.canonicalize() else { return Ok(()) };
+    let socket = socket(&state_dir);
+    let client = match HostClient::connect(&socket).await {
+        Ok(client) => client,
+        Err(_) if lives(&state_dir) => wait_for(&state_dir).await?,
+        Err(_) => return Ok(()),
+    };
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
     match client.shutdown(grace_ms).await {
         Ok(()) | Err(coracle_wasm::client::Error::Disconnected) => {}

@@ -279,7 +279,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_refused() {
-        let cases: [(&str, fn(&mut v1::ContainerConfig)); 9] = [
+        type Change = fn(&mut v1::ContainerConfig);
+        let cases: [(&str, Change); 9] = [
             ("no name", |c| c.metadata = Some(Default::default())),
             ("no metadata", |c| c.metadata = None),
             ("terminal", |c| c.tty = true),

@@ -19,8 +19,8 @@ const LEGACY_LAYERS: [&str; 3] = [
 /// A manifest, told from its bytes.
 #[derive(Debug)]
 pub enum Document {
-    Index(ImageIndex),
-    Image(ImageManifest),
+    Index(Box<ImageIndex>),
+    Image(Box<ImageManifest>),
 }
 
 /// Reads a manifest or an index.
@@ -30,11 +30,11 @@ pub fn parse(image: &str, bytes: &[u8]) -> Result<Document, Error> {
         .map_err(|e| unsupported(format!("has a manifest that is not JSON: {e}")))?;
     if value.get("manifests").is_some() {
         serde_json::from_value(value)
-            .map(Document::Index)
+            .map(|index| Document::Index(Box::new(index)))
             .map_err(|e| unsupported(format!("has an index that cannot be read: {e}")))
     } else if value.get("layers").is_some() {
         serde_json::from_value(value)
-            .map(Document::Image)
+            .map(|image| Document::Image(Box::new(image)))
             .map_err(|e| unsupported(format!("has a manifest that cannot be read: {e}")))
     } else {
         let version = value.get("schemaVersion").and_then(serde_json::Value::as_u64);
@@ -123,7 +123,7 @@ mod tests {
     fn index(entries: &[serde_json::Value]) -> ImageIndex {
         let bytes = json!({"schemaVersion": 2, "manifests": entries}).to_string();
         match parse("x", bytes.as_bytes()).unwrap() {
-            Document::Index(index) => index,
+            Document::Index(index) => *index,
             Document::Image(_) => panic!("an index was read as an image"),
         }
     }
@@ -153,7 +153,7 @@ mod tests {
                 {"mediaType": config, "size": 2, "digest": format!("sha256:{}", "f".repeat(64))}})
             .to_string();
             match parse("x", bytes.as_bytes()).unwrap() {
-                Document::Image(image) => image,
+                Document::Image(image) => *image,
                 Document::Index(_) => panic!("an image was read as an index"),
             }
         };

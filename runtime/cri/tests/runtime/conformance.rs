@@ -9,7 +9,7 @@ use crate::service::Service;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_runtime_conforms() {
-    let service = Service::start("127.72.0.0/20").await;
+    let service = Service::start().await;
     let suite = service.suite().await;
     let outcomes = conformance::run(&suite).await;
     let mut failed = 0;
@@ -27,7 +27,7 @@ async fn the_runtime_conforms() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_components_are_refused_at_the_pull() {
-    let service = Service::start("127.72.16.0/20").await;
+    let service = Service::start().await;
     let suite = service.suite().await;
     service.registry.push("demanding", "v1", &wasm(DEMANDING));
     service.registry.push("nonsense", "v1", b"this is no wasm");
@@ -45,7 +45,7 @@ async fn bad_components_are_refused_at_the_pull() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn traps_and_memory_limits_end_a_container_with_the_reason() {
-    let service = Service::start("127.72.32.0/20").await;
+    let service = Service::start().await;
     let suite = service.suite().await;
     let pod = suite.pod("faults").await.unwrap();
     let mut program = suite.target.programs.sleeps.clone();

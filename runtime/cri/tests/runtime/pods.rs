@@ -68,7 +68,7 @@ async fn web_pod<'a>(suite: &'a Suite, name: &str) -> (Pod<'a>, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_containers_share_a_volume_and_the_loopback() {
-    let service = Service::start("127.73.0.0/20").await;
+    let service = Service::start().await;
     service.registry.push("probe", "v1", &guest("probe"));
     let suite = service.suite().await;
     let pod = suite.pod("pair").await.unwrap();
@@ -116,7 +116,7 @@ async fn two_containers_share_a_volume_and_the_loopback() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn handlers_are_served_on_the_ports_they_declare() {
-    let service = Service::start("127.73.16.0/20").await;
+    let service = Service::start().await;
     service.registry.push("web", "v1", &guest("web"));
     let (suite, http) = (service.suite().await, http());
     let (pod, _) = web_pod(&suite, "plain").await;
@@ -177,13 +177,13 @@ async fn feed(service: &Service, table: network::Table) -> network::Applied {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_lead_to_ready_endpoints_without_the_feed() {
-    let mut service = Service::start("127.73.32.0/20").await;
+    let mut service = Service::start().await;
     service.registry.push("web", "v1", &guest("web"));
     let suite = service.suite().await;
     let (one, _) = web_pod(&suite, "one").await;
     let (two, _) = web_pod(&suite, "two").await;
     let (one, two) = (one.ip().await.unwrap(), two.ip().await.unwrap());
-    let address = "127.99.32.7";
+    let address = &service.service_address();
     let mut both = table(7, address, &[one, two.clone()]);
     let mut broken = both.services[0].clone();
     broken.name = "default/broken".into();
@@ -218,7 +218,7 @@ async fn services_lead_to_ready_endpoints_without_the_feed() {
 async fn no_request_fails_while_the_service_is_killed() {
     const CONNECTIONS: usize = 32;
     const REQUESTS: usize = 10_000;
-    let mut service = Service::start("127.73.48.0/20").await;
+    let mut service = Service::start().await;
     service.registry.push("web", "v1", &guest("web"));
     let suite = service.suite().await;
     let (pod, id) = web_pod(&suite, "busy").await;

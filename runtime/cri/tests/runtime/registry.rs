@@ -37,9 +37,9 @@ async fn serve(State(content): State<Content>, Path(path): Path<String>) -> Resp
 }
 
 impl Registry {
-    /// Starts on a free port of an address of its own.
+    /// Starts on a free port of this machine.
     pub async fn start() -> Self {
-        let listener = tokio::net::TcpListener::bind("127.75.254.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let content = Content::default();
         let router = axum::Router::new()

@@ -38,7 +38,7 @@ async fn ready(suite: &Suite) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_outlive_the_service() {
-    let mut service = Service::start("127.72.48.0/20").await;
+    let mut service = Service::start().await;
     let suite = service.suite().await;
     let programs = suite.target.programs.clone();
     let pod = suite.pod("survivor").await.unwrap();
@@ -74,7 +74,7 @@ async fn pods_outlive_the_service() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ends_while_the_service_is_away_is_learned() {
-    let mut service = Service::start("127.72.64.0/20").await;
+    let mut service = Service::start().await;
     let suite = service.suite().await;
     let programs = suite.target.programs.clone();
     let pod = suite.pod("away").await.unwrap();
@@ -91,7 +91,7 @@ async fn what_ends_while_the_service_is_away_is_learned() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_dies_takes_its_containers_but_not_its_pods() {
-    let service = Service::start("127.72.80.0/20").await;
+    let service = Service::start().await;
     let suite = service.suite().await;
     let programs = suite.target.programs.clone();
     let pod = suite.pod("orphan").await.unwrap();
@@ -117,7 +117,7 @@ async fn a_host_that_dies_takes_its_containers_but_not_its_pods() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_folder_has_one_service() {
-    let service = Service::start("127.72.96.0/20").await;
+    let service = Service::start().await;
     let second = std::process::Command::new(env!("CARGO_BIN_EXE_coracle-runtime"))
         .args(["serve", "--socket"])
         .arg(service.dir.path().join("other.sock"))

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use coracle_cri::conformance::{self, Program, Programs, Suite, Target};
@@ -13,7 +14,8 @@ use crate::registry::Registry;
 pub struct Service {
     pub dir: tempfile::TempDir,
     pub registry: Registry,
-    cidr: &'static str,
+    /// Its pods are in 127.72.0.0/14, a /24 of their own: `127.<a>.<b>.0/24`.
+    net: (u32, u32),
     child: Option<Child>,
 }
 
@@ -22,17 +24,30 @@ fn program(what: &str) -> Program {
 }
 
 impl Service {
-    /// Starts a runtime whose pods have addresses of `cidr` (a range of its own for each test).
-    pub async fn start(cidr: &'static str) -> Self {
+    /// Starts a runtime; it can pull `worker:v1`.
+    pub async fn start() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // Tests of one process never meet; those of two hardly.
+        let index = (std::process::id() * 16 + NEXT.fetch_add(1, Ordering::Relaxed)) % 1024;
         let registry = Registry::start().await;
         registry.push("worker", "v1", &wasm(WORKER));
-        let mut service = Self { dir: tempfile::tempdir().unwrap(), registry, cidr, child: None };
+        let mut service = Self {
+            dir: tempfile::tempdir().unwrap(),
+            registry,
+            net: (72 + index / 256, index % 256),
+            child: None,
+        };
         service.spawn().await;
         service
     }
 
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
+    }
+
+    /// An address for a Service of this test.
+    pub fn service_address(&self) -> String {
+        format!("127.{}.{}.7", self.net.0 + 28, self.net.1)
     }
 
     pub fn endpoint(&self) -> String {
@@ -49,7 +64,12 @@ impl Service {
             .arg(self.dir.path().join("cri.sock"))
             .arg("--state-dir")
             .arg(self.state_dir())
-            .args(["--pod-cidr", self.cidr, "--mirror", &format!("http://{}", self.registry.address)])
+            .args([
+                "--pod-cidr",
+                &format!("127.{}.{}.0/24", self.net.0, self.net.1),
+                "--mirror",
+                &format!("http://{}", self.registry.address),
+            ])
             .env("RUST_LOG", "info")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
