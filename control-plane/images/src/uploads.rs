@@ -127,8 +127,7 @@ impl Uploads {
         if own { Ok(found) } else { Err(Error::upload_unknown(id)) }
     }
 
-    /// Appends a body to an upload; answers how many bytes it has. A chunk that breaks off ends the upload: its digest would
-    /// no longer be known.
+    /// Appends a body to an upload; answers how many bytes it has. A chunk that breaks off counts as far as it came.
     pub async fn append(
         &self,
         repository: &str,
@@ -170,10 +169,11 @@ impl Uploads {
             let _ = tokio::fs::remove_file(&session.path).await;
             return Err(Error::digest_invalid(format!("the content is sha256:{actual}, not {digest}")));
         }
-        self.blobs
-            .adopt(session.file, &session.path, hex)
-            .await
-            .map_err(|e| Error::internal("storing a blob", e))
+        let adopted = self.blobs.adopt(session.file, &session.path, hex).await;
+        if adopted.is_err() {
+            let _ = tokio::fs::remove_file(&session.path).await;
+        }
+        adopted.map_err(|e| Error::internal("storing a blob", e))
     }
 
     /// Gives an upload up.
