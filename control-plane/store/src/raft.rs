@@ -20,6 +20,7 @@ pub(crate) mod node;
 mod state_machine;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 openraft::declare_raft_types!(pub(crate) Types: D = Request, R = Response, Node = BasicNode);
 

@@ -27,6 +27,8 @@ pub struct Options {
     pub history_bytes: usize,
     /// Log entries between snapshots; a fifth as many stay in the log behind one.
     pub snapshot_every: u64,
+    /// Bytes of log entries after which a snapshot is due earlier, and no entry before it stays.
+    pub log_bytes: u64,
     /// Where the bytes go; `None`: files in `data_dir`. For tests.
     pub files: Option<Arc<dyn Files>>,
 }
@@ -40,6 +42,7 @@ impl Options {
             history: 100_000,
             history_bytes: 128 << 20,
             snapshot_every: 10_000,
+            log_bytes: 64 << 20,
             files: None,
         }
     }
@@ -64,7 +67,7 @@ enum Engine {
 }
 
 /// How often keys whose time has come are looked for, and how many go in one log entry.
-const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+const WORK_INTERVAL: Duration = Duration::from_millis(500);
 const EXPIRY_BATCH: usize = 512;
 
 impl Store {
@@ -85,7 +88,7 @@ impl Store {
         let machine = Arc::new(Machine::new(options.window()));
         let node = Node::open(place, &options, machine.clone()).await?;
         let store = Self { machine, engine: Arc::new(Engine::Raft(node)) };
-        store.expire_in_background();
+        store.work_in_background();
         Ok(store)
     }
 
@@ -94,21 +97,24 @@ impl Store {
         let machine = Arc::new(Machine::new(options.window()));
         let store = Self { machine, engine: Arc::new(Engine::Memory(Mutex::default())) };
         if tokio::runtime::Handle::try_current().is_ok() {
-            store.expire_in_background();
+            store.work_in_background();
         }
         store
     }
 
-    /// Deletes keys whose time has come for as long as the store is in use.
-    fn expire_in_background(&self) {
+    /// Deletes keys whose time has come, and keeps the log small, for as long as the store is in use.
+    fn work_in_background(&self) {
         let (machine, engine) = (Arc::downgrade(&self.machine), Arc::downgrade(&self.engine));
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(EXPIRY_INTERVAL).await;
+                tokio::time::sleep(WORK_INTERVAL).await;
                 let (Some(machine), Some(engine)) = (machine.upgrade(), engine.upgrade()) else { return };
                 let store = Self { machine, engine };
                 if store.machine.hub.check().is_err() {
                     return;
+                }
+                if let Engine::Raft(node) = &*store.engine {
+                    node.upkeep().await;
                 }
                 if let Err(error) = store.expire().await {
                     tracing::debug!(%error, "deleting expired keys failed; it is tried again");

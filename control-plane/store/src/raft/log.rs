@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 
@@ -44,6 +45,8 @@ struct Shared {
     database: LogDb,
     tail: RwLock<Tail>,
     vote: Mutex<Option<Vote>>,
+    /// Bytes appended since they were last asked about.
+    appended: AtomicU64,
     /// Why nothing is accepted any more.
     poisoned: OnceLock<String>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -72,6 +75,7 @@ impl Log {
             database,
             tail: RwLock::new(tail),
             vote: Mutex::new(found.vote),
+            appended: AtomicU64::new(0),
             poisoned: OnceLock::new(),
             thread: Mutex::new(None),
         });
@@ -81,6 +85,15 @@ impl Log {
         let thread = std::thread::Builder::new().name("store-log".into()).spawn(run);
         *shared.thread.lock() = Some(thread.map_err(crate::disk::io_error("starting the log's thread"))?);
         Ok(Self { shared, jobs, persister })
+    }
+
+    /// Bytes appended since [`Self::forget_appended`].
+    pub fn appended(&self) -> u64 {
+        self.shared.appended.load(Ordering::Relaxed)
+    }
+
+    pub fn forget_appended(&self) {
+        self.shared.appended.store(0, Ordering::Relaxed);
     }
 
     /// The last entry that is gone.
@@ -119,11 +132,12 @@ impl Log {
 }
 
 impl Tail {
-    fn push(&mut self, entry: Entry) {
+    fn push(&mut self, entry: Entry) -> usize {
         let weight = weight(&entry);
         self.bytes += weight;
         self.last = Some(entry.log_id);
         self.entries.push_back((entry, weight));
+        weight
     }
 
     /// Lets go of entries that are on disk, down to the bounds.
@@ -226,7 +240,8 @@ impl RaftLogStorage<Types> for Log {
         let entries: Vec<Entry> = entries.into_iter().collect();
         {
             let mut tail = self.shared.tail.write();
-            entries.iter().for_each(|entry| tail.push(entry.clone()));
+            let weight = entries.iter().map(|entry| tail.push(entry.clone())).sum::<usize>();
+            self.shared.appended.fetch_add(weight as u64, Ordering::Relaxed);
         }
         self.send(Job::Append { entries, callback })
     }

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::log::Log;
 use super::network::Network;
 use super::state_machine::StateMachine;
+use super::upkeep::Upkeep;
 use super::{Request, Types};
 use crate::disk::Place;
 use crate::disk::persister::Persister;
@@ -32,6 +33,7 @@ pub(crate) struct Node {
     log: Log,
     persister: Arc<Persister>,
     place: Place,
+    upkeep: Upkeep,
     node_id: u64,
     /// Why raft ended, once it has.
     ended: watch::Receiver<Option<String>>,
@@ -62,7 +64,8 @@ impl Node {
             }
             ending.send_replace(Some(reason));
         });
-        let node = Self { raft, log, persister, place, node_id, ended };
+        let upkeep = Upkeep::new(options.log_bytes);
+        let node = Self { raft, log, upkeep, persister, place, node_id, ended };
         if let Err(error) = node.lead(fresh).await {
             let _ = node.shutdown().await;
             return Err(error);
@@ -135,6 +138,11 @@ impl Node {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         metrics.current_leader == Some(self.node_id) && metrics.membership_config.voter_ids().count() == 1
+    }
+
+    /// What is to be done now and then. Must not be dropped half way, see [`detached`].
+    pub async fn upkeep(&self) {
+        self.upkeep.run(&self.raft, &self.log).await;
     }
 
     /// Whether this member leads.

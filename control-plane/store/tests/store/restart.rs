@@ -162,3 +162,63 @@ async fn snapshot_is_written_while_writes_go_on() {
     assert!(!file.with_extension("part").exists());
     store.shutdown().await.unwrap();
 }
+
+/// A store that is let go of without a shutdown frees its directory and its threads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropped_store_can_be_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..3 {
+        let opened = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+            loop {
+                match Store::open(Options::new(dir.path())).await {
+                    Err(Error::Locked { .. }) => {
+                        tokio::time::sleep(std::time::Duration::from_millis(20)).await
+                    }
+                    opened => return opened.unwrap(),
+                }
+            }
+        });
+        let store = opened.await.expect("the directory stays locked");
+        assert_eq!(dump(&store).len(), round);
+        put(&store, &format!("/{round}"), "1").await;
+    }
+}
+
+/// Callers that go away while their write is under way harm nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancelled_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(Options::new(dir.path())).await.unwrap();
+    for n in 0..200 {
+        let write = store.txn(Txn::put("/a".into(), Value::raw(n.to_string())));
+        let _ = tokio::time::timeout(std::time::Duration::from_micros(n * 5), write).await;
+    }
+    let last = put(&store, "/a", "last").await;
+    assert_eq!(store.get(b"/a").unwrap().mod_revision, last);
+    store.shutdown().await.unwrap();
+}
+
+/// Large values do not make a large log: a restart finds it short.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_values_do_not_pile_up_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { log_bytes: 1 << 20, history_bytes: 1 << 20, ..Options::new(dir.path()) };
+    let store = Store::open(options.clone()).await.unwrap();
+    let big = "x".repeat(200_000);
+    let started = std::time::Instant::now();
+    while started.elapsed().as_millis() < 2500 {
+        put(&store, "/big", &big).await;
+    }
+    let last = store.get(b"/big").unwrap();
+    store.shutdown().await.unwrap();
+    let entries = {
+        let database = redb::Database::open(dir.path().join("log.redb")).unwrap();
+        let txn = redb::ReadableDatabase::begin_read(&database).unwrap();
+        let table = txn.open_table(redb::TableDefinition::<u64, &[u8]>::new("entries")).unwrap();
+        redb::ReadableTableMetadata::len(&table).unwrap()
+    };
+    assert!(entries < last.version, "{entries} of {} entries are left", last.version);
+    let store = Store::open(options).await.unwrap();
+    assert_eq!(store.get(b"/big"), Some(last));
+    store.shutdown().await.unwrap();
+}
