@@ -153,6 +153,9 @@ fn bind(socket: &Path) -> anyhow::Result<UnixListener> {
     if let Some(dir) = socket.parent().filter(|d| !d.as_os_str().is_empty()) {
         make_dir(dir)?;
     }
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        anyhow::bail!("another process serves {}", socket.display());
+    }
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("removing the stale {}", socket.display()));

@@ -184,7 +184,10 @@ impl Service {
         let listing = host.list().await?;
         let (sandboxes, containers) = self.state.snapshot();
         for action in plan(&sandboxes, &containers, &listing) {
-            self.carry_out(host, action).await?;
+            // One object that resists does not keep all others from being served.
+            if let Err(error) = self.carry_out(host, action).await {
+                tracing::error!("reconciling with the wasm host: {error:#}");
+            }
         }
         Ok(())
     }
@@ -204,8 +207,10 @@ impl Listener for Service {
     async fn attached(&self, client: &HostClient) -> anyhow::Result<()> {
         self.reconcile(client).await?;
         let table = self.table.borrow().clone();
-        if let Some(table) = table {
-            client.set_services((*table).clone()).await?;
+        if let Some(table) = table
+            && let Err(error) = client.set_services((*table).clone()).await
+        {
+            tracing::error!("giving the wasm host the Service table: {error}");
         }
         Ok(())
     }

@@ -91,3 +91,26 @@ impl Default for Limits {
         Self { manifest_bytes: 4 << 20, layer_bytes: 512 << 20, pull_seconds: 600 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_that_a_node_is_given_can_be_read() {
+        let text = r#"{"mirrors": [{"url": "https://127.0.0.1:6443", "caPem": "pem",
+            "credentials": {"basic": {"username": "node", "password": "token"}}}]}"#;
+        let config: RegistryConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(config.mirrors[0].authority(), ("127.0.0.1:6443", true));
+        assert!(
+            matches!(&config.mirrors[0].credentials, Credentials::Basic { password, .. } if password == "token")
+        );
+        assert_eq!(config.default_registry.as_deref(), Some("docker.io"));
+        let text = r#"{"mirrors": [{"url": "http://a:1/", "credentials": {"bearer": "t"}}], "defaultRegistry": null,
+            "insecure": ["b:2"], "limits": {"layerBytes": 5}}"#;
+        let config: RegistryConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(config.mirrors[0].authority(), ("a:1", false));
+        assert_eq!((config.default_registry, config.limits.layer_bytes), (None, 5));
+        assert!(serde_json::from_str::<RegistryConfig>(r#"{"mirror": []}"#).is_err(), "a misspelt field");
+    }
+}

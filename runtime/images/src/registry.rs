@@ -261,7 +261,9 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_no_header_can_carry_is_refused() {
+    fn credentials_that_no_header_can_carry_are_refused() {
+        let colon = Credentials::Basic { username: "system:node:a".into(), password: "p".into() };
+        assert!(matches!(auth(&colon), Err(Refusal::Unauthorized(_))));
         assert!(matches!(auth(&Credentials::Bearer("a\nb".into())), Err(Refusal::Unauthorized(_))));
     }
 }
