@@ -60,8 +60,8 @@ impl Cluster {
         let encoded = text("/clusters/0/cluster/certificate-authority-data")
             .context("the kubeconfig has no certificate-authority-data")?;
         let ca_pem = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(encoded)?)?;
-        let token =
-            text("/users/0/user/token").context("the kubeconfig's user has no token, which the registry needs")?;
+        let token = text("/users/0/user/token")
+            .context("the kubeconfig's user has no token, which the registry needs")?;
         Ok(RegistryAccess { authority, ca_pem, token: token.to_owned() })
     }
 }

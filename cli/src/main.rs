@@ -6,10 +6,10 @@ mod data_dir;
 mod kubeconfig;
 mod supervise;
 
+use std::process::ExitCode;
+
 use clap::Parser;
-use commands::{
-    apply, compile_wasm, delete, get, image, logs, node, runtime, server, up, wasm_host,
-};
+use commands::{apply, compile_wasm, delete, get, image, logs, node, runtime, server, up, wasm_host};
 
 #[derive(Parser)]
 #[command(name = "coracle", version, about = "Kubernetes rebuilt around WebAssembly")]
@@ -41,21 +41,28 @@ enum Command {
     Delete(delete::Options),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let command = Command::parse();
     // Several TLS providers may be linked; this one is ours. An error means that it is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    match command {
+    let done = match command {
         Command::Up(options) => up::run(options),
         Command::Server(options) => server::run(options),
         Command::Node(options) => node::run(options),
         Command::Runtime(options) => runtime::run(options),
         Command::WasmHost(options) => wasm_host::run(options),
-        Command::CompileWasm(options) => compile_wasm::run(&options),
+        Command::CompileWasm(options) => return compile_wasm::run(&options),
         Command::Image(command) => image::run(command),
         Command::Apply(options) => apply::run(options),
         Command::Get(options) => get::run(options),
         Command::Logs(options) => logs::run(options),
         Command::Delete(options) => delete::run(options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("coracle: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

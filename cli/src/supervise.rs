@@ -90,7 +90,11 @@ impl Program {
                 () = running.ended() => {}
                 () = shutdown.cancelled() => return Ok(running),
             }
-            delay = if started.elapsed() > STEADY { Duration::from_millis(100) } else { (delay * 2).min(LONGEST_DELAY) };
+            delay = if started.elapsed() > STEADY {
+                Duration::from_millis(100)
+            } else {
+                (delay * 2).min(LONGEST_DELAY)
+            };
             tracing::warn!(process = self.name, log = %self.log.display(), ?delay, "ended; starting it again");
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}

@@ -26,7 +26,8 @@ pub struct Options {
 pub fn run(options: Options) -> Result<()> {
     super::run_client(async move {
         let (client, namespace) = options.cluster.client().await?;
-        let discovery = Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
+        let discovery =
+            Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
         for object in read(&options.files)? {
             let (api, shown, object) = resolve(&client, &discovery, &namespace, object)?;
             println!("{shown} {}", apply(&api, object).await.with_context(|| shown.clone())?);
@@ -41,19 +42,23 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Value>> {
     for path in paths {
         let mut files = vec![path.clone()];
         if path.is_dir() {
-            files = std::fs::read_dir(path)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
+            files =
+                std::fs::read_dir(path)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
             files.retain(|file| is_manifest(file));
             files.sort();
         }
         for file in files {
             let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-            let documents =
-                coracle_api::yaml::to_json_documents(&text).with_context(|| format!("parse {}", file.display()))?;
+            let documents = coracle_api::yaml::to_json_documents(&text)
+                .with_context(|| format!("parse {}", file.display()))?;
             objects.extend(documents.into_iter().filter(|document| !document.is_null()));
         }
     }
     if objects.is_empty() {
-        bail!("no objects in {}", paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "));
+        bail!(
+            "no objects in {}",
+            paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+        );
     }
     Ok(objects)
 }
@@ -85,7 +90,8 @@ pub fn resolve(
     let qualified = if group.is_empty() { String::new() } else { format!(".{group}") };
     let shown = format!("{}{qualified}/{name}", kind.to_lowercase());
     let api = if capabilities.scope == Scope::Namespaced {
-        let own = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(namespace).to_owned();
+        let own =
+            object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or(namespace).to_owned();
         object["metadata"]["namespace"] = json!(own);
         Api::namespaced_with(client.clone(), &own, &resource)
     } else {

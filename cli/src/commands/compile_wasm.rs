@@ -1,8 +1,8 @@
 //! `coracle compile-wasm IN OUT`: one compilation in a process of its own, so that it can be niced, limited and killed.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
 use clap::Args;
 
 #[derive(Args)]
@@ -13,9 +13,6 @@ pub struct Options {
     output: PathBuf,
 }
 
-pub fn run(options: &Options) -> Result<()> {
-    let bytes = std::fs::read(&options.input).with_context(|| format!("read {}", options.input.display()))?;
-    let compiled = coracle_wasm::compile::precompile(&bytes, &options.output)?;
-    println!("{}", serde_json::to_string(&compiled)?);
-    Ok(())
+pub fn run(options: &Options) -> ExitCode {
+    coracle_cri::compile::child_main(&options.input, &options.output)
 }

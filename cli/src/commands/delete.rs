@@ -30,7 +30,8 @@ pub struct Options {
 pub fn run(options: Options) -> Result<()> {
     super::run_client(async move {
         let (client, namespace) = options.cluster.client().await?;
-        let discovery = Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
+        let discovery =
+            Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
         let mut targets = Vec::new();
         if options.files.is_empty() {
             targets.extend(by_name(&client, &discovery, &namespace, &options.names)?);

@@ -40,7 +40,8 @@ const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/js
 pub fn run(options: Options) -> Result<()> {
     super::run_client(async move {
         let (client, namespace) = options.cluster.client().await?;
-        let discovery = Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
+        let discovery =
+            Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
         for word in options.resource.split(',') {
             let (resource, scope) = find(&discovery, word)?;
             let answer = fetch(&client, &options, &namespace, &resource, scope).await?;
@@ -95,7 +96,11 @@ async fn fetch(
     resource: &ApiResource,
     scope: Scope,
 ) -> Result<Value> {
-    let base = if resource.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", resource.api_version) };
+    let base = if resource.group.is_empty() {
+        "/api/v1".to_owned()
+    } else {
+        format!("/apis/{}", resource.api_version)
+    };
     let mut path = base;
     if scope == Scope::Namespaced && !options.all_namespaces {
         path += &format!("/namespaces/{namespace}");
@@ -107,7 +112,9 @@ async fn fetch(
     if let Some(selector) = &options.selector {
         let encoded: String = selector
             .bytes()
-            .map(|byte| if byte.is_ascii_alphanumeric() { (byte as char).to_string() } else { format!("%{byte:02X}") })
+            .map(|byte| {
+                if byte.is_ascii_alphanumeric() { (byte as char).to_string() } else { format!("%{byte:02X}") }
+            })
             .collect();
         path += &format!("?labelSelector={encoded}");
     }
@@ -136,15 +143,18 @@ fn print_table(answer: &Value, options: &Options) {
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    let mut header: Vec<String> =
-        shown.iter().map(|index| columns[*index]["name"].as_str().unwrap_or_default().to_uppercase()).collect();
+    let mut header: Vec<String> = shown
+        .iter()
+        .map(|index| columns[*index]["name"].as_str().unwrap_or_default().to_uppercase())
+        .collect();
     if options.all_namespaces {
         header.insert(0, "NAMESPACE".into());
     }
     table.set_header(header);
     for row in rows {
         let cells = list(&row, "cells");
-        let mut line: Vec<String> = shown.iter().map(|index| cells.get(*index).map(text).unwrap_or_default()).collect();
+        let mut line: Vec<String> =
+            shown.iter().map(|index| cells.get(*index).map(text).unwrap_or_default()).collect();
         if options.all_namespaces {
             line.insert(0, text(&row["object"]["metadata"]["namespace"]));
         }

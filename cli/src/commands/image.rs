@@ -5,7 +5,9 @@ use std::process::Command as Process;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol, Config, ImageLayer};
+use oci_client::client::{
+    Certificate, CertificateEncoding, ClientConfig, ClientProtocol, Config, ImageLayer,
+};
 use oci_client::secrets::RegistryAuth;
 
 use crate::kubeconfig::Cluster;
@@ -51,7 +53,10 @@ pub fn run(command: Command) -> Result<()> {
 fn build(folder: &Path) -> Result<PathBuf> {
     let manifest = folder.join("Cargo.toml");
     if !manifest.is_file() {
-        bail!("{} has no Cargo.toml: give the folder of a Rust guest, or push a .wasm file", folder.display());
+        bail!(
+            "{} has no Cargo.toml: give the folder of a Rust guest, or push a .wasm file",
+            folder.display()
+        );
     }
     let linked = Process::new("rustup").args(["toolchain", "list"]).output();
     let own = linked.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains("coracle-guest"));
@@ -65,7 +70,11 @@ fn build(folder: &Path) -> Result<PathBuf> {
         .stderr(std::process::Stdio::inherit());
     let built = cargo.output().context("start cargo")?;
     if !built.status.success() {
-        bail!("building {} failed ({}); is the wasm32-wasip2 target installed (cargo xtask guests)?", folder.display(), built.status);
+        bail!(
+            "building {} failed ({}); is the wasm32-wasip2 target installed (cargo xtask guests)?",
+            folder.display(),
+            built.status
+        );
     }
     let artifacts: Vec<PathBuf> = String::from_utf8_lossy(&built.stdout)
         .lines()

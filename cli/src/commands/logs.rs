@@ -61,7 +61,9 @@ async fn pod_of(client: &kube::Client, namespace: &str, target: &str) -> Result<
     let deployment = Api::<Deployment>::namespaced(client.clone(), namespace).get(name).await?;
     let labels = deployment.spec.and_then(|spec| spec.selector.match_labels).unwrap_or_default();
     let selector = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
-    let pods = Api::<Pod>::namespaced(client.clone(), namespace).list(&ListParams::default().labels(&selector)).await?;
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace)
+        .list(&ListParams::default().labels(&selector))
+        .await?;
     pods.items
         .into_iter()
         .find_map(|pod| pod.metadata.name)

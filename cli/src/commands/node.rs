@@ -22,6 +22,9 @@ pub struct Options {
     /// The port of the node API; 0 takes a free one.
     #[arg(long, default_value_t = 10250)]
     pub port: u16,
+    /// Most pods at a time.
+    #[arg(long, default_value_t = 1000)]
+    pub max_pods: u32,
     /// The CRI endpoint.
     #[arg(long)]
     pub runtime_endpoint: String,
@@ -44,12 +47,13 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
-    let read = |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+    let read =
+        |path: &PathBuf| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
     let kubeconfig = Kubeconfig::read_from(&options.kubeconfig)
         .with_context(|| format!("read the kubeconfig {}", options.kubeconfig.display()))?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     let client = kube::Client::try_from(config)?;
-    let agent = coracle_agent::Options {
+    let agent = coracle_kubelet::Options {
         client: client.clone(),
         node_name: options.name.clone(),
         node_ip: options.node_ip,
@@ -58,10 +62,18 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         root_dir: options.root_dir.clone(),
         serving_cert: (read(&options.tls_cert_file)?, read(&options.tls_private_key_file)?),
         client_ca_pem: read(&options.client_ca_file)?,
+        max_pods: options.max_pods,
+    };
+    let feed = coracle_network::Options {
+        client,
+        node_ip: options.node_ip.to_string(),
+        node_name: options.name,
+        runtime_endpoint: options.runtime_endpoint,
+        cluster_domain: "cluster.local".to_owned(),
     };
     let (agent, network) = tokio::join!(
-        coracle_agent::run(agent, shutdown.clone()),
-        coracle_network::run(client, options.runtime_endpoint, shutdown.clone()),
+        coracle_kubelet::run(agent, shutdown.clone()),
+        coracle_network::run_with(feed, shutdown.clone()),
     );
     agent.context("the node agent")?;
     network.context("the Service table feed")

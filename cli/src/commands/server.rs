@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use coracle_apiserver::ca::ClusterCa;
 use coracle_apiserver::{ApiServer, KubeletProxy, UserInfo};
-use coracle_registry::RegistryOptions;
+use coracle_registry::{Cidr, RegistryOptions};
 use coracle_store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -25,10 +25,10 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Addresses of Services.
     #[arg(long, default_value = "127.96.0.0/12")]
-    pub service_cidr: String,
+    pub service_cidr: Cidr,
     /// Addresses of pods.
     #[arg(long, default_value = "127.64.0.0/11")]
-    pub pod_cidr: String,
+    pub pod_cidr: Cidr,
     /// Where to write the administrator's kubeconfig.
     #[arg(long)]
     pub write_kubeconfig: Option<PathBuf>,
@@ -58,25 +58,21 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         &["system:masters"],
     )?;
     let registry_options = RegistryOptions {
-        service_cidr: options.service_cidr.parse().map_err(anyhow::Error::msg).context("--service-cidr")?,
-        pod_cidr: options.pod_cidr.parse().map_err(anyhow::Error::msg).context("--pod-cidr")?,
+        service_cidr: options.service_cidr,
+        pod_cidr: options.pod_cidr,
         api_server: (address.ip(), address.port()),
         kubelet: Some(KubeletProxy::new(ca.client_config(Some(&kubelet))?)),
         ..RegistryOptions::default()
     };
     let builtin = coracle_registry::builtin(&registry_options, &store)?;
     let images = coracle_image_registry::router(store.clone(), &options.data_dir.join("images"))?;
-    let mut builder = ApiServer::builder(Arc::new(store.clone()))
-        .resources(builtin.resources)
+    let builder = ApiServer::builder(Arc::new(store.clone()))
         .token(admin_token.clone(), UserInfo::new("kubernetes-admin", &["system:masters"]))
         .token(node_token.clone(), UserInfo::new("system:node:local", &["system:nodes"]))
         .mount("/v2", images)
         .advertise(address.to_string())
         .shutdown(shutdown.clone());
-    for plugin in builtin.admission {
-        builder = builder.admission(plugin);
-    }
-    let server = builder.build();
+    let server = builtin.install(builder).build();
 
     let names = names(&options, address.ip());
     let identity = ca.ensure_server("apiserver", "kube-apiserver", &names)?;
@@ -84,10 +80,17 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         let (server, tls) = (server.clone(), ca.server_config(&identity)?);
         async move { server.serve(listener, tls).await }
     });
-    coracle_registry::bootstrap(&server, &registry_options).await.context("create the system's own objects")?;
+    coracle_registry::bootstrap(&server, &registry_options)
+        .await
+        .context("create the system's own objects")?;
     write_credentials(&options, &ca, &url, &admin_token, &node_token)?;
 
-    let components = tokio::spawn(components(server.clone(), options.pod_cidr.clone(), ca.cert_pem().to_owned(), shutdown.clone()));
+    let components = tokio::spawn(components(
+        server.clone(),
+        options.pod_cidr.to_string(),
+        ca.cert_pem().to_owned(),
+        shutdown.clone(),
+    ));
     println!("coracle server is ready: {url}");
     tracing::info!(%url, "ready");
     let served = serving.await.context("the API server's task")?;
@@ -116,23 +119,26 @@ async fn listen(options: &Options) -> Result<TcpListener> {
 }
 
 fn names(options: &Options, ip: IpAddr) -> Vec<String> {
-    let mut names: Vec<String> =
-        ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
-            .map(String::from)
-            .into();
+    let mut names: Vec<String> = [
+        "localhost",
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+    ]
+    .map(String::from)
+    .into();
     names.push(ip.to_string());
     if !ip.is_loopback() || ip.to_string() != "127.0.0.1" {
         names.push("127.0.0.1".into());
     }
-    if let Some(first) = first_address(&options.service_cidr) {
-        names.push(first.to_string());
-    }
+    names.extend(first_address(options.service_cidr.base).map(|address| address.to_string()));
     names
 }
 
 /// The address of the Service `kubernetes`: the first of the range.
-fn first_address(cidr: &str) -> Option<std::net::Ipv4Addr> {
-    let base: std::net::Ipv4Addr = cidr.split('/').next()?.parse().ok()?;
+fn first_address(base: IpAddr) -> Option<std::net::Ipv4Addr> {
+    let IpAddr::V4(base) = base else { return None };
     Some(std::net::Ipv4Addr::from(u32::from(base).checked_add(1)?))
 }
 
@@ -165,7 +171,8 @@ fn write_credentials(
     let dir = options.data_dir.join("node");
     let user = format!("system:node:{name}");
     let client = ca.ensure_client(&format!("node-{name}"), &user, &["system:nodes"])?;
-    let serving = ca.ensure_server(&format!("node-{name}-serving"), &user, &[name.to_owned(), address.to_owned()])?;
+    let serving =
+        ca.ensure_server(&format!("node-{name}-serving"), &user, &[name.to_owned(), address.to_owned()])?;
     write_secret(&dir.join("serving.crt"), &serving.cert_pem)?;
     write_secret(&dir.join("serving.key"), &serving.key_pem)?;
     write_secret(&dir.join("ca.crt"), ca.cert_pem())?;

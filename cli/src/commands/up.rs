@@ -72,7 +72,10 @@ async fn supervise(options: &Options, shutdown: CancellationToken) -> Result<()>
     let started = server.adopt_or_start()?;
     let server_task = tokio::spawn(server.keep(started, shutdown.clone()));
     if !known {
-        wait_for(&shutdown, options.timeout, &dir, "server", || async { credentials.join("kubeconfig").is_file() }).await?;
+        wait_for(&shutdown, options.timeout, &dir, "server", || async {
+            credentials.join("kubeconfig").is_file()
+        })
+        .await?;
     }
     let started = runtime.adopt_or_start()?;
     let runtime_task = tokio::spawn(runtime.keep(started, shutdown.clone()));
@@ -94,9 +97,8 @@ fn lock(dir: &DataDir) -> Result<Flock<std::fs::File>> {
     let path = dir.lock();
     let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        anyhow::anyhow!("{} is held by another `coracle up` ({error})", path.display())
-    })
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|(_, error)| anyhow::anyhow!("{} is held by another `coracle up` ({error})", path.display()))
 }
 
 fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
@@ -110,31 +112,40 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
         pid_file: dir.pid_file(name),
     };
     let credentials = dir.node_credentials();
-    let server = program("server", vec![
-        ("data-dir", shown(dir.server())),
-        ("listen", options.listen.to_string()),
-        ("service-cidr", options.service_cidr.clone()),
-        ("pod-cidr", options.pod_cidr.clone()),
-        ("write-kubeconfig", shown(dir.kubeconfig())),
-        ("local-node", format!("{}={}", options.node_name, options.node_ip)),
-    ]);
-    let runtime = program("runtime", vec![
-        ("socket", shown(dir.cri_socket())),
-        ("state-dir", shown(dir.runtime())),
-        ("registries", shown(credentials.join("registries.json"))),
-        ("pod-cidr", options.pod_cidr.clone()),
-    ]);
-    let node = program("node", vec![
-        ("kubeconfig", shown(credentials.join("kubeconfig"))),
-        ("name", options.node_name.clone()),
-        ("node-ip", options.node_ip.to_string()),
-        ("port", options.node_port.to_string()),
-        ("runtime-endpoint", format!("unix://{}", dir.cri_socket().display())),
-        ("root-dir", shown(dir.node())),
-        ("tls-cert-file", shown(credentials.join("serving.crt"))),
-        ("tls-private-key-file", shown(credentials.join("serving.key"))),
-        ("client-ca-file", shown(credentials.join("ca.crt"))),
-    ]);
+    let server = program(
+        "server",
+        vec![
+            ("data-dir", shown(dir.server())),
+            ("listen", options.listen.to_string()),
+            ("service-cidr", options.service_cidr.clone()),
+            ("pod-cidr", options.pod_cidr.clone()),
+            ("write-kubeconfig", shown(dir.kubeconfig())),
+            ("local-node", format!("{}={}", options.node_name, options.node_ip)),
+        ],
+    );
+    let runtime = program(
+        "runtime",
+        vec![
+            ("socket", shown(dir.cri_socket())),
+            ("state-dir", shown(dir.runtime())),
+            ("registries", shown(credentials.join("registries.json"))),
+            ("pod-cidr", options.pod_cidr.clone()),
+        ],
+    );
+    let node = program(
+        "node",
+        vec![
+            ("kubeconfig", shown(credentials.join("kubeconfig"))),
+            ("name", options.node_name.clone()),
+            ("node-ip", options.node_ip.to_string()),
+            ("port", options.node_port.to_string()),
+            ("runtime-endpoint", format!("unix://{}", dir.cri_socket().display())),
+            ("root-dir", shown(dir.node())),
+            ("tls-cert-file", shown(credentials.join("serving.crt"))),
+            ("tls-private-key-file", shown(credentials.join("serving.key"))),
+            ("client-ca-file", shown(credentials.join("ca.crt"))),
+        ],
+    );
     [server, runtime, node]
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use coracle_wasm::host::{HostOptions, serve};
 
 #[derive(Args)]
 pub struct Options {
@@ -17,9 +18,8 @@ pub struct Options {
 
 pub fn run(options: Options) -> Result<()> {
     super::run_service(|shutdown| async move {
-        let host = coracle_wasm::host::HostOptions { socket: options.socket, state_dir: options.state_dir };
         tokio::select! {
-            served = coracle_wasm::host::serve(host) => served.map_err(anyhow::Error::from),
+            served = serve(HostOptions::new(options.socket, options.state_dir)) => served,
             () = shutdown.cancelled() => Ok(()),
         }
     })

@@ -1,0 +1,14 @@
+//! The scheduler: finds a node for each pod that has none.
+//!
+//! [`view`] is what it keeps of pods and nodes, [`plugins`] decide one thing a file, [`cycle`] puts them together (pure),
+//! [`queue`] says when a pod is tried, [`run`] watches and binds. State is reached through the Kubernetes API alone.
+#![forbid(unsafe_code)]
+
+pub mod bind;
+pub mod cycle;
+pub mod plugins;
+pub mod queue;
+pub mod run;
+pub mod view;
+
+pub use run::{Options, run};

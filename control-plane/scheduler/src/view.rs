@@ -1,0 +1,150 @@
+//! What the scheduler keeps of pods and nodes: little, so that 150,000 pods fit.
+
+use std::collections::BTreeMap;
+
+use coracle_api::quantity::Quantity;
+use k8s_openapi::api::core::v1::{Affinity, Container, Node, Pod, Taint, Toleration};
+
+/// What pods ask for and nodes have, in each resource's base unit (CPU in thousandths).
+pub type Resources = BTreeMap<String, i64>;
+
+/// A pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodView {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    /// The node it is on; empty: it waits.
+    pub node: String,
+    pub scheduler: String,
+    pub priority: i32,
+    /// Whole seconds since the Unix epoch.
+    pub created: i64,
+    pub requests: Resources,
+    pub node_selector: BTreeMap<String, String>,
+    pub affinity: Option<Box<Affinity>>,
+    pub tolerations: Vec<Toleration>,
+    /// Host ports, as `protocol/port`.
+    pub host_ports: Vec<String>,
+    pub gated: bool,
+    /// Ended or being deleted: it takes no new node, and once ended, no room.
+    pub ended: bool,
+    pub deleting: bool,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeView {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    pub unschedulable: bool,
+    pub allocatable: Resources,
+}
+
+impl PodView {
+    /// Keeps what matters.
+    pub fn of(pod: &Pod) -> Self {
+        let (meta, spec) = (&pod.metadata, pod.spec.clone().unwrap_or_default());
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let ports = spec.containers.iter().flat_map(|one| one.ports.iter().flatten());
+        let host_ports = ports
+            .filter_map(|port| {
+                Some(format!("{}/{}", port.protocol.as_deref().unwrap_or("TCP"), port.host_port?))
+            })
+            .collect();
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            requests: requests(&spec.containers, spec.init_containers.as_deref().unwrap_or_default()),
+            node: spec.node_name.unwrap_or_default(),
+            scheduler: spec.scheduler_name.unwrap_or_default(),
+            priority: spec.priority.unwrap_or(0),
+            created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+            node_selector: spec.node_selector.unwrap_or_default(),
+            affinity: spec.affinity.map(Box::new),
+            tolerations: spec.tolerations.unwrap_or_default(),
+            host_ports,
+            gated: spec.scheduling_gates.is_some_and(|gates| !gates.is_empty()),
+            ended: matches!(phase, Some("Succeeded" | "Failed")),
+            deleting: meta.deletion_timestamp.is_some(),
+        }
+    }
+
+    /// `namespace/name`.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+impl NodeView {
+    /// Keeps what matters.
+    pub fn of(node: &Node) -> Self {
+        let spec = node.spec.clone().unwrap_or_default();
+        let allocatable =
+            node.status.as_ref().and_then(|status| status.allocatable.clone()).unwrap_or_default();
+        Self {
+            name: node.metadata.name.clone().unwrap_or_default(),
+            labels: node.metadata.labels.clone().unwrap_or_default(),
+            taints: spec.taints.unwrap_or_default(),
+            unschedulable: spec.unschedulable.unwrap_or(false),
+            allocatable: allocatable
+                .iter()
+                .map(|(name, text)| (name.clone(), amount(name, &text.0)))
+                .collect(),
+        }
+    }
+}
+
+/// A pod's requests: the sum over its containers and sidecars, or the largest init container where that is more.
+fn requests(containers: &[Container], inits: &[Container]) -> Resources {
+    let mut sum = Resources::new();
+    let mut largest = Resources::new();
+    for one in containers {
+        add(&mut sum, &of(one));
+    }
+    for init in inits {
+        if init.restart_policy.as_deref() == Some("Always") {
+            add(&mut sum, &of(init));
+            continue;
+        }
+        for (name, value) in of(init) {
+            let most = largest.entry(name).or_default();
+            *most = value.max(*most);
+        }
+    }
+    for (name, value) in largest {
+        let total = sum.entry(name).or_default();
+        *total = value.max(*total);
+    }
+    sum.insert("pods".to_owned(), 1);
+    sum
+}
+
+fn of(container: &Container) -> Resources {
+    let wanted = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    wanted.into_iter().flatten().map(|(name, text)| (name.clone(), amount(name, &text.0))).collect()
+}
+
+/// The API has validated quantities; what still cannot be read counts as nothing.
+fn amount(name: &str, text: &str) -> i64 {
+    let Ok(quantity) = Quantity::parse(text) else { return 0 };
+    if name == "cpu" { quantity.milli_value() } else { quantity.value() }
+}
+
+/// Adds to a sum.
+pub fn add(sum: &mut Resources, more: &Resources) {
+    for (name, value) in more {
+        let total = sum.entry(name.clone()).or_default();
+        *total = total.saturating_add(*value);
+    }
+}
+
+/// Takes away from a sum.
+pub fn subtract(sum: &mut Resources, less: &Resources) {
+    for (name, value) in less {
+        let total = sum.entry(name.clone()).or_default();
+        *total = total.saturating_sub(*value);
+    }
+}
