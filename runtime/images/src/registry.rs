@@ -146,6 +146,10 @@ impl Client {
 fn auth(credentials: &Credentials) -> Result<RegistryAuth, Refusal> {
     Ok(match credentials {
         Credentials::Anonymous => RegistryAuth::Anonymous,
+        // RFC 7617: what comes after the first colon is the password.
+        Credentials::Basic { username, .. } if username.contains(':') => {
+            return Err(Refusal::Unauthorized(format!("the user name {username:?} has a colon")));
+        }
         Credentials::Basic { username, password } => RegistryAuth::Basic(username.clone(), password.clone()),
         // The library puts it into a header as it is, and panics where that cannot be.
         Credentials::Bearer(token) if token.bytes().all(|b| b.is_ascii_graphic()) => {
