@@ -7,8 +7,10 @@ use axum::body::Body;
 use bytes::Bytes;
 use coracle_api::Gvk;
 use coracle_api::openapi::{self, OpenapiResource};
-use http::header::HeaderValue;
+use http::header::{ACCEPT, CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
+use http::request::Parts;
 use http::{Response, StatusCode};
+use sha2::{Digest, Sha256};
 
 use crate::resource::ResourceDef;
 use crate::respond;
@@ -16,14 +18,29 @@ use crate::respond;
 /// The type asked for has an `@`, which no media type may have; the type answered has a dot there, as in Kubernetes.
 const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
+const JSON: &str = "application/json";
+
+/// A document and its entity tag.
+struct Document {
+    bytes: Bytes,
+    etag: String,
+}
+
+impl Document {
+    fn new(bytes: Vec<u8>) -> Self {
+        let etag = format!("\"{}\"", hex::encode_upper(Sha256::digest(&bytes)));
+        Self { bytes: bytes.into(), etag }
+    }
+}
+
 /// The documents of one server.
 pub(crate) struct OpenApi {
     served: Vec<OpenapiResource>,
-    v2_json: OnceLock<Bytes>,
-    v2_protobuf: OnceLock<Bytes>,
-    index: OnceLock<Bytes>,
+    v2_json: OnceLock<Document>,
+    v2_protobuf: OnceLock<Document>,
+    index: OnceLock<Document>,
     /// By path: `api/v1`, `apis/apps/v1`.
-    v3: BTreeMap<String, (String, String, OnceLock<Bytes>)>,
+    v3: BTreeMap<String, (String, String, OnceLock<Document>)>,
 }
 
 impl OpenApi {
@@ -41,28 +58,58 @@ impl OpenApi {
     }
 
     /// The document at a path below `/openapi/`.
-    pub fn serve(&self, path: &str, accept: Option<&str>) -> Option<Response<Body>> {
+    pub fn serve(&self, request: &Parts) -> Option<Response<Body>> {
+        let header = |name| request.headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+        let mut response = self.document(request.uri.path(), header(ACCEPT))?;
+        let etag = response.extensions().get::<Tag>().map(|t| t.0.clone())?;
+        if header(IF_NONE_MATCH).is_some_and(|known| known.contains(&etag)) {
+            response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+        }
+        if let Ok(etag) = HeaderValue::from_str(&etag) {
+            response.headers_mut().insert(ETAG, etag);
+        }
+        response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+        // A path with a hash never changes its content.
+        let forever = request.uri.query().is_some_and(|q| q.contains("hash="));
+        let caching = if forever { "public, immutable" } else { "no-cache, private" };
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(caching));
+        Some(response)
+    }
+
+    fn document(&self, path: &str, accept: Option<&str>) -> Option<Response<Body>> {
         if path == "/openapi/v2" {
             return Some(self.v2(accept.unwrap_or("")));
         }
         let rest = path.strip_prefix("/openapi/v3")?.trim_matches('/');
         if rest.is_empty() {
-            let index = self.index.get_or_init(|| openapi::v3_index(&self.served).into());
-            return Some(respond::json_bytes(StatusCode::OK, index.clone()));
+            let index = self.index.get_or_init(|| Document::new(openapi::v3_index(&self.served)));
+            return Some(tagged(JSON, index));
         }
         let (group, version, document) = self.v3.get(rest)?;
-        let document = document.get_or_init(|| openapi::v3(group, version, &self.served).into());
-        Some(respond::json_bytes(StatusCode::OK, document.clone()))
+        let document = document.get_or_init(|| Document::new(openapi::v3(group, version, &self.served)));
+        Some(tagged(JSON, document))
     }
 
     fn v2(&self, accept: &str) -> Response<Body> {
         if !accept.contains("proto-openapi.spec.v2") {
-            let json = self.v2_json.get_or_init(|| openapi::v2_json(&self.served).into());
-            return respond::json_bytes(StatusCode::OK, json.clone());
+            let json = self.v2_json.get_or_init(|| Document::new(openapi::v2_json(&self.served)));
+            return tagged(JSON, json);
         }
-        let bytes = self.v2_protobuf.get_or_init(|| openapi::v2_protobuf(&self.served).into());
-        respond::with_type(StatusCode::OK, HeaderValue::from_static(PROTOBUF), bytes.clone())
+        let bytes = self.v2_protobuf.get_or_init(|| Document::new(openapi::v2_protobuf(&self.served)));
+        tagged(PROTOBUF, bytes)
     }
+}
+
+/// The entity tag of a document.
+#[derive(Clone)]
+struct Tag(String);
+
+fn tagged(content_type: &'static str, document: &Document) -> Response<Body> {
+    let content_type = HeaderValue::from_static(content_type);
+    let mut response = respond::with_type(StatusCode::OK, content_type, document.bytes.clone());
+    response.extensions_mut().insert(Tag(document.etag.clone()));
+    response
 }
 
 fn entries(def: &ResourceDef) -> Vec<OpenapiResource> {

@@ -40,7 +40,7 @@ pub(crate) async fn serve(shared: &Shared, request: &http::request::Parts) -> Re
         }
         "/metrics" => Ok(respond::text(StatusCode::OK, shared.metrics.render())),
         _ if path.starts_with("/openapi/") => {
-            shared.openapi.serve(path, accept).ok_or_else(Status::resource_not_found)
+            shared.openapi.serve(request).ok_or_else(Status::resource_not_found)
         }
         _ => {
             let json = negotiate::Accepted { encoding: Encoding::Json, form: Form::Object, stream: false };

@@ -13,6 +13,8 @@ const UID: &str = "impersonate-uid";
 const EXTRA: &str = "impersonate-extra-";
 /// Most groups that one call may name.
 const MAX_GROUPS: usize = 64;
+/// Most headers that are looked at for extra fields.
+const MAX_HEADERS: usize = 256;
 
 /// The user that the call acts as: the caller, or whom its headers name.
 pub(crate) async fn apply(
@@ -44,6 +46,13 @@ pub(crate) async fn apply(
         allowed(shared, &caller, "uids", uid).await?;
         user.uid = uid.to_owned();
     }
+    for (key, value) in headers.iter().take(MAX_HEADERS) {
+        let (Some(key), Ok(value)) = (key.as_str().strip_prefix(EXTRA), value.to_str()) else { continue };
+        let key = crate::query::percent_decode(key, false)
+            .ok_or_else(|| Status::bad_request(format!("{EXTRA}{key}: the name does not decode")))?;
+        ask(shared, &caller, "userextras", Some(&key), value).await?;
+        user.extra.entry(key).or_default().push(value.to_owned());
+    }
     let usual =
         if name == UserInfo::anonymous().name { "system:unauthenticated" } else { "system:authenticated" };
     if !user.in_group(usual) {
@@ -53,14 +62,25 @@ pub(crate) async fn apply(
 }
 
 async fn allowed(shared: &Shared, caller: &UserInfo, resource: &str, name: &str) -> Result<(), Status> {
+    ask(shared, caller, resource, None, name).await
+}
+
+async fn ask(
+    shared: &Shared,
+    caller: &UserInfo,
+    resource: &str,
+    subresource: Option<&str>,
+    name: &str,
+) -> Result<(), Status> {
+    let extra = resource == "uids" || resource == "userextras";
     let ask = AuthorizationRequest {
         user: caller,
         verb: "impersonate",
         is_resource: true,
-        group: "",
+        group: if extra { "authentication.k8s.io" } else { "" },
         version: "v1",
         resource,
-        subresource: None,
+        subresource,
         namespace: None,
         name: Some(name),
         path: "",

@@ -92,6 +92,7 @@ async fn only_those_who_may() {
     assert_eq!(code_as(&s, UserInfo::new("system:node:n1", &[]), CONFIG_MAPS).await.0, 403);
     let mut as_jane = request("GET", CONFIG_MAPS, "application/json", Body::empty());
     as_jane.headers_mut().insert("impersonate-user", "jane".parse().expect("header"));
+    as_jane.headers_mut().insert("impersonate-extra-scopes", "view".parse().expect("header"));
     assert_eq!(read(send(&s, as_jane).await).await.code, 403);
 }
 
