@@ -11,9 +11,20 @@ pub fn scale(draft: &mut Draft<'_>) {
     let new_active = draft.new.as_ref().is_some_and(|n| n.replicas() > 0);
     // One ReplicaSet with pods, or none: that one, or the newest.
     match (active.as_slice(), new_active) {
-        ([], _) if draft.new.is_some() => return drop(draft.scale_new(d.replicas())),
-        ([], _) => return draft.old.len().checked_sub(1).map_or((), |last| drop(draft.scale_old(last, d.replicas()))),
-        ([only], false) => return drop(draft.scale_old(*only, d.replicas())),
+        ([], _) if draft.new.is_some() => {
+            draft.scale_new(d.replicas());
+            return;
+        }
+        ([], _) => {
+            if let Some(last) = draft.old.len().checked_sub(1) {
+                draft.scale_old(last, d.replicas());
+            }
+            return;
+        }
+        ([only], false) => {
+            draft.scale_old(*only, d.replicas());
+            return;
+        }
         _ => {}
     }
     if draft.new.as_ref().is_some_and(|n| is_saturated(d, n)) {

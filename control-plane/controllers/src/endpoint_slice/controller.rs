@@ -118,9 +118,13 @@ impl EndpointSliceController {
                 }
             },
             Action::Update(slice) => {
-                let made = self.writer.replace(&path(slice.name()), &body(&slice)).await?;
-                tracing::trace!(slice = slice.name(), version = made.metadata.resource_version, "slice written");
-                Ok(())
+                match self.writer.replace(&path(slice.name()), &body(&slice)).await {
+                    Err(error) if write::is_not_found(&error) => {
+                        self.caches.slices.remove(&key_of(slice.as_ref()));
+                        Ok(())
+                    }
+                    other => other.map(drop),
+                }
             }
             Action::Delete(name, uid) => self.writer.delete(&path(&name), Delete { uid: Some(&uid), ..Delete::default() }).await,
         }
