@@ -17,10 +17,12 @@ fn main() {
 }
 
 async fn bench(dir: PathBuf, time: Duration) {
+    let started = Instant::now();
     let store = match Store::open(Options::new(&dir)).await {
         Ok(store) => store,
         Err(error) => return eprintln!("{}: {error}", dir.display()),
     };
+    println!("open   revision {} in {:?}", store.revision(), started.elapsed());
     for clients in [1, 16, 64] {
         let mut latencies = puts(&store, clients, time).await;
         latencies.sort();
