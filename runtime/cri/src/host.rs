@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use coracle_wasm::client::{Events, HostClient};
-use coracle_wasm::protocol::Event;
+use coracle_wasm::protocol::{Event, State};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -139,27 +139,47 @@ impl Default for Host {
 }
 
 async fn connect_or_spawn(settings: &Settings) -> anyhow::Result<(HostClient, Events)> {
-    let socket = socket(&settings.state_dir);
-    let client = match HostClient::connect(&socket).await {
+    let client = match HostClient::connect(&socket(&settings.state_dir)).await {
+        Ok(client) if is_outdated(&client).await? => {
+            tracing::info!("the wasm host that lives has another engine and runs nothing: replacing it");
+            shutdown(&settings.state_dir, Duration::ZERO).await?;
+            start(settings).await?
+        }
         Ok(client) => client,
         Err(error) => {
             tracing::info!(%error, "no wasm host lives: starting one");
-            spawn(settings, &socket)?;
-            wait_for(&settings.state_dir).await?
+            start(settings).await?
         }
     };
     let info = client.inspect().await?;
-    let own = coracle_wasm::engine::engine_fingerprint();
-    if info.engine_fingerprint != own {
-        tracing::warn!(
-            host = info.engine_fingerprint,
-            own,
-            "the wasm host that lives has another engine: what runs goes on, new containers fail until it is restarted"
-        );
-    }
     tracing::info!(pid = info.pid, version = info.version, "wasm host attached");
     let events = client.subscribe().await?;
     Ok((client, events))
+}
+
+/// Whether a host of another engine can be replaced without stopping anything.
+async fn is_outdated(client: &HostClient) -> anyhow::Result<bool> {
+    let (theirs, own) =
+        (client.inspect().await?.engine_fingerprint, coracle_wasm::engine::engine_fingerprint());
+    if theirs == own {
+        return Ok(false);
+    }
+    let containers = client.list().await?.containers;
+    let idle = containers.iter().all(|c| matches!(c.state, State::Exited { .. }));
+    if !idle {
+        tracing::warn!(
+            theirs,
+            own,
+            "the wasm host that lives has another engine: what runs goes on, new containers fail until all have ended \
+             and the service is started again"
+        );
+    }
+    Ok(idle)
+}
+
+async fn start(settings: &Settings) -> anyhow::Result<HostClient> {
+    spawn(settings, &socket(&settings.state_dir))?;
+    wait_for(&settings.state_dir).await
 }
 
 fn spawn(settings: &Settings, socket: &Path) -> anyhow::Result<()> {

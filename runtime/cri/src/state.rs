@@ -90,8 +90,20 @@ impl State {
             }
             sandboxes.insert(record.id.clone(), record);
         }
-        let containers =
-            journal.load::<ContainerRecord>(CONTAINERS)?.into_iter().map(|r| (r.id.clone(), r)).collect();
+        let mut containers = BTreeMap::new();
+        for record in journal.load::<ContainerRecord>(CONTAINERS)? {
+            if sandboxes.contains_key(&record.sandbox_id) {
+                containers.insert(record.id.clone(), record);
+            } else {
+                tracing::warn!(
+                    container = record.id,
+                    sandbox = record.sandbox_id,
+                    "a container without a sandbox"
+                );
+                // It is not shown from now on; should the file outlive a crash, this happens again.
+                drop(journal.remove(CONTAINERS, &record.id));
+            }
+        }
         let inner = Inner { sandboxes, containers, addresses, reserved: HashSet::new() };
         Ok(Self { inner: Mutex::new(inner), journal })
     }

@@ -61,6 +61,22 @@ async fn pods_outlive_the_service() {
     assert_eq!(sandbox.status.unwrap().network.unwrap().ip, ip);
     assert!(sandbox.info["info"].contains("survivor"));
 
+    // The pod range that the node brings is used from then on, also by the next service.
+    let moved = ip.rsplit_once('.').unwrap().0.to_owned();
+    let network = Some(v1::NetworkConfig { pod_cidr: format!("{moved}.128/25") });
+    let config = Some(v1::RuntimeConfig { network_config: network });
+    let request = v1::UpdateRuntimeConfigRequest { runtime_config: config };
+    suite.runtime.clone().update_runtime_config(request).await.unwrap();
+    let nonsense = Some(v1::NetworkConfig { pod_cidr: "nonsense".into() });
+    let config = Some(v1::RuntimeConfig { network_config: nonsense });
+    let request = v1::UpdateRuntimeConfigRequest { runtime_config: config };
+    assert!(suite.runtime.clone().update_runtime_config(request).await.is_err());
+    service.kill();
+    service.spawn().await;
+    let suite = service.suite().await;
+    let elsewhere = suite.pod("elsewhere").await.unwrap();
+    assert_eq!(elsewhere.ip().await.unwrap(), format!("{moved}.130"));
+
     // It goes on as if nothing had been: the created one starts, the running one stops, a new address is another.
     let start = v1::StartContainerRequest { container_id: created.clone() };
     suite.runtime.clone().start_container(start).await.unwrap();
