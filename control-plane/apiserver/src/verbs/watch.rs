@@ -1,29 +1,29 @@
 //! watch: changes as they happen, from any revision that is still kept.
 
+mod encoder;
+mod stream;
+
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
 use coracle_api::Status;
 use coracle_api::field::{Error, Path};
-use coracle_store::{Event, EventKind, KeyValue, Range, Watch};
-use futures::stream;
+use coracle_store::{KeyValue, Range};
 use http::Response;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use rand::Rng;
-use serde_json::{Value, json};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
+
+use encoder::{Encoder, Shape, error_line};
 
 use super::get::{not_older_than, revision};
 use crate::call::{Call, Target};
-use crate::metrics::WatchGuard;
 use crate::negotiate::{Encoding, Form};
 use crate::select::Selection;
 use crate::tables::Include;
-use crate::{codec, tables, validate};
+use crate::validate;
 
 /// How long a watch lasts that names no timeout: this and up to as much again.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -45,7 +45,7 @@ pub(crate) async fn watch(call: Call, name: Option<String>) -> Result<Response<B
     };
     let prefix = call.served.list_prefix(call.cx.namespace.as_deref());
     let mut queue = VecDeque::new();
-    let encoder = Encoder { target: call.target.clone(), form, columns_sent: false };
+    let encoder = Encoder::new(call.target.clone(), form);
     let (initial, after) = match options.start {
         Start::Now => present(&call, &prefix).await?,
         Start::After(revision) => (VecDeque::new(), revision),
@@ -61,7 +61,7 @@ pub(crate) async fn watch(call: Call, name: Option<String>) -> Result<Response<B
         }
     };
     let now = Instant::now();
-    let state = State {
+    let state = stream::State {
         watch,
         encoder,
         selection,
@@ -75,7 +75,7 @@ pub(crate) async fn watch(call: Call, name: Option<String>) -> Result<Response<B
         deadline: Box::pin(tokio::time::sleep_until(now + options.timeout)),
         _guard: call.shared.metrics.watch(),
     };
-    let body = Body::from_stream(stream::unfold(state, |mut state| async move {
+    let body = Body::from_stream(futures::stream::unfold(state, |mut state| async move {
         let line = state.next().await?;
         Some((Ok::<_, std::convert::Infallible>(line), state))
     }));
@@ -174,230 +174,11 @@ async fn present(call: &Call, prefix: &str) -> Result<(VecDeque<Arc<KeyValue>>, 
     Ok((found.kvs.into(), found.revision))
 }
 
-/// How events are written.
-enum Shape {
-    /// Stored bytes.
-    Bytes,
-    /// The whole object, decoded first because its stored form differs.
-    Decoded,
-    Table(String, Include),
-    Partial(String),
-}
-
-struct Encoder {
-    target: Target,
-    form: Shape,
-    columns_sent: bool,
-}
-
-impl Encoder {
-    /// One line of the stream.
-    fn line(&mut self, kind: &str, kv: &KeyValue, revision: u64) -> Result<Bytes, Status> {
-        if matches!(self.form, Shape::Bytes) {
-            return Ok(raw_line(kind, kv, revision));
-        }
-        let served = &self.target.served;
-        let obj = codec::decode_at(&served.def, kv, revision).map_err(crate::errors::corrupt)?;
-        let object = match &self.form {
-            Shape::Table(version, include) => {
-                let now = jiff::Timestamp::now();
-                if std::mem::replace(&mut self.columns_sent, true) {
-                    tables::rows_only(served, version, &obj, *include, now)
-                } else {
-                    tables::table(served, version, &[&obj], tables::list_meta(&obj), *include, now)
-                }
-            }
-            Shape::Partial(version) => tables::partial(&obj, version),
-            Shape::Bytes | Shape::Decoded => obj,
-        };
-        Ok(value_line(kind, &object))
-    }
-
-    /// The line of an event in its natural kind: shared by all watchers where it is stored bytes.
-    fn event(&mut self, kind: &str, event: &Event) -> Result<Bytes, Status> {
-        if matches!(self.form, Shape::Bytes) {
-            return Ok(event.encoded.get_or_init(|| raw_line(kind, &event.kv, event.revision)).clone());
-        }
-        self.line(kind, &event.kv, event.revision)
-    }
-
-    fn bookmark(&mut self, revision: u64, initial_end: bool) -> Bytes {
-        let served = &self.target.served;
-        let mut metadata = json!({"resourceVersion": revision.to_string()});
-        if initial_end && let Some(map) = metadata.as_object_mut() {
-            map.insert("annotations".into(), json!({"k8s.io/initial-events-end": "true"}));
-        }
-        let object = match &self.form {
-            Shape::Partial(version) => {
-                json!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata})
-            }
-            Shape::Table(version, _) => {
-                let partial = json!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata});
-                json!({
-                    "kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "columnDefinitions": null,
-                    "metadata": {"resourceVersion": revision.to_string()}, "rows": [{"cells": [], "object": partial}],
-                })
-            }
-            Shape::Bytes | Shape::Decoded => {
-                json!({"kind": served.def.kind, "apiVersion": served.api_version, "metadata": metadata})
-            }
-        };
-        value_line("BOOKMARK", &object)
-    }
-}
-
-fn raw_line(kind: &str, kv: &KeyValue, revision: u64) -> Bytes {
-    let mut out = Vec::with_capacity(kv.value.json.len() + 80);
-    out.extend_from_slice(b"{\"type\":\"");
-    out.extend_from_slice(kind.as_bytes());
-    out.extend_from_slice(b"\",\"object\":");
-    kv.value.write_with_revision(revision, &mut out);
-    out.extend_from_slice(b"}\n");
-    out.into()
-}
-
-fn value_line(kind: &str, object: &Value) -> Bytes {
-    let mut out = codec::to_bytes(&json!({"type": kind, "object": object})).to_vec();
-    out.push(b'\n');
-    out.into()
-}
-
-fn error_line(status: &Status) -> Bytes {
-    value_line("ERROR", &status.to_value())
-}
-
 fn watch_error(error: coracle_store::Error, requested: u64, call: &Target) -> Status {
     match error {
         coracle_store::Error::Compacted { compact_revision } => {
             crate::errors::watch_expired(requested, compact_revision)
         }
         other => crate::errors::store(other, &call.served.gr),
-    }
-}
-
-/// A running watch.
-struct State {
-    watch: Option<Watch>,
-    encoder: Encoder,
-    selection: Selection,
-    queue: VecDeque<Bytes>,
-    /// The present state, as far as it was not sent.
-    initial: VecDeque<Arc<KeyValue>>,
-    /// The revision to tell at the end of it.
-    initial_end: Option<u64>,
-    /// Events up to this revision are not for this caller.
-    skip_to: u64,
-    bookmarks: bool,
-    bookmarked: u64,
-    next_bookmark: Pin<Box<Sleep>>,
-    deadline: Pin<Box<Sleep>>,
-    _guard: WatchGuard,
-}
-
-impl State {
-    /// The next line, or the end.
-    async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if let Some(line) = self.queue.pop_front() {
-                return Some(line);
-            }
-            if let Some(kv) = self.initial.pop_front() {
-                self.take_initial(&kv);
-                continue;
-            }
-            if let Some(revision) = self.initial_end.take() {
-                return Some(self.encoder.bookmark(revision, true));
-            }
-            let shutdown = self.encoder.target.shared.shutdown.clone();
-            let watch = self.watch.as_mut()?;
-            tokio::select! {
-                event = watch.next() => match event {
-                    Ok(event) => self.take(&event),
-                    Err(error) => {
-                        let position = self.bookmarked;
-                        self.end(watch_error(error, position, &self.encoder.target));
-                    }
-                },
-                () = self.next_bookmark.as_mut(), if self.bookmarks => self.bookmark(),
-                () = self.deadline.as_mut() => return None,
-                () = shutdown.cancelled() => return None,
-            }
-        }
-    }
-
-    fn take_initial(&mut self, kv: &KeyValue) {
-        let served = self.encoder.target.served.clone();
-        let line = match self.selection.matches(&served, kv) {
-            Ok(true) => self.encoder.line("ADDED", kv, kv.mod_revision),
-            Ok(false) => return,
-            Err(status) => Err(status),
-        };
-        match line {
-            Ok(line) => self.queue.push_back(line),
-            Err(status) => {
-                self.initial.clear();
-                self.initial_end = None;
-                self.end(status);
-            }
-        }
-    }
-
-    fn end(&mut self, status: Status) {
-        self.queue.push_back(error_line(&status));
-        self.watch = None;
-    }
-
-    fn bookmark(&mut self) {
-        self.next_bookmark.as_mut().reset(Instant::now() + BOOKMARK_PERIOD);
-        let Some(watch) = self.watch.as_mut() else { return };
-        let revision = watch.progress_revision().max(self.skip_to);
-        if revision > self.bookmarked {
-            self.bookmarked = revision;
-            let line = self.encoder.bookmark(revision, false);
-            self.queue.push_back(line);
-        }
-    }
-
-    /// Queues what an event means to this caller.
-    fn take(&mut self, event: &Arc<Event>) {
-        if event.revision <= self.skip_to {
-            return;
-        }
-        match self.line(event) {
-            Ok(Some(line)) => {
-                self.bookmarked = event.revision;
-                self.queue.push_back(line);
-            }
-            Ok(None) => {}
-            Err(status) => self.end(status),
-        }
-    }
-
-    fn line(&mut self, event: &Event) -> Result<Option<Bytes>, Status> {
-        let natural = match (event.kind, &event.prev) {
-            (EventKind::Delete, _) => "DELETED",
-            (EventKind::Put, None) => "ADDED",
-            (EventKind::Put, Some(_)) => "MODIFIED",
-        };
-        if self.selection.is_everything() {
-            return self.encoder.event(natural, event).map(Some);
-        }
-        let served = self.encoder.target.served.clone();
-        let is = self.selection.matches(&served, &event.kv)?;
-        if event.kind == EventKind::Delete {
-            return if is { self.encoder.event(natural, event).map(Some) } else { Ok(None) };
-        }
-        let was = match &event.prev {
-            Some(prev) => self.selection.matches(&served, prev)?,
-            None => false,
-        };
-        match (was, is, &event.prev) {
-            (true, true, _) => self.encoder.event(natural, event).map(Some),
-            (false, true, None) => self.encoder.event("ADDED", event).map(Some),
-            (false, true, Some(_)) => self.encoder.line("ADDED", &event.kv, event.revision).map(Some),
-            // The object as it was last seen, at the revision that took it away.
-            (true, false, Some(prev)) => self.encoder.line("DELETED", prev, event.revision).map(Some),
-            _ => Ok(None),
-        }
     }
 }

@@ -126,3 +126,42 @@ async fn events_arrive_as_they_happen_and_shutdown_ends_them() {
     s.shutdown_token().cancel();
     assert!(stream.next().await.is_none());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_missed_or_told_twice_under_load() {
+    let s = server();
+    let path = format!("{CONFIG_MAPS}?watch=true&resourceVersion=0");
+    let mut stream =
+        send(&s, request("GET", &path, JSON, Body::empty())).await.into_body().into_data_stream();
+    let writers: Vec<_> = (0..4)
+        .map(|w| {
+            let s = s.clone();
+            tokio::spawn(async move {
+                for i in 0..50 {
+                    let obj = json!({"metadata": {"name": format!("w{w}-{}", i % 5)}, "data": {"i": i.to_string()}});
+                    if i < 5 {
+                        assert_eq!(call(&s, "POST", CONFIG_MAPS, obj).await.code, 201);
+                    } else {
+                        let path = format!("{CONFIG_MAPS}/w{w}-{}", i % 5);
+                        assert_eq!(call(&s, "PUT", &path, obj).await.code, 200);
+                    }
+                }
+            })
+        })
+        .collect();
+    let (mut seen, mut last) = (0, 0);
+    while seen < 200 {
+        let line =
+            tokio::time::timeout(std::time::Duration::from_secs(20), stream.next()).await.expect("in time");
+        let event: Value = serde_json::from_slice(&line.expect("open").expect("line")).expect("JSON");
+        let version =
+            event["object"]["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse::<u64>().ok());
+        let version = version.expect("version");
+        assert!(version > last, "{version} after {last}");
+        (last, seen) = (version, seen + 1);
+    }
+    for writer in writers {
+        writer.await.expect("writer");
+    }
+    assert_eq!(last, s.objects().store().revision());
+}
