@@ -176,8 +176,9 @@ fn write_credentials(
     write_secret(&dir.join("serving.crt"), &serving.cert_pem)?;
     write_secret(&dir.join("serving.key"), &serving.key_pem)?;
     write_secret(&dir.join("ca.crt"), ca.cert_pem())?;
-    let registries = serde_json::json!({"mirrors": [{
-        "url": url, "caPem": ca.cert_pem(), "credentials": {"basic": {"username": user, "password": node_token}},
+    // A name without a registry means the built-in one, and never a stranger's.
+    let registries = serde_json::json!({"defaultRegistry": null, "mirrors": [{
+        "url": url, "caPem": ca.cert_pem(), "credentials": {"basic": {"username": "node", "password": node_token}},
     }]});
     write_secret(&dir.join("registries.json"), &serde_json::to_string_pretty(&registries)?)?;
     // Last: who waits for it finds the others.
@@ -185,24 +186,11 @@ fn write_credentials(
 }
 
 async fn components(server: ApiServer, pod_cidr: String, root_ca_pem: String, shutdown: CancellationToken) {
-    let controllers = {
-        let server = server.clone();
-        coracle_controllers::Options {
-            client_for: Arc::new(move |name: &str| {
-                let user = format!("system:controller:{name}");
-                kube::Client::new(server.service_as(UserInfo::new(&user, &[])), "default")
-            }),
-            pod_cidr,
-            root_ca_pem: Some(root_ca_pem),
-        }
-    };
     let scheduler =
         kube::Client::new(server.service_as(UserInfo::new("system:kube-scheduler", &[])), "default");
-    let (controllers, scheduler) = tokio::join!(
-        coracle_controllers::run(controllers, shutdown.clone()),
-        coracle_scheduler::run(scheduler, coracle_scheduler::Options::default(), shutdown.clone()),
-    );
-    for (part, result) in [("controllers", controllers), ("scheduler", scheduler)] {
+    let scheduler =
+        coracle_scheduler::run(scheduler, coracle_scheduler::Options::default(), shutdown.clone()).await;
+    for (part, result) in [("scheduler", scheduler)] {
         if let Err(error) = result {
             tracing::error!(part, error = format!("{error:#}"), "stopped");
         }

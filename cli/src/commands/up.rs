@@ -68,14 +68,18 @@ async fn supervise(options: &Options, shutdown: CancellationToken) -> Result<()>
     server.end_leftover().await?;
     node.end_leftover().await?;
     let credentials = dir.node_credentials();
-    let known = credentials.join("kubeconfig").is_file();
+    // The server writes them anew, this file last: ports and keys may have changed.
+    let written = credentials.join("kubeconfig");
+    if written.is_file() {
+        std::fs::remove_file(&written).with_context(|| format!("remove {}", written.display()))?;
+    }
     let started = server.adopt_or_start()?;
     let server_task = tokio::spawn(server.keep(started, shutdown.clone()));
-    if !known {
-        wait_for(&shutdown, options.timeout, &dir, "server", || async {
-            credentials.join("kubeconfig").is_file()
-        })
-        .await?;
+    let wait = wait_for(&shutdown, options.timeout, &dir, "server", || async { written.is_file() }).await;
+    if let Err(error) = wait {
+        shutdown.cancel();
+        server_task.await??.stop(Duration::from_secs(20)).await?;
+        return Err(error);
     }
     let started = runtime.adopt_or_start()?;
     let runtime_task = tokio::spawn(runtime.keep(started, shutdown.clone()));
