@@ -144,19 +144,28 @@ pub(crate) fn ends_deletion(target: &Target, new: &Value) -> bool {
         && !target.served.def.strategy.held(new)
 }
 
-/// Name and namespace must be those of the path; absent ones are filled in.
+/// Name and namespace must be those of the path; only the namespace may be absent.
 fn identity(target: &Target, new: &mut Value) -> Result<(), Status> {
+    let name = target.name();
     match meta::name(new) {
-        None => meta::set_name(new, target.name()),
-        Some(name) if name == target.name() => {}
-        Some(name) => {
+        Some(given) if given == name => {}
+        Some(given) => {
             return Err(Status::bad_request(format!(
-                "the name of the object ({name}) does not match the name on the URL ({})",
-                target.name()
+                "the name of the object ({given}) does not match the name on the URL ({name})"
+            )));
+        }
+        None => {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({name} based on URL) was undeterminable: name must be provided"
             )));
         }
     }
-    match_namespace(target, new)
+    match (meta::namespace(new), target.cx.namespace.as_deref()) {
+        (Some(given), Some(namespace)) if given != namespace => Err(Status::bad_request(format!(
+            "the namespace of the object ({given}) does not match the namespace on the request ({namespace})"
+        ))),
+        _ => match_namespace(target, new),
+    }
 }
 
 /// The namespace must be that of the path; an absent one is filled in, that of a cluster object is dropped.

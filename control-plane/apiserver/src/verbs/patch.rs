@@ -1,7 +1,7 @@
 //! patch: JSON patch, merge patch and strategic merge patch.
 
 use axum::body::Body;
-use coracle_api::{Status, meta};
+use coracle_api::Status;
 use http::{Response, StatusCode};
 
 use crate::call::Call;
@@ -22,12 +22,6 @@ pub(crate) async fn patch(call: Call, rules: Rules) -> Result<Response<Body>, St
         let patched = patch.apply(old, &served.gvk)?;
         let decoded = decode::patched(&call, &patched)?;
         let mut object = decoded.object;
-        if let Some(name) = meta::name(&object).filter(|n| *n != call.name()) {
-            return Err(Status::bad_request(format!(
-                "the name of the object ({name}) does not match the name on the URL ({})",
-                call.name()
-            )));
-        }
         served.def.strategy.default(&mut object);
         warnings = decoded.warnings;
         Ok(object)

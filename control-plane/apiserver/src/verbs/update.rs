@@ -15,9 +15,10 @@ pub(crate) async fn update(call: Call, rules: Rules) -> Result<Response<Body>, S
     validate::write_options(&options, "UpdateOptions", false)?;
     let body = call.body.clone();
     let decode::Decoded { mut object, mut warnings } = decode::object(&call, &body)?;
-    if let Some(name) = meta::name(&object).filter(|n| *n != call.name()) {
+    if meta::name(&object).is_some_and(|name| name != call.name()) {
         return Err(Status::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
+            "the name of the object ({}) does not match the name on the URL ({})",
+            meta::name(&object).unwrap_or(""),
             call.name()
         )));
     }

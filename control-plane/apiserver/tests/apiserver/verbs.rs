@@ -105,6 +105,20 @@ async fn bad_writes_are_refused_in_kubernetes_words() {
         (
             "PUT",
             item,
+            with("/metadata", json!({})),
+            400,
+            "the name of the object (a based on URL) was undeterminable: name must be provided",
+        ),
+        (
+            "PUT",
+            item,
+            with("/metadata/namespace", "m".into()),
+            400,
+            "the namespace of the object (m) does not match the namespace on the request (n)",
+        ),
+        (
+            "PUT",
+            item,
             with("/metadata/name", "b".into()),
             400,
             "the name of the object (b) does not match the name on the URL (a)",
