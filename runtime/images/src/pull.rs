@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use oci_spec::image::Descriptor;
 
 use crate::manifest::{self, Document};
-use crate::registry::{Client, Refusal, Source, sources};
+use crate::registry::{Client, Pool, Refusal, Source, sources};
 use crate::{Attempt, Credentials, Error, ImageRecord, Reference, RegistryConfig, Store};
 
 /// Pulls images into a store; pulls of one name go one after another.
@@ -16,13 +16,14 @@ use crate::{Attempt, Credentials, Error, ImageRecord, Reference, RegistryConfig,
 pub struct Puller {
     store: Arc<Store>,
     config: Arc<RegistryConfig>,
+    pool: Arc<Pool>,
     turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 impl Puller {
     /// A puller into `store`.
     pub fn new(store: Arc<Store>, config: RegistryConfig) -> Self {
-        Self { store, config: Arc::new(config), turns: Arc::default() }
+        Self { store, config: Arc::new(config), pool: Arc::default(), turns: Arc::default() }
     }
 
     /// Where the images go.
@@ -78,7 +79,12 @@ impl Puller {
             match self.try_source(name, reference, &source).await {
                 Ok(record) => return Ok(record),
                 Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Next(refusal)) => refusals.push((source.registry, refusal)),
+                Err(Failure::Next(refusal)) => {
+                    if matches!(refusal, Refusal::Unauthorized(_)) {
+                        self.pool.forget(&source.registry);
+                    }
+                    refusals.push((source.registry, refusal));
+                }
             }
         }
         Err(verdict(name, refusals))
@@ -90,7 +96,7 @@ impl Puller {
         reference: &Reference,
         source: &Source,
     ) -> Result<ImageRecord, Failure> {
-        let client = Client::new(source)?;
+        let client = Client::new(source, &self.pool)?;
         let (bytes, top) = client.manifest(None).await?;
         self.check_size(name, "the manifest", bytes.len() as u64, self.config.limits.manifest_bytes)?;
         let (bytes, id, image) = match manifest::parse(name, &bytes)? {

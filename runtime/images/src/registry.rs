@@ -1,5 +1,6 @@
 //! Speaking to one registry, and telling its refusals apart.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -81,6 +82,63 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// Clients by registry and credentials: making one reads the system's certificates, which takes longer than a pull.
+#[derive(Default)]
+pub struct Pool(Mutex<Vec<(Source, oci_client::Client)>>);
+
+/// Clients that are kept at most.
+const POOLED: usize = 32;
+
+impl Pool {
+    fn get(&self, source: &Source) -> Result<oci_client::Client, Refusal> {
+        let same = |kept: &Source| {
+            (&kept.registry, kept.tls, &kept.ca_pem, &kept.credentials)
+                == (&source.registry, source.tls, &source.ca_pem, &source.credentials)
+        };
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, client)) = kept.iter().find(|(s, _)| same(s)) {
+            return Ok(client.clone());
+        }
+        let client = connect(source)?;
+        if kept.len() >= POOLED {
+            kept.remove(0);
+        }
+        kept.push((source.clone(), client.clone()));
+        Ok(client)
+    }
+
+    /// Forgets the clients of a registry, and the tokens that they hold: it refused them.
+    pub fn forget(&self, registry: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(s, _)| s.registry != registry);
+    }
+}
+
+fn connect(source: &Source) -> Result<oci_client::Client, Refusal> {
+    let certificates: Vec<Certificate> = source
+        .ca_pem
+        .iter()
+        .map(|pem| Certificate { encoding: CertificateEncoding::Pem, data: pem.clone().into_bytes() })
+        .collect();
+    let mut config = ClientConfig {
+        protocol: if source.tls { ClientProtocol::Https } else { ClientProtocol::Http },
+        tls_certs_only: certificates,
+        connect_timeout: Some(Duration::from_secs(10)),
+        read_timeout: Some(Duration::from_secs(60)),
+        user_agent: concat!("coracle/", env!("CARGO_PKG_VERSION")),
+        ..ClientConfig::default()
+    };
+    let host = source.registry.rsplit_once(':').map_or(source.registry.as_str(), |(host, _)| host);
+    if is_loopback(host) {
+        // Naming a proxy and excepting this host is how the library is told to leave the system's proxies aside.
+        let nobody = Some("http://127.0.0.1:9".to_owned());
+        config.https_proxy = nobody.clone();
+        config.http_proxy = nobody;
+        config.no_proxy = Some(host.to_owned());
+    }
+    oci_client::Client::try_from(config)
+        .map_err(|e| Refusal::Unreachable(format!("setting up the client: {}", causes(&e))))
+}
+
 /// A connection to one source.
 pub struct Client {
     client: oci_client::Client,
@@ -89,38 +147,16 @@ pub struct Client {
 }
 
 impl Client {
-    /// Prepares a client; nothing is sent yet.
-    pub fn new(source: &Source) -> Result<Self, Refusal> {
-        let certificates: Vec<Certificate> = source
-            .ca_pem
-            .iter()
-            .map(|pem| Certificate { encoding: CertificateEncoding::Pem, data: pem.clone().into_bytes() })
-            .collect();
-        let mut config = ClientConfig {
-            protocol: if source.tls { ClientProtocol::Https } else { ClientProtocol::Http },
-            tls_certs_only: certificates,
-            connect_timeout: Some(Duration::from_secs(10)),
-            read_timeout: Some(Duration::from_secs(60)),
-            user_agent: concat!("coracle/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        let host = source.registry.rsplit_once(':').map_or(source.registry.as_str(), |(host, _)| host);
-        if is_loopback(host) {
-            // Naming a proxy and excepting this host is how the library is told to leave the system's proxies aside.
-            let nobody = Some("http://127.0.0.1:9".to_owned());
-            config.https_proxy = nobody.clone();
-            config.http_proxy = nobody;
-            config.no_proxy = Some(host.to_owned());
-        }
-        let client = oci_client::Client::try_from(config)
-            .map_err(|e| Refusal::Unreachable(format!("setting up the client: {}", causes(&e))))?;
+    /// Prepares a client; nothing is sent yet. Its connections and tokens are shared with others of this source.
+    pub fn new(source: &Source, pool: &Pool) -> Result<Self, Refusal> {
+        let auth = auth(&source.credentials)?;
         let (registry, repository) = (source.registry.clone(), source.repository.clone());
         let name = if crate::reference::is_digest(&source.key) {
             oci_client::Reference::with_digest(registry, repository, source.key.clone())
         } else {
             oci_client::Reference::with_tag(registry, repository, source.key.clone())
         };
-        Ok(Self { client, name, auth: auth(&source.credentials)? })
+        Ok(Self { client: pool.get(source)?, name, auth })
     }
 
     /// A manifest's bytes and digest: of the name, or of one entry of the index that the name stands for.

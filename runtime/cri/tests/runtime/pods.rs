@@ -49,8 +49,12 @@ async fn get(http: &Http, at: &str) -> Result<String, String> {
 
 async fn web_config(suite: &Suite, pod: &Pod<'_>, name: &str, ports: &str) -> v1::ContainerConfig {
     let program = Program { image: "web:v1".into(), command: Vec::new() };
-    let image = suite.pull(&program.image).await.unwrap();
-    let mut config = pod.container_config(name, &program, &image);
+    let spec = Some(v1::ImageSpec { image: program.image.clone(), ..Default::default() });
+    let status = v1::ImageStatusRequest { image: spec, verbose: false };
+    if suite.images.clone().image_status(status).await.unwrap().into_inner().image.is_none() {
+        suite.pull(&program.image).await.unwrap();
+    }
+    let mut config = pod.container_config(name, &program, &program.image);
     let value = pod.config.metadata.as_ref().unwrap().name.clone();
     config.envs.push(v1::KeyValue { key: "POD".into(), value });
     if !ports.is_empty() {
@@ -250,4 +254,33 @@ async fn no_request_fails_while_the_service_is_killed() {
     let suite = service.suite().await;
     let after = suite.status(&id).await.unwrap();
     assert_eq!((after.state(), after.started_at), (before.state(), before.started_at));
+}
+
+/// Many pods at once: every one answers, and all of them go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_pods_come_and_go() {
+    const PODS: usize = 100;
+    let service = Service::start().await;
+    service.registry.push("web", "v1", &guest("web"));
+    let suite = service.suite().await;
+    suite.pull("web:v1").await.unwrap();
+    let http = http();
+    let began = std::time::Instant::now();
+    let pods = futures::future::join_all((0..PODS).map(async |n| {
+        let (pod, _) = web_pod(&suite, &format!("many-{n}")).await;
+        let at = format!("{}:8080", pod.ip().await.unwrap());
+        assert_eq!(get(&http, &at).await.unwrap(), format!("hello from many-{n}\n"));
+        pod
+    }))
+    .await;
+    println!("{PODS} pods answer after {:?}", began.elapsed());
+    let list = v1::ListContainersRequest { filter: None };
+    let listed = suite.runtime.clone().list_containers(list).await.unwrap().into_inner().containers;
+    assert_eq!(listed.len(), PODS);
+    futures::future::join_all(pods.iter().map(async |pod| pod.end().await.unwrap())).await;
+    println!("and are gone after {:?}", began.elapsed());
+    for folder in ["sandboxes", "containers"] {
+        let left = std::fs::read_dir(service.state_dir().join(folder)).unwrap().count();
+        assert_eq!(left, 0, "records left in {folder}");
+    }
 }
