@@ -35,7 +35,9 @@ pub fn key_of<K: Resource>(object: &K) -> Key {
 }
 
 /// A view that a [`Cache`] can hold.
-pub trait Cached: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static {
+pub trait Cached:
+    Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static
+{
     /// Drops what nobody reads, before the object is kept.
     fn trim(&mut self) {
         trim_meta(self.meta_mut());
@@ -143,7 +145,12 @@ impl<K: Cached> Cache<K> {
     }
 
     /// Lists and watches until `shutdown`, for ever starting again after errors.
-    pub async fn follow(self: Arc<Self>, client: Client, config: watcher::Config, shutdown: CancellationToken) {
+    pub async fn follow(
+        self: Arc<Self>,
+        client: Client,
+        config: watcher::Config,
+        shutdown: CancellationToken,
+    ) {
         let kind = K::kind(&());
         let mut events = watcher::watcher(Api::<K>::all(client), config).boxed();
         let mut listed: Option<HashSet<Key>> = None;

@@ -93,12 +93,22 @@ impl Recorder {
     }
 
     /// Records a normal event.
-    pub fn normal<K: Resource<DynamicType = ()>>(&self, object: &K, reason: &'static str, message: impl Into<String>) {
+    pub fn normal<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
         self.record(About::object(object), EventType::Normal, reason, message);
     }
 
     /// Records a warning.
-    pub fn warning<K: Resource<DynamicType = ()>>(&self, object: &K, reason: &'static str, message: impl Into<String>) {
+    pub fn warning<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) {
         self.record(About::object(object), EventType::Warning, reason, message);
     }
 }
@@ -151,7 +161,12 @@ async fn write_all(writer: Writer, component: String, mut records: mpsc::Receive
     }
 }
 
-async fn write_one(writer: &Writer, component: &str, memory: &mut Memory, record: Record) -> write::Result<()> {
+async fn write_one(
+    writer: &Writer,
+    component: &str,
+    memory: &mut Memory,
+    record: Record,
+) -> write::Result<()> {
     let now = api_time(Timestamp::now());
     let namespace = if record.about.namespace.is_empty() { "default" } else { &record.about.namespace };
     let collection = format!("/api/v1/namespaces/{namespace}/events");

@@ -36,7 +36,8 @@ impl Expectations {
 
     /// Expects so many creations and these deletions, before they are asked for.
     pub fn expect(&self, owner: &Key, creations: usize, deletions: impl IntoIterator<Item = String>) {
-        let expected = Expected { creations, deletions: deletions.into_iter().collect(), since: Instant::now() };
+        let expected =
+            Expected { creations, deletions: deletions.into_iter().collect(), since: Instant::now() };
         self.by_owner.lock().insert(owner.clone(), expected);
     }
 

@@ -31,7 +31,9 @@ pub fn claim<O: Resource, K: Resource>(owner: &O, selector: &Selector, object: &
         Some(_) if matches(selector, object) => Claim::Keep,
         Some(_) if owner.is_terminating() => Claim::Ignore,
         Some(_) => Claim::Release,
-        None if owner.is_terminating() || object.is_terminating() || !matches(selector, object) => Claim::Ignore,
+        None if owner.is_terminating() || object.is_terminating() || !matches(selector, object) => {
+            Claim::Ignore
+        }
         None => Claim::Adopt,
     }
 }

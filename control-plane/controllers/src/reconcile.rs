@@ -63,9 +63,21 @@ async fn work(controller: &dyn Reconciler, key: &Key) {
             let expected = error.downcast_ref::<kube::Error>().is_some_and(write::is_conflict);
             // A lost race is part of the work; only what stays wrong is worth a warning.
             if expected || failures < 3 {
-                tracing::debug!(controller = controller.name(), key = &**key, failures, error = format!("{error:#}"), "will try again");
+                tracing::debug!(
+                    controller = controller.name(),
+                    key = &**key,
+                    failures,
+                    error = format!("{error:#}"),
+                    "will try again"
+                );
             } else {
-                tracing::warn!(controller = controller.name(), key = &**key, failures, error = format!("{error:#}"), "cannot reconcile");
+                tracing::warn!(
+                    controller = controller.name(),
+                    key = &**key,
+                    failures,
+                    error = format!("{error:#}"),
+                    "cannot reconcile"
+                );
             }
         }
     }

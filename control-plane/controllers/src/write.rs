@@ -103,7 +103,9 @@ impl Writer {
         if let Some(grace) = how.grace {
             body["gracePeriodSeconds"] = grace.into();
         }
-        let request = Request::delete(path).header("content-type", "application/json").body(body.to_string().into_bytes());
+        let request = Request::delete(path)
+            .header("content-type", "application/json")
+            .body(body.to_string().into_bytes());
         match self.client.request_text(request.map_err(kube::Error::HttpError)?).await {
             Ok(_) => Ok(()),
             Err(error) if is_not_found(&error) => Ok(()),

@@ -12,7 +12,14 @@ use crate::view::{Condition, Deployment, DeploymentStatus, Meta, condition};
 
 const PROGRESSING: &str = "Progressing";
 
-fn set(status: &mut DeploymentStatus, type_: &str, value: &str, reason: &str, message: String, now: Timestamp) {
+fn set(
+    status: &mut DeploymentStatus,
+    type_: &str,
+    value: &str,
+    reason: &str,
+    message: String,
+    now: Timestamp,
+) {
     let now = Time(whole_second(now));
     let current = condition(&status.conditions, type_);
     if current.is_some_and(|c| c.status == value && c.reason == reason) {
@@ -33,13 +40,27 @@ fn set(status: &mut DeploymentStatus, type_: &str, value: &str, reason: &str, me
 
 /// A ReplicaSet for the present template was created.
 pub fn created(status: &mut DeploymentStatus, name: &str, now: Timestamp) {
-    set(status, PROGRESSING, "True", "NewReplicaSetCreated", format!("Created new replica set \"{name}\""), now);
+    set(
+        status,
+        PROGRESSING,
+        "True",
+        "NewReplicaSetCreated",
+        format!("Created new replica set \"{name}\""),
+        now,
+    );
 }
 
 /// A ReplicaSet for the present template was there already.
 pub fn found(d: &Deployment, status: &mut DeploymentStatus, name: &str, now: Timestamp) {
     if d.spec.progress_deadline_seconds.is_some() && condition(&status.conditions, PROGRESSING).is_none() {
-        set(status, PROGRESSING, "True", "FoundNewReplicaSet", format!("Found new replica set \"{name}\""), now);
+        set(
+            status,
+            PROGRESSING,
+            "True",
+            "FoundNewReplicaSet",
+            format!("Found new replica set \"{name}\""),
+            now,
+        );
     }
 }
 
@@ -80,7 +101,8 @@ pub fn complete(d: &Deployment, s: &DeploymentStatus) -> bool {
 
 /// Sets `Progressing` and `ReplicaFailure`; answers when the deadline must be looked at again.
 pub fn progress(draft: &mut Draft<'_>) -> Option<Duration> {
-    let failure = draft.all().flat_map(|rs| &rs.status.conditions).find(|c| c.type_ == "ReplicaFailure").cloned();
+    let failure =
+        draft.all().flat_map(|rs| &rs.status.conditions).find(|c| c.type_ == "ReplicaFailure").cloned();
     draft.status.conditions.retain(|c| c.type_ != "ReplicaFailure");
     draft.status.conditions.extend(failure);
     let (d, now) = (draft.d, draft.now);
@@ -120,7 +142,8 @@ pub fn progress(draft: &mut Draft<'_>) -> Option<Duration> {
 fn refresh(status: &mut DeploymentStatus, current: Option<&Condition>, words: String, now: Timestamp) {
     status.conditions.retain(|c| c.type_ != PROGRESSING);
     set(status, PROGRESSING, "True", "ReplicaSetUpdated", words, now);
-    if let (Some(current), Some(new)) = (current.filter(|c| c.status == "True"), status.conditions.last_mut()) {
+    if let (Some(current), Some(new)) = (current.filter(|c| c.status == "True"), status.conditions.last_mut())
+    {
         new.last_transition_time = current.last_transition_time.clone();
     }
 }

@@ -96,7 +96,9 @@ impl DeploymentController {
 
     async fn act(&self, d: &Deployment, sets: &[Arc<ReplicaSet>], action: Action) -> anyhow::Result<()> {
         let set_path = |name: &str| write::path::<ReplicaSet>(d.namespace(), name);
-        let version = |name: &str| sets.iter().find(|rs| rs.name() == name).and_then(|rs| rs.metadata.resource_version.clone());
+        let version = |name: &str| {
+            sets.iter().find(|rs| rs.name() == name).and_then(|rs| rs.metadata.resource_version.clone())
+        };
         match action {
             Action::Create { name, replicas, body } => self.create(d, &name, replicas, &body).await?,
             Action::Scale { name, from, to, annotations } => {
@@ -108,7 +110,11 @@ impl DeploymentController {
                 self.writer.merge(&set_path(&name), &body).await?;
                 if from != to {
                     let way = if to > from { "up" } else { "down" };
-                    self.events.normal(d, "ScalingReplicaSet", format!("Scaled {way} replica set {name} from {from} to {to}"));
+                    self.events.normal(
+                        d,
+                        "ScalingReplicaSet",
+                        format!("Scaled {way} replica set {name} from {from} to {to}"),
+                    );
                 }
             }
             Action::Amend { name, body } => drop(self.writer.merge(&set_path(&name), &body).await?),
@@ -126,7 +132,8 @@ impl DeploymentController {
 
     async fn write_status(&self, d: &Deployment, status: &Value) -> write::Result<()> {
         let path = format!("{}/status", write::path::<Deployment>(d.namespace(), d.name()));
-        let answer = self.writer.merge(&path, &json!({ "metadata": { "uid": d.uid() }, "status": status })).await;
+        let answer =
+            self.writer.merge(&path, &json!({ "metadata": { "uid": d.uid() }, "status": status })).await;
         answer.map(drop)
     }
 
@@ -174,7 +181,8 @@ impl Reconciler for DeploymentController {
 
     async fn reconcile(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
         let Some(d) = self.caches.deployments.get(key) else { return Ok(None) };
-        let selector = Selector::from_label_selector(&d.spec.selector).map_err(|s| anyhow::anyhow!("{s:?}"))?;
+        let selector =
+            Selector::from_label_selector(&d.spec.selector).map_err(|s| anyhow::anyhow!("{s:?}"))?;
         if selector.is_everything() {
             let words = "This deployment is selecting all pods. A non-empty selector is required.";
             self.events.warning(d.as_ref(), "SelectingAll", words);
@@ -186,10 +194,13 @@ impl Reconciler for DeploymentController {
         } else {
             Vec::new()
         };
-        let (actions, again) = plan(&State { deployment: &d, sets: &sets, pods: &pods, now: Timestamp::now() });
+        let (actions, again) =
+            plan(&State { deployment: &d, sets: &sets, pods: &pods, now: Timestamp::now() });
         for action in actions {
             match self.act(&d, &sets, action).await {
-                Err(error) if error.downcast_ref::<kube::Error>().is_some_and(write::is_not_found) => return Ok(None),
+                Err(error) if error.downcast_ref::<kube::Error>().is_some_and(write::is_not_found) => {
+                    return Ok(None);
+                }
                 other => other?,
             }
         }

@@ -11,7 +11,9 @@ const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 pub fn of(template: &Value, collisions: i64) -> String {
     let mut hash: u32 = 0x811c_9dc5;
     let text = template.to_string();
-    for byte in text.bytes().chain(if collisions > 0 { collisions.to_string() } else { String::new() }.bytes()) {
+    for byte in
+        text.bytes().chain(if collisions > 0 { collisions.to_string() } else { String::new() }.bytes())
+    {
         hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     }
     hash.to_string().bytes().map(|b| char::from(ALPHABET[usize::from(b) % ALPHABET.len()])).collect()

@@ -5,7 +5,11 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use crate::view::Deployment;
 
 /// `maxSurge` and `maxUnavailable` as pods. Surge rounds up, unavailable rounds down, and not both are zero.
-pub fn fenceposts(surge: Option<&IntOrString>, unavailable: Option<&IntOrString>, replicas: i64) -> (i64, i64) {
+pub fn fenceposts(
+    surge: Option<&IntOrString>,
+    unavailable: Option<&IntOrString>,
+    replicas: i64,
+) -> (i64, i64) {
     let quarter = IntOrString::String("25%".into());
     let surge = scaled(surge.unwrap_or(&quarter), replicas, true);
     let unavailable = scaled(unavailable.unwrap_or(&quarter), replicas, false);
@@ -36,5 +40,9 @@ pub fn max_unavailable(d: &Deployment) -> i64 {
 
 fn both(d: &Deployment) -> (i64, i64) {
     let rolling = d.spec.strategy.rolling_update.as_ref();
-    fenceposts(rolling.and_then(|r| r.max_surge.as_ref()), rolling.and_then(|r| r.max_unavailable.as_ref()), d.replicas())
+    fenceposts(
+        rolling.and_then(|r| r.max_surge.as_ref()),
+        rolling.and_then(|r| r.max_unavailable.as_ref()),
+        d.replicas(),
+    )
 }

@@ -10,7 +10,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{DESIRED, MAX, POD_TEMPLATE_HASH, REVISION, REVISION_HISTORY, conditions, hash, limits, rolling, scaling};
+use super::{
+    DESIRED, MAX, POD_TEMPLATE_HASH, REVISION, REVISION_HISTORY, conditions, hash, limits, rolling, scaling,
+};
 use crate::ownership::controller_reference;
 use crate::view::{Deployment, DeploymentStatus, Meta, Pod, ReplicaSet};
 
@@ -89,7 +91,9 @@ impl<'a> Draft<'a> {
         let d = state.deployment;
         let mut sets: Vec<ReplicaSet> = state.sets.iter().map(|rs| rs.as_ref().clone()).collect();
         sets.sort_by(|a, b| a.created().cmp(&b.created()).then_with(|| a.name().cmp(b.name())));
-        let new = sets.iter().position(|rs| !rs.is_terminating() && hash::same(&rs.spec.template, &d.spec.template));
+        let new = sets
+            .iter()
+            .position(|rs| !rs.is_terminating() && hash::same(&rs.spec.template, &d.spec.template));
         let new = new.map(|i| sets.remove(i));
         Self { d, new, old: sets, actions: Vec::new(), status: d.status.clone(), now: state.now }
     }
@@ -112,7 +116,10 @@ impl<'a> Draft<'a> {
     // Somebody changed spec.replicas since a ReplicaSet with pods was last scaled.
     fn is_scaling_event(&self) -> bool {
         let desired = |rs: &ReplicaSet| rs.annotation(DESIRED).and_then(|a| a.parse::<i64>().ok());
-        self.all().filter(|rs| rs.replicas() > 0).filter_map(desired).any(|desired| desired != self.d.replicas())
+        self.all()
+            .filter(|rs| rs.replicas() > 0)
+            .filter_map(desired)
+            .any(|desired| desired != self.d.replicas())
     }
 
     /// The annotations that note the Deployment's size on a ReplicaSet.
@@ -123,7 +130,8 @@ impl<'a> Draft<'a> {
 
     /// Gives the new ReplicaSet the next revision and the Deployment's annotations; creates it if asked and absent.
     pub fn note_revision(&mut self, create: bool) {
-        let last = self.old.iter().filter_map(|rs| rs.annotation(REVISION)?.parse::<i64>().ok()).max().unwrap_or(0);
+        let last =
+            self.old.iter().filter_map(|rs| rs.annotation(REVISION)?.parse::<i64>().ok()).max().unwrap_or(0);
         if let Some(new) = &mut self.new {
             let revision = amend_new(self.d, new, last + 1, &mut self.actions);
             if self.d.annotation(REVISION) != Some(revision.to_string().as_str())
@@ -166,13 +174,18 @@ impl<'a> Draft<'a> {
 
     // Removes the oldest ReplicaSets without pods until the history limit holds.
     fn clean_up(&mut self) {
-        let Some(limit) = self.d.spec.revision_history_limit.and_then(|l| usize::try_from(l).ok()) else { return };
+        let Some(limit) = self.d.spec.revision_history_limit.and_then(|l| usize::try_from(l).ok()) else {
+            return;
+        };
         let mut alive: Vec<&ReplicaSet> = self.old.iter().filter(|rs| !rs.is_terminating()).collect();
         let Some(excess) = alive.len().checked_sub(limit) else { return };
-        let revision = |rs: &ReplicaSet| rs.annotation(REVISION).and_then(|r| r.parse::<i64>().ok()).unwrap_or(0);
+        let revision =
+            |rs: &ReplicaSet| rs.annotation(REVISION).and_then(|r| r.parse::<i64>().ok()).unwrap_or(0);
         alive.sort_by_key(|rs| revision(rs));
         let is_idle = |rs: &&ReplicaSet| {
-            rs.status.replicas == 0 && rs.replicas() == 0 && rs.metadata.generation.unwrap_or(0) <= rs.status.observed_generation
+            rs.status.replicas == 0
+                && rs.replicas() == 0
+                && rs.metadata.generation.unwrap_or(0) <= rs.status.observed_generation
         };
         let victims = alive.into_iter().take(excess).filter(is_idle);
         let deletions: Vec<Action> =
@@ -205,7 +218,12 @@ impl<'a> Draft<'a> {
     }
 }
 
-fn scale_one(rs: &mut ReplicaSet, to: i64, annotations: BTreeMap<String, String>, actions: &mut Vec<Action>) -> bool {
+fn scale_one(
+    rs: &mut ReplicaSet,
+    to: i64,
+    annotations: BTreeMap<String, String>,
+    actions: &mut Vec<Action>,
+) -> bool {
     let (from, name) = (rs.replicas(), rs.name().to_string());
     let noted = annotations.iter().all(|(k, v)| rs.annotation(k) == Some(v));
     if from == to && noted {
@@ -231,7 +249,10 @@ fn scale_one(rs: &mut ReplicaSet, to: i64, annotations: BTreeMap<String, String>
 // Annotations of a Deployment that are not its ReplicaSets'.
 fn is_own_annotation(key: &str) -> bool {
     matches!(key, REVISION | REVISION_HISTORY | DESIRED | MAX)
-        || matches!(key, "kubectl.kubernetes.io/last-applied-configuration" | "deprecated.deployment.rollback.to")
+        || matches!(
+            key,
+            "kubectl.kubernetes.io/last-applied-configuration" | "deprecated.deployment.rollback.to"
+        )
 }
 
 fn copied_annotations(d: &Deployment) -> impl Iterator<Item = (&String, &String)> {
@@ -250,7 +271,10 @@ fn amend_new(d: &Deployment, new: &mut ReplicaSet, next: i64, actions: &mut Vec<
         changes.insert(REVISION.into(), revision.to_string());
         if let Some(current) = current {
             let history = new.annotation(REVISION_HISTORY).filter(|h| !h.is_empty());
-            changes.insert(REVISION_HISTORY.into(), history.map_or(current.to_string(), |h| format!("{h},{current}")));
+            changes.insert(
+                REVISION_HISTORY.into(),
+                history.map_or(current.to_string(), |h| format!("{h},{current}")),
+            );
         }
     }
     let mut body = json!({});
@@ -274,7 +298,8 @@ fn replica_set(d: &Deployment, revision: i64, replicas: i64, size: BTreeMap<Stri
     template["metadata"]["labels"][POD_TEMPLATE_HASH] = hash.as_str().into();
     let mut selector = d.spec.selector.clone();
     selector["matchLabels"][POD_TEMPLATE_HASH] = hash.as_str().into();
-    let mut annotations: BTreeMap<String, String> = copied_annotations(d).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let mut annotations: BTreeMap<String, String> =
+        copied_annotations(d).map(|(k, v)| (k.clone(), v.clone())).collect();
     annotations.extend(size);
     annotations.insert(REVISION.into(), revision.to_string());
     let mut spec = json!({ "replicas": replicas, "selector": selector, "template": template.clone() });

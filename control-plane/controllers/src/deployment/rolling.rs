@@ -22,7 +22,11 @@ pub fn new_replicas(d: &Deployment, wanted: i64, now: i64) -> i64 {
 pub fn roll(draft: &mut Draft<'_>) {
     draft.note_revision(true);
     let Some(now) = draft.new.as_ref().map(ReplicaSet::replicas) else { return };
-    let to = if now > draft.d.replicas() { draft.d.replicas() } else { new_replicas(draft.d, draft.wanted(), now) };
+    let to = if now > draft.d.replicas() {
+        draft.d.replicas()
+    } else {
+        new_replicas(draft.d, draft.wanted(), now)
+    };
     if now != to && draft.scale_new(to) {
         return;
     }
@@ -79,7 +83,8 @@ pub fn recreate(draft: &mut Draft<'_>, pods: &[Arc<Pod>]) {
         }
     }
     let new_uid = draft.new.as_ref().map(|n| n.uid().to_string());
-    let is_old = |p: &&Arc<Pod>| !p.is_finished() && p.controller().map(|c| c.uid.as_str()) != new_uid.as_deref();
+    let is_old =
+        |p: &&Arc<Pod>| !p.is_finished() && p.controller().map(|c| c.uid.as_str()) != new_uid.as_deref();
     if scaled || pods.iter().any(|p| is_old(&p)) {
         return;
     }

@@ -7,7 +7,8 @@ use crate::view::{Deployment, Meta, ReplicaSet};
 /// Scales what exists to the new size.
 pub fn scale(draft: &mut Draft<'_>) {
     let d = draft.d;
-    let active: Vec<usize> = draft.old.iter().enumerate().filter(|(_, rs)| rs.replicas() > 0).map(|(i, _)| i).collect();
+    let active: Vec<usize> =
+        draft.old.iter().enumerate().filter(|(_, rs)| rs.replicas() > 0).map(|(i, _)| i).collect();
     let new_active = draft.new.as_ref().is_some_and(|n| n.replicas() > 0);
     // One ReplicaSet with pods, or none: that one, or the newest.
     match (active.as_slice(), new_active) {
@@ -39,7 +40,9 @@ pub fn scale(draft: &mut Draft<'_>) {
 // The rollout has ended, though old pods may still be there.
 fn is_saturated(d: &Deployment, new: &ReplicaSet) -> bool {
     let desired = new.annotation(super::DESIRED).and_then(|a| a.parse::<i64>().ok());
-    new.replicas() == d.replicas() && desired == Some(d.replicas()) && new.status.available_replicas == d.replicas()
+    new.replicas() == d.replicas()
+        && desired == Some(d.replicas())
+        && new.status.available_replicas == d.replicas()
 }
 
 fn proportionally(draft: &mut Draft<'_>) {
@@ -63,7 +66,11 @@ fn proportionally(draft: &mut Draft<'_>) {
         first.1 = (first.1 + to_add - added).max(0);
     }
     for (place, to) in sizes {
-        if place == places { draft.scale_new(to) } else { draft.scale_old(place, to) };
+        if place == places {
+            draft.scale_new(to)
+        } else {
+            draft.scale_old(place, to)
+        };
     }
 }
 

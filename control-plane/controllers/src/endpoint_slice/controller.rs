@@ -76,7 +76,8 @@ impl Reconciler for EndpointSliceController {
         let mut slices = self.caches.slices.by(&format!("service:{key}"));
         slices.retain(|s| s.label(MANAGED_BY) == Some(MANAGER));
         let service = self.caches.services.get(key);
-        let Some(service) = service.filter(|s| s.spec.selector.as_ref().is_some_and(|m| !m.is_empty())) else {
+        let Some(service) = service.filter(|s| s.spec.selector.as_ref().is_some_and(|m| !m.is_empty()))
+        else {
             // Slices of a Service that is gone go with their owner; a manual Service keeps its own.
             return Ok(None);
         };
@@ -117,16 +118,16 @@ impl EndpointSliceController {
                     Ok(())
                 }
             },
-            Action::Update(slice) => {
-                match self.writer.replace(&path(slice.name()), &body(&slice)).await {
-                    Err(error) if write::is_not_found(&error) => {
-                        self.caches.slices.remove(&key_of(slice.as_ref()));
-                        Ok(())
-                    }
-                    other => other.map(drop),
+            Action::Update(slice) => match self.writer.replace(&path(slice.name()), &body(&slice)).await {
+                Err(error) if write::is_not_found(&error) => {
+                    self.caches.slices.remove(&key_of(slice.as_ref()));
+                    Ok(())
                 }
+                other => other.map(drop),
+            },
+            Action::Delete(name, uid) => {
+                self.writer.delete(&path(&name), Delete { uid: Some(&uid), ..Delete::default() }).await
             }
-            Action::Delete(name, uid) => self.writer.delete(&path(&name), Delete { uid: Some(&uid), ..Delete::default() }).await,
         }
     }
 }

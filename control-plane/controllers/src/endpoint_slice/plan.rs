@@ -10,8 +10,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
 use crate::view::{
-    Endpoint, EndpointConditions, EndpointPort, EndpointSlice, Meta, Pod, SERVICE_NAME_LABEL, Service, ServicePort,
-    TargetRef, condition,
+    Endpoint, EndpointConditions, EndpointPort, EndpointSlice, Meta, Pod, SERVICE_NAME_LABEL, Service,
+    ServicePort, TargetRef, condition,
 };
 
 /// Label that says who writes a slice.
@@ -60,7 +60,10 @@ pub fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>])
     let mut unused: Vec<&Arc<EndpointSlice>> = Vec::new();
     let mut by_group: HashMap<usize, Vec<&Arc<EndpointSlice>>> = HashMap::new();
     for slice in slices {
-        match wanted.keys().position(|g| g.address_type == slice.address_type && same_ports(&g.ports, &slice.ports)) {
+        match wanted
+            .keys()
+            .position(|g| g.address_type == slice.address_type && same_ports(&g.ports, &slice.ports))
+        {
             Some(place) => by_group.entry(place).or_default().push(slice),
             None => unused.push(slice),
         }
@@ -87,11 +90,17 @@ fn same_ports(a: &[EndpointPort], b: &[EndpointPort]) -> bool {
 
 // Distributes a group's endpoints over its slices.
 fn fill<'a>(
-    service: &Service, group: &Group, endpoints: Vec<Endpoint>, there: &[&'a Arc<EndpointSlice>],
-    unused: &mut Vec<&'a Arc<EndpointSlice>>, actions: &mut Vec<Action>,
+    service: &Service,
+    group: &Group,
+    endpoints: Vec<Endpoint>,
+    there: &[&'a Arc<EndpointSlice>],
+    unused: &mut Vec<&'a Arc<EndpointSlice>>,
+    actions: &mut Vec<Action>,
 ) {
     let is_empty = endpoints.is_empty();
-    let identity = |e: &Endpoint| (e.target_ref.as_ref().map(|t| t.uid.clone()).unwrap_or_default(), e.addresses.clone());
+    let identity = |e: &Endpoint| {
+        (e.target_ref.as_ref().map(|t| t.uid.clone()).unwrap_or_default(), e.addresses.clone())
+    };
     let mut left: BTreeMap<_, Endpoint> = endpoints.into_iter().map(|e| (identity(&e), e)).collect();
     let mut kept: Vec<(&Arc<EndpointSlice>, Vec<Endpoint>)> = Vec::new();
     for slice in there {
@@ -126,17 +135,29 @@ fn fill<'a>(
     while !new.is_empty() || std::mem::take(&mut empty_kept) {
         let chunk: Vec<Endpoint> = new.drain(..new.len().min(MAX_ENDPOINTS)).collect();
         // A slice of other ports that nobody needs is changed rather than deleted, as its address type stays.
-        let reused = unused.iter().position(|s| s.address_type == group.address_type).map(|i| unused.remove(i));
+        let reused =
+            unused.iter().position(|s| s.address_type == group.address_type).map(|i| unused.remove(i));
         let next = slice_of(service, group, chunk, reused);
-        actions.push(if reused.is_some() { Action::Update(Box::new(next)) } else { Action::Create(Box::new(next)) });
+        actions.push(if reused.is_some() {
+            Action::Update(Box::new(next))
+        } else {
+            Action::Create(Box::new(next))
+        });
     }
 }
 
 fn differs(old: &EndpointSlice, new: &EndpointSlice) -> bool {
-    old.endpoints != new.endpoints || !same_ports(&old.ports, &new.ports) || old.metadata.labels != new.metadata.labels
+    old.endpoints != new.endpoints
+        || !same_ports(&old.ports, &new.ports)
+        || old.metadata.labels != new.metadata.labels
 }
 
-fn slice_of(service: &Service, group: &Group, endpoints: Vec<Endpoint>, old: Option<&Arc<EndpointSlice>>) -> EndpointSlice {
+fn slice_of(
+    service: &Service,
+    group: &Group,
+    endpoints: Vec<Endpoint>,
+    old: Option<&Arc<EndpointSlice>>,
+) -> EndpointSlice {
     let mut metadata = match old {
         Some(old) => old.metadata.clone(),
         None => {
@@ -164,7 +185,8 @@ fn is_headless(service: &Service) -> bool {
 }
 
 fn families(service: &Service) -> Vec<&'static str> {
-    let families: Vec<_> = service.spec.ip_families.iter().map(|f| if f == "IPv6" { "IPv6" } else { "IPv4" }).collect();
+    let families: Vec<_> =
+        service.spec.ip_families.iter().map(|f| if f == "IPv6" { "IPv6" } else { "IPv4" }).collect();
     if families.is_empty() { vec!["IPv4"] } else { families }
 }
 
@@ -175,14 +197,20 @@ fn endpoint(service: &Service, pod: &Pod, family: &'static str) -> Option<(Group
     }
     let listed = pod.status.pod_ips.iter().map(|ip| ip.ip.as_str());
     let mut addresses = listed.chain(pod.status.pod_ip.as_deref());
-    let address = addresses.find(|a| matches!((a.parse(), family), (Ok(IpAddr::V4(_)), "IPv4") | (Ok(IpAddr::V6(_)), "IPv6")))?;
+    let address = addresses
+        .find(|a| matches!((a.parse(), family), (Ok(IpAddr::V4(_)), "IPv4") | (Ok(IpAddr::V6(_)), "IPv6")))?;
     let serving = condition(&pod.status.conditions, "Ready").is_some_and(|c| c.status == "True");
     let terminating = pod.is_terminating();
     let ready = service.spec.publish_not_ready_addresses || (serving && !terminating);
-    let hostname = pod.spec.hostname.clone().filter(|_| pod.spec.subdomain.as_deref() == Some(service.name()));
+    let hostname =
+        pod.spec.hostname.clone().filter(|_| pod.spec.subdomain.as_deref() == Some(service.name()));
     let endpoint = Endpoint {
         addresses: vec![address.into()],
-        conditions: EndpointConditions { ready: Some(ready), serving: Some(serving), terminating: Some(terminating) },
+        conditions: EndpointConditions {
+            ready: Some(ready),
+            serving: Some(serving),
+            terminating: Some(terminating),
+        },
         hostname: hostname.filter(|h| !h.is_empty()),
         node_name: pod.node().map(String::from),
         target_ref: Some(TargetRef {
@@ -205,7 +233,8 @@ fn resolve(port: &ServicePort, pod: &Pod) -> Option<EndpointPort> {
         Some(IntOrString::Int(0)) => port.port,
         Some(IntOrString::Int(n)) => *n,
         Some(IntOrString::String(name)) => {
-            let sidecars = pod.spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+            let sidecars =
+                pod.spec.init_containers.iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
             let mut ports = pod.spec.containers.iter().chain(sidecars).flat_map(|c| &c.ports);
             let named = ports.find(|p| {
                 p.name.as_deref() == Some(name) && p.protocol.as_deref().unwrap_or("TCP") == protocol

@@ -117,7 +117,9 @@ impl ReplicaSetController {
                 quiet(self.writer.strategic(&path, &body).await.map(drop))
             }
             Action::Release { name } => {
-                let Some(pod) = self.caches.pods.get(&crate::cache::key(namespace, &name)) else { return Ok(()) };
+                let Some(pod) = self.caches.pods.get(&crate::cache::key(namespace, &name)) else {
+                    return Ok(());
+                };
                 let path = write::path::<Pod>(namespace, &name);
                 quiet(self.writer.merge(&path, &ownership::release(rs, pod.as_ref())).await.map(drop))
             }
@@ -134,12 +136,17 @@ impl ReplicaSetController {
         let (mut left, mut round) = (count, 1);
         while left > 0 {
             let size = round.min(left);
-            let answers = futures::future::join_all((0..size).map(|_| self.writer.create(&path, &body))).await;
+            let answers =
+                futures::future::join_all((0..size).map(|_| self.writer.create(&path, &body))).await;
             let mut failure = None;
             for answer in answers {
                 match answer {
                     Ok(pod) => {
-                        self.events.normal(rs, "SuccessfulCreate", format!("Created pod: {}", pod.metadata.name));
+                        self.events.normal(
+                            rs,
+                            "SuccessfulCreate",
+                            format!("Created pod: {}", pod.metadata.name),
+                        );
                     }
                     Err(error) => {
                         self.expectations.created(key, 1);
@@ -174,13 +181,22 @@ impl ReplicaSetController {
                 Ok(()) => {
                     self.events.normal(rs, "SuccessfulDelete", format!("Deleted pod: {name}"));
                     // It may have been gone before; then no event will come.
-                    if self.caches.pods.get(&crate::cache::key(rs.namespace(), name)).is_none_or(|p| p.uid() != uid) {
+                    if self
+                        .caches
+                        .pods
+                        .get(&crate::cache::key(rs.namespace(), name))
+                        .is_none_or(|p| p.uid() != uid)
+                    {
                         self.expectations.deleted(key, uid);
                     }
                 }
                 Err(error) => {
                     self.expectations.deleted(key, uid);
-                    self.events.warning(rs, "FailedDelete", format!("Error deleting: {}", write::words(&error)));
+                    self.events.warning(
+                        rs,
+                        "FailedDelete",
+                        format!("Error deleting: {}", write::words(&error)),
+                    );
                     failure = Err(Failure { reason: "FailedDelete", error });
                 }
             }
@@ -250,7 +266,8 @@ impl Reconciler for ReplicaSetController {
         // Before the cache is read: what is settled now is in what is read next.
         let settled = self.expectations.settled(key);
         let Some(rs) = self.caches.replica_sets.get(key) else { return Ok(None) };
-        let selector = Selector::from_label_selector(&rs.spec.selector).map_err(|s| anyhow::anyhow!("{s:?}"))?;
+        let selector =
+            Selector::from_label_selector(&rs.spec.selector).map_err(|s| anyhow::anyhow!("{s:?}"))?;
         let (pods, related, now) = (self.candidates(&rs), self.related(&rs), Timestamp::now());
         let state = State { rs: &rs, selector: &selector, pods: &pods, related: &related, settled, now };
         let (actions, own) = plan(&state);

@@ -74,7 +74,12 @@ pub fn plan(state: &State<'_>) -> (Vec<Action>, Vec<Arc<Pod>>) {
     (actions, own)
 }
 
-fn victims(mut pods: Vec<Arc<Pod>>, related: &[Arc<Pod>], count: usize, now: Timestamp) -> Vec<(String, String)> {
+fn victims(
+    mut pods: Vec<Arc<Pod>>,
+    related: &[Arc<Pod>],
+    count: usize,
+    now: Timestamp,
+) -> Vec<(String, String)> {
     if count < pods.len() {
         let mut on_node: HashMap<&str, usize> = HashMap::new();
         for pod in related.iter().filter(|p| p.is_active()) {
@@ -99,7 +104,9 @@ fn deletion_order(a: &Pod, b: &Pod, on_node: &HashMap<&str, usize>, now: Timesta
     };
     let rank = |p: &Pod| on_node.get(p.node().unwrap_or_default()).copied().unwrap_or(0);
     let restarts = |p: &Pod| p.status.container_statuses.iter().map(|c| c.restart_count).max().unwrap_or(0);
-    a.node().is_some().cmp(&b.node().is_some())
+    a.node()
+        .is_some()
+        .cmp(&b.node().is_some())
         .then_with(|| phase(a).cmp(&phase(b)))
         .then_with(|| a.is_ready().cmp(&b.is_ready()))
         .then_with(|| cost(a).cmp(&cost(b)))
@@ -118,21 +125,28 @@ fn age(since: Option<Timestamp>, now: Timestamp) -> i64 {
 }
 
 /// The status that follows from its pods. `failure` is the reason and the words of a create or delete that failed.
-pub fn status(rs: &ReplicaSet, own: &[Arc<Pod>], failure: Option<(&str, &str)>, now: Timestamp) -> ReplicaSetStatus {
+pub fn status(
+    rs: &ReplicaSet,
+    own: &[Arc<Pod>],
+    failure: Option<(&str, &str)>,
+    now: Timestamp,
+) -> ReplicaSetStatus {
     let active = || own.iter().filter(|p| p.is_active());
     let labels = rs.spec.template.pointer("/metadata/labels").and_then(serde_json::Value::as_object);
     let fully = |p: &&Arc<Pod>| labels.into_iter().flatten().all(|(k, v)| p.label(k) == v.as_str());
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let mut conditions: Vec<Condition> = rs.status.conditions.clone();
     match failure {
-        Some((reason, message)) if condition(&conditions, "ReplicaFailure").is_none() => conditions.push(Condition {
-            type_: "ReplicaFailure".into(),
-            status: "True".into(),
-            reason: reason.into(),
-            message: message.into(),
-            last_transition_time: Some(Time(crate::events::whole_second(now))),
-            ..Condition::default()
-        }),
+        Some((reason, message)) if condition(&conditions, "ReplicaFailure").is_none() => {
+            conditions.push(Condition {
+                type_: "ReplicaFailure".into(),
+                status: "True".into(),
+                reason: reason.into(),
+                message: message.into(),
+                last_transition_time: Some(Time(crate::events::whole_second(now))),
+                ..Condition::default()
+            })
+        }
         Some(_) => {}
         None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
     }
@@ -140,8 +154,12 @@ pub fn status(rs: &ReplicaSet, own: &[Arc<Pod>], failure: Option<(&str, &str)>, 
         replicas: count(active().count()),
         fully_labeled_replicas: count(active().filter(fully).count()),
         ready_replicas: count(active().filter(|p| p.is_ready()).count()),
-        available_replicas: count(active().filter(|p| p.is_available(rs.spec.min_ready_seconds, now)).count()),
-        terminating_replicas: Some(count(own.iter().filter(|p| p.is_terminating() && !p.is_finished()).count())),
+        available_replicas: count(
+            active().filter(|p| p.is_available(rs.spec.min_ready_seconds, now)).count(),
+        ),
+        terminating_replicas: Some(count(
+            own.iter().filter(|p| p.is_terminating() && !p.is_finished()).count(),
+        )),
         observed_generation: rs.metadata.generation.unwrap_or(0),
         conditions,
     }

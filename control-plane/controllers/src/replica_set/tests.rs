@@ -41,7 +41,15 @@ fn pod(name: &str, change: Value) -> Arc<Pod> {
 
 fn run(rs: &ReplicaSet, pods: &[Arc<Pod>], settled: bool) -> Vec<Action> {
     let selector = Selector::from_label_selector(&rs.spec.selector).unwrap();
-    plan(&State { rs, selector: &selector, pods, related: pods, settled, now: Timestamp::from_second(NOW).unwrap() }).0
+    plan(&State {
+        rs,
+        selector: &selector,
+        pods,
+        related: pods,
+        settled,
+        now: Timestamp::from_second(NOW).unwrap(),
+    })
+    .0
 }
 
 fn deleted(actions: Vec<Action>) -> Vec<String> {
@@ -59,17 +67,24 @@ fn counts() {
     assert_eq!(run(&rs(5), &pods, false), [], "waits for the cache");
     assert_eq!(run(&rs(2000), &pods, true), [Action::Create(500)]);
     assert_eq!(deleted(run(&rs(0), &pods, true)).len(), 2);
-    let finished = [pod("a", json!({ "status": { "phase": "Failed" } })), pod("b", json!({ "metadata": { "deletionTimestamp": at(1) } }))];
+    let finished = [
+        pod("a", json!({ "status": { "phase": "Failed" } })),
+        pod("b", json!({ "metadata": { "deletionTimestamp": at(1) } })),
+    ];
     assert_eq!(run(&rs(1), &finished, true), [Action::Create(1)]);
     let mut gone = rs(3);
-    gone.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
+    gone.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
     assert_eq!(run(&gone, &pods, true), []);
 }
 
 #[test]
 fn claims() {
     let orphan = pod("orphan", json!({ "metadata": { "ownerReferences": null } }));
-    let other = pod("other", json!({ "metadata": { "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x", "uid": "x", "controller": true }] } }));
+    let other = pod(
+        "other",
+        json!({ "metadata": { "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x", "uid": "x", "controller": true }] } }),
+    );
     let relabelled = pod("relabelled", json!({ "metadata": { "labels": { "app": "debug" } } }));
     assert_eq!(
         run(&rs(2), &[orphan, other, relabelled], true),
@@ -88,11 +103,23 @@ fn deletion_ranking() {
         ("unassigned first", json!({ "spec": { "nodeName": null } }), json!({})),
         ("pending first", json!({ "status": { "phase": "Pending" } }), json!({})),
         ("not ready first", not_ready, json!({})),
-        ("cheap first", json!({ "metadata": { "annotations": { "controller.kubernetes.io/pod-deletion-cost": "-5" } } }), json!({})),
-        ("ready for a short time first", json!({ "status": { "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": at(10) }] } }), json!({})),
+        (
+            "cheap first",
+            json!({ "metadata": { "annotations": { "controller.kubernetes.io/pod-deletion-cost": "-5" } } }),
+            json!({}),
+        ),
+        (
+            "ready for a short time first",
+            json!({ "status": { "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": at(10) }] } }),
+            json!({}),
+        ),
         ("restarted first", json!({ "status": { "containerStatuses": [{ "restartCount": 4 }] } }), json!({})),
         ("young first", json!({ "metadata": { "creationTimestamp": at(3) } }), json!({})),
-        ("a not ready pod before a young one", json!({ "status": { "conditions": null } }), json!({ "metadata": { "creationTimestamp": at(3) } })),
+        (
+            "a not ready pod before a young one",
+            json!({ "status": { "conditions": null } }),
+            json!({ "metadata": { "creationTimestamp": at(3) } }),
+        ),
     ];
     for (what, victim, survivor) in cases {
         // The names would decide the other way round.
@@ -116,7 +143,10 @@ fn statuses() {
     ];
     let now = Timestamp::from_second(NOW).unwrap();
     let new = status(&rs, &pods, Some(("FailedCreate", "no room")), now);
-    assert_eq!((new.replicas, new.fully_labeled_replicas, new.ready_replicas, new.available_replicas), (3, 3, 2, 1));
+    assert_eq!(
+        (new.replicas, new.fully_labeled_replicas, new.ready_replicas, new.available_replicas),
+        (3, 3, 2, 1)
+    );
     assert_eq!((new.observed_generation, new.terminating_replicas), (3, Some(1)));
     assert_eq!(new.conditions[0].reason, "FailedCreate");
     assert_eq!(super::plan::next_available(&rs, &pods, now), Some(std::time::Duration::from_secs(50)));

@@ -1,0 +1,101 @@
+//! Starts the shared caches and every controller, each under its own identity.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::deployment::DeploymentController;
+use crate::endpoint_slice::EndpointSliceController;
+use crate::events::Recorder;
+use crate::garbage::GarbageCollector;
+use crate::informers::Informers;
+use crate::namespace::{NamespaceController, NamespaceDefaults};
+use crate::node::{NodeController, Ranges};
+use crate::reconcile::{self, Reconciler};
+use crate::replica_set::ReplicaSetController;
+use crate::write::Writer;
+
+/// The identities that [`Options::client_for`] is asked for. In Kubernetes each is the ServiceAccount of that name in
+/// `kube-system`; `shared-informers` is the one that lists and watches for all.
+pub const IDENTITIES: [&str; 9] = [
+    "shared-informers",
+    "replicaset-controller",
+    "deployment-controller",
+    "endpointslice-controller",
+    "generic-garbage-collector",
+    "namespace-controller",
+    "service-account-controller",
+    "root-ca-certificate-publisher",
+    "node-controller",
+];
+
+/// How the controllers run.
+#[derive(Clone)]
+pub struct Options {
+    /// The client of an identity; see [`IDENTITIES`].
+    pub client_for: Arc<dyn Fn(&str) -> kube::Client + Send + Sync>,
+    /// The range of all pods, an IPv4 range; None where something else gives nodes their ranges.
+    pub pod_cidr: Option<String>,
+    /// Prefix length of a node's part of it.
+    pub node_cidr_bits: u8,
+    /// The cluster's CA, published in every namespace; None publishes nothing.
+    pub root_ca_pem: Option<String>,
+    /// How long a node may be silent before it is unreachable.
+    pub node_grace: Duration,
+}
+
+impl Options {
+    /// The options of network profile `loopback`.
+    pub fn new(client_for: Arc<dyn Fn(&str) -> kube::Client + Send + Sync>) -> Self {
+        Self {
+            client_for,
+            pod_cidr: Some("127.64.0.0/11".into()),
+            node_cidr_bits: 18,
+            root_ca_pem: None,
+            node_grace: Duration::from_secs(40),
+        }
+    }
+}
+
+/// Runs all controllers until `shutdown`. Fails only on options that cannot be used.
+pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let ranges =
+        options.pod_cidr.as_deref().map(|range| Ranges::new(range, options.node_cidr_bits)).transpose();
+    let ranges = ranges.context("cannot give nodes their pod ranges")?;
+    let client = |name: &str| (options.client_for)(name);
+    let writer = |name: &str| Writer::new(client(name));
+    let recorder = |name: &str, component: &str| Recorder::new(writer(name), component);
+    let caches = Arc::new(Informers::default());
+    let garbage = GarbageCollector::new(writer("generic-garbage-collector"));
+    let rs = "replicaset-controller";
+    let deployment = "deployment-controller";
+    let node = "node-controller";
+    let (accounts, publisher) =
+        (writer("service-account-controller"), writer("root-ca-certificate-publisher"));
+    let controllers: Vec<Arc<dyn Reconciler>> = vec![
+        ReplicaSetController::new(caches.clone(), writer(rs), recorder(rs, rs)),
+        DeploymentController::new(caches.clone(), writer(deployment), recorder(deployment, deployment)),
+        EndpointSliceController::new(caches.clone(), writer("endpointslice-controller")),
+        NamespaceController::new(caches.clone(), writer("namespace-controller")),
+        NamespaceDefaults::new(caches.clone(), accounts, publisher, options.root_ca_pem.clone()),
+        NodeController::new(caches.clone(), writer(node), recorder(node, node), ranges, options.node_grace),
+        garbage.clone(),
+    ];
+    caches.start(&client("shared-informers"), &shutdown);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(garbage.watch(client("generic-garbage-collector"), shutdown.clone()));
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        () = caches.synced() => {}
+    }
+    for controller in controllers {
+        tasks.spawn(reconcile::run(controller, shutdown.clone()));
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a controller failed")?;
+    }
+    Ok(())
+}
