@@ -186,11 +186,25 @@ fn write_credentials(
 }
 
 async fn components(server: ApiServer, pod_cidr: String, root_ca_pem: String, shutdown: CancellationToken) {
+    let controllers = {
+        let server = server.clone();
+        let client_for = Arc::new(move |name: &str| {
+            let user = format!("system:controller:{name}");
+            kube::Client::new(server.service_as(UserInfo::new(&user, &[])), "default")
+        });
+        coracle_controllers::Options {
+            pod_cidr: Some(pod_cidr),
+            root_ca_pem: Some(root_ca_pem),
+            ..coracle_controllers::Options::new(client_for)
+        }
+    };
     let scheduler =
         kube::Client::new(server.service_as(UserInfo::new("system:kube-scheduler", &[])), "default");
-    let scheduler =
-        coracle_scheduler::run(scheduler, coracle_scheduler::Options::default(), shutdown.clone()).await;
-    for (part, result) in [("scheduler", scheduler)] {
+    let (controllers, scheduler) = tokio::join!(
+        coracle_controllers::run(controllers, shutdown.clone()),
+        coracle_scheduler::run(scheduler, coracle_scheduler::Options::default(), shutdown.clone()),
+    );
+    for (part, result) in [("controllers", controllers), ("scheduler", scheduler)] {
         if let Err(error) = result {
             tracing::error!(part, error = format!("{error:#}"), "stopped");
         }
