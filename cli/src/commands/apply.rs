@@ -133,7 +133,7 @@ fn three_way(before: &Value, wanted: &Value, live: &Value) -> Value {
     let mut patch = Map::new();
     for (key, value) in wanted.as_object().unwrap_or(&empty) {
         match live.get(key) {
-            Some(current) if current == value => {}
+            Some(current) if holds(current, value) => {}
             Some(current) if current.is_object() && value.is_object() => {
                 let inner = three_way(before.get(key).unwrap_or(&Value::Null), value, current);
                 if inner.as_object().is_some_and(|inner| !inner.is_empty()) {
@@ -153,6 +153,35 @@ fn three_way(before: &Value, wanted: &Value, live: &Value) -> Value {
     Value::Object(patch)
 }
 
+/// Whether `live` says everything that `wanted` says; what else it has are the server's defaults. Lists have to be as long.
+fn holds(live: &Value, wanted: &Value) -> bool {
+    match (live, wanted) {
+        (Value::Object(live), Value::Object(wanted)) => {
+            wanted.iter().all(|(key, value)| live.get(key).is_some_and(|current| same(key, current, value)))
+        }
+        (Value::Array(live), Value::Array(wanted)) => {
+            live.len() == wanted.len() && live.iter().zip(wanted).all(|(live, wanted)| holds(live, wanted))
+        }
+        _ => live == wanted,
+    }
+}
+
+/// [`holds`] for a field; the annotation with the manifest compares by what it says, since clients write it differently.
+fn same(key: &str, live: &Value, wanted: &Value) -> bool {
+    let parse = |value: &Value| serde_json::from_str::<Value>(value.as_str()?).ok().map(without_annotation);
+    holds(live, wanted) || (key == LAST_APPLIED && parse(live).is_some() && parse(live) == parse(wanted))
+}
+
+/// kubectl writes an empty map of annotations into the manifest that it remembers.
+fn without_annotation(mut manifest: Value) -> Value {
+    if let Some(metadata) = manifest.get_mut("metadata").and_then(Value::as_object_mut)
+        && metadata.get("annotations").is_some_and(|all| all.as_object().is_some_and(Map::is_empty))
+    {
+        metadata.remove("annotations");
+    }
+    manifest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,5 +193,8 @@ mod tests {
         let live = json!({"data": {"a": "1", "b": "2", "c": "theirs"}});
         assert_eq!(three_way(&before, &wanted, &live), json!({"data": {"a": "3", "b": null}}));
         assert_eq!(three_way(&wanted, &wanted, &wanted), json!({}));
+        let defaulted = json!({"spec": {"ports": [{"port": 80, "protocol": "TCP"}]}});
+        let wanted = json!({"spec": {"ports": [{"port": 80}]}});
+        assert_eq!(three_way(&wanted, &wanted, &defaulted), json!({}));
     }
 }

@@ -64,7 +64,12 @@ impl Cluster {
     pub fn up(&mut self) -> Result<()> {
         let data = self.data_dir();
         let mut command = self.command(&self.bin);
-        command.arg("up").arg("--data-dir").arg(&data).args(["--listen", "127.0.0.1:0"]).args(self.slot.flags());
+        command
+            .arg("up")
+            .arg("--data-dir")
+            .arg(&data)
+            .args(["--listen", "127.0.0.1:0"])
+            .args(self.slot.flags());
         command.stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().context("start coracle up")?;
         let mut line = String::new();
@@ -149,7 +154,9 @@ impl Cluster {
     pub fn kill(&self, process: &str) -> Result<()> {
         let before = self.pid(process)?;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(before), nix::sys::signal::Signal::SIGKILL)?;
-        eventually(&format!("{process} is started again"), Duration::from_secs(20), || Ok(self.pid(process)? != before))
+        eventually(&format!("{process} is started again"), Duration::from_secs(20), || {
+            Ok(self.pid(process)? != before)
+        })
     }
 
     /// Kills `up` itself (SIGKILL).
@@ -224,7 +231,8 @@ fn binary(variable: &str, default: &str) -> Result<PathBuf> {
 
 /// The exact kubectl that `cargo xtask kubectl` installs.
 pub fn kubectl() -> Result<PathBuf> {
-    let path = std::env::var_os("CORACLE_KUBECTL").context("CORACLE_KUBECTL is not set: run `cargo xtask test`")?;
+    let path =
+        std::env::var_os("CORACLE_KUBECTL").context("CORACLE_KUBECTL is not set: run `cargo xtask test`")?;
     Ok(PathBuf::from(path))
 }
 
@@ -244,7 +252,12 @@ pub fn succeed(command: &mut Command) -> Result<String> {
 
 /// What a program said, both ways.
 pub fn shown(out: &Output) -> String {
-    format!("{}\n{}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    format!(
+        "{}\n{}{}",
+        out.status,
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    )
 }
 
 /// Waits until a condition holds. An error counts as "not yet" and is told at the end.

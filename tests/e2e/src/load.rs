@@ -28,7 +28,9 @@ pub async fn run(address: SocketAddr, connections: usize, requests: u64, stop: A
         let (answered, stop) = (answered.clone(), stop.clone());
         workers.push(tokio::spawn(async move {
             let mut failures = Vec::new();
-            while failures.len() < 5 && !(stop.load(Ordering::Relaxed) && answered.load(Ordering::Relaxed) >= requests) {
+            while failures.len() < 5
+                && !(stop.load(Ordering::Relaxed) && answered.load(Ordering::Relaxed) >= requests)
+            {
                 if let Err(error) = connection(address, &answered, requests, &stop).await {
                     failures.push(format!("{error:#}"));
                 }
@@ -47,7 +49,12 @@ pub async fn run(address: SocketAddr, connections: usize, requests: u64, stop: A
     outcome
 }
 
-async fn connection(address: SocketAddr, answered: &AtomicU64, requests: u64, stop: &AtomicBool) -> Result<()> {
+async fn connection(
+    address: SocketAddr,
+    answered: &AtomicU64,
+    requests: u64,
+    stop: &AtomicBool,
+) -> Result<()> {
     let stream = TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
     stream.set_nodelay(true)?;
     let (mut sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
@@ -57,15 +64,17 @@ async fn connection(address: SocketAddr, answered: &AtomicU64, requests: u64, st
             // Closed while idle: the protocol's own way to say "connect again".
             break;
         }
-        let request = hyper::Request::get("/").header("host", address.to_string()).body(Empty::<Bytes>::new())?;
+        let request =
+            hyper::Request::get("/").header("host", address.to_string()).body(Empty::<Bytes>::new())?;
         let exchange = async {
             let response = sender.send_request(request).await?;
             let (status, close) = (response.status(), closes(&response));
             response.into_body().collect().await?;
             Ok::<_, hyper::Error>((status, close))
         };
-        let (status, close) =
-            tokio::time::timeout(Duration::from_secs(10), exchange).await.context("no answer within 10 s")??;
+        let (status, close) = tokio::time::timeout(Duration::from_secs(10), exchange)
+            .await
+            .context("no answer within 10 s")??;
         anyhow::ensure!(status.is_success(), "answered {status}");
         answered.fetch_add(1, Ordering::Relaxed);
         if close {

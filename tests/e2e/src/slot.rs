@@ -5,7 +5,7 @@ use std::fs::File;
 use anyhow::{Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 
-const SLOTS: u8 = 16;
+const SLOTS: u8 = 11;
 
 /// Held as long as the cluster lives.
 pub struct Slot {

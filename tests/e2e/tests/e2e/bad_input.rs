@@ -8,8 +8,16 @@ use coracle_e2e::{Cluster, Profile, eventually};
 /// Manifest, flags of `kubectl apply`, words in the answer.
 const REFUSED: [(&str, &[&str], &[&str]); 5] = [
     ("apiVersion: v1\nkind: ConfigMap\nmetadata: [", &[], &["error"]),
-    ("apiVersion: v1\nkind: Nonsense\nmetadata:\n  name: x\n", &[], &["no matches for kind \"Nonsense\" in version \"v1\""]),
-    ("apiVersion: v1\nkind: Service\nmetadata:\n  name: x\nspec:\n  types: NodePort\n  ports:\n  - port: 80\n", &[], &["unknown field \"spec.types\""]),
+    (
+        "apiVersion: v1\nkind: Nonsense\nmetadata:\n  name: x\n",
+        &[],
+        &["no matches for kind \"Nonsense\" in version \"v1\""],
+    ),
+    (
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: x\nspec:\n  types: NodePort\n  ports:\n  - port: 80\n",
+        &[],
+        &["unknown field \"spec.types\""],
+    ),
     ("kind: Service\nmetadata:\n  name: x\n", &[], &["apiVersion not set"]),
     (
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: Not_A_Name\nspec:\n  containers:\n  - name: a\n    image: b\n",

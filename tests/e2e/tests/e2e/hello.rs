@@ -53,7 +53,10 @@ fn a_manifest_becomes_a_running_service() -> Result<()> {
     })?;
     let pods = cluster.get(&["-n", "hello", "pods", "-l", "app=hello"])?;
     let pod = &pods["items"][0];
-    let (name, ip) = (pod["metadata"]["name"].as_str().context("name")?, pod["status"]["podIP"].as_str().context("podIP")?);
+    let (name, ip) = (
+        pod["metadata"]["name"].as_str().context("name")?,
+        pod["status"]["podIP"].as_str().context("podIP")?,
+    );
     let answer = curl(&format!("http://{ip}:8080/"))?;
     ensure!(answer.contains(name), "{name} answered {answer}");
     eventually("the pod's log has its request", Duration::from_secs(5), || {
