@@ -38,8 +38,24 @@ pub struct Options {
     pub cluster_domain: String,
 }
 
+/// [`run_with`] for the first node of a `loopback` cluster: node `node-1` at 127.0.1.1, domain `cluster.local`.
+pub async fn run(
+    client: Client,
+    runtime_endpoint: String,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let options = Options {
+        client,
+        runtime_endpoint,
+        node_name: "node-1".into(),
+        node_ip: "127.0.1.1".into(),
+        cluster_domain: "cluster.local".into(),
+    };
+    run_with(options, shutdown).await
+}
+
 /// Runs until `shutdown`; a server or runtime that is away is waited for.
-pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run_with(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
     let (changed, changes) = watch::channel(0_u64);
     let services = reflect::<Service>(&options.client, changed.clone());
     let slices = reflect::<EndpointSlice>(&options.client, changed);

@@ -7,4 +7,4 @@ pub mod events;
 pub mod feed;
 pub mod plan;
 
-pub use feed::{Options, run};
+pub use feed::{Options, run, run_with};
