@@ -1,0 +1,57 @@
+//! What every part of the agent shares.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::env::fields::Facts;
+use crate::events::Recorder;
+use crate::objects::Objects;
+use crate::runtime::Runtime;
+
+/// Shared by all workers.
+pub struct Context {
+    /// The API server.
+    pub client: kube::Client,
+    /// The runtime.
+    pub runtime: Runtime,
+    /// ConfigMaps and Secrets.
+    pub objects: Objects,
+    /// Events.
+    pub recorder: Recorder,
+    /// The node's name.
+    pub node_name: String,
+    /// The node's address.
+    pub node_ip: IpAddr,
+    /// Where volumes and logs lie; absolute.
+    pub root: PathBuf,
+    /// Millicores of this machine.
+    pub cpu_milli: i64,
+    /// Bytes of this machine.
+    pub memory: i64,
+}
+
+impl Context {
+    /// What the downward API says besides the pod's own fields.
+    pub fn facts(&self, pod_ips: Vec<String>) -> Facts {
+        Facts {
+            host_ip: self.node_ip.to_string(),
+            pod_ips,
+            node_cpu_milli: self.cpu_milli,
+            node_memory: self.memory,
+        }
+    }
+
+    /// Where the logs of a pod lie, as the kubelet names it.
+    pub fn log_directory(&self, pod: &Pod) -> PathBuf {
+        let meta = &pod.metadata;
+        let part = |value: &Option<String>| value.clone().unwrap_or_default().replace('/', "_");
+        self.root.join("logs").join(format!(
+            "{}_{}_{}",
+            part(&meta.namespace),
+            part(&meta.name),
+            part(&meta.uid)
+        ))
+    }
+}

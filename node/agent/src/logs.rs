@@ -1,0 +1,227 @@
+//! Log files in CRI format (`<time> <stdout|stderr> <P|F> <text>`), read as the API asks for them.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use k8s_openapi::jiff::Timestamp;
+use tokio::fs::File;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, BufReader, SeekFrom};
+use tokio::sync::mpsc;
+
+/// The longest line that is read in one piece, in bytes: CRI writers split at 16 KiB.
+const MAX_LINE: u64 = 1 << 20;
+const CHUNK: u64 = 64 << 10;
+const POLL: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// What a reader of logs asks for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Query {
+    /// Go on when the end is reached.
+    pub follow: bool,
+    /// Only the last so many lines.
+    pub tail: Option<u64>,
+    /// Only lines from this time on.
+    pub since: Option<Timestamp>,
+    /// With their times.
+    pub timestamps: bool,
+    /// At most so many bytes.
+    pub limit: Option<u64>,
+}
+
+/// One line of a log file.
+#[derive(Debug, PartialEq)]
+struct Entry<'a> {
+    time: &'a str,
+    whole: bool,
+    text: &'a [u8],
+}
+
+/// Reads one line; `None`: it is not in CRI format.
+fn parse(line: &[u8]) -> Option<Entry<'_>> {
+    let mut parts = line.splitn(4, |b| *b == b' ');
+    let time = std::str::from_utf8(parts.next()?).ok()?;
+    let _stream = parts.next()?;
+    let tags = parts.next()?;
+    let text = parts.next().unwrap_or_default();
+    Some(Entry { time, whole: !tags.starts_with(b"P"), text })
+}
+
+/// Where the last `lines` lines begin.
+async fn tail_offset(file: &mut File, lines: u64) -> std::io::Result<u64> {
+    let end = file.seek(SeekFrom::End(0)).await?;
+    if lines == 0 {
+        return Ok(end);
+    }
+    let (mut at, mut seen) = (end, 0_u64);
+    while at > 0 {
+        let size = CHUNK.min(at);
+        at -= size;
+        file.seek(SeekFrom::Start(at)).await?;
+        let mut chunk = vec![0; usize::try_from(size).unwrap_or(0)];
+        file.read_exact(&mut chunk).await?;
+        for (index, byte) in chunk.iter().enumerate().rev() {
+            let position = at + u64::try_from(index).unwrap_or(0);
+            // The newline that ends the file begins no line.
+            if *byte == b'\n' && position + 1 < end {
+                seen += 1;
+                if seen == lines {
+                    return Ok(position + 1);
+                }
+            }
+        }
+    }
+    Ok(0)
+}
+
+/// Sends what `query` asks for to `out`, until the end, or with `follow` until `alive` says that the container is gone
+/// and all is read. Ends when nobody listens.
+pub async fn stream<F, Fut>(
+    path: PathBuf,
+    query: Query,
+    mut alive: F,
+    out: mpsc::Sender<std::io::Result<Bytes>>,
+) where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    if let Err(error) = copy(&path, &query, &mut alive, &out).await {
+        let _ = out.send(Err(error)).await;
+    }
+}
+
+async fn open(path: &Path, follow: bool) -> std::io::Result<File> {
+    for _ in 0..if follow { 50 } else { 1 } {
+        match File::open(path).await {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && follow => {
+                tokio::time::sleep(POLL).await
+            }
+            other => return other,
+        }
+    }
+    File::open(path).await
+}
+
+async fn copy<F, Fut>(
+    path: &Path,
+    query: &Query,
+    alive: &mut F,
+    out: &mpsc::Sender<std::io::Result<Bytes>>,
+) -> std::io::Result<()>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    let mut file = open(path, query.follow).await?;
+    let start = match query.tail {
+        Some(lines) => tail_offset(&mut file, lines).await?,
+        None => 0,
+    };
+    file.seek(SeekFrom::Start(start)).await?;
+    let mut reader = BufReader::new(file);
+    let mut left = query.limit.unwrap_or(u64::MAX);
+    let mut line = Vec::new();
+    let mut last_look = false;
+    let mut continued = false;
+    loop {
+        let room = MAX_LINE.saturating_sub(u64::try_from(line.len()).unwrap_or(0));
+        let read = (&mut reader).take(room).read_until(b'\n', &mut line).await?;
+        let complete = line.ends_with(b"\n") || u64::try_from(line.len()).unwrap_or(0) >= MAX_LINE;
+        if read > 0 && complete {
+            let text = render(&line, query, &mut continued);
+            line.clear();
+            let Some(mut text) = text else { continue };
+            let size = usize::try_from(left).unwrap_or(usize::MAX).min(text.len());
+            text.truncate(size);
+            left -= u64::try_from(size).unwrap_or(0);
+            if size > 0 && out.send(Ok(text.into())).await.is_err() {
+                return Ok(());
+            }
+            if left == 0 {
+                return Ok(());
+            }
+            continue;
+        }
+        if !query.follow || last_look {
+            return Ok(());
+        }
+        // One more look after the container is gone: its last words may have come in between.
+        last_look = !alive().await;
+        if !last_look {
+            tokio::select! {
+                () = tokio::time::sleep(POLL) => {}
+                () = out.closed() => return Ok(()),
+            }
+        }
+    }
+}
+
+fn render(line: &[u8], query: &Query, continued: &mut bool) -> Option<Vec<u8>> {
+    let bare = line.strip_suffix(b"\n").unwrap_or(line);
+    let Some(entry) = parse(bare) else { return Some(line.to_vec()) };
+    let begins = !std::mem::replace(continued, !entry.whole);
+    if let Some(since) = query.since
+        && entry.time.parse::<Timestamp>().is_ok_and(|time| time < since)
+    {
+        return None;
+    }
+    let mut text = Vec::with_capacity(line.len());
+    if query.timestamps && begins {
+        text.extend_from_slice(entry.time.as_bytes());
+        text.push(b' ');
+    }
+    text.extend_from_slice(entry.text);
+    if entry.whole {
+        text.push(b'\n');
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "2026-11-21T05:00:00.000000001Z stdout F one\n\
+        2026-11-21T05:00:01.000000001Z stderr P tw\n\
+        2026-11-21T05:00:01.000000002Z stderr F o\n\
+        2026-11-21T05:00:02.000000001Z stdout F \n\
+        2026-11-21T05:00:03.000000001Z stdout F four\n";
+
+    async fn read(query: Query) -> String {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("0.log");
+        std::fs::write(&path, LOG).expect("a log");
+        let (out, mut lines) = mpsc::channel(8);
+        tokio::spawn(stream(path, query, || async { false }, out));
+        let mut all = Vec::new();
+        while let Some(line) = lines.recv().await {
+            all.extend_from_slice(&line.expect("a line"));
+        }
+        String::from_utf8(all).expect("text")
+    }
+
+    #[tokio::test]
+    async fn queries() {
+        let table = [
+            (Query::default(), "one\ntwo\n\nfour\n"),
+            (Query { tail: Some(2), ..Default::default() }, "\nfour\n"),
+            (Query { tail: Some(0), ..Default::default() }, ""),
+            (Query { tail: Some(100), ..Default::default() }, "one\ntwo\n\nfour\n"),
+            (Query { limit: Some(5), ..Default::default() }, "one\nt"),
+            (Query { since: "2026-11-21T05:00:02Z".parse().ok(), ..Default::default() }, "\nfour\n"),
+            (Query { follow: true, ..Default::default() }, "one\ntwo\n\nfour\n"),
+            (
+                Query { tail: Some(1), timestamps: true, ..Default::default() },
+                "2026-11-21T05:00:03.000000001Z four\n",
+            ),
+        ];
+        for (query, expected) in table {
+            assert_eq!(read(query.clone()).await, expected, "{query:?}");
+        }
+    }
+
+    #[test]
+    fn other_lines_pass_as_they_are() {
+        let mut continued = false;
+        assert_eq!(render(b"plain\n", &Query::default(), &mut continued), Some(b"plain\n".to_vec()));
+    }
+}

@@ -1,0 +1,159 @@
+//! The Node object and its Lease: registered once, then kept true.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+
+pub mod lease;
+pub mod machine;
+pub mod object;
+
+/// How often the status is looked at.
+const LOOK: Duration = Duration::from_secs(10);
+/// How often it is written although nothing changed.
+const WRITE: Duration = Duration::from_secs(300);
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(7);
+
+/// Keeps the Node and its Lease until `shutdown`.
+pub async fn run(
+    context: Arc<Context>,
+    machine: machine::Machine,
+    port: u16,
+    max_pods: u32,
+    shutdown: CancellationToken,
+) {
+    let keep = async { tokio::join!(lease::keep(&context), keep_node(&context, &machine, port, max_pods)) };
+    tokio::select! {
+        _ = keep => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+async fn keep_node(context: &Context, machine: &machine::Machine, port: u16, max_pods: u32) {
+    let mut keeper = Keeper { context, machine, port, max_pods, written: None, cidr: None, started: false };
+    let mut delay = RETRY_MIN;
+    loop {
+        match keeper.turn().await {
+            Ok(settled) => {
+                delay = RETRY_MIN;
+                // A node that is not yet whole (no range, runtime away) is looked at more often.
+                tokio::time::sleep(if settled { LOOK } else { Duration::from_millis(300) }).await;
+            }
+            Err(error) => {
+                tracing::warn!(
+                    node = context.node_name,
+                    error = format!("{error:#}"),
+                    "could not keep the Node; will try again"
+                );
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+struct Keeper<'a> {
+    context: &'a Context,
+    machine: &'a machine::Machine,
+    port: u16,
+    max_pods: u32,
+    written: Option<Instant>,
+    cidr: Option<String>,
+    started: bool,
+}
+
+impl Keeper<'_> {
+    /// Looks and writes once. False: something is missing that may come at any moment.
+    async fn turn(&mut self) -> anyhow::Result<bool> {
+        let api: Api<Node> = Api::all(self.context.client.clone());
+        let name = &self.context.node_name;
+        let node = match api.get_opt(name).await? {
+            Some(node) => node,
+            None => match api.create(&PostParams::default(), &object::node(name)).await {
+                Ok(node) => {
+                    tracing::info!(node = name, "registered");
+                    node
+                }
+                Err(kube::Error::Api(status)) if status.code == 409 => api.get(name).await?,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        if let Some(patch) = object::missing_labels(&node, name) {
+            api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        }
+        let handed = self.hand_over_cidr(&node).await;
+        let facts = object::Facts {
+            machine: self.machine,
+            address: self.context.node_ip.to_string(),
+            name: name.clone(),
+            port: self.port,
+            max_pods: self.max_pods,
+            runtime: self.ask_runtime(handed).await,
+            now: Timestamp::now(),
+        };
+        let ready = facts.runtime.problem.is_none();
+        let status = object::status(&node, &facts);
+        let due = self.written.is_none_or(|at| at.elapsed() >= WRITE);
+        if due || object::differs(node.status.as_ref(), &status) {
+            let body = json!({"status": status});
+            let written = api.patch_status(name, &PatchParams::default(), &Patch::Merge(body)).await?;
+            self.written = Some(Instant::now());
+            if !std::mem::replace(&mut self.started, true) {
+                self.context.recorder.node(&written, false, "Starting", "Starting kubelet.");
+            }
+        }
+        Ok(ready && node.spec.as_ref().and_then(|s| s.pod_cidr.as_ref()).is_some())
+    }
+
+    async fn hand_over_cidr(&mut self, node: &Node) -> Result<(), String> {
+        let Some(cidr) = node.spec.as_ref().and_then(|s| s.pod_cidr.clone()) else { return Ok(()) };
+        // Handed over again now and then: the runtime may have been restarted.
+        let known = self.cidr.as_deref() == Some(cidr.as_str());
+        match self.context.runtime.set_pod_cidr(&cidr).await {
+            Ok(()) => {
+                if !known {
+                    tracing::info!(cidr, "the range of pod addresses is known to the runtime");
+                }
+                self.cidr = Some(cidr);
+                Ok(())
+            }
+            Err(status) => Err(format!("hand {cidr} to the runtime: {}", status.message())),
+        }
+    }
+
+    async fn ask_runtime(&self, handed: Result<(), String>) -> object::RuntimeFacts {
+        let version = match self.context.runtime.version().await {
+            Ok(version) => format!("{}://{}", version.runtime_name, version.runtime_version),
+            Err(status) => {
+                let problem = format!("container runtime is down: {}", status.message());
+                return object::RuntimeFacts { version: None, problem: Some(problem) };
+            }
+        };
+        let mut problems: Vec<String> = handed.err().into_iter().collect();
+        match self.context.runtime.conditions().await {
+            Err(status) => {
+                problems.push(format!("container runtime status check failed: {}", status.message()))
+            }
+            Ok(conditions) => problems.extend(conditions.iter().filter(|c| !c.status).map(|c| {
+                let what = if c.r#type == "NetworkReady" {
+                    "container runtime network not ready"
+                } else {
+                    "container runtime not ready"
+                };
+                format!("{what}: {}=false reason:{} message:{}", c.r#type, c.reason, c.message)
+            })),
+        }
+        let problem = (!problems.is_empty()).then(|| problems.join(", "));
+        object::RuntimeFacts { version: Some(version), problem }
+    }
+}

@@ -1,0 +1,10 @@
+//! The life of pods on this node: `source` follows the API, `worker` drives one pod, `plan` decides (pure),
+//! `steps` act, `status` says how the pod is (pure). Nothing here knows what runs inside a container.
+
+pub mod backoff;
+pub mod plan;
+pub mod source;
+pub mod state;
+pub mod status;
+pub mod steps;
+pub mod worker;

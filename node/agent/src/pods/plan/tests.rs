@@ -1,0 +1,176 @@
+use serde_json::json;
+
+use super::*;
+use crate::pods::state::{Sandbox, Waiting};
+
+fn pod(policy: &str, init: &[&str], mains: &[&str]) -> Pod {
+    let containers =
+        |names: &[&str]| names.iter().map(|n| json!({"name": n, "image": "app:v1"})).collect::<Vec<_>>();
+    serde_json::from_value(json!({
+        "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
+        "spec": {"restartPolicy": policy, "initContainers": containers(init), "containers": containers(mains),
+                 "terminationGracePeriodSeconds": 7},
+    }))
+    .expect("a Pod")
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).expect("a time")
+}
+
+fn state(containers: &[(&str, u32, Phase, i32)]) -> PodState {
+    let mut state = PodState {
+        sandboxes: vec![Sandbox { id: "s".into(), ready: true, ..Default::default() }],
+        containers: containers
+            .iter()
+            .map(|(name, attempt, phase, exit_code)| Container {
+                id: format!("{name}{attempt}"),
+                sandbox: "s".into(),
+                name: (*name).into(),
+                attempt: *attempt,
+                phase: *phase,
+                exit_code: *exit_code,
+                started_at: 90_000_000_000,
+                finished_at: 100_000_000_000,
+                ..Default::default()
+            })
+            .collect(),
+    };
+    state.sort();
+    state
+}
+
+fn mounted() -> Memory {
+    Memory { mounted: true, ..Default::default() }
+}
+
+fn decide(pod: &Pod, fate: Fate, state: &PodState, memory: &Memory, now: i64) -> Plan {
+    plan(Input { pod, fate, state, memory, now: at(now) })
+}
+
+fn start(name: &str, attempt: u32, backoff: Option<i64>) -> Action {
+    Action::Start { name: name.into(), attempt, backoff: backoff.map(|seconds| Backoff { seconds }) }
+}
+
+#[test]
+fn a_new_pod_mounts_then_gets_a_sandbox_then_starts() {
+    let pod = pod("Always", &[], &["a", "b"]);
+    let none = PodState::default();
+    assert_eq!(decide(&pod, Fate::Runs, &none, &Memory::default(), 0).actions, [Action::Mount]);
+    assert_eq!(decide(&pod, Fate::Runs, &none, &mounted(), 0).actions, [Action::RunSandbox { attempt: 0 }]);
+    let plan = decide(&pod, Fate::Runs, &state(&[]), &mounted(), 0);
+    assert_eq!(plan.actions, [start("a", 0, None), start("b", 0, None)]);
+}
+
+#[test]
+fn init_containers_run_in_order() {
+    let pod = pod("Always", &["i", "j"], &["a"]);
+    let table: &[(&[(&str, u32, Phase, i32)], &[Action])] = &[
+        (&[], &[start("i", 0, None)]),
+        (&[("i", 0, Phase::Running, 0)], &[]),
+        (&[("i", 0, Phase::Exited, 0)], &[start("j", 0, None)]),
+        (&[("i", 0, Phase::Exited, 1)], &[start("i", 1, Some(10))]),
+        (&[("i", 0, Phase::Exited, 0), ("j", 0, Phase::Exited, 0)], &[start("a", 0, None)]),
+        (&[("a", 0, Phase::Running, 0)], &[]),
+    ];
+    for (containers, actions) in table {
+        assert_eq!(
+            &decide(&pod, Fate::Runs, &state(containers), &mounted(), 200).actions,
+            actions,
+            "{containers:?}"
+        );
+    }
+}
+
+#[test]
+fn restart_policies() {
+    let table = [
+        ("Always", 0, vec![start("a", 1, Some(10))]),
+        ("Always", 1, vec![start("a", 1, Some(10))]),
+        ("OnFailure", 1, vec![start("a", 1, Some(10))]),
+        ("OnFailure", 0, vec![Action::StopSandbox { id: "s".into() }]),
+        ("Never", 1, vec![Action::StopSandbox { id: "s".into() }]),
+    ];
+    for (policy, code, actions) in table {
+        let state = state(&[("a", 0, Phase::Exited, code)]);
+        let plan = decide(&pod(policy, &[], &["a"]), Fate::Runs, &state, &mounted(), 100);
+        assert_eq!(plan.actions, actions, "{policy} {code}");
+    }
+}
+
+#[test]
+fn the_second_crash_waits() {
+    let pod = pod("Always", &[], &["a"]);
+    let state = state(&[("a", 1, Phase::Exited, 1), ("a", 0, Phase::Exited, 1)]);
+    let mut memory = mounted();
+    memory.backoff.insert("a".into(), Backoff { seconds: 10 });
+    let early = decide(&pod, Fate::Runs, &state, &memory, 105);
+    assert_eq!(early.wake, Some(at(110)));
+    let message = "back-off 10s restarting failed container=a pod=p_ns(u)".to_owned();
+    assert_eq!(early.actions, [Action::BackOff { name: "a".into(), message }]);
+    assert_eq!(decide(&pod, Fate::Runs, &state, &memory, 110).actions, [start("a", 2, Some(20))]);
+}
+
+#[test]
+fn a_failed_pull_waits_for_its_time() {
+    let pod = pod("Always", &[], &["a"]);
+    let mut memory = mounted();
+    memory.waiting.insert("a".into(), Waiting { retry_at: at(30), ..Default::default() });
+    let plan = decide(&pod, Fate::Runs, &state(&[]), &memory, 20);
+    assert_eq!((plan.actions, plan.wake), (vec![], Some(at(30))));
+    assert_eq!(decide(&pod, Fate::Runs, &state(&[]), &memory, 30).actions, [start("a", 0, None)]);
+}
+
+#[test]
+fn leaving_stops_then_tears_down_then_deletes() {
+    let pod = pod("Always", &[], &["a"]);
+    let running = state(&[("a", 0, Phase::Running, 0)]);
+    let stop =
+        Action::Stop { containers: vec![("a0".into(), "a".into(), "Stopping container a".into())], grace: 7 };
+    assert_eq!(decide(&pod, Fate::Leaves, &running, &mounted(), 0).actions, [stop]);
+    let mut dead = state(&[("a", 0, Phase::Exited, 143)]);
+    assert_eq!(
+        decide(&pod, Fate::Leaves, &dead, &mounted(), 0).actions,
+        [Action::StopSandbox { id: "s".into() }]
+    );
+    dead.sandboxes[0].ready = false;
+    let last = [Action::RemoveSandbox { id: "s".into() }, Action::RemoveFiles, Action::Finish];
+    assert_eq!(decide(&pod, Fate::Gone, &dead, &mounted(), 0).actions, last);
+    assert_eq!(decide(&pod, Fate::Leaves, &dead, &mounted(), 0).actions[0], Action::Delete);
+}
+
+#[test]
+fn a_dead_sandbox_is_replaced() {
+    let pod = pod("Always", &[], &["a"]);
+    let mut state = state(&[("a", 0, Phase::Exited, 137)]);
+    state.sandboxes[0].ready = false;
+    let plan = decide(&pod, Fate::Runs, &state, &mounted(), 0);
+    assert_eq!(plan.actions, [Action::StopSandbox { id: "s".into() }, Action::RunSandbox { attempt: 1 }]);
+}
+
+#[test]
+fn attempts_go_on_when_the_runtime_forgot() {
+    let mut pod = pod("Always", &[], &["a"]);
+    let old = json!({"containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": true,
+        "restartCount": 3, "containerID": "coracle://x"}]});
+    pod.status = Some(serde_json::from_value(old).expect("a status"));
+    assert_eq!(decide(&pod, Fate::Runs, &state(&[]), &mounted(), 0).actions, [start("a", 4, None)]);
+}
+
+#[test]
+fn a_doomed_container_is_stopped() {
+    let pod = pod("Always", &[], &["a"]);
+    let mut memory = mounted();
+    memory.probed.entry("a0".into()).or_default().doomed = Some(Doom::Liveness);
+    let plan = decide(&pod, Fate::Runs, &state(&[("a", 0, Phase::Running, 0)]), &memory, 0);
+    let why = "Container a failed liveness probe, will be restarted".to_owned();
+    assert_eq!(plan.actions, [Action::Stop { containers: vec![("a0".into(), "a".into(), why)], grace: 7 }]);
+}
+
+#[test]
+fn only_two_dead_containers_are_kept() {
+    let pod = pod("Always", &[], &["a"]);
+    let state = state(&[("a", 2, Phase::Running, 0), ("a", 1, Phase::Exited, 1), ("a", 0, Phase::Exited, 1)]);
+    let plan = decide(&pod, Fate::Runs, &state, &mounted(), 0);
+    assert_eq!(plan.actions, [Action::RemoveContainer { id: "a0".into() }]);
+}

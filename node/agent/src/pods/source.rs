@@ -1,0 +1,216 @@
+//! Follows the pods of this node in the API and the containers in the runtime, and wakes the workers.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::state::Fate;
+use super::worker::{Wanted, Worker};
+use crate::context::Context;
+use crate::runtime::label;
+
+/// How often all containers are listed, besides their events.
+const RELIST: Duration = Duration::from_secs(1);
+const RELIST_WITH_EVENTS: Duration = Duration::from_secs(5);
+
+struct Entry {
+    wanted: watch::Sender<Wanted>,
+    wake: Arc<Notify>,
+}
+
+/// The pods that have a worker, by uid. Shared with the node API.
+#[derive(Clone, Default)]
+pub struct Pods {
+    entries: Arc<Mutex<HashMap<String, Entry>>>,
+}
+
+impl Pods {
+    /// All pods of this node, as the API last had them.
+    pub fn list(&self) -> Vec<Arc<Pod>> {
+        self.entries.lock().values().map(|e| e.wanted.borrow().pod.clone()).collect()
+    }
+
+    /// The pod of this name.
+    pub fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let matches = |pod: &Arc<Pod>| {
+            pod.metadata.namespace.as_deref() == Some(namespace) && pod.metadata.name.as_deref() == Some(name)
+        };
+        let found = self.list().into_iter().filter(matches);
+        // Two of one name: the one that leaves was replaced already.
+        found.min_by_key(|pod| pod.metadata.deletion_timestamp.is_some())
+    }
+
+    fn wake(&self, uid: &str) {
+        if let Some(entry) = self.entries.lock().get(uid) {
+            entry.wake.notify_one();
+        }
+    }
+
+    fn apply(&self, context: &Arc<Context>, pod: Pod) {
+        let Some(uid) = pod.metadata.uid.clone() else { return };
+        let fate = if pod.metadata.deletion_timestamp.is_some() { Fate::Leaves } else { Fate::Runs };
+        self.set(context, uid, Wanted { pod: Arc::new(pod), fate });
+    }
+
+    fn gone(&self, uid: &str) {
+        if let Some(entry) = self.entries.lock().get(uid) {
+            entry.wanted.send_modify(|w| w.fate = Fate::Gone);
+        }
+    }
+
+    fn set(&self, context: &Arc<Context>, uid: String, wanted: Wanted) {
+        let mut entries = self.entries.lock();
+        if let Some(entry) = entries.get(&uid) {
+            // What is gone stays gone: its worker only tears down.
+            entry.wanted.send_if_modified(|old| {
+                let changes = old.fate != Fate::Gone;
+                if changes {
+                    *old = wanted;
+                }
+                changes
+            });
+            return;
+        }
+        let (sender, receiver) = watch::channel(wanted);
+        let wake = Arc::new(Notify::new());
+        let worker = Worker::new(context.clone(), receiver, wake.clone());
+        entries.insert(uid.clone(), Entry { wanted: sender, wake });
+        drop(entries);
+        let pods = self.clone();
+        tokio::spawn(async move {
+            worker.run().await;
+            pods.entries.lock().remove(&uid);
+        });
+    }
+}
+
+/// Follows both until `shutdown`.
+pub async fn run(context: Arc<Context>, pods: Pods, shutdown: CancellationToken) {
+    tokio::select! {
+        () = follow_api(&context, &pods) => {}
+        () = follow_runtime(&context, &pods) => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+async fn follow_api(context: &Arc<Context>, pods: &Pods) {
+    let api: Api<Pod> = Api::all(context.client.clone());
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={}", context.node_name));
+    let stream = watcher(api, config).default_backoff();
+    futures::pin_mut!(stream);
+    let mut listed: HashSet<String> = HashSet::new();
+    let mut first = true;
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(watcher::Event::Apply(pod)) => pods.apply(context, pod),
+            Ok(watcher::Event::Delete(pod)) => {
+                if let Some(uid) = &pod.metadata.uid {
+                    pods.gone(uid);
+                }
+            }
+            Ok(watcher::Event::Init) => listed.clear(),
+            Ok(watcher::Event::InitApply(pod)) => {
+                listed.extend(pod.metadata.uid.clone());
+                pods.apply(context, pod);
+            }
+            Ok(watcher::Event::InitDone) => {
+                let known: Vec<String> = pods.entries.lock().keys().cloned().collect();
+                known.iter().filter(|uid| !listed.contains(*uid)).for_each(|uid| pods.gone(uid));
+                if std::mem::take(&mut first) {
+                    tokio::spawn(adopt_orphans(context.clone(), pods.clone(), listed.clone()));
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the watch of pods was interrupted; it goes on"),
+        }
+    }
+}
+
+/// Sandboxes whose pod the API no longer has get a worker that tears them down. Only after a complete list.
+async fn adopt_orphans(context: Arc<Context>, pods: Pods, listed: HashSet<String>) {
+    let sandboxes = loop {
+        match context.runtime.sandboxes().await {
+            Ok(sandboxes) => break sandboxes,
+            Err(_) => tokio::time::sleep(RELIST).await,
+        }
+    };
+    for sandbox in sandboxes {
+        let of = |key: &str| sandbox.labels.get(key).cloned();
+        let Some(uid) = of(label::POD_UID).or_else(|| sandbox.metadata.as_ref().map(|m| m.uid.clone()))
+        else {
+            continue;
+        };
+        if uid.is_empty() || listed.contains(&uid) || pods.entries.lock().contains_key(&uid) {
+            continue;
+        }
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some(uid.clone());
+        pod.metadata.name = of(label::POD_NAME);
+        pod.metadata.namespace = of(label::POD_NAMESPACE);
+        tracing::info!(uid, name = pod.metadata.name, "a pod that left the API meanwhile is torn down");
+        pods.set(&context, uid, Wanted { pod: Arc::new(pod), fate: Fate::Gone });
+    }
+}
+
+async fn follow_runtime(context: &Arc<Context>, pods: &Pods) {
+    let mut known: BTreeMap<String, (String, i32)> = BTreeMap::new();
+    loop {
+        let events = context.runtime.events().await.ok();
+        // Without events the stream is asked for again every few rounds.
+        let (period, rounds) = if events.is_some() { (RELIST_WITH_EVENTS, usize::MAX) } else { (RELIST, 10) };
+        let listing = async {
+            for _ in 0..rounds {
+                relist(context, pods, &mut known).await;
+                tokio::time::sleep(period).await;
+            }
+        };
+        match events {
+            Some(events) => tokio::select! {
+                () = listing => {}
+                () = drain(events, pods) => tokio::time::sleep(Duration::from_millis(100)).await,
+            },
+            None => listing.await,
+        }
+    }
+}
+
+async fn drain(mut events: tonic::Streaming<coracle_cri_api::v1::ContainerEventResponse>, pods: &Pods) {
+    while let Ok(Some(event)) = events.message().await {
+        let sandbox = event.pod_sandbox_status.as_ref();
+        let uid = sandbox.and_then(|s| s.metadata.as_ref()).map(|m| m.uid.as_str());
+        let of_container = event.containers_statuses.iter().find_map(|c| c.labels.get(label::POD_UID));
+        if let Some(uid) = uid.or(of_container.map(String::as_str)) {
+            pods.wake(uid);
+        }
+    }
+}
+
+async fn relist(context: &Arc<Context>, pods: &Pods, known: &mut BTreeMap<String, (String, i32)>) {
+    let (Ok(containers), Ok(sandboxes)) =
+        (context.runtime.containers(HashMap::new()).await, context.runtime.sandboxes().await)
+    else {
+        return;
+    };
+    let uid = |labels: &HashMap<String, String>| labels.get(label::POD_UID).cloned();
+    let containers = containers.into_iter().filter_map(|c| Some((c.id, (uid(&c.labels)?, c.state))));
+    let sandboxes = sandboxes.into_iter().filter_map(|s| Some((s.id, (uid(&s.labels)?, s.state))));
+    let now: BTreeMap<String, (String, i32)> = containers.chain(sandboxes).collect();
+    for (id, entry) in &now {
+        if known.get(id) != Some(entry) {
+            pods.wake(&entry.0);
+        }
+    }
+    for (id, (uid, _)) in known.iter() {
+        if !now.contains_key(id) {
+            pods.wake(uid);
+        }
+    }
+    *known = now;
+}

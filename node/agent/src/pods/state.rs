@@ -1,0 +1,203 @@
+//! What the runtime says of one pod, and what the agent remembers about it between two decisions.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container as Spec, Pod};
+use k8s_openapi::jiff::Timestamp;
+
+use super::backoff::Backoff;
+
+/// The sandboxes and containers of one pod, newest first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodState {
+    /// Newest first.
+    pub sandboxes: Vec<Sandbox>,
+    /// Newest first.
+    pub containers: Vec<Container>,
+}
+
+/// One pod sandbox.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sandbox {
+    /// The runtime's name for it.
+    pub id: String,
+    /// Whether containers can run in it.
+    pub ready: bool,
+    /// 0 for the first sandbox of the pod.
+    pub attempt: u32,
+    /// Nanoseconds since 1970.
+    pub created_at: i64,
+    /// Its addresses, the main one first.
+    pub ips: Vec<String>,
+}
+
+/// The state of a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Created and not started.
+    #[default]
+    Created,
+    /// Running.
+    Running,
+    /// Ended.
+    Exited,
+    /// The runtime does not know.
+    Unknown,
+}
+
+/// One container, dead or alive.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Container {
+    /// The runtime's name for it.
+    pub id: String,
+    /// The sandbox it runs in.
+    pub sandbox: String,
+    /// Its name in the pod.
+    pub name: String,
+    /// 0 for the first, one more for each restart.
+    pub attempt: u32,
+    /// What it does now.
+    pub phase: Phase,
+    /// Nanoseconds since 1970; 0: not yet.
+    pub created_at: i64,
+    /// Nanoseconds since 1970; 0: not yet.
+    pub started_at: i64,
+    /// Nanoseconds since 1970; 0: not yet.
+    pub finished_at: i64,
+    /// Of an exited container.
+    pub exit_code: i32,
+    /// `Completed`, `Error`, `OOMKilled` ...
+    pub reason: String,
+    /// Why it ended.
+    pub message: String,
+    /// The image as the runtime reports it.
+    pub image: String,
+    /// The image with its digest.
+    pub image_ref: String,
+    /// The file with its log.
+    pub log_path: String,
+}
+
+impl PodState {
+    /// The sandbox that counts.
+    pub fn sandbox(&self) -> Option<&Sandbox> {
+        self.sandboxes.first()
+    }
+
+    /// The newest container of a name, of any sandbox.
+    pub fn newest(&self, name: &str) -> Option<&Container> {
+        self.containers.iter().find(|c| c.name == name)
+    }
+
+    /// The newest container of a name in the sandbox that counts.
+    pub fn current(&self, name: &str) -> Option<&Container> {
+        let sandbox = self.sandbox()?;
+        self.containers.iter().find(|c| c.name == name && c.sandbox == sandbox.id)
+    }
+
+    /// The container before the newest of that name.
+    pub fn previous(&self, name: &str) -> Option<&Container> {
+        self.containers.iter().filter(|c| c.name == name).nth(1)
+    }
+
+    /// Puts both lists into their order.
+    pub fn sort(&mut self) {
+        self.sandboxes.sort_by_key(|s| std::cmp::Reverse((s.attempt, s.created_at)));
+        self.containers.sort_by_key(|c| std::cmp::Reverse((c.attempt, c.created_at)));
+    }
+}
+
+/// Why a container waits.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Waiting {
+    /// `ErrImagePull`, `CreateContainerConfigError` ...
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    /// When to try again.
+    pub retry_at: Timestamp,
+    /// Failures in a row.
+    pub failures: u32,
+}
+
+/// What probes found out about one container (by its id).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Probed {
+    /// The startup probe passed; `None`: no result yet.
+    pub started: Option<bool>,
+    /// The readiness probe passes.
+    pub ready: Option<bool>,
+    /// A liveness or startup probe gave up on the container.
+    pub doomed: Option<Doom>,
+}
+
+/// Which probe gave up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doom {
+    /// The liveness probe.
+    Liveness,
+    /// The startup probe.
+    Startup,
+}
+
+/// What the agent remembers of a pod; all of it can be lost without harm.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// The volumes are there and filled.
+    pub mounted: bool,
+    /// Why volumes are not there, and when to try again.
+    pub mount_error: Option<Waiting>,
+    /// Why there is no sandbox, and when to try again.
+    pub sandbox_error: Option<Waiting>,
+    /// By container name: why it could not be started.
+    pub waiting: BTreeMap<String, Waiting>,
+    /// By container name: the crash back-off.
+    pub backoff: BTreeMap<String, Backoff>,
+    /// By container id.
+    pub probed: BTreeMap<String, Probed>,
+    /// What this node cannot do for the pod: it is refused for good.
+    pub refused: Option<(String, String)>,
+    /// The sandbox was torn down after the end of the pod.
+    pub cleaned: bool,
+}
+
+/// The pod left the API without its node's consent, or is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Wanted.
+    Runs,
+    /// Has a deletion timestamp.
+    Leaves,
+    /// Is no longer in the API.
+    Gone,
+}
+
+/// Init containers of a pod, sidecars included.
+pub fn init_containers(pod: &Pod) -> &[Spec] {
+    pod.spec.as_ref().and_then(|s| s.init_containers.as_deref()).unwrap_or_default()
+}
+
+/// The main containers of a pod.
+pub fn main_containers(pod: &Pod) -> &[Spec] {
+    pod.spec.as_ref().map(|s| s.containers.as_slice()).unwrap_or_default()
+}
+
+/// Whether an init container is a sidecar: it starts in order and then runs along.
+pub fn is_sidecar(container: &Spec) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+/// `Always`, `OnFailure` or `Never`.
+pub fn restart_policy(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always")
+}
+
+/// Seconds that containers get between the request to end and the end.
+pub fn grace_seconds(pod: &Pod, fate: Fate) -> i64 {
+    let asked = pod.metadata.deletion_grace_period_seconds;
+    let spec = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds);
+    match fate {
+        Fate::Gone => 1,
+        Fate::Runs | Fate::Leaves => asked.or(spec).unwrap_or(30).max(1),
+    }
+}

@@ -1,0 +1,126 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::pods::backoff::Backoff;
+use crate::pods::state::{Container, Memory, Phase, PodState, Sandbox, Waiting};
+
+fn pod(spec: Value) -> Pod {
+    serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec}))
+        .expect("a Pod")
+}
+
+fn container(phase: Phase, exit_code: i32, attempt: u32) -> Container {
+    Container {
+        id: format!("c{attempt}"),
+        sandbox: "s".into(),
+        name: "a".into(),
+        attempt,
+        phase,
+        exit_code,
+        started_at: 90_000_000_000,
+        finished_at: 100_000_000_000,
+        image_ref: "app@sha256:1".into(),
+        ..Default::default()
+    }
+}
+
+fn observe(pod: &Pod, containers: Vec<Container>, memory: &Memory) -> Value {
+    let sandbox =
+        Sandbox { id: "s".into(), ready: true, ips: vec!["127.64.0.2".into()], ..Default::default() };
+    let state = PodState { sandboxes: vec![sandbox], containers };
+    let now = Timestamp::from_second(105).expect("a time");
+    let input = Input { pod, fate: Fate::Runs, state: &state, memory, now };
+    serde_json::to_value(status(input, "127.0.1.1")).expect("JSON")
+}
+
+fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
+    let all = status["conditions"].as_array().expect("conditions");
+    all.iter().find(|c| c["type"] == kind).expect("the condition")
+}
+
+#[test]
+fn running_and_ready() {
+    let pod = pod(json!({"containers": [{"name": "a", "image": "app:v1"}]}));
+    let status = observe(&pod, vec![container(Phase::Running, 0, 0)], &Memory::default());
+    assert_eq!(status["phase"], "Running");
+    assert_eq!(status["podIP"], "127.64.0.2");
+    assert_eq!(status["hostIP"], "127.0.1.1");
+    assert_eq!(condition(&status, "Ready")["status"], "True");
+    let container = &status["containerStatuses"][0];
+    assert_eq!(container["containerID"], "coracle://c0");
+    assert_eq!(container["state"]["running"]["startedAt"], "1970-01-01T00:01:30Z");
+    assert_eq!((&container["ready"], &container["started"]), (&json!(true), &json!(true)));
+}
+
+#[test]
+fn crash_loop() {
+    let pod = pod(json!({"restartPolicy": "Always", "containers": [{"name": "a", "image": "app:v1"}]}));
+    let mut memory = Memory::default();
+    memory.backoff.insert("a".into(), Backoff { seconds: 10 });
+    let status = observe(&pod, vec![container(Phase::Exited, 134, 1)], &memory);
+    let container = &status["containerStatuses"][0];
+    assert_eq!(container["state"]["waiting"]["reason"], "CrashLoopBackOff");
+    assert_eq!(
+        container["state"]["waiting"]["message"],
+        "back-off 10s restarting failed container=a pod=p_ns(u)"
+    );
+    assert_eq!(container["lastState"]["terminated"]["exitCode"], 134);
+    assert_eq!(container["lastState"]["terminated"]["reason"], "Error");
+    assert_eq!(container["restartCount"], 1);
+    assert_eq!(status["phase"], "Running");
+    let ready = condition(&status, "Ready");
+    assert_eq!((&ready["status"], &ready["reason"]), (&json!("False"), &json!("ContainersNotReady")));
+    assert_eq!(ready["message"], "containers with unready status: [a]");
+}
+
+#[test]
+fn ends() {
+    for (policy, code, phase) in [
+        ("Never", 0, "Succeeded"),
+        ("Never", 3, "Failed"),
+        ("OnFailure", 0, "Succeeded"),
+        ("OnFailure", 3, "Running"),
+    ] {
+        let pod = pod(json!({"restartPolicy": policy, "containers": [{"name": "a", "image": "app:v1"}]}));
+        let status = observe(&pod, vec![container(Phase::Exited, code, 0)], &Memory::default());
+        assert_eq!(status["phase"], phase, "{policy} {code}");
+    }
+}
+
+#[test]
+fn waiting_reasons() {
+    let pod = pod(json!({"containers": [{"name": "a", "image": "app:v1"}]}));
+    let status = observe(&pod, vec![], &Memory::default());
+    assert_eq!(status["phase"], "Pending");
+    assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "ContainerCreating");
+    let mut memory = Memory::default();
+    let why = Waiting { reason: "ErrImagePull".into(), message: "gone".into(), ..Default::default() };
+    memory.waiting.insert("a".into(), why);
+    let status = observe(&pod, vec![], &memory);
+    assert_eq!(
+        status["containerStatuses"][0]["state"]["waiting"],
+        json!({"reason": "ErrImagePull", "message": "gone"})
+    );
+}
+
+#[test]
+fn init_containers_hold_up() {
+    let pod =
+        pod(json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a", "image": "app:v1"}]}));
+    let status = observe(&pod, vec![], &Memory::default());
+    assert_eq!(condition(&status, "Initialized")["message"], "containers with incomplete status: [i]");
+    assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "PodInitializing");
+    assert_eq!(status["initContainerStatuses"][0]["state"]["waiting"]["reason"], "PodInitializing");
+}
+
+#[test]
+fn readiness_outlives_the_agent() {
+    let probe = json!({"tcpSocket": {"port": 1}});
+    let mut pod = pod(json!({"containers": [{"name": "a", "image": "app:v1", "readinessProbe": probe}]}));
+    let running = vec![container(Phase::Running, 0, 0)];
+    assert_eq!(observe(&pod, running.clone(), &Memory::default())["containerStatuses"][0]["ready"], false);
+    let old = json!({"containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": true,
+        "restartCount": 0, "containerID": "coracle://c0"}]});
+    pod.status = Some(serde_json::from_value(old).expect("a status"));
+    assert_eq!(observe(&pod, running, &Memory::default())["containerStatuses"][0]["ready"], true);
+}

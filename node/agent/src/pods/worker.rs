@@ -1,0 +1,448 @@
+//! One task a pod: look, decide, act, say; until nothing is left to do, and again when something changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use super::plan::{Action, Input, Plan, plan};
+use super::state::{Fate, Memory, PodState, Waiting};
+use super::steps::{container, volumes};
+use super::{status, steps};
+use crate::context::Context;
+use crate::images;
+use crate::probes::Prober;
+use crate::volumes::{Error as VolumeError, PodDir};
+
+pub mod report;
+
+/// Volumes made from objects are brought up to date this often.
+const REFRESH: Duration = Duration::from_secs(30);
+/// A step that takes longer than this lets the status be written first.
+const SLOW: Duration = Duration::from_millis(150);
+/// Looked at again at least this often.
+const RESYNC: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the API wants of a pod.
+#[derive(Clone)]
+pub struct Wanted {
+    /// The newest object known.
+    pub pod: Arc<Pod>,
+    /// Whether it runs, leaves or is gone.
+    pub fate: Fate,
+}
+
+/// The task of one pod.
+pub struct Worker {
+    context: Arc<Context>,
+    wanted: watch::Receiver<Wanted>,
+    wake: Arc<Notify>,
+    pod: Pod,
+    fate: Fate,
+    state: PodState,
+    memory: Memory,
+    prober: Prober,
+    written: Option<PodStatus>,
+    refreshed: Instant,
+    said_backoff: Option<(String, Instant)>,
+}
+
+enum Done {
+    /// Look again at once.
+    Again,
+    /// Look again when something changes, or then.
+    Wait(Option<Timestamp>),
+    /// The pod is no more.
+    Finished,
+}
+
+impl Worker {
+    /// A worker for the pod that `wanted` holds.
+    pub fn new(context: Arc<Context>, wanted: watch::Receiver<Wanted>, wake: Arc<Notify>) -> Self {
+        let now = wanted.borrow().clone();
+        let prober = Prober::new(wake.clone(), context.recorder.clone());
+        Self {
+            pod: (*now.pod).clone(),
+            fate: now.fate,
+            context,
+            wanted,
+            wake,
+            state: PodState::default(),
+            memory: Memory::default(),
+            prober,
+            written: None,
+            refreshed: Instant::now(),
+            said_backoff: None,
+        }
+    }
+
+    /// Runs until nothing of the pod is left.
+    pub async fn run(mut self) {
+        let mut hot = 0_u32;
+        loop {
+            self.take_wanted();
+            let done = match self.turn().await {
+                Ok(done) => done,
+                Err(error) => {
+                    tracing::warn!(pod = %self.name(), error = format!("{error:#}"), "will try again");
+                    Done::Wait(Timestamp::now().saturating_add(SignedDuration::from_secs(1)).ok())
+                }
+            };
+            match done {
+                Done::Finished => return,
+                // Whatever goes wrong, a worker never spins.
+                Done::Again if hot < 50 => hot += 1,
+                Done::Again => {
+                    hot = 0;
+                    tokio::time::sleep(RETRY).await;
+                }
+                Done::Wait(at) => {
+                    hot = 0;
+                    self.wait(at).await;
+                }
+            }
+        }
+    }
+
+    fn name(&self) -> String {
+        let meta = &self.pod.metadata;
+        format!(
+            "{}/{}",
+            meta.namespace.as_deref().unwrap_or_default(),
+            meta.name.as_deref().unwrap_or_default()
+        )
+    }
+
+    fn take_wanted(&mut self) {
+        let wanted = self.wanted.borrow_and_update().clone();
+        self.fate = wanted.fate;
+        let version = |pod: &Pod| pod.metadata.resource_version.as_ref().and_then(|v| v.parse::<u64>().ok());
+        // The watch may lag behind our own writes.
+        let newer = match (version(&wanted.pod), version(&self.pod)) {
+            (Some(theirs), Some(ours)) => theirs >= ours,
+            _ => true,
+        };
+        if newer {
+            self.pod = (*wanted.pod).clone();
+        }
+    }
+
+    async fn wait(&mut self, at: Option<Timestamp>) {
+        let until =
+            at.map(|at| Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO));
+        let limit = until.unwrap_or(RESYNC).min(RESYNC) + Duration::from_millis(1);
+        tokio::select! {
+            changed = self.wanted.changed() => {
+                if changed.is_err() {
+                    // The source is gone: the agent ends, and pods run on.
+                    std::future::pending::<()>().await;
+                }
+            }
+            () = self.wake.notified() => {}
+            () = tokio::time::sleep(limit) => {}
+        }
+    }
+
+    fn input(&self) -> Input<'_> {
+        Input {
+            pod: &self.pod,
+            fate: self.fate,
+            state: &self.state,
+            memory: &self.memory,
+            now: Timestamp::now(),
+        }
+    }
+
+    async fn turn(&mut self) -> anyhow::Result<Done> {
+        self.look().await?;
+        let Plan { actions, wake } = plan(self.input());
+        let mut acted = false;
+        for action in actions {
+            if matches!(action, Action::Finish) {
+                return Ok(Done::Finished);
+            }
+            let quiet = matches!(action, Action::BackOff { .. });
+            self.act(action).await?;
+            acted |= !quiet;
+            // A pod that was just told to leave is not started any further.
+            if self.wanted.has_changed().unwrap_or(false) {
+                return Ok(Done::Again);
+            }
+        }
+        if acted {
+            return Ok(Done::Again);
+        }
+        self.refresh().await;
+        self.write_status().await?;
+        Ok(Done::Wait(wake))
+    }
+
+    async fn look(&mut self) -> anyhow::Result<()> {
+        let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+        self.state = self
+            .context
+            .runtime
+            .pod_state(&uid)
+            .await
+            .map_err(|e| anyhow::anyhow!("ask the runtime: {}", container::words(&e)))?;
+        if self.fate == Fate::Runs {
+            self.prober.fit(&self.pod, &self.state);
+        } else {
+            self.prober.stop();
+        }
+        self.memory.probed = self.prober.results();
+        if self.memory.refused.is_none()
+            && self.fate == Fate::Runs
+            && let Some(error) = crate::volumes::unsupported(&self.pod)
+        {
+            self.refuse("UnsupportedVolume", error.to_string());
+        }
+        Ok(())
+    }
+
+    /// This node can never run the pod: it fails, so that its owner makes another one elsewhere.
+    fn refuse(&mut self, reason: &str, message: String) {
+        self.context.recorder.pod(&self.pod, None, true, "FailedMount", message.clone());
+        self.memory.refused = Some((reason.to_owned(), message));
+    }
+
+    async fn act(&mut self, action: Action) -> anyhow::Result<()> {
+        let runtime = self.context.runtime.clone();
+        let failed = |what: &str, e: tonic::Status| anyhow::anyhow!("{what}: {}", container::words(&e));
+        match action {
+            Action::Mount => self.mount().await,
+            Action::RunSandbox { attempt } => self.run_sandbox(attempt).await,
+            Action::Start { name, attempt, backoff } => {
+                if let Some(backoff) = backoff {
+                    self.memory.backoff.insert(name.clone(), backoff);
+                } else {
+                    self.memory.backoff.remove(&name);
+                }
+                self.start(&name, attempt).await?;
+            }
+            Action::Stop { containers, grace } => self.stop(containers, grace).await?,
+            Action::BackOff { name, message } => {
+                let recent = self
+                    .said_backoff
+                    .as_ref()
+                    .is_some_and(|(n, at)| *n == name && at.elapsed() < Duration::from_secs(10));
+                if !recent {
+                    let words = format!(
+                        "Back-off restarting failed container {name} in pod {}_{}({})",
+                        self.pod.metadata.name.as_deref().unwrap_or_default(),
+                        self.pod.metadata.namespace.as_deref().unwrap_or_default(),
+                        self.pod.metadata.uid.as_deref().unwrap_or_default(),
+                    );
+                    tracing::debug!(pod = %self.name(), message);
+                    self.context.recorder.pod(&self.pod, Some(&name), true, "BackOff", words);
+                    self.said_backoff = Some((name, Instant::now()));
+                }
+            }
+            Action::RemoveContainer { id } => {
+                runtime.remove_container(&id).await.map_err(|e| failed("remove a container", e))?
+            }
+            Action::StopSandbox { id } => {
+                runtime.stop_sandbox(&id).await.map_err(|e| failed("stop the sandbox", e))?
+            }
+            Action::RemoveSandbox { id } => {
+                runtime.remove_sandbox(&id).await.map_err(|e| failed("remove the sandbox", e))?
+            }
+            Action::RemoveFiles => self.remove_files().await?,
+            Action::Delete => {
+                self.write_status().await?;
+                self.delete().await?;
+            }
+            Action::Finish => {}
+        }
+        Ok(())
+    }
+
+    fn waiting(
+        before: Option<&Waiting>,
+        reason: &str,
+        message: String,
+        seconds: impl Fn(u32) -> i64,
+    ) -> Waiting {
+        let failures = before.map_or(0, |w| w.failures).saturating_add(1);
+        let retry_at = Timestamp::now()
+            .saturating_add(SignedDuration::from_secs(seconds(failures)))
+            .unwrap_or(Timestamp::MAX);
+        Waiting { reason: reason.to_owned(), message, retry_at, failures }
+    }
+
+    async fn mount(&mut self) {
+        match volumes::mount(&self.context, &self.pod, Vec::new()).await {
+            Ok(_) => {
+                self.memory.mounted = true;
+                self.memory.mount_error = None;
+                self.refreshed = Instant::now();
+            }
+            Err(error @ VolumeError::Unsupported { .. }) => {
+                self.refuse("UnsupportedVolume", error.to_string())
+            }
+            Err(error) => {
+                let message = error.to_string();
+                self.context.recorder.pod(&self.pod, None, true, "FailedMount", message.clone());
+                let before = self.memory.mount_error.as_ref();
+                self.memory.mount_error =
+                    Some(Self::waiting(before, "FailedMount", message, |n| (1_i64 << n.min(5)).min(30)));
+            }
+        }
+    }
+
+    async fn run_sandbox(&mut self, attempt: u32) {
+        let logs = self.context.log_directory(&self.pod);
+        let config = steps::config::sandbox(&self.pod, attempt, &logs.to_string_lossy());
+        let handler = self.pod.spec.as_ref().and_then(|s| s.runtime_class_name.clone()).unwrap_or_default();
+        match self.context.runtime.run_sandbox(config, &handler).await {
+            Ok(_) => self.memory.sandbox_error = None,
+            Err(error) => {
+                let message = format!("Failed to create pod sandbox: {}", container::words(&error));
+                self.context.recorder.pod(&self.pod, None, true, "FailedCreatePodSandBox", message.clone());
+                let before = self.memory.sandbox_error.as_ref();
+                self.memory.sandbox_error =
+                    Some(Self::waiting(before, "FailedCreatePodSandBox", message, |n| {
+                        (1_i64 << n.min(5)).min(30)
+                    }));
+            }
+        }
+    }
+
+    async fn start(&mut self, name: &str, attempt: u32) -> anyhow::Result<()> {
+        let all =
+            super::state::init_containers(&self.pod).iter().chain(super::state::main_containers(&self.pod));
+        let Some(spec) = all.into_iter().find(|c| c.name == name).cloned() else { return Ok(()) };
+        // What this turn changed (a sandbox) must be seen by the config.
+        let (context, pod, state) = (self.context.clone(), self.pod.clone(), self.state.clone());
+        let before = self.memory.waiting.get(name).cloned();
+        if let Some(before) = &before
+            && matches!(before.reason.as_str(), "ErrImagePull" | "ImagePullBackOff")
+        {
+            tracing::debug!(pod = %self.name(), container = name, "pulling again");
+        }
+        let started = {
+            let step = container::start(&context, &pod, &state, &spec, attempt);
+            tokio::pin!(step);
+            let first = tokio::time::timeout(SLOW, &mut step).await;
+            match first {
+                Ok(result) => Some(result),
+                Err(_) => {
+                    self.write_status().await?;
+                    let mut wanted = self.wanted.clone();
+                    tokio::select! {
+                        result = &mut step => Some(result),
+                        _ = wanted.wait_for(|w| w.fate != Fate::Runs) => None,
+                    }
+                }
+            }
+        };
+        match started {
+            None | Some(Ok(())) => {
+                self.memory.waiting.remove(name);
+            }
+            Some(Err(failure)) if failure.reason == "RunContainerError" => {
+                // The runtime keeps it as exited: the crash back-off takes over from here.
+                self.memory.waiting.remove(name);
+                tracing::warn!(pod = %self.name(), container = name, "{}", failure.message);
+                self.look().await?;
+                let exited = self.state.newest(name).is_some_and(|c| c.phase == super::state::Phase::Exited);
+                if !exited {
+                    let waiting = Self::waiting(
+                        before.as_ref(),
+                        failure.reason,
+                        failure.message,
+                        images::backoff_seconds,
+                    );
+                    self.memory.waiting.insert(name.to_owned(), waiting);
+                }
+            }
+            Some(Err(failure)) => self.failed(name, before.as_ref(), failure).await?,
+        }
+        Ok(())
+    }
+
+    async fn failed(
+        &mut self,
+        name: &str,
+        before: Option<&Waiting>,
+        failure: container::Failure,
+    ) -> anyhow::Result<()> {
+        let seconds: fn(u32) -> i64 = match failure.reason {
+            "ErrImagePull" | "CreateContainerError" => images::backoff_seconds,
+            // What is missing may come at any time.
+            _ => |n| (1_i64 << n.min(5)).min(20),
+        };
+        let waiting = Self::waiting(before, failure.reason, failure.message, seconds);
+        let pull = failure.reason == "ErrImagePull";
+        self.memory.waiting.insert(name.to_owned(), waiting.clone());
+        if pull {
+            // Both words are seen: first what went wrong, then that it will be tried again.
+            self.write_status().await?;
+            let image = self.image_of(name);
+            let words = format!("Back-off pulling image \"{image}\"");
+            self.context.recorder.pod(&self.pod, Some(name), false, "BackOff", words.clone());
+            self.context.recorder.pod(&self.pod, Some(name), true, "Failed", "Error: ImagePullBackOff");
+            let message = format!("{words}: ErrImagePull: {}", waiting.message);
+            let held = Waiting { reason: "ImagePullBackOff".into(), message, ..waiting };
+            self.memory.waiting.insert(name.to_owned(), held);
+        }
+        Ok(())
+    }
+
+    fn image_of(&self, name: &str) -> String {
+        let all =
+            super::state::init_containers(&self.pod).iter().chain(super::state::main_containers(&self.pod));
+        all.into_iter().find(|c| c.name == name).and_then(|c| c.image.clone()).unwrap_or_default()
+    }
+
+    async fn stop(&mut self, containers: Vec<(String, String, String)>, grace: i64) -> anyhow::Result<()> {
+        let mut stops = Vec::new();
+        for (id, name, why) in containers {
+            if !why.is_empty() {
+                self.context.recorder.pod(&self.pod, Some(&name), false, "Killing", why);
+            }
+            let runtime = self.context.runtime.clone();
+            stops.push(async move { runtime.stop_container(&id, grace).await });
+        }
+        for result in futures::future::join_all(stops).await {
+            result.map_err(|e| anyhow::anyhow!("stop a container: {}", container::words(&e)))?;
+        }
+        Ok(())
+    }
+
+    /// ConfigMaps and Secrets that changed, into the volumes of a running pod.
+    async fn refresh(&mut self) {
+        let due = self.refreshed.elapsed() >= REFRESH;
+        if !due || self.fate != Fate::Runs || !self.memory.mounted || !volumes::live(&self.pod) {
+            return;
+        }
+        self.refreshed = Instant::now();
+        let ips = self.state.sandbox().map(|s| s.ips.clone()).unwrap_or_default();
+        if let Err(error) = volumes::mount(&self.context, &self.pod, ips).await {
+            self.context.recorder.pod(&self.pod, None, true, "FailedMount", error.to_string());
+        }
+    }
+
+    async fn remove_files(&self) -> anyhow::Result<()> {
+        let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+        let logs = self.context.log_directory(&self.pod);
+        let Some(dir) = PodDir::new(&self.context.root, &uid) else { return Ok(()) };
+        tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+            dir.remove()?;
+            match std::fs::remove_dir_all(&logs) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        })
+        .await??;
+        Ok(())
+    }
+
+    fn status(&self) -> PodStatus {
+        status::status(self.input(), &self.context.node_ip.to_string())
+    }
+}

@@ -1,0 +1,206 @@
+//! Probes of running containers: one task a probe, results in a table that the pod's worker reads.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container as Spec, Pod, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::events::Recorder;
+use crate::pods::state::{Container, Doom, Phase, PodState, Probed, init_containers, main_containers};
+
+pub mod check;
+
+/// Which probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Holds the others back until it passes.
+    Startup,
+    /// Restarts the container when it fails.
+    Liveness,
+    /// Takes the pod out of Services while it fails.
+    Readiness,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Startup => "Startup",
+            Kind::Liveness => "Liveness",
+            Kind::Readiness => "Readiness",
+        }
+    }
+}
+
+type Results = Arc<Mutex<BTreeMap<String, Probed>>>;
+
+/// The probes of one pod. Dropping it ends them.
+pub struct Prober {
+    tasks: HashMap<(String, Kind), AbortHandle>,
+    results: Results,
+    wake: Arc<Notify>,
+    recorder: Recorder,
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        self.tasks.values().for_each(AbortHandle::abort);
+    }
+}
+
+impl Prober {
+    /// `wake` is notified when a result changes.
+    pub fn new(wake: Arc<Notify>, recorder: Recorder) -> Self {
+        Self { tasks: HashMap::new(), results: Results::default(), wake, recorder }
+    }
+
+    /// What is known now, by container id.
+    pub fn results(&self) -> BTreeMap<String, Probed> {
+        self.results.lock().clone()
+    }
+
+    /// Ends all probes: the pod is on its way out.
+    pub fn stop(&mut self) {
+        self.tasks.drain().for_each(|(_, task)| task.abort());
+    }
+
+    /// Starts and ends probes so that they fit the running containers.
+    pub fn fit(&mut self, pod: &Pod, state: &PodState) {
+        let running = |id: &str| state.containers.iter().any(|c| c.id == id && c.phase == Phase::Running);
+        self.tasks.retain(|(id, _), task| {
+            let keep = running(id);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        self.results.lock().retain(|id, _| running(id));
+        let Some(ip) = state.sandbox().and_then(|s| s.ips.first()) else { return };
+        for spec in init_containers(pod).iter().chain(main_containers(pod)) {
+            let Some(container) = state.newest(&spec.name).filter(|c| c.phase == Phase::Running) else {
+                continue;
+            };
+            self.start(pod, spec, container, ip);
+        }
+    }
+
+    fn start(&mut self, pod: &Pod, spec: &Spec, container: &Container, ip: &str) {
+        let started = spec.startup_probe.is_none()
+            || self.results.lock().get(&container.id).and_then(|p| p.started) == Some(true);
+        let probes = [
+            (Kind::Startup, spec.startup_probe.as_ref().filter(|_| !started)),
+            (Kind::Liveness, spec.liveness_probe.as_ref().filter(|_| started)),
+            (Kind::Readiness, spec.readiness_probe.as_ref().filter(|_| started)),
+        ];
+        for (kind, probe) in probes {
+            let key = (container.id.clone(), kind);
+            if let Some(probe) = probe
+                && !self.tasks.contains_key(&key)
+            {
+                let task = Task {
+                    kind,
+                    probe: probe.clone(),
+                    pod: pod.clone(),
+                    spec: spec.clone(),
+                    id: container.id.clone(),
+                    started_at: container.started_at,
+                    ip: ip.to_owned(),
+                    results: self.results.clone(),
+                    wake: self.wake.clone(),
+                    recorder: self.recorder.clone(),
+                };
+                self.tasks.insert(key, tokio::spawn(task.run()).abort_handle());
+            }
+        }
+    }
+}
+
+/// The number of a port that may be a name of the container.
+pub fn port(spec: &Spec, port: &IntOrString) -> Option<u16> {
+    match port {
+        IntOrString::Int(number) => u16::try_from(*number).ok(),
+        IntOrString::String(name) => {
+            let named = spec.ports.iter().flatten().find(|p| p.name.as_deref() == Some(name));
+            named.and_then(|p| u16::try_from(p.container_port).ok()).or_else(|| name.parse().ok())
+        }
+    }
+    .filter(|p| *p > 0)
+}
+
+struct Task {
+    kind: Kind,
+    probe: Probe,
+    pod: Pod,
+    spec: Spec,
+    id: String,
+    started_at: i64,
+    ip: String,
+    results: Results,
+    wake: Arc<Notify>,
+    recorder: Recorder,
+}
+
+fn seconds(value: Option<i32>, default: u64) -> Duration {
+    Duration::from_secs(value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default))
+}
+
+impl Task {
+    async fn run(self) {
+        let initial = u64::try_from(self.probe.initial_delay_seconds.unwrap_or(0)).unwrap_or(0);
+        let age = k8s_openapi::jiff::Timestamp::now().as_nanosecond() - i128::from(self.started_at);
+        let age = Duration::from_nanos(u64::try_from(age.max(0)).unwrap_or(0));
+        tokio::time::sleep(Duration::from_secs(initial).saturating_sub(age)).await;
+        let period = seconds(self.probe.period_seconds, 10);
+        let limit = seconds(self.probe.timeout_seconds, 1);
+        let success = self.probe.success_threshold.unwrap_or(1).max(1);
+        let failure = self.probe.failure_threshold.unwrap_or(3).max(1);
+        let (mut passed, mut failed) = (0, 0);
+        loop {
+            match check::check(&self.probe, &self.spec, &self.ip, limit).await {
+                Ok(()) => (passed, failed) = (passed + 1, 0),
+                Err(why) => {
+                    (passed, failed) = (0, failed + 1);
+                    let message = format!("{} probe failed: {why}", self.kind.word());
+                    self.recorder.pod(&self.pod, Some(&self.spec.name), true, "Unhealthy", message);
+                }
+            }
+            if passed >= success {
+                self.say(true);
+                if self.kind == Kind::Startup {
+                    return;
+                }
+            } else if failed >= failure {
+                self.say(false);
+                if self.kind != Kind::Readiness {
+                    return;
+                }
+            }
+            // A pod that is not ready is looked at more often in its first seconds, so that it serves soon.
+            let eager = self.kind == Kind::Readiness
+                && passed == 0
+                && failed <= 10
+                && period > Duration::from_secs(1);
+            tokio::time::sleep(if eager { Duration::from_secs(1) } else { period }).await;
+        }
+    }
+
+    fn say(&self, good: bool) {
+        let mut results = self.results.lock();
+        let entry = results.entry(self.id.clone()).or_default();
+        let before = *entry;
+        match (self.kind, good) {
+            (Kind::Startup, true) => entry.started = Some(true),
+            (Kind::Startup, false) => entry.doomed = Some(Doom::Startup),
+            (Kind::Liveness, true) => {}
+            (Kind::Liveness, false) => entry.doomed = Some(Doom::Liveness),
+            (Kind::Readiness, good) => entry.ready = Some(good),
+        }
+        if *entry != before {
+            self.wake.notify_one();
+        }
+    }
+}

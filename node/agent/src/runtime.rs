@@ -1,0 +1,278 @@
+//! The runtime as the agent sees it: CRI v1 over one channel that reconnects by itself.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use coracle_cri_api::v1 as cri;
+use coracle_cri_api::v1::image_service_client::ImageServiceClient;
+use coracle_cri_api::v1::runtime_service_client::RuntimeServiceClient;
+use coracle_cri_api::{EndpointError, MAX_MESSAGE_BYTES};
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use crate::pods::state::{Container, Phase, PodState, Sandbox};
+
+/// Labels by which a runtime's objects are found again; the kubelet sets the same.
+pub mod label {
+    /// The pod's name.
+    pub const POD_NAME: &str = "io.kubernetes.pod.name";
+    /// The pod's namespace.
+    pub const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
+    /// The pod's uid.
+    pub const POD_UID: &str = "io.kubernetes.pod.uid";
+    /// The container's name.
+    pub const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+}
+
+/// How long a call that only looks may take.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long a call that acts may take: a first start compiles a component.
+const ACT: Duration = Duration::from_secs(240);
+
+/// A client of the CRI service; cheap to clone.
+#[derive(Clone)]
+pub struct Runtime {
+    runtime: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
+}
+
+/// An image that the runtime has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Image {
+    /// What to give to CreateContainer.
+    pub id: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+fn timed<T>(message: T, limit: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(limit);
+    request
+}
+
+fn by_uid(uid: &str) -> HashMap<String, String> {
+    HashMap::from([(label::POD_UID.to_owned(), uid.to_owned())])
+}
+
+/// `NotFound` is what removing and stopping want to hear.
+fn absent_is_fine<T>(result: Result<T, Status>) -> Result<(), Status> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(status) if status.code() == tonic::Code::NotFound => Ok(()),
+        Err(status) => Err(status),
+    }
+}
+
+impl Runtime {
+    /// A client of `unix:///path`; connects on first use.
+    pub fn new(endpoint: &str) -> Result<Self, EndpointError> {
+        let channel = coracle_cri_api::connect_lazy(endpoint)?;
+        Ok(Self {
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        })
+    }
+
+    /// Name and version of the runtime.
+    pub async fn version(&self) -> Result<cri::VersionResponse, Status> {
+        let request = cri::VersionRequest { version: "v1".into() };
+        Ok(self.runtime.clone().version(timed(request, LOOK)).await?.into_inner())
+    }
+
+    /// Conditions of the runtime (`RuntimeReady`, `NetworkReady`).
+    pub async fn conditions(&self) -> Result<Vec<cri::RuntimeCondition>, Status> {
+        let answer = self.runtime.clone().status(timed(cri::StatusRequest { verbose: false }, LOOK)).await?;
+        Ok(answer.into_inner().status.map(|s| s.conditions).unwrap_or_default())
+    }
+
+    /// Tells the runtime the range of pod addresses of this node.
+    pub async fn set_pod_cidr(&self, pod_cidr: &str) -> Result<(), Status> {
+        let config =
+            cri::RuntimeConfig { network_config: Some(cri::NetworkConfig { pod_cidr: pod_cidr.to_owned() }) };
+        let request = cri::UpdateRuntimeConfigRequest { runtime_config: Some(config) };
+        self.runtime.clone().update_runtime_config(timed(request, LOOK)).await?;
+        Ok(())
+    }
+
+    /// Everything that the runtime has of one pod.
+    pub async fn pod_state(&self, uid: &str) -> Result<PodState, Status> {
+        let mut client = self.runtime.clone();
+        let filter = cri::PodSandboxFilter { label_selector: by_uid(uid), ..Default::default() };
+        let request = cri::ListPodSandboxRequest { filter: Some(filter) };
+        let sandboxes = client.list_pod_sandbox(timed(request, LOOK)).await?.into_inner().items;
+        let mut state = PodState::default();
+        for sandbox in sandboxes {
+            state.sandboxes.extend(self.sandbox(&sandbox).await?);
+        }
+        for container in self.containers(by_uid(uid)).await? {
+            state.containers.extend(self.container(&container).await?);
+        }
+        state.sort();
+        Ok(state)
+    }
+
+    async fn sandbox(&self, listed: &cri::PodSandbox) -> Result<Option<Sandbox>, Status> {
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: listed.id.clone(), verbose: false };
+        let answer = self.runtime.clone().pod_sandbox_status(timed(request, LOOK)).await;
+        let status = match answer {
+            Ok(answer) => answer.into_inner().status,
+            Err(status) if status.code() == tonic::Code::NotFound => return Ok(None),
+            Err(status) => return Err(status),
+        };
+        let network = status.as_ref().and_then(|s| s.network.as_ref());
+        let ips = network
+            .into_iter()
+            .flat_map(|n| std::iter::once(n.ip.clone()).chain(n.additional_ips.iter().map(|a| a.ip.clone())));
+        let state = status.as_ref().map_or(listed.state, |s| s.state);
+        Ok(Some(Sandbox {
+            id: listed.id.clone(),
+            ready: state == cri::PodSandboxState::SandboxReady as i32,
+            attempt: listed.metadata.as_ref().map_or(0, |m| m.attempt),
+            created_at: listed.created_at,
+            ips: ips.filter(|ip| !ip.is_empty()).collect(),
+        }))
+    }
+
+    /// Containers that carry all these labels.
+    pub async fn containers(&self, labels: HashMap<String, String>) -> Result<Vec<cri::Container>, Status> {
+        let filter = cri::ContainerFilter { label_selector: labels, ..Default::default() };
+        let request = cri::ListContainersRequest { filter: Some(filter) };
+        Ok(self.runtime.clone().list_containers(timed(request, LOOK)).await?.into_inner().containers)
+    }
+
+    /// Every sandbox of this runtime.
+    pub async fn sandboxes(&self) -> Result<Vec<cri::PodSandbox>, Status> {
+        let request = cri::ListPodSandboxRequest { filter: None };
+        Ok(self.runtime.clone().list_pod_sandbox(timed(request, LOOK)).await?.into_inner().items)
+    }
+
+    /// One container, or `None` when it is gone.
+    pub async fn container(&self, listed: &cri::Container) -> Result<Option<Container>, Status> {
+        let request = cri::ContainerStatusRequest { container_id: listed.id.clone(), verbose: false };
+        let status = match self.runtime.clone().container_status(timed(request, LOOK)).await {
+            Ok(answer) => answer.into_inner().status,
+            Err(status) if status.code() == tonic::Code::NotFound => return Ok(None),
+            Err(status) => return Err(status),
+        };
+        let Some(status) = status else { return Ok(None) };
+        let metadata = status.metadata.unwrap_or_default();
+        Ok(Some(Container {
+            id: status.id,
+            sandbox: listed.pod_sandbox_id.clone(),
+            name: metadata.name,
+            attempt: metadata.attempt,
+            phase: match status.state {
+                0 => Phase::Created,
+                1 => Phase::Running,
+                2 => Phase::Exited,
+                _ => Phase::Unknown,
+            },
+            created_at: status.created_at,
+            started_at: status.started_at,
+            finished_at: status.finished_at,
+            exit_code: status.exit_code,
+            reason: status.reason,
+            message: status.message,
+            image: status.image.map(|i| i.image).unwrap_or_default(),
+            image_ref: status.image_ref,
+            log_path: status.log_path,
+        }))
+    }
+
+    /// Makes a sandbox and returns its id.
+    pub async fn run_sandbox(&self, config: cri::PodSandboxConfig, handler: &str) -> Result<String, Status> {
+        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
+        Ok(self.runtime.clone().run_pod_sandbox(timed(request, ACT)).await?.into_inner().pod_sandbox_id)
+    }
+
+    /// Ends a sandbox; one that is gone is fine.
+    pub async fn stop_sandbox(&self, id: &str) -> Result<(), Status> {
+        let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        absent_is_fine(self.runtime.clone().stop_pod_sandbox(timed(request, ACT)).await)
+    }
+
+    /// Forgets a sandbox and its containers; one that is gone is fine.
+    pub async fn remove_sandbox(&self, id: &str) -> Result<(), Status> {
+        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        absent_is_fine(self.runtime.clone().remove_pod_sandbox(timed(request, ACT)).await)
+    }
+
+    /// Makes a container and returns its id.
+    pub async fn create_container(
+        &self,
+        sandbox: &str,
+        config: cri::ContainerConfig,
+        sandbox_config: cri::PodSandboxConfig,
+    ) -> Result<String, Status> {
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        };
+        Ok(self.runtime.clone().create_container(timed(request, ACT)).await?.into_inner().container_id)
+    }
+
+    /// Starts a container; a handler listens when this returns.
+    pub async fn start_container(&self, id: &str) -> Result<(), Status> {
+        let request = cri::StartContainerRequest { container_id: id.to_owned() };
+        self.runtime.clone().start_container(timed(request, ACT)).await?;
+        Ok(())
+    }
+
+    /// Stops a container within `grace` seconds; one that is gone is fine.
+    pub async fn stop_container(&self, id: &str, grace: i64) -> Result<(), Status> {
+        let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout: grace };
+        let limit = Duration::from_secs(u64::try_from(grace).unwrap_or(0)) + Duration::from_secs(60);
+        absent_is_fine(self.runtime.clone().stop_container(timed(request, limit)).await)
+    }
+
+    /// Forgets a container and its log; one that is gone is fine.
+    pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
+        let request = cri::RemoveContainerRequest { container_id: id.to_owned() };
+        absent_is_fine(self.runtime.clone().remove_container(timed(request, ACT)).await)
+    }
+
+    /// The image of this name, if the runtime has it.
+    pub async fn image(&self, name: &str) -> Result<Option<Image>, Status> {
+        let request = cri::ImageStatusRequest { image: Some(image_spec(name)), verbose: false };
+        let answer = self.images.clone().image_status(timed(request, LOOK)).await;
+        match answer {
+            Ok(answer) => Ok(answer.into_inner().image.map(|i| Image { id: i.id, size: i.size })),
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// Pulls an image and returns what CreateContainer wants.
+    pub async fn pull(&self, name: &str, sandbox: cri::PodSandboxConfig) -> Result<String, Status> {
+        let request = cri::PullImageRequest {
+            image: Some(image_spec(name)),
+            auth: None,
+            sandbox_config: Some(sandbox),
+        };
+        // Pulls take as long as they take; deleting the pod interrupts them.
+        Ok(self
+            .images
+            .clone()
+            .pull_image(timed(request, Duration::from_secs(3600)))
+            .await?
+            .into_inner()
+            .image_ref)
+    }
+
+    /// Container events as they happen; a runtime without them answers `Unimplemented`.
+    pub async fn events(&self) -> Result<tonic::Streaming<cri::ContainerEventResponse>, Status> {
+        Ok(self.runtime.clone().get_container_events(cri::GetEventsRequest::default()).await?.into_inner())
+    }
+
+    /// CPU and memory of every container.
+    pub async fn stats(&self) -> Result<Vec<cri::ContainerStats>, Status> {
+        let request = cri::ListContainerStatsRequest { filter: None };
+        Ok(self.runtime.clone().list_container_stats(timed(request, LOOK)).await?.into_inner().stats)
+    }
+}
+
+fn image_spec(name: &str) -> cri::ImageSpec {
+    cri::ImageSpec { image: name.to_owned(), user_specified_image: name.to_owned(), ..Default::default() }
+}

@@ -1,0 +1,132 @@
+//! The node API on port 10250: logs, pods, health and resource metrics, for clients with a certificate of the cluster.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::Options;
+use crate::context::Context;
+use crate::pods::source::Pods;
+
+mod container_logs;
+mod metrics;
+pub mod tls;
+
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 1024;
+const HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// What the handlers share.
+#[derive(Clone)]
+struct Shared {
+    context: Arc<Context>,
+    pods: Pods,
+}
+
+/// The node API, bound and not yet serving.
+pub struct Server {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    router: Router,
+}
+
+impl Server {
+    /// Binds; the port is known afterwards.
+    pub async fn bind(options: &Options, context: Arc<Context>, pods: Pods) -> anyhow::Result<Self> {
+        let address = (options.node_ip, options.port);
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("bind the node API to {}:{}", options.node_ip, options.port))?;
+        let acceptor = tls::acceptor(&options.serving_cert, &options.client_ca_pem)?;
+        Ok(Self { listener, acceptor, router: router(Shared { context, pods }) })
+    }
+
+    /// The port that it listens on.
+    pub fn port(&self) -> u16 {
+        self.listener.local_addr().map_or(0, |a| a.port())
+    }
+
+    /// Serves until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let stream = tokio::select! {
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        tracing::warn!(%error, "the node API could not accept a connection");
+                        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+                () = shutdown.cancelled() => return,
+            };
+            let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+            let (acceptor, router, stop) = (self.acceptor.clone(), self.router.clone(), shutdown.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = serve(acceptor, router, stream) => {}
+                    () = stop.cancelled() => {}
+                }
+                drop(slot);
+            });
+        }
+    }
+}
+
+async fn serve(acceptor: TlsAcceptor, router: Router, stream: TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake with the node API failed"),
+        Err(_) => return,
+    };
+    let allowed = stream.get_ref().1.peer_certificates().and_then(|c| c.first()).is_some_and(tls::is_allowed);
+    let router = if allowed { router } else { Router::new().fallback(forbidden) };
+    let service = TowerToHyperService::new(router);
+    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
+        tracing::debug!(error, "a connection to the node API ended");
+    }
+}
+
+async fn forbidden() -> Response {
+    let words = "Forbidden: the node API serves system:masters and the API server only\n";
+    (StatusCode::FORBIDDEN, words).into_response()
+}
+
+fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok"))
+        .route("/pods", get(pods))
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs::get))
+        .route("/metrics/resource", get(metrics::resource))
+        .route("/stats/summary", get(metrics::summary))
+        .route("/exec/{*rest}", any(async || not_here("exec")))
+        .route("/attach/{*rest}", any(async || not_here("attach")))
+        .route("/portForward/{*rest}", any(async || not_here("port-forward")))
+        .route("/run/{*rest}", any(async || not_here("run")))
+        .with_state(shared)
+}
+
+fn not_here(what: &str) -> Response {
+    let words = format!("{what} is not supported by this node yet: its containers are wasm components\n");
+    (StatusCode::NOT_IMPLEMENTED, words).into_response()
+}
+
+async fn pods(State(shared): State<Shared>) -> Response {
+    let items: Vec<_> = shared.pods.list().iter().map(|p| p.as_ref().clone()).collect();
+    axum::Json(json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})).into_response()
+}

@@ -1,0 +1,120 @@
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::*;
+use crate::objects::Kind;
+
+fn pod(volumes: serde_json::Value) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": "p", "namespace": "ns", "uid": "u", "labels": {"app": "x"}},
+        "spec": {"containers": [{"name": "a"}], "volumes": volumes},
+    }))
+    .expect("a Pod")
+}
+
+fn config(pairs: &[(&str, &str)]) -> Sources {
+    let keys = pairs.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect();
+    HashMap::from([((Kind::ConfigMap, "config".to_owned()), Some(Arc::new(keys)))])
+}
+
+fn dir() -> (tempfile::TempDir, PodDir) {
+    let root = tempfile::tempdir().expect("a directory");
+    let dir = PodDir::new(root.path(), "u").expect("a pod directory");
+    (root, dir)
+}
+
+#[test]
+fn a_config_map_is_written_and_updated() {
+    let (_root, dir) = dir();
+    let pod = pod(json!([{"name": "v", "configMap": {"name": "config", "defaultMode": 0o440}}]));
+    let facts = Facts::default();
+    assert!(set_up(&pod, &dir, &config(&[("a", "1"), ("b", "2")]), &facts).expect("set up"));
+    let path = dir.volume(&volumes(&pod)[0]).expect("a path");
+    assert_eq!(std::fs::read_to_string(path.join("a")).expect("a"), "1");
+    let mode = std::fs::metadata(path.join("a")).expect("metadata").permissions().mode();
+    assert_eq!(mode & 0o777, 0o440);
+    assert!(!set_up(&pod, &dir, &config(&[("a", "1"), ("b", "2")]), &facts).expect("no change"));
+    assert!(set_up(&pod, &dir, &config(&[("a", "3")]), &facts).expect("an update"));
+    assert_eq!(std::fs::read_to_string(path.join("a")).expect("a"), "3");
+    assert!(!path.join("b").exists());
+    let versions = std::fs::read_dir(&path).expect("entries").filter_map(Result::ok);
+    assert_eq!(
+        versions
+            .filter(|e| e.file_name().to_string_lossy().starts_with("..2")
+                || e.path().is_dir() && !e.path().is_symlink())
+            .count(),
+        1
+    );
+    dir.remove().expect("removed");
+    assert!(!dir.path.exists());
+}
+
+#[test]
+fn projected_and_downward() {
+    let (_root, dir) = dir();
+    let pod = pod(json!([{"name": "v", "projected": {"sources": [
+        {"configMap": {"name": "config", "items": [{"key": "a", "path": "deep/er/a", "mode": 0o400}]}},
+        {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+    ]}}]));
+    set_up(&pod, &dir, &config(&[("a", "1")]), &Facts::default()).expect("set up");
+    let path = dir.volume(&volumes(&pod)[0]).expect("a path");
+    assert_eq!(std::fs::read_to_string(path.join("deep/er/a")).expect("a"), "1");
+    assert_eq!(std::fs::read_to_string(path.join("labels")).expect("labels"), "app=\"x\"");
+}
+
+#[test]
+fn nothing_leaves_the_volume() {
+    let (_root, dir) = dir();
+    for path in ["../x", "/x", "a/../../x", "..data", ""] {
+        let items = json!([{"key": "a", "path": path}]);
+        let pod = pod(json!([{"name": "v", "configMap": {"name": "config", "items": items}}]));
+        let error = set_up(&pod, &dir, &config(&[("a", "1")]), &Facts::default()).expect_err(path);
+        assert!(error.to_string().contains("must stay in the volume"), "{error}");
+    }
+    assert!(PodDir::new(Path::new("/"), "..").is_none());
+    assert!(PodDir::new(Path::new("/"), "a/b").is_none());
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let (_root, dir) = dir();
+    let table = [
+        (
+            json!([{"name": "v", "configMap": {"name": "gone"}}]),
+            "MountVolume.SetUp failed for volume \"v\" : configmap \"gone\" not found",
+        ),
+        (
+            json!([{"name": "v", "nfs": {"server": "s", "path": "/"}}]),
+            "volume \"v\": volumes of kind nfs are not supported by this node",
+        ),
+        (
+            json!([{"name": "v", "configMap": {"name": "config", "items": [{"key": "k", "path": "k"}]}}]),
+            "MountVolume.SetUp failed for volume \"v\" : configmap references non-existent config key: k",
+        ),
+    ];
+    for (volumes, message) in table {
+        let error = set_up(&pod(volumes), &dir, &config(&[]), &Facts::default()).expect_err(message);
+        assert_eq!(error.to_string(), message);
+    }
+    let optional = pod(json!([{"name": "v", "secret": {"secretName": "gone", "optional": true}}]));
+    set_up(&optional, &dir, &config(&[]), &Facts::default()).expect("optional");
+}
+
+#[test]
+fn sub_paths_stay_inside() {
+    let (_root, dir) = dir();
+    let mut pod = pod(json!([{"name": "v", "emptyDir": {}}]));
+    set_up(&pod, &dir, &Sources::new(), &Facts::default()).expect("set up");
+    let volume = dir.volume(&volumes(&pod)[0]).expect("a path");
+    std::os::unix::fs::symlink("/", volume.join("out")).expect("a link");
+    for (sub_path, works) in [("in", true), ("../x", false), ("out", false), ("out/x", false)] {
+        let mounts = json!([{"name": "v", "mountPath": "/m", "subPath": sub_path}]);
+        let spec = pod.spec.as_mut().expect("a spec");
+        spec.containers[0].volume_mounts = serde_json::from_value(mounts).expect("mounts");
+        let container = spec.containers[0].clone();
+        assert_eq!(container_mounts(&pod, &container, &dir, &[]).is_ok(), works, "{sub_path}");
+    }
+}
