@@ -157,6 +157,7 @@ async fn client(mut stream: UnixStream, registry: Arc<Registry>, end: Cancellati
         let call = tokio::select! {
             call = frame::read::<Call>(&mut reader) => call,
             () = gone.cancelled() => break,
+            () = end.cancelled() => break,
         };
         let call = match call {
             Ok(Some(call)) => call,

@@ -1,0 +1,8 @@
+//! A wasm host, driven through its socket, with guests built by `cargo xtask guests`.
+
+mod commands;
+mod handlers;
+mod harness;
+mod networking;
+mod processes;
+mod services;

@@ -1,0 +1,104 @@
+//! A command that does what its first argument says, and prints what came of it.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
+    time::Duration,
+};
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let arg = |n: usize| args.get(n).map(String::as_str).unwrap_or_default();
+    match arg(1) {
+        "exit" => std::process::exit(arg(2).parse().unwrap_or(99)),
+        "fail" => panic!("as asked"),
+        "print" => {
+            println!("{}", arg(2));
+            eprintln!("to stderr");
+            print!("no newline");
+        }
+        "flood" => {
+            let line = "x".repeat(1023);
+            for _ in 0..arg(2).parse::<usize>().unwrap_or(0) {
+                println!("{line}");
+            }
+        }
+        "spin" => loop {
+            std::hint::black_box(0);
+        },
+        "grow" => {
+            let mut kept = Vec::new();
+            for _ in 0..arg(2).parse::<usize>().unwrap_or(0) {
+                kept.push(vec![1u8; 1 << 20]);
+            }
+            println!("grown {}", kept.len());
+        }
+        "sleep" => sleep(arg(2)),
+        "connect" => println!("{}", connect(arg(2))),
+        "listen" => listen(arg(2), arg(3)),
+        "udp" => println!("{}", udp(arg(2), arg(3))),
+        "write" => report(std::fs::write(arg(2), arg(3))),
+        "read" => println!("{:?}", std::fs::read_to_string(arg(2)).map_err(|e| e.kind())),
+        "env" => {
+            for (name, value) in std::env::vars() {
+                println!("{name}={value}");
+            }
+        }
+        "resolve" => match (arg(2), 80u16).to_socket_addrs() {
+            Ok(found) => println!("{:?}", found.map(|a| a.ip()).collect::<Vec<_>>()),
+            Err(error) => println!("error {}", error),
+        },
+        other => {
+            eprintln!("unknown: {other}");
+            std::process::exit(2);
+        }
+    }
+}
+
+fn sleep(ms: &str) {
+    std::thread::sleep(Duration::from_millis(ms.parse().unwrap_or(0)));
+}
+
+fn report(result: std::io::Result<()>) {
+    match result {
+        Ok(()) => println!("done"),
+        Err(error) => println!("error {:?}", error.kind()),
+    }
+}
+
+fn connect(to: &str) -> String {
+    let attempt = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(to)?;
+        let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(format!("connected from {} to {peer}: {answer}", local.ip()))
+    };
+    attempt().unwrap_or_else(|error| format!("error {:?}", error.kind()))
+}
+
+/// Accepts one connection and tells it its address; writes the own address to `ready` first.
+fn listen(at: &str, ready: &str) {
+    let listener = match TcpListener::bind(at) {
+        Ok(listener) => listener,
+        Err(error) => return println!("error {:?}", error.kind()),
+    };
+    if let Ok(local) = listener.local_addr() {
+        println!("listening on {local}");
+        if !ready.is_empty() {
+            report(std::fs::write(ready, local.to_string()));
+        }
+    }
+    if let Ok((mut stream, peer)) = listener.accept() {
+        let _ = write!(stream, "hello {}", peer.ip());
+        println!("served {}", peer.ip());
+    }
+}
+
+fn udp(from: &str, to: &str) -> String {
+    let attempt = || -> std::io::Result<usize> { UdpSocket::bind(from)?.send_to(b"x", to) };
+    match attempt() {
+        Ok(sent) => format!("sent {sent}"),
+        Err(error) => format!("error {:?}", error.kind()),
+    }
+}
