@@ -1,6 +1,7 @@
 //! `cargo xtask`: what a developer and CI run. Nothing here is part of the product.
 
 mod bench;
+mod compat;
 mod demo;
 mod guests;
 mod kubectl;
@@ -22,6 +23,8 @@ enum Command {
     Bench(bench::Options),
     /// Check what reviewers would otherwise repeat.
     Tidy(tidy::Options),
+    /// Write docs/compatibility.md from the end-to-end tests.
+    Compat,
     /// Install the wasm target and build every guest program.
     Guests,
     /// Install the exact kubectl that the tests use and print its path.
@@ -34,6 +37,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Tidy(options) => tidy::run(&options),
+        Command::Compat => compat::write().map(|path| println!("{}", path.display())),
         Command::Guests => guests::build_all().map(|built| {
             for guest in built {
                 println!("{}", guest.display());

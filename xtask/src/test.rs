@@ -38,7 +38,9 @@ fn prerequisites() -> Result<()> {
     let needed = [("ip", "iproute2"), ("setpriv", "util-linux"), ("curl", "curl")];
     let missing: Vec<_> = needed
         .iter()
-        .filter(|(program, _)| quiet(Command::new("sh").args(["-c", &format!("command -v {program}")])).is_err())
+        .filter(|(program, _)| {
+            quiet(Command::new("sh").args(["-c", &format!("command -v {program}")])).is_err()
+        })
         .map(|(_, package)| *package)
         .collect();
     if missing.is_empty() {

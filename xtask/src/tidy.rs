@@ -19,7 +19,8 @@ const LONGEST_FILE: usize = 700;
 /// Names that say nothing about what lives behind them.
 const BANNED: [&str; 4] = ["util", "common", "helpers", "misc"];
 /// Kinds that the generic API server must not name in its sources.
-const KINDS: [&str; 6] = ["ReplicaSet", "Deployment", "EndpointSlice", "ConfigMap", "ServiceAccount\"", "DaemonSet"];
+const KINDS: [&str; 6] =
+    ["ReplicaSet", "Deployment", "EndpointSlice", "ConfigMap", "ServiceAccount\"", "DaemonSet"];
 
 pub fn run(options: &Options) -> Result<()> {
     quiet(cargo().args(["fmt", "--all", "--check"]).current_dir(root())).context("cargo fmt --all")?;
@@ -28,6 +29,9 @@ pub fn run(options: &Options) -> Result<()> {
         check_file(&file, &mut faults)?;
     }
     check_docs(&mut faults)?;
+    if let Err(error) = crate::compat::check() {
+        faults.push(format!("{error:#}"));
+    }
     if !faults.is_empty() {
         bail!("{} things to tidy:\n{}", faults.len(), faults.join("\n"));
     }

@@ -29,7 +29,9 @@ pub fn ensure() -> Result<Option<&'static str>> {
     let current = fs::read_to_string(&stamp).is_ok_and(|text| text == RECIPE.to_string());
     let linked = output(Command::new("rustup").args(["toolchain", "list"]))?.contains(LINKED);
     if !(current && linked) {
-        eprintln!("guests: no rustup target {TARGET} here; putting a toolchain together from Debian's packages");
+        eprintln!(
+            "guests: no rustup target {TARGET} here; putting a toolchain together from Debian's packages"
+        );
         if dir.exists() {
             fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
         }

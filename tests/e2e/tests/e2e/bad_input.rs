@@ -26,6 +26,7 @@ const REFUSED: [(&str, &[&str], &[&str]); 5] = [
     ),
 ];
 
+/// Row: bad input: malformed, unknown and wrong manifests are refused in known words
 #[test]
 fn manifests_are_refused_in_known_words() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
@@ -41,6 +42,7 @@ fn manifests_are_refused_in_known_words() -> Result<()> {
     cluster.stop()
 }
 
+/// Row: bad input: an image that does not exist: ErrImagePull and an Event
 #[test]
 fn an_image_that_does_not_exist_is_told() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;

@@ -10,6 +10,7 @@ use coracle_e2e::{Cluster, Profile, eventually, load};
 
 use super::hello;
 
+/// Row: self-healing: server, agent and CRI service killed in turn under 32 connections fail no request and restart no container
 #[test]
 fn killing_server_agent_and_runtime_fails_no_request() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
@@ -33,6 +34,7 @@ fn killing_server_agent_and_runtime_fails_no_request() -> Result<()> {
     cluster.stop()
 }
 
+/// Row: self-healing: `coracle up` after a kill -9 adopts the pods
 #[test]
 fn up_adopts_what_a_killed_up_left() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;

@@ -35,6 +35,7 @@ pub fn service_address(cluster: &Cluster) -> Result<String> {
     Ok(format!("{ip}:8080"))
 }
 
+/// Row: workloads: a Deployment, its pods and its Service from manifests: tables, describe, logs, scale, replacement, deletion
 #[test]
 fn a_manifest_becomes_a_running_service() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;

@@ -3,11 +3,13 @@
 use anyhow::{Context, Result, ensure};
 use coracle_e2e::{Cluster, Profile, kubectl, root, shown};
 
+/// Row: README: the transcript, as an unprivileged user
 #[test]
 fn the_transcript_works_as_an_unprivileged_user() -> Result<()> {
     transcript(Profile::Loopback)
 }
 
+/// Row: README: the transcript, as root
 #[test]
 fn the_transcript_works_as_the_user_of_the_test() -> Result<()> {
     transcript(Profile::LoopbackAsIs)
