@@ -75,7 +75,7 @@ impl PodNetwork {
             return Ok(Hop { to: SocketAddrV4::new(ip, to.port()).into(), from: Some(ip) });
         }
         let routes = self.routes.load();
-        let hop = routes.connect(&self.ranges, to, |n| fastrand(n))?;
+        let hop = routes.connect(&self.ranges, to, fastrand)?;
         // A source in 127/8 is routable only to 127/8.
         let same = hop.ip().is_loopback() == self.address.is_loopback();
         Ok(Hop { to: hop.into(), from: same.then_some(self.address) })

@@ -274,6 +274,7 @@ pub enum Event {
 
 /// One frame from the host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "one lives at a time a connection")]
 pub enum Message {
     Response { id: u64, result: Result<Response, HostError> },
     Event(Event),

@@ -19,7 +19,7 @@ async fn hello_on_a_pod_address() -> Result {
     let (status, body) = get(at, "/big?300000").await?;
     assert_eq!((status, body.len()), (200, 300_000));
     get(at, "/print?line").await?;
-    let stats = host.client.stats(&[id.clone()]).await?;
+    let stats = host.client.stats(std::slice::from_ref(&id)).await?;
     assert!(stats.iter().all(|s| s.requests == 4 && s.instances == 1 && s.cpu_nanos > 0), "{stats:?}");
     let status = host.client.stop_container(&id, 5000).await?;
     assert_eq!(exit(&status.state), (0, "Completed"));

@@ -73,7 +73,7 @@ async fn two_containers_share_a_volume_and_the_loopback() -> Result {
         host.start_container(spec).await?;
         let ready = volume.path().join("ready");
         let wait = async {
-            while std::fs::read_to_string(&ready).is_ok_and(|t| !t.is_empty()) == false {
+            while !std::fs::read_to_string(&ready).is_ok_and(|t| !t.is_empty()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
