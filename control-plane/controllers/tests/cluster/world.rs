@@ -49,14 +49,22 @@ impl World {
         coracle_registry::bootstrap(&server, &options).await.unwrap();
         let mut world = Self { server, shutdown: CancellationToken::new(), tasks: JoinSet::new() };
         let server = world.server.clone();
-        let client_for = move |name: &str| Client::new(server.service_as(UserInfo::new(&format!("system:controller:{name}"), &[])), "default");
+        let client_for = move |name: &str| {
+            Client::new(
+                server.service_as(UserInfo::new(&format!("system:controller:{name}"), &[])),
+                "default",
+            )
+        };
         let mut options = coracle_controllers::Options::new(Arc::new(client_for));
         options.root_ca_pem = Some("a certificate".into());
         let shutdown = world.shutdown.clone();
         world.tasks.spawn(async move { coracle_controllers::run(options, shutdown).await.unwrap() });
-        let scheduler = Client::new(world.server.service_as(UserInfo::new("system:kube-scheduler", &[])), "default");
+        let scheduler =
+            Client::new(world.server.service_as(UserInfo::new("system:kube-scheduler", &[])), "default");
         let shutdown = world.shutdown.clone();
-        world.tasks.spawn(async move { coracle_scheduler::run(scheduler, Default::default(), shutdown).await.unwrap() });
+        world.tasks.spawn(async move {
+            coracle_scheduler::run(scheduler, Default::default(), shutdown).await.unwrap()
+        });
         for i in 0..nodes {
             world.add_node(&format!("node-{i}")).await;
         }
@@ -83,14 +91,18 @@ impl World {
         self.until("a pod range and no taint", async || {
             let spec = nodes.get(name).await.unwrap().spec.unwrap_or_default();
             spec.pod_cidr.is_some() && spec.taints.is_none_or(|t| t.is_empty())
-        }).await;
+        })
+        .await;
     }
 
     pub fn client(&self) -> Client {
         Client::new(self.server.service_as(UserInfo::new("admin", &["system:masters"])), "default")
     }
 
-    pub fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self, namespace: &str) -> Api<K> {
+    pub fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(
+        &self,
+        namespace: &str,
+    ) -> Api<K> {
         Api::namespaced(self.client(), namespace)
     }
 
@@ -110,10 +122,17 @@ impl World {
             let d = deployments.get(name).await.unwrap();
             let s = d.status.unwrap_or_default();
             s.observed_generation == d.metadata.generation
-                && s.replicas == Some(replicas) && s.updated_replicas == Some(replicas) && s.available_replicas == Some(replicas)
+                && s.replicas == Some(replicas)
+                && s.updated_replicas == Some(replicas)
+                && s.available_replicas == Some(replicas)
                 && s.conditions.iter().flatten().any(|c| c.type_ == "Available" && c.status == "True")
-                && d.metadata.annotations.iter().flatten().any(|(k, v)| k == "deployment.kubernetes.io/revision" && v == revision)
-        }).await;
+                && d.metadata
+                    .annotations
+                    .iter()
+                    .flatten()
+                    .any(|(k, v)| k == "deployment.kubernetes.io/revision" && v == revision)
+        })
+        .await;
     }
 
     pub async fn stop(mut self) {
@@ -138,7 +157,10 @@ async fn play_nodes(client: Client) {
             drop(pods.delete(&name, &DeleteParams::default().grace_period(0)).await);
         } else if pod.spec.and_then(|s| s.node_name).is_some() && status.pod_ip.is_none() {
             address += 1;
-            let (ip, now) = (std::net::Ipv4Addr::from(address).to_string(), jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            let (ip, now) = (
+                std::net::Ipv4Addr::from(address).to_string(),
+                jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            );
             let body = json!({ "status": {
                 "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }],
                 "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": now }],
