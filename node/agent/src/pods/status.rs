@@ -25,11 +25,14 @@ pub fn status(input: Input<'_>, node_ip: &str) -> PodStatus {
         _ => (phase::phase(input, &inits, &mains).to_owned(), None, None),
     };
     let ips = pod_ips(input, &old);
+    // A pod that was refused never had containers: it shows why, not what they wait for.
+    let refused = old.container_statuses.is_none() && input.memory.refused.is_some()
+        || input.state.containers.is_empty() && phase == "Failed" && old.container_statuses.is_none();
     let conditions = conditions(input, &old, phase.as_str(), &inits, &mains, !ips.is_empty());
     PodStatus {
         conditions: Some(conditions),
-        container_statuses: Some(mains),
-        init_container_statuses: (!inits.is_empty()).then_some(inits),
+        container_statuses: (!refused).then_some(mains),
+        init_container_statuses: (!inits.is_empty() && !refused).then_some(inits),
         host_ip: Some(node_ip.to_owned()),
         host_ips: Some(vec![HostIP { ip: node_ip.to_owned() }]),
         pod_ip: ips.first().cloned(),

@@ -195,7 +195,9 @@ impl Worker {
             self.prober.stop();
         }
         self.memory.probed = self.prober.results();
+        let ended = self.pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed");
         if self.memory.refused.is_none()
+            && !ended
             && self.fate == Fate::Runs
             && let Some(error) = crate::volumes::unsupported(&self.pod)
         {

@@ -65,7 +65,8 @@ fn a_new_pod_mounts_then_gets_a_sandbox_then_starts() {
 #[test]
 fn init_containers_run_in_order() {
     let pod = pod("Always", &["i", "j"], &["a"]);
-    let table: &[(&[(&str, u32, Phase, i32)], &[Action])] = &[
+    type Row<'a> = (&'a [(&'a str, u32, Phase, i32)], &'a [Action]);
+    let table: &[Row<'_>] = &[
         (&[], &[start("i", 0, None)]),
         (&[("i", 0, Phase::Running, 0)], &[]),
         (&[("i", 0, Phase::Exited, 0)], &[start("j", 0, None)]),
