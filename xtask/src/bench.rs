@@ -1,17 +1,62 @@
 //! `cargo xtask bench`: figures of this machine, next to the peer where one can be installed.
 
-use anyhow::{Result, bail};
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
 use clap::Args;
+
+use crate::guests;
+use crate::process::{cargo, root, shown};
 
 #[derive(Args)]
 pub struct Options {
-    /// What to measure: `api` or `pods`.
+    /// What to measure: `api` or `pods`; everything where nothing is named.
+    #[arg(value_parser = ["api", "pods"])]
     suite: Option<String>,
     /// Where to write the rows as JSON.
     #[arg(long)]
-    json: Option<std::path::PathBuf>,
+    json: Option<PathBuf>,
+    /// The coracle binary to measure, instead of a release build of this tree.
+    #[arg(long)]
+    bin: Option<PathBuf>,
+    /// Build without optimisation: to try the bench itself, never for a figure.
+    #[arg(long)]
+    dev: bool,
+    /// How long one rate is measured, in seconds (1 to 10).
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=10))]
+    seconds: u64,
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    bail!("no suite named {:?} yet (json: {:?})", options.suite, options.json)
+    build(options)?;
+    let built = root().join("target").join(if options.dev { "debug" } else { "release" });
+    let bin = match &options.bin {
+        Some(path) => path.canonicalize().with_context(|| format!("find {}", path.display()))?,
+        None => built.join("coracle"),
+    };
+    ensure!(bin.is_file(), "{} is no file", bin.display());
+    let mut command = Command::new(built.join("coracle-bench"));
+    command.env("CORACLE_BIN", bin).arg(format!("--seconds={}", options.seconds)).args(&options.suite);
+    if let Some(path) = &options.json {
+        command.arg("--json").arg(path);
+    }
+    shown(&mut command)
+}
+
+/// What is measured and what measures it; the guest where pods are to run.
+fn build(options: &Options) -> Result<()> {
+    let mut command = cargo();
+    command.args(["build", "-p", "coracle-bench"]).current_dir(root());
+    if !options.dev {
+        command.arg("--release");
+    }
+    if options.bin.is_none() {
+        command.args(["-p", "coracle"]);
+    }
+    shown(&mut command)?;
+    if options.suite.as_deref() != Some("api") {
+        guests::build_all()?;
+    }
+    Ok(())
 }

@@ -1,0 +1,115 @@
+//! Suite `api`: ConfigMaps of 1 KiB over TLS and HTTP/2, a connection a client.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use coracle_e2e::Cluster;
+use serde_json::json;
+
+use crate::connection::{Ask, Endpoint};
+use crate::figures::Figures;
+use crate::load::{Load, Outcome};
+
+const SUITE: &str = "api";
+const CLIENTS: [usize; 3] = [1, 16, 64];
+/// How many ConfigMaps are read and listed.
+const LISTED: u64 = 1000;
+/// A rate of creates ends here at the latest, so that the disk is bounded.
+const MOST_CREATED: u64 = 200_000;
+const LISTS: u64 = 100;
+
+pub async fn run(cluster: &Cluster, duration: Duration, figures: &mut Figures) -> Result<()> {
+    let endpoint = Endpoint::read(&cluster.data_dir().join("kubeconfig")).await?;
+    let pid = cluster.pid("server")?;
+    let mut connection = endpoint.connect().await?;
+    for name in ["bench-read", "bench-write"] {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        connection.ask(Ask::post("/api/v1/namespaces".into(), namespace.to_string().into())).await?;
+    }
+    for number in 0..LISTED {
+        connection.ask(create("bench-read", number)).await?;
+    }
+    let load =
+        |clients, most_requests| Load { endpoint: endpoint.clone(), clients, duration, most_requests, pid };
+
+    let reads = Arc::new(AtomicU64::new(0));
+    for clients in CLIENTS {
+        // A stride that is prime to the number of objects: every one is read, and none right after its neighbour.
+        let get =
+            |serial: u64| Ask::get(format!("{}/{}", folder("bench-read"), name((serial * 617) % LISTED)));
+        report(figures, "get", clients, &load(clients, u64::MAX).run(&reads, get).await?);
+    }
+    let size = connection.ask(Ask::get(folder("bench-read"))).await?;
+    ensure!(size > 1024 * 1000, "the list of {LISTED} ConfigMaps has only {size} bytes");
+    let list = |_| Ask::get(folder("bench-read"));
+    report(figures, "list-1000", 1, &load(1, LISTS).run(&reads, list).await?);
+
+    let writes = Arc::new(AtomicU64::new(0));
+    for clients in CLIENTS {
+        let created =
+            load(clients, MOST_CREATED).run(&writes, |number| create("bench-write", number)).await?;
+        report(figures, "create", clients, &created);
+    }
+    ensure!(cluster.pid("server")? == pid, "the server was started again while it was measured");
+    let after = crate::process::memory(pid).context("memory of the server after the creates")?;
+    let count = writes.load(std::sync::atomic::Ordering::Relaxed) + LISTED;
+    figures.add(SUITE, "after-creates/objects", "ConfigMaps", Some(count as f64));
+    figures.add(SUITE, "after-creates/server/rss", "MiB", Some(after.rss as f64 / 1_048_576.0));
+    Ok(())
+}
+
+fn folder(namespace: &str) -> String {
+    format!("/api/v1/namespaces/{namespace}/configmaps")
+}
+
+fn name(number: u64) -> String {
+    format!("bench-{number:08}")
+}
+
+/// Creates a ConfigMap with 1 KiB of data.
+fn create(namespace: &str, number: u64) -> Ask {
+    let value = format!("{number:01024}");
+    let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name(number)}, "data": {"v": value}});
+    Ask::post(folder(namespace), Bytes::from(body.to_string()))
+}
+
+fn report(figures: &mut Figures, what: &str, clients: usize, outcome: &Outcome) {
+    let answered = outcome.samples.len() as f64;
+    let millis = |time: Duration| time.as_secs_f64() * 1000.0;
+    let mut add =
+        |name: &str, unit, value| figures.add(SUITE, format!("{what}/{clients}/{name}"), unit, value);
+    add("rate", "1/s", Some(answered / outcome.elapsed.as_secs_f64()));
+    add("p50", "ms", outcome.samples.percentile(50).map(millis));
+    add("p99", "ms", outcome.samples.percentile(99).map(millis));
+    add("errors", "requests", Some(outcome.errors as f64));
+    add("server-cpu", "ms/request", Some(millis(outcome.server_cpu) / answered));
+    add("client-cpu", "ms/request", Some(millis(outcome.client_cpu) / answered));
+    if let Some(error) = &outcome.first_error {
+        eprintln!("{what}/{clients}: the first error was: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_has_one_kibibyte_of_data() {
+        let ask = create("n", 7);
+        let body: serde_json::Value = serde_json::from_slice(&ask.body).unwrap();
+        assert_eq!(body["data"]["v"].as_str().map(str::len), Some(1024));
+        assert_eq!(
+            (ask.path.as_str(), &body["metadata"]["name"]),
+            ("/api/v1/namespaces/n/configmaps", &json!("bench-00000007"))
+        );
+    }
+
+    #[test]
+    fn reads_reach_every_object() {
+        let read: std::collections::BTreeSet<_> = (0..LISTED).map(|serial| (serial * 617) % LISTED).collect();
+        assert_eq!(read.len() as u64, LISTED);
+    }
+}

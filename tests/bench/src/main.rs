@@ -1,0 +1,80 @@
+//! The program behind `cargo xtask bench`: starts `coracle up` (`$CORACLE_BIN`) on loopback addresses, measures it from
+//! outside and prints the figures. It judges nothing: a figure is never an assertion.
+
+#![forbid(unsafe_code)]
+
+mod api;
+mod connection;
+mod figures;
+mod load;
+mod pods;
+mod process;
+mod samples;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use coracle_e2e::{Cluster, Profile};
+
+use figures::Figures;
+
+#[derive(Parser)]
+#[command(name = "coracle-bench", about = "Measure the coracle binary that CORACLE_BIN names")]
+struct Options {
+    /// What to measure; everything where nothing is named.
+    suite: Option<Suite>,
+    /// Where to write the rows as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// How long one rate is measured, in seconds.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=10))]
+    seconds: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// ConfigMaps over TLS: rates, latencies, CPU per request.
+    Api,
+    /// Pods: create to Ready, a Deployment of 100, memory of every process.
+    Pods,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    // Another crate of the tree brings a second provider, so that rustls cannot choose by itself.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut figures = Figures::default();
+    let mut done = Ok(());
+    for suite in [Suite::Api, Suite::Pods] {
+        if done.is_ok() && options.suite.is_none_or(|only| only == suite) {
+            done = measure(suite, &options, &runtime, &mut figures);
+        }
+    }
+    // What was measured before a failure is still worth reading.
+    println!("{}", figures.table());
+    if let Some(path) = &options.json {
+        std::fs::write(path, figures.json()?).with_context(|| format!("write {}", path.display()))?;
+    }
+    done
+}
+
+/// Runs one suite on a cluster of its own.
+fn measure(
+    suite: Suite,
+    options: &Options,
+    runtime: &tokio::runtime::Runtime,
+    figures: &mut Figures,
+) -> Result<()> {
+    let binary = std::env::var("CORACLE_BIN").context("CORACLE_BIN is not set: run `cargo xtask bench`")?;
+    eprintln!("{}", process::machine(&binary));
+    let mut cluster = Cluster::start(Profile::Loopback)?;
+    let measured = match suite {
+        Suite::Api => runtime.block_on(api::run(&cluster, Duration::from_secs(options.seconds), figures)),
+        Suite::Pods => runtime.block_on(pods::run(&cluster, figures)),
+    };
+    let measured = measured.with_context(|| cluster.logs());
+    measured.and(cluster.stop())
+}
