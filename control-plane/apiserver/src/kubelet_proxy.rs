@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use axum::body::Body;
 use coracle_api::Status;
 use http::header::{HeaderName, HeaderValue};
-use http::{HeaderMap, Request, Response, Uri, header};
+use http::{HeaderMap, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -19,6 +20,9 @@ use crate::connect::{SubresourceHandler, SubresourceRequest};
 pub const CLIENT_USER: &str = "kube-apiserver-kubelet-client";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most bytes of what a node says when it refuses, and how long it may take to say it.
+const REFUSAL_LIMIT: usize = 64 << 10;
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where a call goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +78,7 @@ impl KubeletProxy {
     /// Sends a call to a node and answers with what it says.
     ///
     /// # Errors
-    /// 503 when the node cannot be reached.
+    /// 503 when the node cannot be reached. What a node refuses in plain text becomes a Status with its code and words.
     pub async fn forward(
         &self,
         endpoint: &NodeEndpoint,
@@ -101,6 +105,10 @@ impl KubeletProxy {
             ))
         })?;
         let (parts, body) = response.into_parts();
+        let failed = parts.status.is_client_error() || parts.status.is_server_error();
+        if failed && is_plain_text(&parts.headers) {
+            return Err(refusal(parts.status, Body::new(body)).await);
+        }
         let mut answer = Response::new(Body::new(body));
         *answer.status_mut() = parts.status;
         *answer.headers_mut() = end_to_end(&parts.headers);
@@ -154,6 +162,37 @@ fn end_to_end(headers: &HeaderMap<HeaderValue>) -> HeaderMap<HeaderValue> {
             && !name.as_str().starts_with("impersonate-")
     });
     kept.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+fn is_plain_text(headers: &HeaderMap<HeaderValue>) -> bool {
+    match headers.get(header::CONTENT_TYPE) {
+        Some(kind) => kind.as_bytes().starts_with(b"text/plain"),
+        None => true,
+    }
+}
+
+/// What a node says when it refuses, as clients of the API read it.
+async fn refusal(code: StatusCode, body: Body) -> Status {
+    let read = Limited::new(body, REFUSAL_LIMIT).collect();
+    let words = match tokio::time::timeout(REFUSAL_TIMEOUT, read).await {
+        Ok(Ok(read)) => String::from_utf8_lossy(&read.to_bytes()).trim().to_owned(),
+        _ => String::new(),
+    };
+    let words = if words.is_empty() { format!("the node answered {code}") } else { words };
+    let reason = match code.as_u16() {
+        400 => "BadRequest",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "NotFound",
+        405 => "MethodNotAllowed",
+        429 => "TooManyRequests",
+        500 => "InternalError",
+        501 => "NotImplemented",
+        503 => "ServiceUnavailable",
+        504 => "Timeout",
+        _ => "Unknown",
+    };
+    Status::new(code.as_u16(), reason, words)
 }
 
 /// The innermost cause: the outer ones only say that something failed.

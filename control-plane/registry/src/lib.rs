@@ -7,6 +7,7 @@ pub mod admission;
 pub mod bootstrap;
 pub mod check;
 pub mod config_map;
+pub mod custom_resource_definition;
 pub mod deployment;
 pub mod endpoint_slice;
 pub mod endpoints;
@@ -72,6 +73,7 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
         lease::resource(),
         endpoint_slice::resource(options),
         event::grouped(),
+        custom_resource_definition::resource(),
     ];
     Ok(Builtin { resources, admission: admission::chain() })
 }

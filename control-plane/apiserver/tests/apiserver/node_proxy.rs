@@ -47,7 +47,21 @@ async fn node(ca: &ClusterCa, log: mpsc::Receiver<String>) -> (ApiServer, Socket
         let lines = tokio_stream::wrappers::ReceiverStream::new(receiver);
         Body::from_stream(head.chain(lines).map(Ok::<_, std::convert::Infallible>))
     });
-    let router = axum::Router::new().route("/containerLogs/{pod}", logs);
+    let refused = axum::routing::get(|| async {
+        let words = "container \"a\" in pod \"waits\" is waiting to start: ContainerCreating\n";
+        (http::StatusCode::BAD_REQUEST, words)
+    });
+    let long =
+        axum::routing::get(|| async { (http::StatusCode::INTERNAL_SERVER_ERROR, "x".repeat(1 << 20)) });
+    let json = axum::routing::get(|| async {
+        let kind = [("content-type", "application/json")];
+        (http::StatusCode::CONFLICT, kind, r#"{"said":"by the node"}"#)
+    });
+    let router = axum::Router::new()
+        .route("/containerLogs/{pod}", logs)
+        .route("/containerLogs/waits", refused)
+        .route("/containerLogs/long", long)
+        .route("/containerLogs/json", json);
     let store = Arc::new(Store::in_memory(&Options::new("unused")));
     let node = ApiServer::builder(store).mount("/containerLogs", router).build();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
@@ -120,4 +134,23 @@ async fn what_cannot_be_reached_says_so() {
         call(&s, "DELETE", "/api/v1/namespaces/n/pods/p/exec", serde_json::Value::Null).await.code,
         405
     );
+}
+
+#[tokio::test]
+async fn what_a_node_refuses_is_a_status() {
+    let dir = tempfile::tempdir().expect("dir");
+    let ca = ClusterCa::open(dir.path()).expect("authority");
+    let (node, address) = node(&ca, mpsc::channel(1).1).await;
+    let s = api_server(&ca, address);
+    let refused = get(&s, "/api/v1/namespaces/n/pods/waits/log").await;
+    assert_eq!((refused.code, refused.text("/kind"), refused.text("/reason")), (400, "Status", "BadRequest"));
+    assert_eq!(refused.message(), "container \"a\" in pod \"waits\" is waiting to start: ContainerCreating");
+    // Words without an end are not read to it.
+    let long = get(&s, "/api/v1/namespaces/n/pods/long/log").await;
+    assert_eq!((long.code, long.text("/reason")), (500, "InternalError"));
+    assert_eq!(long.message(), "the node answered 500 Internal Server Error");
+    // What is no plain text is the node's own answer.
+    let json = get(&s, "/api/v1/namespaces/n/pods/json/log").await;
+    assert_eq!((json.code, json.text("/said")), (409, "by the node"));
+    node.shutdown_token().cancel();
 }
