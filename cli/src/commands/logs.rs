@@ -64,8 +64,13 @@ async fn pod_of(client: &kube::Client, namespace: &str, target: &str) -> Result<
     let pods = Api::<Pod>::namespaced(client.clone(), namespace)
         .list(&ListParams::default().labels(&selector))
         .await?;
-    pods.items
-        .into_iter()
+    let mut pods = pods.items;
+    // One that stays, and has something to say.
+    pods.sort_by_key(|pod| {
+        let running = pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"));
+        (pod.metadata.deletion_timestamp.is_some(), !running)
+    });
+    pods.into_iter()
         .find_map(|pod| pod.metadata.name)
         .with_context(|| format!("deployment {name} has no pods"))
 }

@@ -53,7 +53,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         .with_context(|| format!("read the kubeconfig {}", options.kubeconfig.display()))?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     let client = kube::Client::try_from(config)?;
-    let agent = coracle_kubelet::Options {
+    let agent = coracle_agent::Options {
         client: client.clone(),
         node_name: options.name.clone(),
         node_ip: options.node_ip,
@@ -72,7 +72,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         cluster_domain: "cluster.local".to_owned(),
     };
     let (agent, network) = tokio::join!(
-        coracle_kubelet::run(agent, shutdown.clone()),
+        coracle_agent::run(agent, shutdown.clone()),
         coracle_network::run_with(feed, shutdown.clone()),
     );
     agent.context("the node agent")?;

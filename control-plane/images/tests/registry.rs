@@ -173,7 +173,8 @@ async fn bad_input() {
     let manifest_type = ("content-type", "application/vnd.oci.image.manifest.v1+json");
     let large = vec![b' '; coracle_image_registry::MANIFEST_MAX + 1];
     type Headers = Vec<(&'static str, &'static str)>;
-    let table: Vec<(&str, String, Headers, Vec<u8>, u16, &str)> = vec![
+    type Row<'a> = (&'a str, String, Headers, Vec<u8>, u16, &'a str);
+    let table: Vec<Row> = vec![
         ("GET", format!("/v2/a/blobs/{zeros}"), vec![], vec![], 404, "BLOB_UNKNOWN"),
         ("GET", "/v2/a/blobs/sha256:x".into(), vec![], vec![], 400, "DIGEST_INVALID"),
         ("GET", "/v2/a/manifests/v1".into(), vec![], vec![], 404, "MANIFEST_UNKNOWN"),

@@ -175,6 +175,24 @@ mod tests {
     }
 
     #[test]
+    fn replicas_without_requests_spread_over_large_nodes() {
+        let large = |name: &str| {
+            let mut node = node(name, json!({}));
+            node.allocatable.insert("pods".into(), 1000);
+            node
+        };
+        let mut all = snapshot(vec![large("a"), large("b")]);
+        let one = pod(json!({}));
+        let mut taken = Vec::new();
+        for _ in 0..4 {
+            let name = choose(&one, &all).unwrap();
+            all.take(&name, &one);
+            taken.push(name);
+        }
+        assert_eq!(taken, ["a", "b", "a", "b"]);
+    }
+
+    #[test]
     fn tolerations_and_affinity() {
         let tainted = json!({"taints": [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]});
         let all = snapshot(vec![node("c", tainted)]);

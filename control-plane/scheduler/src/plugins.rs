@@ -15,7 +15,10 @@ pub type Reasons = Vec<String>;
 /// A filter.
 pub type Filter = fn(&PodView, &Room) -> Reasons;
 
-/// A score from 0 (worst) to 100.
+/// The best score. It is finer than a percentage, so that one pod more on a large node counts.
+pub const BEST: i64 = 1_000_000;
+
+/// A score from 0 (worst) to [`BEST`].
 pub type Score = fn(&PodView, &Room) -> i64;
 
 /// Every filter, in Kubernetes' order: the first that refuses names the reasons.

@@ -58,7 +58,7 @@ impl Queue {
     }
 
     /// The next pod to try; it stays in the queue until it is removed or put to sleep.
-    pub fn next(&mut self) -> Option<PodView> {
+    pub fn pop(&mut self) -> Option<PodView> {
         let (_, _, key) = self.active.pop_first()?;
         self.pods.get(&key).map(|waiting| waiting.pod.clone())
     }
@@ -116,13 +116,13 @@ mod tests {
         for one in [pod("young", 0, 9), pod("old", 0, 1), pod("urgent", 5, 9)] {
             queue.push(one, now);
         }
-        let names: Vec<_> = std::iter::from_fn(|| queue.next()).map(|pod| pod.name).collect();
+        let names: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|pod| pod.name).collect();
         assert_eq!(names, ["urgent", "old", "young"]);
         queue.sleep("/old", now);
         queue.wake(now);
         assert_eq!(queue.tick(now), Some(now + FIRST_DELAY));
-        assert!(queue.next().is_none());
+        assert!(queue.pop().is_none());
         queue.tick(now + FIRST_DELAY);
-        assert_eq!(queue.next().map(|pod| pod.name).as_deref(), Some("old"));
+        assert_eq!(queue.pop().map(|pod| pod.name).as_deref(), Some("old"));
     }
 }

@@ -179,7 +179,7 @@ impl Scheduler {
     fn decide(&mut self) -> bool {
         for _ in 0..BATCH {
             let Ok(slot) = self.slots.clone().try_acquire_owned() else { return false };
-            let Some(pod) = self.queue.next() else { return false };
+            let Some(pod) = self.queue.pop() else { return false };
             let key = pod.key();
             match choose(&pod, &self.snapshot) {
                 Ok(node) => {

@@ -19,6 +19,9 @@ use crate::view::{Meta, Namespace, condition};
 use crate::write::{self, Delete, Writer};
 
 const FINALIZER: &str = "kubernetes";
+/// Kubernetes lets a namespace rest before it empties it (5 s there), so that a client which deletes the namespace and the
+/// objects of one manifest finds those objects still there.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Finishes the deletion of namespaces.
 pub struct NamespaceController {
@@ -62,7 +65,7 @@ impl NamespaceController {
         let own = this.clone();
         caches.namespaces.on_change(move |_, new| {
             if let Some(namespace) = new.filter(|n| n.is_terminating()) {
-                own.queue.add(key_of(namespace.as_ref()));
+                own.queue.add_after(key_of(namespace.as_ref()), GRACE);
             }
         });
         this

@@ -1,6 +1,6 @@
 //! Requests fit into what a node has left; extended resources such as GPUs too.
 
-use super::Reasons;
+use super::{BEST, Reasons};
 use crate::cycle::Room;
 use crate::view::PodView;
 
@@ -25,7 +25,11 @@ pub fn least_allocated(pod: &PodView, room: &Room) -> i64 {
     let left = |name: &str| {
         let all = room.node.allocatable.get(name).copied().unwrap_or(0);
         let used = room.used.get(name).copied().unwrap_or(0) + pod.requests.get(name).copied().unwrap_or(0);
-        if all <= 0 { 0 } else { (all - used).max(0).saturating_mul(100) / all }
+        if all <= 0 {
+            0
+        } else {
+            i64::try_from(i128::from((all - used).max(0)) * i128::from(BEST) / i128::from(all)).unwrap_or(0)
+        }
     };
     (left("cpu") + left("memory") + left("pods")) / 3
 }

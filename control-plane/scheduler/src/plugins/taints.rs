@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
-use super::Reasons;
+use super::{BEST, Reasons};
 use crate::cycle::Room;
 use crate::view::PodView;
 
@@ -23,7 +23,7 @@ pub fn filter(pod: &PodView, room: &Room) -> Reasons {
 pub fn prefer_untainted(pod: &PodView, room: &Room) -> i64 {
     let soft = room.node.taints.iter().filter(|taint| taint.effect == "PreferNoSchedule");
     let bad = soft.filter(|taint| !tolerated(pod, taint)).count();
-    100 - i64::try_from(bad).unwrap_or(10).min(10) * 10
+    BEST - i64::try_from(bad).unwrap_or(10).min(10) * (BEST / 10)
 }
 
 fn tolerated(pod: &PodView, taint: &Taint) -> bool {
