@@ -29,6 +29,9 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Result<()> {
+    if options.dev {
+        eprintln!("bench: a build without optimisation; what follows are no figures to quote");
+    }
     build(options)?;
     let built = root().join("target").join(if options.dev { "debug" } else { "release" });
     let bin = match &options.bin {

@@ -35,7 +35,6 @@ impl Figures {
     ) {
         let ours = ours.filter(|value| value.is_finite());
         let name = name.into();
-        eprintln!("{suite} {name}: {} {unit}", shown(ours));
         let (peer, peer_version, ratio, goal) = (None, None, None, None);
         self.0.push(Row { suite, name, unit, ours, peer, peer_version, ratio, goal });
     }

@@ -46,6 +46,8 @@ fn main() -> Result<()> {
     // Another crate of the tree brings a second provider, so that rustls cannot choose by itself.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let binary = std::env::var("CORACLE_BIN").context("CORACLE_BIN is not set: run `cargo xtask bench`")?;
+    println!("{}", process::machine(&binary));
     let mut figures = Figures::default();
     let mut done = Ok(());
     for suite in [Suite::Api, Suite::Pods] {
@@ -68,8 +70,6 @@ fn measure(
     runtime: &tokio::runtime::Runtime,
     figures: &mut Figures,
 ) -> Result<()> {
-    let binary = std::env::var("CORACLE_BIN").context("CORACLE_BIN is not set: run `cargo xtask bench`")?;
-    eprintln!("{}", process::machine(&binary));
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let measured = match suite {
         Suite::Api => runtime.block_on(api::run(&cluster, Duration::from_secs(options.seconds), figures)),

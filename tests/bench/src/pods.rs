@@ -1,5 +1,6 @@
 //! Suite `pods`: from create to Ready over the API, one after another and a hundred at once, and what they cost.
 
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -36,10 +37,12 @@ pub async fn run(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
     tokio::time::sleep(SETTLE).await;
     let empty = memory(cluster, "idle", figures)?;
 
+    eprintln!("{SEQUENCE} pods one after another");
     cluster.push("hello", "hello:v1")?;
     let namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}}))?;
     Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await?;
     sequence(&Api::namespaced(client.clone(), NAMESPACE), figures).await?;
+    eprintln!("a Deployment of {REPLICAS}");
     scale(&Api::namespaced(client.clone(), NAMESPACE), &Api::namespaced(client, NAMESPACE), figures).await?;
 
     tokio::time::sleep(SETTLE).await;
@@ -90,9 +93,13 @@ async fn one(pods: &Api<Pod>, name: &str) -> Result<(Duration, Duration)> {
 
     let began = Instant::now();
     pods.create(&PostParams::default(), &pod).await?;
-    until(&mut events, POD_LIMIT, |event| matches!(event, WatchEvent::Modified(pod) if is_ready(pod)))
-        .await
-        .context("create to Ready")?;
+    until(
+        &mut events,
+        POD_LIMIT,
+        |event| matches!(event, WatchEvent::Added(pod) | WatchEvent::Modified(pod) if is_ready(pod)),
+    )
+    .await
+    .context("create to Ready")?;
     let ready = began.elapsed();
 
     let began = Instant::now();
@@ -118,7 +125,7 @@ async fn scale(deployments: &Api<Deployment>, pods: &Api<Pod>, figures: &mut Fig
     deployments.patch("bench", &PatchParams::default(), &more).await?;
     let all = i32::try_from(REPLICAS)?;
     let done = until(&mut events, REPLICAS_LIMIT, |event| {
-        matches!(event, WatchEvent::Modified(one)
+        matches!(event, WatchEvent::Added(one) | WatchEvent::Modified(one)
             if one.status.as_ref().and_then(|status| status.ready_replicas) == Some(all))
     })
     .await;
@@ -164,12 +171,18 @@ fn memory(cluster: &Cluster, state: &str, figures: &mut Figures) -> Result<u64> 
     let folder = cluster.data_dir().parent().context("the data directory has no parent")?.canonicalize()?;
     let (mut rss, mut pss) = (0, 0);
     let mib = |bytes: u64| Some(bytes as f64 / 1_048_576.0);
+    // There may be several of a name, of wasm hosts above all.
+    let mut by_name = BTreeMap::<_, (u64, u64)>::new();
     for one in process::of_cluster(&folder)? {
         let memory = process::memory(one.pid).with_context(|| format!("memory of {}", one.name))?;
-        figures.add(SUITE, format!("{state}/{}/rss", one.name), "MiB", mib(memory.rss));
-        figures.add(SUITE, format!("{state}/{}/pss", one.name), "MiB", mib(memory.pss));
-        rss += memory.rss;
-        pss += memory.pss;
+        let sum = by_name.entry(one.name).or_default();
+        *sum = (sum.0 + memory.rss, sum.1 + memory.pss);
+    }
+    for (name, sum) in by_name {
+        figures.add(SUITE, format!("{state}/{name}/rss"), "MiB", mib(sum.0));
+        figures.add(SUITE, format!("{state}/{name}/pss"), "MiB", mib(sum.1));
+        rss += sum.0;
+        pss += sum.1;
     }
     figures.add(SUITE, format!("{state}/all/rss"), "MiB", mib(rss));
     figures.add(SUITE, format!("{state}/all/pss"), "MiB", mib(pss));
