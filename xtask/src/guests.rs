@@ -1,5 +1,6 @@
 //! Builds the wasm programs: the examples and the tests' guests.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,14 +12,15 @@ use crate::toolchain;
 /// Builds every guest; returns the component files, `target/guests/<name>.wasm`.
 pub fn build_all() -> Result<Vec<PathBuf>> {
     let toolchain = toolchain::ensure()?;
-    let mut built = Vec::new();
+    // Both workspaces build into one folder, so each finds the other's too.
+    let mut built = BTreeSet::new();
     for workspace in ["examples/hello", "tests/guests"] {
         let dir = root().join(workspace);
         if dir.join("Cargo.toml").is_file() {
             built.extend(build(&dir, toolchain)?);
         }
     }
-    Ok(built)
+    Ok(built.into_iter().collect())
 }
 
 /// The folder that holds every built guest.

@@ -2,7 +2,7 @@
 //!
 //! `rustup target add` first. Where that cannot reach its server, a guest toolchain is put together from Debian's
 //! packages (compiler and std of one version, wasi-libc, linker of the host toolchain) and linked to rustup as
-//! [`LINKED`]. It is made once a machine and lies in the cache directory.
+//! [`LINKED`]. It is made once a machine and lies in the cache directory. `CORACLE_GUEST_TOOLCHAIN=debian` skips rustup.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -21,7 +21,8 @@ const RECIPE: u32 = 2;
 
 /// The rustup toolchain that builds guests; `None` is the default toolchain.
 pub fn ensure() -> Result<Option<&'static str>> {
-    if native_target_works() {
+    let debian = std::env::var_os("CORACLE_GUEST_TOOLCHAIN").is_some_and(|choice| choice == "debian");
+    if !debian && native_target_works() {
         return Ok(None);
     }
     let dir = cache()?.join("guest-toolchain");
