@@ -73,8 +73,10 @@ fn check_file(path: &Path, faults: &mut Vec<String>) -> Result<()> {
     if BANNED.contains(&stem.as_str()) || stem == "mod" {
         faults.push(format!("{shown}: the name says nothing"));
     }
-    if shown.starts_with("control-plane/apiserver/src") {
-        for (number, line) in text.lines().enumerate() {
+    if shown.starts_with("control-plane/apiserver/src") && stem != "tests" {
+        // Tests need some kind to try things on.
+        let code = text.lines().take_while(|line| line.trim() != "#[cfg(test)]");
+        for (number, line) in code.enumerate() {
             let code = line.split("//").next().unwrap_or_default();
             if let Some(kind) = KINDS.iter().find(|kind| code.contains(**kind)) {
                 faults.push(format!("{shown}:{}: the API server names a kind, {kind}", number + 1));
