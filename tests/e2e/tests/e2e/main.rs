@@ -3,4 +3,5 @@
 mod bad_input;
 mod faults;
 mod hello;
+mod pods;
 mod readme;

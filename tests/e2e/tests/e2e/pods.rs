@@ -1,0 +1,389 @@
+//! What a pod is promised: configuration, volumes, restarts, probes, logs, events. Profile: loopback.
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use coracle_e2e::{Cluster, Profile, curl, eventually, kubectl, load, shown, succeed};
+use serde_json::{Value, json};
+
+use super::hello;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A cluster with the tests' programs in its registry, and its node's name.
+fn cluster(guests: &[&str]) -> Result<(Cluster, String)> {
+    let cluster = Cluster::start(Profile::Loopback)?;
+    for guest in guests {
+        cluster.push(guest, &format!("{guest}:v1"))?;
+    }
+    let node = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"])?;
+    Ok((cluster, node))
+}
+
+/// A bare pod of one container that carries out `steps`.
+fn steps(node: &str, name: &str, policy: &str, steps: &[&str]) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "nodeName": node, "restartPolicy": policy, "terminationGracePeriodSeconds": 2,
+            "containers": [{"name": "main", "image": "steps:v1", "args": steps}],
+        },
+    })
+}
+
+fn apply(cluster: &Cluster, objects: &[Value]) -> Result<()> {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    let file = cluster.file("objects.json", &list.to_string())?;
+    cluster.kubectl(&["apply", "-f", &file]).map(drop)
+}
+
+/// Waits until the pod's status is as wanted; returns it.
+fn status(cluster: &Cluster, pod: &str, what: &str, met: impl Fn(&Value) -> bool) -> Result<Value> {
+    let mut last = Value::Null;
+    eventually(&format!("pod {pod}: {what}"), SOON, || {
+        last = cluster.get(&["pod", pod])?["status"].take();
+        Ok(met(&last))
+    })
+    .with_context(|| format!("{last:#}"))?;
+    Ok(last)
+}
+
+fn has(text: &str, words: &[&str]) -> Result<()> {
+    let missing: Vec<_> = words.iter().filter(|word| !text.contains(**word)).collect();
+    ensure!(missing.is_empty(), "no {missing:?} in\n{text}");
+    Ok(())
+}
+
+#[test]
+fn configuration_and_volumes_reach_containers() -> Result<()> {
+    let (mut cluster, node) = cluster(&["steps"])?;
+    let manifest = include_str!("pods/config.yaml").replace("NODE\n", &format!("{node}\n"));
+    let file = cluster.file("config.yaml", &manifest)?;
+    cluster.kubectl(&["apply", "-f", &file])?;
+    let ended = status(&cluster, "config", "ends", |status| status["phase"] == "Succeeded")
+        .with_context(|| cluster.kubectl(&["describe", "pod", "config"]).unwrap_or_default())?;
+    ensure!(ended["initContainerStatuses"][0]["state"]["terminated"]["reason"] == "Completed", "{ended:#}");
+    has(&cluster.kubectl(&["logs", "config", "-c", "first"])?, &["first done"])?;
+    let ip = ended["podIP"].as_str().context("podIP")?;
+    let said = cluster.kubectl(&["logs", "config", "-c", "main"])?;
+    let lines = [
+        "args: hello s3cret $(GREETING) $(NOPE)\n",
+        "COMBINED=hello blue $(LATER)\n",
+        "COLOR=blue\nMAYBE=(unset)\ncm_color=blue\ntoken=s3cret\nPOD=config\n",
+        &format!("NODE_NAME={node}\nTIER=front\nNOTE=a \"b\"\nMEMORY=64\nCPU=20\nip: {ip}\n"),
+        "/shared/made: by-init\n/shared/peer: by-peer\n/shared/under/file: below\n",
+        "/cm/nested/color: blue\n/cm/file.txt: error NotFound\n/all/file.txt: from config\n",
+        "/secret/token: s3cret\n/projected/c: blue\n/projected/s: s3cret\n/projected/name: config\n",
+        "/down/labels: tier=\"front\"\n/down/memory: 67108864\n",
+        "/cm/x: error",
+        "/readonly/x: error",
+        "/sub/file: written\n/shared/deep/er/file: in-sub\n",
+    ];
+    has(&said, &lines)?;
+    for (path, mode) in [("cm/*/nested/color", "440"), ("secret/*/token", "600"), ("all/*/color", "644")] {
+        let pattern = format!("*/volumes/*/{path}");
+        let data = cluster.data_dir();
+        let found = succeed(
+            Command::new("find").arg(data).args(["-path", &pattern, "-type", "f", "-printf", "%m\n"]),
+        )?;
+        ensure!(found.trim() == mode, "{path} has mode {found:?} instead of {mode}");
+    }
+    what_comes_later(&cluster, &node)?;
+    cluster.stop()
+}
+
+/// Pods that name a ConfigMap which is made after them.
+fn what_comes_later(cluster: &Cluster, node: &str) -> Result<()> {
+    let mut by_env = steps(node, "late", "Never", &["env word", "sleep 60000"]);
+    by_env["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "later"}}]);
+    let mut by_volume = steps(node, "late-files", "Never", &["read /v/word", "sleep 60000"]);
+    by_volume["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    by_volume["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "later"}}]);
+    apply(cluster, &[by_env, by_volume])?;
+    let reason = |reason: &'static str| {
+        move |status: &Value| status["containerStatuses"][0]["state"]["waiting"]["reason"] == reason
+    };
+    status(cluster, "late", "waits", reason("CreateContainerConfigError"))?;
+    status(cluster, "late-files", "waits", reason("ContainerCreating"))?;
+    let table = cluster.kubectl(&["get", "pods"])?;
+    has(&table, &["CreateContainerConfigError", "ContainerCreating"])?;
+    for (pod, words) in [
+        ("late", "Error: configmap \"later\" not found"),
+        ("late-files", "MountVolume.SetUp failed for volume \"v\" : configmap \"later\" not found"),
+    ] {
+        eventually("an event says what is missing", SOON, || {
+            Ok(has(&cluster.kubectl(&["describe", "pod", pod])?, &[words]).is_ok())
+        })?;
+    }
+    cluster.kubectl(&["create", "configmap", "later", "--from-literal=word=now"])?;
+    for (pod, words) in [("late", "word=now"), ("late-files", "/v/word: now")] {
+        let status = status(cluster, pod, "runs", |status| status["phase"] == "Running")?;
+        ensure!(status["containerStatuses"][0]["state"]["waiting"].is_null(), "{status:#}");
+        eventually(words, SOON, || Ok(cluster.kubectl(&["logs", pod])?.contains(words)))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn restarts_and_logs_are_as_users_know_them() -> Result<()> {
+    let (mut cluster, node) = cluster(&["steps"])?;
+    apply(
+        &cluster,
+        &[
+            steps(&node, "always", "Always", &["print once more", "exit 1"]),
+            steps(&node, "again", "OnFailure", &["exit 1"]),
+            steps(&node, "once", "OnFailure", &["print fine"]),
+            steps(&node, "never", "Never", &["exit 1"]),
+            steps(&node, "ticks", "Never", &["tick 60 50"]),
+            steps(&node, "stays", "Always", &["print here", "sleep 600000"]),
+        ],
+    )?;
+    logs(&cluster)?;
+    restarts(&cluster)?;
+    grace(&cluster, &node)?;
+    cluster.stop()
+}
+
+fn logs(cluster: &Cluster) -> Result<()> {
+    status(cluster, "ticks", "runs", |status| status["phase"] == "Running")?;
+    let started = Instant::now();
+    let followed = cluster.kubectl(&["logs", "-f", "ticks"])?;
+    let all: String = (1..=60).map(|n| format!("tick {n}\n")).collect();
+    ensure!(followed == all, "{followed}");
+    ensure!(started.elapsed() < Duration::from_secs(8), "it ended after {:?}", started.elapsed());
+    ensure!(cluster.kubectl(&["logs", "ticks"])? == all);
+    ensure!(cluster.kubectl(&["logs", "ticks", "--tail=2"])? == "tick 59\ntick 60\n");
+    ensure!(cluster.kubectl(&["logs", "ticks", "--tail=0"])?.is_empty());
+    ensure!(cluster.kubectl(&["logs", "ticks", "--limit-bytes=9"])? == "tick 1\nti");
+    ensure!(cluster.kubectl(&["logs", "ticks", "--since=1h"])? == all);
+    let recent = cluster.kubectl(&["logs", "ticks", "--since=2s"])?;
+    ensure!(
+        !recent.starts_with("tick 1\n") && (recent.is_empty() || recent.ends_with("tick 60\n")),
+        "{recent}"
+    );
+    let stamped = cluster.kubectl(&["logs", "ticks", "--timestamps", "--tail=1"])?;
+    let (time, text) = stamped.split_once(' ').context("no time")?;
+    ensure!(
+        text == "tick 60\n" && time.len() >= 20 && time.starts_with("20") && time.contains('T'),
+        "{stamped}"
+    );
+    let ended = cluster.kubectl(&["logs", "ticks", &format!("--since-time={time}")])?;
+    // kubectl sends whole seconds.
+    ensure!(ended.ends_with("tick 60\n") && !ended.contains("tick 30\n"), "{ended}");
+    let refused = cluster.kubectl_fails(&["logs", "ticks", "--previous"])?;
+    has(&refused, &["previous terminated container \"main\" in pod \"ticks\" not found"])
+}
+
+fn restarts(cluster: &Cluster) -> Result<()> {
+    let status_of = |pod, what, met: fn(&Value) -> bool| status(cluster, pod, what, met);
+    let done = status_of("once", "has succeeded", |status| status["phase"] == "Succeeded")?;
+    ensure!(done["containerStatuses"][0]["restartCount"] == 0, "{done:#}");
+    // A component of WASI 0.2 can say that it failed, and no number: the exit code is 1.
+    let failed = status_of("never", "has failed", |status| status["phase"] == "Failed")?;
+    ensure!(failed["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 1, "{failed:#}");
+    ensure!(failed["containerStatuses"][0]["restartCount"] == 0, "{failed:#}");
+    for pod in ["always", "again"] {
+        let crashed = status(cluster, pod, "backs off", |status| {
+            status["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+        })?;
+        let main = &crashed["containerStatuses"][0];
+        ensure!(main["restartCount"].as_i64().is_some_and(|count| count >= 1), "{main:#}");
+        ensure!(main["lastState"]["terminated"]["exitCode"] == 1, "{main:#}");
+        ensure!(main["lastState"]["terminated"]["reason"] == "Error", "{main:#}");
+        has(
+            &main["state"]["waiting"]["message"].to_string(),
+            &["back-off ", "s restarting failed container=main pod="],
+        )?;
+        ensure!(crashed["phase"] == "Running", "{crashed:#}");
+    }
+    let table = cluster.kubectl(&["get", "pods"])?;
+    has(&table, &["CrashLoopBackOff", "Completed", "Error", "0/1", "1/1"])?;
+    has(&cluster.kubectl(&["logs", "always", "--previous"])?, &["once more"])?;
+    has(&cluster.kubectl(&["logs", "always"])?, &["once more"])?;
+    let described = cluster.kubectl(&["describe", "pod", "always"])?;
+    has(
+        &described,
+        &["spec.containers{main}", "Started", "Back-off restarting failed container main", "Exit Code:    1"],
+    )
+}
+
+fn grace(cluster: &Cluster, node: &str) -> Result<()> {
+    cluster.push("web", "web:v1")?;
+    let web = |name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"nodeName": node, "terminationGracePeriodSeconds": 2, "containers": [{
+                "name": "web", "image": "web:v1", "ports": [{"containerPort": 8080}],
+            }]},
+        })
+    };
+    apply(cluster, &[web("drains"), web("forced")])?;
+    // A request that ends within the grace is answered, and the pod goes as soon as it is.
+    let (took, answer) = delete_during(cluster, "drains", 1_200, &[])?;
+    ensure!(answer.is_ok_and(|body| body == "slept"), "the request within the grace failed");
+    ensure!((800..1_900).contains(&took.as_millis()), "{took:?}");
+    // One that does not is cut off.
+    let (took, answer) = delete_during(cluster, "forced", 9_000, &["--grace-period=1"])?;
+    ensure!(answer.is_err(), "a request outlived its pod");
+    ensure!((900..4_000).contains(&took.as_millis()), "{took:?}");
+
+    status(cluster, "stays", "is ready", |status| status["containerStatuses"][0]["ready"] == true)?;
+    let mut follow = cluster.command(kubectl()?);
+    let follow =
+        follow.args(["logs", "-f", "stays"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let started = Instant::now();
+    cluster.kubectl(&["delete", "pod", "stays", "--timeout=30s"])?;
+    ensure!(started.elapsed() < Duration::from_secs(5), "a grace of 2 s took {:?}", started.elapsed());
+    let followed = follow.wait_with_output()?;
+    ensure!(followed.stdout == b"here\n", "{}", shown(&followed));
+    has(&cluster.kubectl(&["get", "events"])?, &["Stopping container main"])?;
+    has(&cluster.kubectl_fails(&["get", "pod", "stays"])?, &["pods \"stays\" not found"])?;
+    ensure!(!left(cluster)?.is_empty(), "pods have their directories elsewhere now");
+    let started = Instant::now();
+    cluster.kubectl(&["delete", "pods", "--all", "--timeout=30s"])?;
+    ensure!(started.elapsed() < Duration::from_secs(10), "pods that have ended took {:?}", started.elapsed());
+    eventually("directories of pods go with them", SOON, || {
+        let left = left(cluster)?;
+        ensure!(left.is_empty(), "{left}");
+        Ok(true)
+    })
+}
+
+/// Deletes a pod while it works on a request of so many milliseconds; how long that took, and what the client got.
+fn delete_during(
+    cluster: &Cluster,
+    pod: &str,
+    millis: u32,
+    flags: &[&str],
+) -> Result<(Duration, Result<String>)> {
+    let status = status(cluster, pod, "is ready", ready)?;
+    let url = format!("http://{}:8080", status["podIP"].as_str().context("podIP")?);
+    eventually("the handler answers", SOON, || curl(&url).map(|_| true))?;
+    let slow = std::thread::spawn(move || curl(&format!("{url}/sleep?{millis}")));
+    // Until the request is under way: nothing outside the pod tells.
+    std::thread::sleep(Duration::from_millis(200));
+    let started = Instant::now();
+    let mut args = vec!["delete", "pod", pod, "--timeout=30s"];
+    args.extend(flags);
+    cluster.kubectl(&args)?;
+    let took = started.elapsed();
+    let answer = slow.join().map_err(|_| anyhow!("the client panicked"))?;
+    Ok((took, answer))
+}
+
+/// What the node keeps of pods: directories of volumes and of logs.
+fn left(cluster: &Cluster) -> Result<String> {
+    let names = ["-path", "*/node/pods/*", "-o", "-path", "*/logs/*_*_*"];
+    succeed(Command::new("find").arg(cluster.data_dir()).args(names))
+}
+
+/// A pod of `switch`, whose probes ask for files.
+fn switch(node: &str, name: &str) -> Value {
+    let probe = |path: &str| json!({"httpGet": {"path": path, "port": "web"}, "periodSeconds": 1, "failureThreshold": 1});
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "switch"}},
+        "spec": {
+            "nodeName": node, "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": "web", "image": "switch:v1", "ports": [{"name": "web", "containerPort": 8080}],
+                "readinessProbe": probe("/is/ready"), "livenessProbe": probe("/not/sick"),
+                "volumeMounts": [{"name": "state", "mountPath": "/state"}],
+            }],
+            "volumes": [{"name": "state", "emptyDir": {}}],
+        },
+    })
+}
+
+fn ready(status: &Value) -> bool {
+    status["conditions"]
+        .as_array()
+        .is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
+}
+
+#[test]
+fn probes_decide_who_serves_and_who_restarts() -> Result<()> {
+    let (mut cluster, node) = cluster(&["switch"])?;
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "switch"},
+        "spec": {"selector": {"app": "switch"}, "ports": [{"port": 8080, "targetPort": "web"}]},
+    });
+    apply(&cluster, &[switch(&node, "a"), switch(&node, "b"), service])?;
+    let mut urls = Vec::new();
+    for pod in ["a", "b"] {
+        let running = status(&cluster, pod, "runs", |status| status["phase"] == "Running")?;
+        ensure!(!ready(&running), "ready before its probe: {running:#}");
+        let url = format!("http://{}:8080", running["podIP"].as_str().context("podIP")?);
+        eventually("the handler answers", SOON, || curl(&format!("{url}/on/ready")).map(|_| true))?;
+        status(&cluster, pod, "is ready", ready)?;
+        urls.push(url);
+    }
+    let ip = cluster.kubectl(&["get", "service", "switch", "-o", "jsonpath={.spec.clusterIP}"])?;
+    let answers = || -> Result<Vec<String>> {
+        let mut all = (0..12).map(|_| curl(&format!("http://{ip}:8080/"))).collect::<Result<Vec<_>>>()?;
+        all.sort();
+        all.dedup();
+        Ok(all)
+    };
+    eventually("both pods serve", SOON, || Ok(answers()? == ["a", "b"]))?;
+    curl(&format!("{}/off/ready", urls[0]))?;
+    status(&cluster, "a", "is not ready", |status| !ready(status))?;
+    eventually("only b serves", SOON, || Ok(answers()? == ["b"]))?;
+    ensure!(answers()? == ["b"]);
+    has(&cluster.kubectl(&["get", "pod", "a"])?, &["0/1", "Running"])?;
+    curl(&format!("{}/on/ready", urls[0]))?;
+    eventually("both pods serve again", SOON, || Ok(answers()? == ["a", "b"]))?;
+
+    curl(&format!("{}/on/sick", urls[1]))?;
+    let count = |status: &Value| status["containerStatuses"][0]["restartCount"].as_i64().unwrap_or(0);
+    status(&cluster, "b", "is restarted", |status| count(status) == 1)?;
+    eventually("b answers again", SOON, || curl(&format!("{}/off/sick", urls[1])).map(|_| true))?;
+    status(&cluster, "b", "is ready again", ready)?;
+    let described = cluster.kubectl(&["describe", "pod", "b"])?;
+    has(
+        &described,
+        &[
+            "Liveness probe failed: HTTP probe failed with statuscode: 503",
+            "Container web failed liveness probe, will be restarted",
+        ],
+    )?;
+    has(
+        &cluster.kubectl(&["describe", "pod", "a"])?,
+        &["Readiness probe failed: HTTP probe failed with statuscode: 503"],
+    )?;
+    let a = cluster.get(&["pod", "a"])?;
+    ensure!(count(&a["status"]) == 0, "a was restarted too");
+    cluster.stop()
+}
+
+#[test]
+fn a_rolling_update_fails_no_request() -> Result<()> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
+    hello::deploy(&cluster)?;
+    let address = hello::service_address(&cluster)?;
+    let url = format!("http://{address}/");
+    eventually("the Service answers", SOON, || curl(&url).map(|_| true))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let runtime = tokio::runtime::Runtime::new()?;
+    let running = runtime.spawn(load::run(address.parse()?, 8, 1_000, stop.clone()));
+    let rollout = |change: &[&str], greeting: &str| -> Result<()> {
+        let mut args = vec!["-n", "hello"];
+        args.extend(change);
+        cluster.kubectl(&args)?;
+        cluster.kubectl(&["-n", "hello", "rollout", "status", "deploy/hello", "--timeout=60s"])?;
+        eventually("only new pods answer", SOON, || {
+            let answers = (0..12).map(|_| curl(&url)).collect::<Result<Vec<_>>>()?;
+            Ok(answers.iter().all(|answer| answer.starts_with(greeting)))
+        })
+    };
+    rollout(&["set", "env", "deploy/hello", "GREETING=Hi"], "Hi from hello-")?;
+    rollout(&["rollout", "undo", "deploy/hello"], "Hello from hello-")?;
+    stop.store(true, Ordering::Relaxed);
+    let outcome = runtime.block_on(running)?;
+    ensure!(outcome.failures.is_empty(), "{} answered; failures: {:?}", outcome.answered, outcome.failures);
+    let history = cluster.kubectl(&["-n", "hello", "rollout", "history", "deploy/hello"])?;
+    has(&history, &["REVISION", "2", "3"])?;
+    cluster.stop()
+}
