@@ -91,8 +91,32 @@ fn configuration_and_volumes_reach_containers() -> Result<()> {
         )?;
         ensure!(found.trim() == mode, "{path} has mode {found:?} instead of {mode}");
     }
+    what_is_refused(&cluster, &node)?;
     what_comes_later(&cluster, &node)?;
     cluster.stop()
+}
+
+/// A subPath that names a file: WASI has directories only, and the pod says so.
+fn what_is_refused(cluster: &Cluster, node: &str) -> Result<()> {
+    let mut file = steps(node, "file", "Never", &["read /v"]);
+    file["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "v", "mountPath": "/v", "subPath": "color"}]);
+    file["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "settings"}}]);
+    let mut absent = steps(node, "absent", "Never", &["read /v/x"]);
+    absent["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "v", "mountPath": "/v", "subPath": "nowhere"}]);
+    absent["spec"]["volumes"] = file["spec"]["volumes"].clone();
+    apply(cluster, &[file, absent])?;
+    for (pod, reason, words) in [
+        ("file", "CreateContainerError", "a wasm container mounts directories only"),
+        ("absent", "CreateContainerConfigError", "does not exist in volume"),
+    ] {
+        let status = status(cluster, pod, "waits", |status| {
+            status["containerStatuses"][0]["state"]["waiting"]["reason"] == reason
+        })?;
+        has(&status["containerStatuses"][0]["state"]["waiting"]["message"].to_string(), &[words])?;
+    }
+    Ok(())
 }
 
 /// Pods that name a ConfigMap which is made after them.
@@ -139,12 +163,42 @@ fn restarts_and_logs_are_as_users_know_them() -> Result<()> {
             steps(&node, "never", "Never", &["exit 1"]),
             steps(&node, "ticks", "Never", &["tick 60 50"]),
             steps(&node, "stays", "Always", &["print here", "sleep 600000"]),
+            with_init(&node, "init-fails", "Never", json!({"args": ["print oh no", "exit 1"]})),
+            with_init(&node, "init-loops", "Always", json!({"args": ["exit 1"]})),
+            with_init(&node, "helped", "Never", json!({"args": ["sleep 600000"], "restartPolicy": "Always"})),
         ],
     )?;
     logs(&cluster)?;
     restarts(&cluster)?;
+    inits(&cluster)?;
     grace(&cluster, &node)?;
     cluster.stop()
+}
+
+/// The same with an init container in front.
+fn with_init(node: &str, name: &str, policy: &str, mut init: Value) -> Value {
+    let mut pod = steps(node, name, policy, &["print main ran"]);
+    (init["name"], init["image"]) = (json!("init"), json!("steps:v1"));
+    pod["spec"]["initContainers"] = json!([init]);
+    pod
+}
+
+fn inits(cluster: &Cluster) -> Result<()> {
+    status(cluster, "init-fails", "has failed", |status| status["phase"] == "Failed")?;
+    let refused = cluster.kubectl_fails(&["logs", "init-fails", "-c", "main"])?;
+    has(&refused, &["container \"main\" in pod \"init-fails\" is waiting to start: PodInitializing"])?;
+    has(&cluster.kubectl(&["logs", "init-fails", "-c", "init"])?, &["oh no"])?;
+    status(cluster, "init-loops", "backs off", |status| {
+        status["initContainerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+    })?;
+    has(&cluster.kubectl(&["get", "pods"])?, &["Init:Error", "Init:CrashLoopBackOff"])?;
+    // A sidecar starts first and keeps nobody from ending.
+    let helped = status(cluster, "helped", "has succeeded", |status| status["phase"] == "Succeeded")?;
+    let sidecar = &helped["initContainerStatuses"][0];
+    ensure!(!sidecar["state"]["terminated"].is_null() && sidecar["restartCount"] == 0, "{helped:#}");
+    let all = cluster.kubectl(&["logs", "helped", "--all-containers", "--prefix"])?;
+    ensure!(all == "[pod/helped/main] main ran\n", "{all}");
+    Ok(())
 }
 
 fn logs(cluster: &Cluster) -> Result<()> {
@@ -282,14 +336,15 @@ fn left(cluster: &Cluster) -> Result<String> {
 
 /// A pod of `switch`, whose probes ask for files.
 fn switch(node: &str, name: &str) -> Value {
-    let probe = |path: &str| json!({"httpGet": {"path": path, "port": "web"}, "periodSeconds": 1, "failureThreshold": 1});
+    let probe = |path: &str, failures: u8| json!({"httpGet": {"path": path, "port": "web"}, "periodSeconds": 1, "failureThreshold": failures});
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "switch"}},
         "spec": {
             "nodeName": node, "terminationGracePeriodSeconds": 1,
             "containers": [{
                 "name": "web", "image": "switch:v1", "ports": [{"name": "web", "containerPort": 8080}],
-                "readinessProbe": probe("/is/ready"), "livenessProbe": probe("/not/sick"),
+                // The one that restarts leaves time to heal between two failures.
+                "readinessProbe": probe("/is/ready", 1), "livenessProbe": probe("/not/sick", 3),
                 "volumeMounts": [{"name": "state", "mountPath": "/state"}],
             }],
             "volumes": [{"name": "state", "emptyDir": {}}],
@@ -310,7 +365,11 @@ fn probes_decide_who_serves_and_who_restarts() -> Result<()> {
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "switch"},
         "spec": {"selector": {"app": "switch"}, "ports": [{"port": 8080, "targetPort": "web"}]},
     });
-    apply(&cluster, &[switch(&node, "a"), switch(&node, "b"), service])?;
+    let mut slow = switch(&node, "slow");
+    slow["metadata"]["labels"] = json!({});
+    slow["spec"]["containers"][0]["startupProbe"] =
+        json!({"httpGet": {"path": "/is/started", "port": 8080}, "periodSeconds": 1, "failureThreshold": 60});
+    apply(&cluster, &[switch(&node, "a"), switch(&node, "b"), slow, service])?;
     let mut urls = Vec::new();
     for pod in ["a", "b"] {
         let running = status(&cluster, pod, "runs", |status| status["phase"] == "Running")?;
@@ -353,9 +412,35 @@ fn probes_decide_who_serves_and_who_restarts() -> Result<()> {
         &cluster.kubectl(&["describe", "pod", "a"])?,
         &["Readiness probe failed: HTTP probe failed with statuscode: 503"],
     )?;
-    let a = cluster.get(&["pod", "a"])?;
-    ensure!(count(&a["status"]) == 0, "a was restarted too");
+    starts_slowly(&cluster)?;
+    // Another agent goes on where the one before was.
+    cluster.kill("node")?;
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        for (pod, restarts) in [("a", 0), ("b", 1)] {
+            let status = cluster.get(&["pod", pod])?["status"].take();
+            ensure!(ready(&status) && count(&status) == restarts, "{pod} changed: {status:#}");
+        }
+        answers()?;
+    }
+    curl(&format!("{}/off/ready", urls[0]))?;
+    status(&cluster, "a", "is not ready", |status| !ready(status))?;
     cluster.stop()
+}
+
+/// A startup probe holds the others back.
+fn starts_slowly(cluster: &Cluster) -> Result<()> {
+    let slow = status(cluster, "slow", "runs", |status| status["phase"] == "Running")?;
+    ensure!(slow["containerStatuses"][0]["started"] == false && !ready(&slow), "{slow:#}");
+    let url = format!("http://{}:8080", slow["podIP"].as_str().context("podIP")?);
+    curl(&format!("{url}/on/ready"))?;
+    curl(&format!("{url}/on/started"))?;
+    let slow = status(cluster, "slow", "is ready", ready)?;
+    ensure!(slow["containerStatuses"][0]["started"] == true, "{slow:#}");
+    has(
+        &cluster.kubectl(&["describe", "pod", "slow"])?,
+        &["Startup probe failed: HTTP probe failed with statuscode: 503"],
+    )
 }
 
 #[test]
