@@ -53,6 +53,7 @@ fn rows() -> Result<Vec<(String, String, String)>> {
     let folder = root().join("tests/e2e/tests/e2e");
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(&folder)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
     files.sort();
     for file in files {
         let module = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();

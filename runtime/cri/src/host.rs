@@ -201,6 +201,8 @@ fn spawn(settings: &Settings, socket: &Path) -> anyhow::Result<()> {
     let mut command = tokio::process::Command::new(program);
     command.args(first).arg("--socket").arg(socket).arg("--state-dir").arg(&settings.state_dir);
     command.stdin(alive).stdout(log.try_clone()?).stderr(log).current_dir("/");
+    // A trap's text goes into the guest's log: the host's own stack and paths do not belong there.
+    command.env_remove("RUST_BACKTRACE").env_remove("RUST_LIB_BACKTRACE");
     // SAFETY: between fork and exec only setsid is called, which is async-signal-safe. A session of its own keeps
     // signals to our terminal and process group away from the host.
     unsafe {

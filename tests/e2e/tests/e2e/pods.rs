@@ -57,6 +57,7 @@ fn has(text: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Row: pods: env, arguments, ConfigMaps, Secrets and the downward API as variables and files; volumes shared by containers
 #[test]
 fn configuration_and_volumes_reach_containers() -> Result<()> {
     let (mut cluster, node) = cluster(&["steps"])?;
@@ -151,6 +152,7 @@ fn what_comes_later(cluster: &Cluster, node: &str) -> Result<()> {
     Ok(())
 }
 
+/// Row: pods: init containers, sidecars, restart policies with back-off, logs, graceful deletion
 #[test]
 fn restarts_and_logs_are_as_users_know_them() -> Result<()> {
     let (mut cluster, node) = cluster(&["steps"])?;
@@ -358,6 +360,7 @@ fn ready(status: &Value) -> bool {
         .is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
 }
 
+/// Row: pods: readiness, liveness and startup probes
 #[test]
 fn probes_decide_who_serves_and_who_restarts() -> Result<()> {
     let (mut cluster, node) = cluster(&["switch"])?;
@@ -443,6 +446,7 @@ fn starts_slowly(cluster: &Cluster) -> Result<()> {
     )
 }
 
+/// Row: workloads: a rolling update and its undo under load fail no request
 #[test]
 fn a_rolling_update_fails_no_request() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
