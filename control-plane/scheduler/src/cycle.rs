@@ -29,11 +29,25 @@ impl Snapshot {
         changed
     }
 
-    /// A node is gone; what was taken of it stays known, in case it comes back.
+    /// A node is gone; what pods take of it stays known until they go, in case it comes back.
     pub fn remove_node(&mut self, name: &str) {
         if let Some(room) = self.rooms.get_mut(name) {
             room.node = NodeView::default();
         }
+        self.tidy(name);
+    }
+
+    /// Drops what is left of a node that is gone and has no pods.
+    fn tidy(&mut self, name: &str) {
+        let empty = |room: &Room| room.node.name.is_empty() && room.used.values().all(|used| *used == 0);
+        if self.rooms.get(name).is_some_and(empty) {
+            self.rooms.remove(name);
+        }
+    }
+
+    /// The nodes there are.
+    pub fn node_names(&self) -> Vec<String> {
+        self.nodes().map(|room| room.node.name.clone()).collect()
     }
 
     /// A pod takes its room.
@@ -57,6 +71,7 @@ impl Snapshot {
                 }
             }
         }
+        self.tidy(node);
     }
 
     fn nodes(&self) -> impl Iterator<Item = &Room> {
@@ -172,6 +187,20 @@ mod tests {
         assert_eq!(choose(&one, &all).unwrap_err(), "0/2 nodes are available: 2 Too many pods.");
         all.give_back("b", &one);
         assert_eq!(choose(&one, &all).unwrap(), "b");
+    }
+
+    #[test]
+    fn a_node_that_is_gone_is_forgotten_with_its_last_pod() {
+        let mut all = snapshot(vec![node("a", json!({}))]);
+        let one = pod(cpu("1"));
+        all.take("a", &one);
+        all.remove_node("a");
+        assert!(choose(&one, &all).is_err());
+        all.set_node(node("a", json!({})));
+        assert!(choose(&pod(cpu("1500m")), &all).is_err(), "its pod still takes room");
+        all.remove_node("a");
+        all.give_back("a", &one);
+        assert!(all.rooms.is_empty());
     }
 
     #[test]

@@ -28,10 +28,14 @@ struct Waiting {
 }
 
 impl Queue {
-    /// A pod that waits came or changed; one that changed is tried at once.
+    /// A pod that waits came or changed; one that changed is tried at once, one that looks the same sleeps on.
     pub fn push(&mut self, pod: PodView, now: Instant) {
         let key = pod.key();
-        let attempts = self.pods.get(&key).map_or(0, |before| before.attempts);
+        let before = self.pods.get(&key);
+        if before.is_some_and(|before| before.pod == pod) {
+            return;
+        }
+        let attempts = before.filter(|before| before.pod.uid == pod.uid).map_or(0, |before| before.attempts);
         self.remove(&key);
         self.active.insert(order(&pod));
         self.pods.insert(key, Waiting { pod, attempts, not_before: now, again: None });
@@ -55,6 +59,11 @@ impl Queue {
         if let Some(waiting) = self.pods.remove(key) {
             self.active.remove(&order(&waiting.pod));
         }
+    }
+
+    /// Every pod that waits, as `namespace/name`.
+    pub fn keys(&self) -> impl Iterator<Item = &String> {
+        self.pods.keys()
     }
 
     /// The next pod to try; it stays in the queue until it is removed or put to sleep.
@@ -107,6 +116,20 @@ mod tests {
 
     fn pod(name: &str, priority: i32, created: i64) -> PodView {
         PodView { name: name.into(), priority, created, ..PodView::default() }
+    }
+
+    #[test]
+    fn what_looks_the_same_sleeps_on_and_what_changed_is_tried() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        queue.push(pod("a", 0, 1), now);
+        assert!(queue.pop().is_some());
+        queue.sleep("/a", now);
+        queue.push(pod("a", 0, 1), now);
+        assert!(queue.pop().is_none(), "our own explanation is no change");
+        let changed = PodView { node_selector: [("disk".into(), "ssd".into())].into(), ..pod("a", 0, 1) };
+        queue.push(changed.clone(), now);
+        assert_eq!(queue.pop(), Some(changed));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The loop: watches pods and nodes, decides one pod after the other, binds many at a time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,11 +41,35 @@ struct Scheduler {
     options: Options,
     snapshot: Snapshot,
     queue: Queue,
-    /// Every pod that takes room, with the node that it takes it on: bound ones, and those being bound.
-    placed: HashMap<String, (String, PodView)>,
-    explained: HashMap<String, String>,
+    /// Every pod that takes room: bound ones, and those being bound.
+    placed: HashMap<String, Placed>,
+    /// What waiting pods were last told, by their UID.
+    explained: HashMap<String, (String, String)>,
     slots: Arc<Semaphore>,
-    failed: mpsc::UnboundedSender<(PodView, String)>,
+    ended: mpsc::UnboundedSender<Ended>,
+}
+
+/// A pod that takes room on a node.
+struct Placed {
+    node: String,
+    /// What it took.
+    pod: PodView,
+    /// How it looks since, while it is being bound.
+    newer: Option<PodView>,
+}
+
+/// A write that is over, so that its slot is free again.
+enum Ended {
+    Done,
+    Unbound(PodView, String),
+    Unexplained(PodView, String),
+}
+
+/// The pods and nodes of a list under way.
+#[derive(Default)]
+struct Listed {
+    pods: Option<HashMap<String, PodView>>,
+    nodes: Option<HashSet<String>>,
 }
 
 /// Runs until shutdown.
@@ -56,8 +80,8 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     let pods = watcher(Api::<Pod>::all(client.clone()), watcher::Config::default()).default_backoff();
     let nodes = watcher(Api::<Node>::all(client.clone()), watcher::Config::default()).default_backoff();
     let (mut pods, mut nodes) = (pin!(pods), pin!(nodes));
-    // Bounded by the semaphore: one entry for each binding under way.
-    let (failed, mut failures) = mpsc::unbounded_channel();
+    // Bounded by the semaphore: one entry for each write under way.
+    let (ended, mut endings) = mpsc::unbounded_channel();
     let slots = Arc::new(Semaphore::new(options.bindings));
     let mut scheduler = Scheduler {
         client,
@@ -67,9 +91,9 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         placed: HashMap::new(),
         explained: HashMap::new(),
         slots,
-        failed,
+        ended,
     };
-    let mut listed: Option<HashMap<String, PodView>> = None;
+    let mut listed = Listed::default();
     loop {
         let next = scheduler.queue.tick(Instant::now());
         let more = scheduler.decide();
@@ -81,14 +105,14 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return Ok(()),
-            Some((pod, error)) = failures.recv() => scheduler.unbound(pod, &error),
+            Some(ending) = endings.recv() => scheduler.ended(ending),
             event = nodes.next() => match event {
-                Some(Ok(event)) => scheduler.node_event(event),
+                Some(Ok(event)) => scheduler.node_event(event, &mut listed.nodes),
                 Some(Err(error)) => tracing::debug!(%error, "watch nodes"),
                 None => return Ok(()),
             },
             event = pods.next() => match event {
-                Some(Ok(event)) => scheduler.pod_event(event, &mut listed),
+                Some(Ok(event)) => scheduler.pod_event(event, &mut listed.pods),
                 Some(Err(error)) => tracing::debug!(%error, "watch pods"),
                 None => return Ok(()),
             },
@@ -98,17 +122,34 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
 }
 
 impl Scheduler {
-    fn node_event(&mut self, event: watcher::Event<Node>) {
+    fn node_event(&mut self, event: watcher::Event<Node>, listed: &mut Option<HashSet<String>>) {
         match event {
-            watcher::Event::Apply(node) | watcher::Event::InitApply(node) => {
-                if self.snapshot.set_node(NodeView::of(&node)) {
-                    self.queue.wake(Instant::now());
+            watcher::Event::Apply(node) => self.node(&node),
+            watcher::Event::InitApply(node) => {
+                if let (Some(all), Some(name)) = (listed, &node.metadata.name) {
+                    all.insert(name.clone());
                 }
+                self.node(&node);
             }
             watcher::Event::Delete(node) => {
                 self.snapshot.remove_node(node.metadata.name.as_deref().unwrap_or_default())
             }
-            watcher::Event::Init | watcher::Event::InitDone => {}
+            watcher::Event::Init => *listed = Some(HashSet::new()),
+            // What went while nothing was watched is missing from the list.
+            watcher::Event::InitDone => {
+                let all = listed.take().unwrap_or_default();
+                for name in self.snapshot.node_names() {
+                    if !all.contains(&name) {
+                        self.snapshot.remove_node(&name);
+                    }
+                }
+            }
+        }
+    }
+
+    fn node(&mut self, node: &Node) {
+        if self.snapshot.set_node(NodeView::of(node)) {
+            self.queue.wake(Instant::now());
         }
     }
 
@@ -125,8 +166,8 @@ impl Scheduler {
             }
             watcher::Event::InitDone => {
                 let all = listed.take().unwrap_or_default();
-                let gone: Vec<String> =
-                    self.placed.keys().filter(|key| !all.contains_key(*key)).cloned().collect();
+                let known = self.placed.keys().chain(self.queue.keys());
+                let gone: Vec<String> = known.filter(|key| !all.contains_key(*key)).cloned().collect();
                 for key in gone {
                     self.forget(&key);
                 }
@@ -146,31 +187,42 @@ impl Scheduler {
             self.queue.remove(&key);
             self.explained.remove(&key);
             // It may be on another node than we thought: someone else may bind too.
-            if let Some((node, before)) = self.placed.remove(&key) {
-                self.snapshot.give_back(&node, &before);
-            }
+            self.release(&key);
             self.snapshot.take(&pod.node, &pod);
-            self.placed.insert(key, (pod.node.clone(), pod));
+            self.placed.insert(key, Placed { node: pod.node.clone(), pod, newer: None });
             return;
         }
         // One that is being bound shows up without its node until the API has it.
-        if self.placed.get(&key).is_some_and(|(_, before)| before.uid == pod.uid) {
-            return;
+        if let Some(placed) = self.placed.get_mut(&key) {
+            if placed.pod.uid == pod.uid {
+                placed.newer = Some(pod);
+                return;
+            }
+            // Another pod of that name.
+            self.release(&key);
         }
-        if pod.scheduler != self.options.name || pod.gated || pod.deleting {
-            return self.queue.remove(&key);
-        }
-        // Our own explanation is no change of the pod.
-        if !self.explained.contains_key(&key) {
+        if self.wants(&pod) {
             self.queue.push(pod, Instant::now());
+        } else {
+            self.queue.remove(&key);
+            self.explained.remove(&key);
         }
+    }
+
+    fn wants(&self, pod: &PodView) -> bool {
+        pod.scheduler == self.options.name && !pod.gated && !pod.deleting
     }
 
     fn forget(&mut self, key: &str) {
         self.queue.remove(key);
         self.explained.remove(key);
-        if let Some((node, pod)) = self.placed.remove(key) {
-            self.snapshot.give_back(&node, &pod);
+        self.release(key);
+    }
+
+    /// The room of a pod is free again.
+    fn release(&mut self, key: &str) {
+        if let Some(placed) = self.placed.remove(key) {
+            self.snapshot.give_back(&placed.node, &placed.pod);
             self.queue.wake(Instant::now());
         }
     }
@@ -185,51 +237,68 @@ impl Scheduler {
                 Ok(node) => {
                     self.queue.remove(&key);
                     self.snapshot.take(&node, &pod);
-                    self.placed.insert(key, (node.clone(), pod.clone()));
-                    let (client, failed) = (self.client.clone(), self.failed.clone());
+                    self.placed.insert(key, Placed { node: node.clone(), pod: pod.clone(), newer: None });
+                    let (client, ended) = (self.client.clone(), self.ended.clone());
                     tokio::spawn(async move {
                         let bound = bind::bind(&client, &pod, &node).await;
                         drop(slot);
-                        let error = bound.err().map(|error| format!("{error:#}"));
-                        // An empty text wakes the loop for the slot that is free again.
-                        let _ = failed.send((pod, error.unwrap_or_default()));
+                        let _ = ended.send(match bound {
+                            Ok(()) => Ended::Done,
+                            Err(error) => Ended::Unbound(pod, format!("{error:#}")),
+                        });
                     });
                 }
                 Err(why) => {
                     self.queue.sleep(&key, Instant::now());
-                    if self.explained.insert(key, why.clone()).as_ref() != Some(&why) {
-                        let client = self.client.clone();
-                        tokio::spawn(async move {
-                            if let Err(error) = bind::explain(&client, &pod, &why).await {
-                                tracing::debug!(
-                                    pod = pod.key(),
-                                    error = format!("{error:#}"),
-                                    "explain why it waits"
-                                );
-                            }
-                            drop(slot);
-                        });
+                    let told = (pod.uid.clone(), why.clone());
+                    if self.explained.insert(key, told.clone()).as_ref() == Some(&told) {
+                        continue;
                     }
+                    let (client, ended) = (self.client.clone(), self.ended.clone());
+                    tokio::spawn(async move {
+                        let explained = bind::explain(&client, &pod, &why).await;
+                        drop(slot);
+                        let _ = ended.send(match explained {
+                            Ok(()) => Ended::Done,
+                            Err(error) => Ended::Unexplained(pod, format!("{error:#}")),
+                        });
+                    });
                 }
             }
         }
         true
     }
 
-    /// A binding ended; one that failed gives its room back, and the pod is tried again.
-    fn unbound(&mut self, pod: PodView, error: &str) {
-        if error.is_empty() {
-            return;
-        }
-        tracing::warn!(pod = pod.key(), error, "bind");
-        let key = pod.key();
-        if let Some((node, before)) = self.placed.remove(&key) {
-            if before.uid != pod.uid || !before.node.is_empty() {
-                self.placed.insert(key, (node, before));
-                return;
+    /// A write ended. A pod that could not be bound gives its room back, and is tried again if it still waits.
+    fn ended(&mut self, ended: Ended) {
+        match ended {
+            Ended::Done => {}
+            Ended::Unexplained(pod, error) => {
+                tracing::debug!(pod = pod.key(), error, "explain why it waits");
+                let key = pod.key();
+                if self.explained.get(&key).is_some_and(|(uid, _)| *uid == pod.uid) {
+                    self.explained.remove(&key);
+                }
             }
-            self.snapshot.give_back(&node, &before);
+            Ended::Unbound(pod, error) => {
+                let key = pod.key();
+                let ours = |placed: &Placed| placed.pod.uid == pod.uid && placed.pod.node.is_empty();
+                if !self.placed.get(&key).is_some_and(ours) {
+                    // Deleted or bound by someone else in the meantime.
+                    return tracing::debug!(pod = key, error, "bind");
+                }
+                tracing::warn!(pod = key, error, "bind");
+                let newer = self.placed.get_mut(&key).and_then(|placed| placed.newer.take());
+                self.release(&key);
+                let pod = newer.unwrap_or(pod);
+                if self.wants(&pod) {
+                    self.queue.retry(pod, Instant::now());
+                }
+            }
         }
-        self.queue.retry(pod, Instant::now());
     }
 }
+
+#[cfg(test)]
+#[path = "run/tests.rs"]
+mod tests;

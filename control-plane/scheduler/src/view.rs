@@ -50,7 +50,8 @@ impl PodView {
         let ports = spec.containers.iter().flat_map(|one| one.ports.iter().flatten());
         let host_ports = ports
             .filter_map(|port| {
-                Some(format!("{}/{}", port.protocol.as_deref().unwrap_or("TCP"), port.host_port?))
+                let number = port.host_port.filter(|number| *number > 0)?;
+                Some(format!("{}/{number}", port.protocol.as_deref().unwrap_or("TCP")))
             })
             .collect();
         Self {
@@ -97,22 +98,25 @@ impl NodeView {
     }
 }
 
-/// A pod's requests: the sum over its containers and sidecars, or the largest init container where that is more.
+/// A pod's requests: the sum over its containers and sidecars, or what an init container takes beside the sidecars
+/// that started before it where that is more.
 fn requests(containers: &[Container], inits: &[Container]) -> Resources {
-    let mut sum = Resources::new();
+    let mut sidecars = Resources::new();
     let mut largest = Resources::new();
-    for one in containers {
-        add(&mut sum, &of(one));
-    }
     for init in inits {
+        let mut while_it_runs = sidecars.clone();
+        add(&mut while_it_runs, &of(init));
         if init.restart_policy.as_deref() == Some("Always") {
-            add(&mut sum, &of(init));
-            continue;
+            sidecars.clone_from(&while_it_runs);
         }
-        for (name, value) in of(init) {
+        for (name, value) in while_it_runs {
             let most = largest.entry(name).or_default();
             *most = value.max(*most);
         }
+    }
+    let mut sum = sidecars;
+    for one in containers {
+        add(&mut sum, &of(one));
     }
     for (name, value) in largest {
         let total = sum.entry(name).or_default();
@@ -146,5 +150,22 @@ pub fn subtract(sum: &mut Resources, less: &Resources) {
     for (name, value) in less {
         let total = sum.entry(name.clone()).or_default();
         *total = total.saturating_sub(*value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_init_container_counts_beside_the_sidecars_before_it() {
+        let one = |name: &str, cpu: &str, policy: Option<&str>| json!({"name": name, "restartPolicy": policy, "resources": {"requests": {"cpu": cpu}}});
+        let pod = json!({"spec": {
+            "containers": [one("main", "1", None)],
+            "initContainers": [one("side", "500m", Some("Always")), one("init", "2", None)],
+        }});
+        let view = PodView::of(&serde_json::from_value(pod).unwrap());
+        assert_eq!(view.requests.get("cpu"), Some(&2500));
     }
 }

@@ -1,0 +1,123 @@
+//! Events in, state out; what it would write goes nowhere.
+
+use super::*;
+use serde_json::{Value, json};
+
+fn scheduler() -> (Scheduler, mpsc::UnboundedReceiver<Ended>) {
+    let client = nowhere();
+    let (ended, endings) = mpsc::unbounded_channel();
+    let scheduler = Scheduler {
+        client,
+        options: Options::default(),
+        snapshot: Snapshot::default(),
+        queue: Queue::default(),
+        placed: HashMap::new(),
+        explained: HashMap::new(),
+        slots: Arc::new(Semaphore::new(8)),
+        ended,
+    };
+    (scheduler, endings)
+}
+
+/// A client whose every request fails: nothing listens on port 1.
+fn nowhere() -> Client {
+    let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+    Client::try_from(config).unwrap()
+}
+
+fn node(name: &str) -> Node {
+    serde_json::from_value(json!({
+        "metadata": {"name": name}, "status": {"allocatable": {"cpu": "1", "memory": "1Gi", "pods": "1"}},
+    }))
+    .unwrap()
+}
+
+fn pod(uid: &str, spec: Value) -> Pod {
+    let mut pod = json!({
+        "metadata": {"name": "p", "namespace": "n", "uid": uid},
+        "spec": {"schedulerName": "default-scheduler", "containers": [{"name": "c"}]},
+    });
+    for (key, value) in spec.as_object().into_iter().flatten() {
+        pod["spec"][key] = value.clone();
+    }
+    serde_json::from_value(pod).unwrap()
+}
+
+impl Scheduler {
+    fn see(&mut self, event: watcher::Event<Pod>) {
+        self.pod_event(event, &mut None);
+    }
+}
+
+#[tokio::test]
+async fn a_pod_deleted_while_it_is_bound_is_not_tried_again() {
+    let (mut it, mut endings) = scheduler();
+    it.node_event(watcher::Event::Apply(node("a")), &mut None);
+    it.see(watcher::Event::Apply(pod("1", json!({}))));
+    it.decide();
+    assert!(it.placed.contains_key("n/p"));
+    it.see(watcher::Event::Delete(pod("1", json!({}))));
+    let ending = endings.recv().await.unwrap();
+    assert!(matches!(ending, Ended::Unbound(..)));
+    it.ended(ending);
+    assert_eq!(it.queue.keys().count(), 0);
+    assert!(it.placed.is_empty() && it.explained.is_empty());
+}
+
+#[tokio::test]
+async fn a_pod_of_the_same_name_takes_the_place_of_another() {
+    let (mut it, mut endings) = scheduler();
+    it.node_event(watcher::Event::Apply(node("a")), &mut None);
+    it.see(watcher::Event::Apply(pod("1", json!({}))));
+    it.decide();
+    // Its deletion was not seen; the node has room for one pod only.
+    it.see(watcher::Event::Apply(pod("2", json!({}))));
+    it.decide();
+    assert_eq!(it.placed.get("n/p").map(|placed| placed.pod.uid.as_str()), Some("2"));
+    let first = endings.recv().await.unwrap();
+    it.ended(first);
+    let second = endings.recv().await.unwrap();
+    it.ended(second);
+    assert_eq!(it.queue.keys().count(), 1, "the second is tried again, the first is not");
+}
+
+#[tokio::test]
+async fn a_waiting_pod_that_changed_is_tried_at_once() {
+    let (mut it, _endings) = scheduler();
+    it.node_event(watcher::Event::Apply(node("a")), &mut None);
+    it.see(watcher::Event::Apply(pod("1", json!({"nodeSelector": {"disk": "ssd"}}))));
+    it.decide();
+    assert!(it.placed.is_empty() && it.explained.contains_key("n/p"));
+    it.see(watcher::Event::Apply(pod("1", json!({}))));
+    it.decide();
+    assert!(it.placed.contains_key("n/p"));
+}
+
+#[tokio::test]
+async fn gates_hold_a_pod_until_they_are_gone() {
+    let (mut it, _endings) = scheduler();
+    it.node_event(watcher::Event::Apply(node("a")), &mut None);
+    it.see(watcher::Event::Apply(pod("1", json!({"schedulingGates": [{"name": "g"}]}))));
+    it.decide();
+    assert!(it.placed.is_empty());
+    it.see(watcher::Event::Apply(pod("1", json!({}))));
+    it.decide();
+    assert!(it.placed.contains_key("n/p"));
+}
+
+#[tokio::test]
+async fn what_is_missing_from_a_new_list_is_forgotten() {
+    let (mut it, _endings) = scheduler();
+    it.node_event(watcher::Event::Apply(node("a")), &mut None);
+    it.see(watcher::Event::Apply(pod("1", json!({"nodeSelector": {"disk": "ssd"}}))));
+    it.decide();
+    let (mut pods, mut nodes) = (None, None);
+    for event in [watcher::Event::Init, watcher::Event::InitDone] {
+        it.pod_event(event, &mut pods);
+    }
+    for event in [watcher::Event::Init, watcher::Event::InitDone] {
+        it.node_event(event, &mut nodes);
+    }
+    assert_eq!(it.queue.keys().count(), 0);
+    assert!(it.explained.is_empty() && it.snapshot.node_names().is_empty());
+}
