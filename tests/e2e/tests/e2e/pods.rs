@@ -1,15 +1,18 @@
 //! What a pod is promised: configuration, volumes, restarts, probes, logs, events. Profile: loopback.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use coracle_e2e::{Cluster, Profile, curl, eventually, kubectl, load, shown, succeed};
+use anyhow::{Context, Result, ensure};
+use coracle_e2e::{Cluster, Profile, curl, eventually, load, succeed};
 use serde_json::{Value, json};
 
 use super::hello;
+
+mod ending;
+mod lifecycle;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -165,175 +168,21 @@ fn restarts_and_logs_are_as_users_know_them() -> Result<()> {
             steps(&node, "never", "Never", &["exit 1"]),
             steps(&node, "ticks", "Never", &["tick 60 50"]),
             steps(&node, "stays", "Always", &["print here", "sleep 600000"]),
-            with_init(&node, "init-fails", "Never", json!({"args": ["print oh no", "exit 1"]})),
-            with_init(&node, "init-loops", "Always", json!({"args": ["exit 1"]})),
-            with_init(&node, "helped", "Never", json!({"args": ["sleep 600000"], "restartPolicy": "Always"})),
+            lifecycle::with_init(&node, "init-fails", "Never", json!({"args": ["print oh no", "exit 1"]})),
+            lifecycle::with_init(&node, "init-loops", "Always", json!({"args": ["exit 1"]})),
+            lifecycle::with_init(
+                &node,
+                "helped",
+                "Never",
+                json!({"args": ["sleep 600000"], "restartPolicy": "Always"}),
+            ),
         ],
     )?;
-    logs(&cluster)?;
-    restarts(&cluster)?;
-    inits(&cluster)?;
-    grace(&cluster, &node)?;
+    lifecycle::logs(&cluster)?;
+    lifecycle::restarts(&cluster)?;
+    lifecycle::inits(&cluster)?;
+    ending::grace(&cluster, &node)?;
     cluster.stop()
-}
-
-/// The same with an init container in front.
-fn with_init(node: &str, name: &str, policy: &str, mut init: Value) -> Value {
-    let mut pod = steps(node, name, policy, &["print main ran"]);
-    (init["name"], init["image"]) = (json!("init"), json!("steps:v1"));
-    pod["spec"]["initContainers"] = json!([init]);
-    pod
-}
-
-fn inits(cluster: &Cluster) -> Result<()> {
-    status(cluster, "init-fails", "has failed", |status| status["phase"] == "Failed")?;
-    let refused = cluster.kubectl_fails(&["logs", "init-fails", "-c", "main"])?;
-    has(&refused, &["container \"main\" in pod \"init-fails\" is waiting to start: PodInitializing"])?;
-    has(&cluster.kubectl(&["logs", "init-fails", "-c", "init"])?, &["oh no"])?;
-    status(cluster, "init-loops", "backs off", |status| {
-        status["initContainerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
-    })?;
-    has(&cluster.kubectl(&["get", "pods"])?, &["Init:Error", "Init:CrashLoopBackOff"])?;
-    // A sidecar starts first and keeps nobody from ending.
-    let helped = status(cluster, "helped", "has succeeded", |status| status["phase"] == "Succeeded")?;
-    let sidecar = &helped["initContainerStatuses"][0];
-    ensure!(!sidecar["state"]["terminated"].is_null() && sidecar["restartCount"] == 0, "{helped:#}");
-    let all = cluster.kubectl(&["logs", "helped", "--all-containers", "--prefix"])?;
-    ensure!(all == "[pod/helped/main] main ran\n", "{all}");
-    Ok(())
-}
-
-fn logs(cluster: &Cluster) -> Result<()> {
-    status(cluster, "ticks", "runs", |status| status["phase"] == "Running")?;
-    let started = Instant::now();
-    let followed = cluster.kubectl(&["logs", "-f", "ticks"])?;
-    let all: String = (1..=60).map(|n| format!("tick {n}\n")).collect();
-    ensure!(followed == all, "{followed}");
-    ensure!(started.elapsed() < Duration::from_secs(8), "it ended after {:?}", started.elapsed());
-    ensure!(cluster.kubectl(&["logs", "ticks"])? == all);
-    ensure!(cluster.kubectl(&["logs", "ticks", "--tail=2"])? == "tick 59\ntick 60\n");
-    ensure!(cluster.kubectl(&["logs", "ticks", "--tail=0"])?.is_empty());
-    ensure!(cluster.kubectl(&["logs", "ticks", "--limit-bytes=9"])? == "tick 1\nti");
-    ensure!(cluster.kubectl(&["logs", "ticks", "--since=1h"])? == all);
-    let recent = cluster.kubectl(&["logs", "ticks", "--since=2s"])?;
-    ensure!(
-        !recent.starts_with("tick 1\n") && (recent.is_empty() || recent.ends_with("tick 60\n")),
-        "{recent}"
-    );
-    let stamped = cluster.kubectl(&["logs", "ticks", "--timestamps", "--tail=1"])?;
-    let (time, text) = stamped.split_once(' ').context("no time")?;
-    ensure!(
-        text == "tick 60\n" && time.len() >= 20 && time.starts_with("20") && time.contains('T'),
-        "{stamped}"
-    );
-    let ended = cluster.kubectl(&["logs", "ticks", &format!("--since-time={time}")])?;
-    // kubectl sends whole seconds.
-    ensure!(ended.ends_with("tick 60\n") && !ended.contains("tick 30\n"), "{ended}");
-    let refused = cluster.kubectl_fails(&["logs", "ticks", "--previous"])?;
-    has(&refused, &["previous terminated container \"main\" in pod \"ticks\" not found"])
-}
-
-fn restarts(cluster: &Cluster) -> Result<()> {
-    let status_of = |pod, what, met: fn(&Value) -> bool| status(cluster, pod, what, met);
-    let done = status_of("once", "has succeeded", |status| status["phase"] == "Succeeded")?;
-    ensure!(done["containerStatuses"][0]["restartCount"] == 0, "{done:#}");
-    // A component of WASI 0.2 can say that it failed, and no number: the exit code is 1.
-    let failed = status_of("never", "has failed", |status| status["phase"] == "Failed")?;
-    ensure!(failed["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 1, "{failed:#}");
-    ensure!(failed["containerStatuses"][0]["restartCount"] == 0, "{failed:#}");
-    for pod in ["always", "again"] {
-        let crashed = status(cluster, pod, "backs off", |status| {
-            status["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
-        })?;
-        let main = &crashed["containerStatuses"][0];
-        ensure!(main["restartCount"].as_i64().is_some_and(|count| count >= 1), "{main:#}");
-        ensure!(main["lastState"]["terminated"]["exitCode"] == 1, "{main:#}");
-        ensure!(main["lastState"]["terminated"]["reason"] == "Error", "{main:#}");
-        has(
-            &main["state"]["waiting"]["message"].to_string(),
-            &["back-off ", "s restarting failed container=main pod="],
-        )?;
-        ensure!(crashed["phase"] == "Running", "{crashed:#}");
-    }
-    let table = cluster.kubectl(&["get", "pods"])?;
-    has(&table, &["CrashLoopBackOff", "Completed", "Error", "0/1", "1/1"])?;
-    has(&cluster.kubectl(&["logs", "always", "--previous"])?, &["once more"])?;
-    has(&cluster.kubectl(&["logs", "always"])?, &["once more"])?;
-    let described = cluster.kubectl(&["describe", "pod", "always"])?;
-    has(
-        &described,
-        &["spec.containers{main}", "Started", "Back-off restarting failed container main", "Exit Code:    1"],
-    )
-}
-
-fn grace(cluster: &Cluster, node: &str) -> Result<()> {
-    cluster.push("web", "web:v1")?;
-    let web = |name: &str| {
-        json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-            "spec": {"nodeName": node, "terminationGracePeriodSeconds": 2, "containers": [{
-                "name": "web", "image": "web:v1", "ports": [{"containerPort": 8080}],
-            }]},
-        })
-    };
-    apply(cluster, &[web("drains"), web("forced")])?;
-    // A request that ends within the grace is answered, and the pod goes as soon as it is.
-    let (took, answer) = delete_during(cluster, "drains", 1_200, &[])?;
-    ensure!(answer.is_ok_and(|body| body == "slept"), "the request within the grace failed");
-    ensure!((800..1_900).contains(&took.as_millis()), "{took:?}");
-    // One that does not is cut off.
-    let (took, answer) = delete_during(cluster, "forced", 9_000, &["--grace-period=1"])?;
-    ensure!(answer.is_err(), "a request outlived its pod");
-    ensure!((900..4_000).contains(&took.as_millis()), "{took:?}");
-
-    status(cluster, "stays", "is ready", |status| status["containerStatuses"][0]["ready"] == true)?;
-    let mut follow = cluster.command(kubectl()?);
-    let follow =
-        follow.args(["logs", "-f", "stays"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let started = Instant::now();
-    cluster.kubectl(&["delete", "pod", "stays", "--timeout=30s"])?;
-    ensure!(started.elapsed() < Duration::from_secs(5), "a grace of 2 s took {:?}", started.elapsed());
-    let followed = follow.wait_with_output()?;
-    ensure!(followed.stdout == b"here\n", "{}", shown(&followed));
-    has(&cluster.kubectl(&["get", "events"])?, &["Stopping container main"])?;
-    has(&cluster.kubectl_fails(&["get", "pod", "stays"])?, &["pods \"stays\" not found"])?;
-    ensure!(!left(cluster)?.is_empty(), "pods have their directories elsewhere now");
-    let started = Instant::now();
-    cluster.kubectl(&["delete", "pods", "--all", "--timeout=30s"])?;
-    ensure!(started.elapsed() < Duration::from_secs(10), "pods that have ended took {:?}", started.elapsed());
-    eventually("directories of pods go with them", SOON, || {
-        let left = left(cluster)?;
-        ensure!(left.is_empty(), "{left}");
-        Ok(true)
-    })
-}
-
-/// Deletes a pod while it works on a request of so many milliseconds; how long that took, and what the client got.
-fn delete_during(
-    cluster: &Cluster,
-    pod: &str,
-    millis: u32,
-    flags: &[&str],
-) -> Result<(Duration, Result<String>)> {
-    let status = status(cluster, pod, "is ready", ready)?;
-    let url = format!("http://{}:8080", status["podIP"].as_str().context("podIP")?);
-    eventually("the handler answers", SOON, || curl(&url).map(|_| true))?;
-    let slow = std::thread::spawn(move || curl(&format!("{url}/sleep?{millis}")));
-    // Until the request is under way: nothing outside the pod tells.
-    std::thread::sleep(Duration::from_millis(200));
-    let started = Instant::now();
-    let mut args = vec!["delete", "pod", pod, "--timeout=30s"];
-    args.extend(flags);
-    cluster.kubectl(&args)?;
-    let took = started.elapsed();
-    let answer = slow.join().map_err(|_| anyhow!("the client panicked"))?;
-    Ok((took, answer))
-}
-
-/// What the node keeps of pods: directories of volumes and of logs.
-fn left(cluster: &Cluster) -> Result<String> {
-    let names = ["-path", "*/node/pods/*", "-o", "-path", "*/logs/*_*_*"];
-    succeed(Command::new("find").arg(cluster.data_dir()).args(names))
 }
 
 /// A pod of `switch`, whose probes ask for files.
