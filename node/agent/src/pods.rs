@@ -7,4 +7,5 @@ pub mod source;
 pub mod state;
 pub mod status;
 pub mod steps;
+pub mod unsupported;
 pub mod worker;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::plan::{Action, Input, Plan, plan};
 use super::state::{Fate, Memory, PodState, Waiting};
 use super::steps::{container, volumes};
-use super::{status, steps};
+use super::{status, steps, unsupported};
 use crate::context::Context;
 use crate::images;
 use crate::probes::Prober;
@@ -196,19 +196,20 @@ impl Worker {
         }
         self.memory.probed = self.prober.results();
         let ended = self.pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed");
-        if self.memory.refused.is_none()
-            && !ended
-            && self.fate == Fate::Runs
-            && let Some(error) = crate::volumes::unsupported(&self.pod)
-        {
-            self.refuse("UnsupportedVolume", error.to_string());
+        if self.memory.refused.is_none() && !ended && self.fate == Fate::Runs {
+            if let Some(error) = crate::volumes::unsupported(&self.pod) {
+                self.refuse("UnsupportedVolume", "FailedMount", error.to_string());
+            } else if let Some(field) = unsupported::field(&self.pod) {
+                let message = format!("{field} is not supported by this node yet");
+                self.refuse("UnsupportedField", "UnsupportedField", message);
+            }
         }
         Ok(())
     }
 
     /// This node can never run the pod: it fails, so that its owner makes another one elsewhere.
-    fn refuse(&mut self, reason: &str, message: String) {
-        self.context.recorder.pod(&self.pod, None, true, "FailedMount", message.clone());
+    fn refuse(&mut self, reason: &str, event: &'static str, message: String) {
+        self.context.recorder.pod(&self.pod, None, true, event, message.clone());
         self.memory.refused = Some((reason.to_owned(), message));
     }
 
@@ -284,7 +285,7 @@ impl Worker {
                 self.refreshed = Instant::now();
             }
             Err(error @ VolumeError::Unsupported { .. }) => {
-                self.refuse("UnsupportedVolume", error.to_string())
+                self.refuse("UnsupportedVolume", "FailedMount", error.to_string())
             }
             Err(error) => {
                 let message = error.to_string();
