@@ -110,7 +110,12 @@ fn what_is_refused(cluster: &Cluster, node: &str) -> Result<()> {
     absent["spec"]["containers"][0]["volumeMounts"] =
         json!([{"name": "v", "mountPath": "/v", "subPath": "nowhere"}]);
     absent["spec"]["volumes"] = file["spec"]["volumes"].clone();
-    apply(cluster, &[file, absent])?;
+    let mut hooked = steps(node, "hooked", "Never", &["print ran without its hook"]);
+    hooked["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 1}}});
+    apply(cluster, &[file, absent, hooked])?;
+    let words = "spec.containers[0].lifecycle is not supported by this node";
+    let refused = status(cluster, "hooked", "says why", |status| status.to_string().contains(words))?;
+    ensure!(refused["phase"] != "Running" && refused["phase"] != "Succeeded", "{refused:#}");
     for (pod, reason, words) in [
         ("file", "CreateContainerError", "a wasm container mounts directories only"),
         ("absent", "CreateContainerConfigError", "does not exist in volume"),
