@@ -2,22 +2,34 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+
+/// What `sockaddr_un` holds, without its closing zero.
+const MAX_SOCKET_PATH: usize = 107;
+/// Of the sockets in a data directory, the one with the longest path.
+const LONGEST_SOCKET: &str = "/runtime/wasm-host.sock";
 
 /// A data directory.
 #[derive(Clone, Debug)]
 pub struct DataDir(PathBuf);
 
 impl DataDir {
-    /// Opens the directory, making it where it is missing; only its owner may look into it.
+    /// Opens the directory, making it where it is missing; only its owner may look into what is made.
+    ///
+    /// # Errors
+    /// When it cannot be made, or its path is too long for the sockets in it or no text.
     pub fn open(path: &Path) -> Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .with_context(|| format!("create the data directory {}", path.display()))?;
+        make_private(path).with_context(|| format!("create the data directory {}", path.display()))?;
         let path = path.canonicalize().with_context(|| format!("open {}", path.display()))?;
+        let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+        let longest = text.len() + LONGEST_SOCKET.len();
+        if longest > MAX_SOCKET_PATH {
+            bail!(
+                "the data directory {text} is {} bytes too long: Unix sockets in it ({LONGEST_SOCKET}) may have paths of \
+                 {MAX_SOCKET_PATH} bytes; give a shorter --data-dir",
+                longest - MAX_SOCKET_PATH
+            );
+        }
         Ok(Self(path))
     }
 
@@ -64,5 +76,24 @@ impl DataDir {
     /// Held by the one `up` that owns this directory.
     pub fn lock(&self) -> PathBuf {
         self.0.join("lock")
+    }
+}
+
+/// Makes a directory and what is missing above it, for its owner alone. One that exists is left as it is.
+pub fn make_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_too_long_for_sockets_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = DataDir::open(&dir.path().join("x".repeat(100))).unwrap_err();
+        assert!(error.to_string().contains("give a shorter --data-dir"), "{error}");
+        assert!(DataDir::open(&dir.path().join("short")).is_ok());
     }
 }

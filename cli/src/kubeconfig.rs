@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use base64::Engine;
 use clap::Args;
-use coracle_apiserver::ca::Identity;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use serde_json::json;
+
+use crate::data_dir::make_private;
 
 /// The options that every client command has.
 #[derive(Args, Clone)]
@@ -24,8 +23,8 @@ pub struct Cluster {
 pub struct RegistryAccess {
     /// `host:port`.
     pub authority: String,
-    /// Certificates to trust, PEM.
-    pub ca_pem: String,
+    /// Certificates to trust, DER.
+    pub ca_der: Vec<Vec<u8>>,
     /// The password.
     pub token: String,
 }
@@ -40,10 +39,14 @@ impl Cluster {
         }
     }
 
+    async fn config(&self) -> Result<kube::Config> {
+        let options = KubeConfigOptions::default();
+        kube::Config::from_custom_kubeconfig(self.read()?, &options).await.context("use the kubeconfig")
+    }
+
     /// A client and its default namespace.
     pub async fn client(&self) -> Result<(kube::Client, String)> {
-        let mut config =
-            kube::Config::from_custom_kubeconfig(self.read()?, &KubeConfigOptions::default()).await?;
+        let mut config = self.config().await?;
         if let Some(namespace) = &self.namespace {
             config.default_namespace.clone_from(namespace);
         }
@@ -51,55 +54,42 @@ impl Cluster {
         Ok((kube::Client::try_from(config)?, namespace))
     }
 
-    /// The registry beside the API server of this kubeconfig; its password is the user's token.
-    pub fn registry(&self) -> Result<RegistryAccess> {
-        let document = serde_json::to_value(self.read()?)?;
-        let text = |pointer: &str| document.pointer(pointer).and_then(|value| value.as_str());
-        let server = text("/clusters/0/cluster/server").context("the kubeconfig names no server")?;
-        let authority = server.trim_start_matches("https://").trim_end_matches('/').to_owned();
-        let encoded = text("/clusters/0/cluster/certificate-authority-data")
-            .context("the kubeconfig has no certificate-authority-data")?;
-        let ca_pem = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(encoded)?)?;
-        let token = text("/users/0/user/token")
-            .context("the kubeconfig's user has no token, which the registry needs")?;
-        Ok(RegistryAccess { authority, ca_pem, token: token.to_owned() })
+    /// The API server of the current context, `https://host:port`.
+    pub async fn server(&self) -> Result<String> {
+        Ok(self.config().await?.cluster_url.to_string().trim_end_matches('/').to_owned())
     }
-}
 
-/// A kubeconfig with one cluster and one user, who has a client certificate and perhaps a token.
-pub fn write(server: &str, ca_pem: &str, identity: &Identity, token: Option<&str>) -> Result<String> {
-    let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
-    let mut user = json!({
-        "client-certificate-data": encode(&identity.cert_pem),
-        "client-key-data": encode(&identity.key_pem),
-    });
-    if let Some(token) = token {
-        user["token"] = json!(token);
+    /// The registry beside the API server of the current context; its password is the user's token.
+    pub async fn registry(&self) -> Result<RegistryAccess> {
+        let config = self.config().await?;
+        let url = &config.cluster_url;
+        let host = url.host().context("the kubeconfig's server has no host")?;
+        let authority = format!("{host}:{}", url.port_u16().unwrap_or(443));
+        let ca_der = config.root_cert.context("the kubeconfig has no certificate-authority")?;
+        let user = serde_json::to_value(&config.auth_info)?;
+        let token = user.get("token").and_then(serde_json::Value::as_str);
+        let token = token.context("the kubeconfig's user has no token, which the registry needs")?;
+        Ok(RegistryAccess { authority, ca_der, token: token.to_owned() })
     }
-    // JSON is YAML; pretty, because people look into it.
-    Ok(serde_json::to_string_pretty(&json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "coracle", "cluster": {
-            "server": server, "certificate-authority-data": encode(ca_pem),
-        }}],
-        "users": [{"name": "coracle", "user": user}],
-        "contexts": [{"name": "coracle", "context": {"cluster": "coracle", "user": "coracle"}}],
-        "current-context": "coracle",
-    }))?)
 }
 
 /// Writes a file that only its owner may read, so that it is whole or absent.
 pub fn write_secret(path: &std::path::Path, text: &str) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
-    let staged = path.with_extension("new");
+    let mut staged = path.as_os_str().to_owned();
+    staged.push(".new");
+    let staged = PathBuf::from(staged);
     let write = || -> std::io::Result<()> {
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
+            make_private(parent)?;
         }
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
+        // One that is left over may have wider permissions.
+        match std::fs::remove_file(&staged) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&staged, path)

@@ -61,8 +61,12 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("coracle: {error:#}");
-            ExitCode::FAILURE
+            // A reader such as `head` that has seen enough is no failure.
+            if !commands::is_closed_pipe(&error) {
+                eprintln!("{}", commands::words(&error));
+                return ExitCode::FAILURE;
+            }
+            ExitCode::SUCCESS
         }
     }
 }

@@ -5,18 +5,22 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use kube::Api;
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::DynamicObject;
 use kube::discovery::{Discovery, Scope};
 use serde_json::{Map, Value, json};
 
+use super::Failures;
 use crate::kubeconfig::Cluster;
 
 /// kubectl's annotation, so that both clients can change the same objects.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
+/// A field that the kind does not have is a mistake to be told.
+const STRICT: &str = "fieldValidation=Strict&fieldManager=coracle";
+
 #[derive(Args)]
 pub struct Options {
-    /// A manifest, or a folder of them.
+    /// A manifest, a folder of them, or `-` for standard input.
     #[arg(short = 'f', long = "filename", required = true)]
     files: Vec<PathBuf>,
     #[command(flatten)]
@@ -28,12 +32,33 @@ pub fn run(options: Options) -> Result<()> {
         let (client, namespace) = options.cluster.client().await?;
         let discovery =
             Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
+        let asked = options.cluster.namespace.as_deref();
+        let mut failures = Failures::default();
         for object in read(&options.files)? {
-            let (api, shown, object) = resolve(&client, &discovery, &namespace, object)?;
-            println!("{shown} {}", apply(&api, object).await.with_context(|| shown.clone())?);
+            match apply_one(&client, &discovery, (&namespace, asked), object).await {
+                Ok(done) => super::print(done)?,
+                Err(error) => failures.add(error),
+            }
         }
-        Ok(())
+        failures.end()
     })
+}
+
+async fn apply_one(
+    client: &kube::Client,
+    discovery: &Discovery,
+    (namespace, asked): (&str, Option<&str>),
+    object: Value,
+) -> Result<String> {
+    let own = object.pointer("/metadata/namespace").and_then(Value::as_str);
+    if let (Some(own), Some(asked)) = (own, asked)
+        && own != asked
+    {
+        bail!("the object's namespace {own:?} is not the {asked:?} of --namespace");
+    }
+    let (api, shown, object) = resolve(client, discovery, namespace, object)?;
+    let done = apply(client, &api, object).await.with_context(|| shown.clone())?;
+    Ok(format!("{shown} {done}\n"))
 }
 
 /// The objects of manifests; folders are read in the order of their files' names.
@@ -48,10 +73,21 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Value>> {
             files.sort();
         }
         for file in files {
-            let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+            let text = if file == Path::new("-") {
+                std::io::read_to_string(std::io::stdin())
+            } else {
+                std::fs::read_to_string(&file)
+            };
+            let text = text.with_context(|| format!("read {}", file.display()))?;
             let documents = coracle_api::yaml::to_json_documents(&text)
                 .with_context(|| format!("parse {}", file.display()))?;
-            objects.extend(documents.into_iter().filter(|document| !document.is_null()));
+            for mut document in documents.into_iter().filter(|document| !document.is_null()) {
+                // A List stands for what is in it.
+                match document.get_mut("items").map(Value::take) {
+                    Some(Value::Array(items)) => objects.extend(items),
+                    _ => objects.push(document),
+                }
+            }
         }
     }
     if objects.is_empty() {
@@ -100,14 +136,22 @@ pub fn resolve(
     Ok((api, shown, object))
 }
 
-async fn apply(api: &Api<DynamicObject>, mut object: Value) -> Result<&'static str> {
+async fn apply(client: &kube::Client, api: &Api<DynamicObject>, mut object: Value) -> Result<&'static str> {
     let applied = object.to_string();
-    let annotations = object["metadata"].as_object_mut().context("metadata is no object")?;
-    let annotations = annotations.entry("annotations").or_insert_with(|| json!({}));
-    annotations[LAST_APPLIED] = json!(applied);
+    let metadata =
+        object.get_mut("metadata").and_then(Value::as_object_mut).context("metadata is no object")?;
+    let annotations = metadata.entry("annotations").or_insert(Value::Null);
+    if annotations.is_null() {
+        *annotations = json!({});
+    }
+    let annotations = annotations.as_object_mut().context("metadata.annotations is no object")?;
+    annotations.insert(LAST_APPLIED.to_owned(), json!(applied));
     let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let Some(live) = api.get_opt(&name).await? else {
-        api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        let request = http::Request::post(format!("{}?{STRICT}", api.resource_url()))
+            .header("content-type", "application/json")
+            .body(serde_json::to_vec(&object)?)?;
+        client.request::<Value>(request).await?;
         return Ok("created");
     };
     let live = serde_json::to_value(live)?;
@@ -121,7 +165,10 @@ async fn apply(api: &Api<DynamicObject>, mut object: Value) -> Result<&'static s
     if patch.as_object().is_some_and(Map::is_empty) {
         return Ok("unchanged");
     }
-    api.patch(&name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    let request = http::Request::patch(format!("{}/{name}?{STRICT}", api.resource_url()))
+        .header("content-type", "application/strategic-merge-patch+json")
+        .body(serde_json::to_vec(&patch)?)?;
+    client.request::<Value>(request).await?;
     Ok("configured")
 }
 
@@ -134,6 +181,7 @@ fn three_way(before: &Value, wanted: &Value, live: &Value) -> Value {
     for (key, value) in wanted.as_object().unwrap_or(&empty) {
         match live.get(key) {
             Some(current) if holds(current, value) => {}
+            None if value.is_null() => {}
             Some(current) if current.is_object() && value.is_object() => {
                 let inner = three_way(before.get(key).unwrap_or(&Value::Null), value, current);
                 if inner.as_object().is_some_and(|inner| !inner.is_empty()) {

@@ -1,7 +1,7 @@
 //! `coracle delete`: objects by manifest or by name, and waits until they are gone.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -9,8 +9,8 @@ use kube::Api;
 use kube::api::{DeleteParams, DynamicObject};
 use kube::discovery::{Discovery, Scope};
 
-use super::apply;
 use super::get::find;
+use super::{Failures, apply};
 use crate::kubeconfig::Cluster;
 
 #[derive(Args)]
@@ -23,16 +23,23 @@ pub struct Options {
     /// How long to wait until they are gone, in seconds; 0 does not wait.
     #[arg(long, default_value_t = 60)]
     timeout: u64,
+    /// What is not there is no failure.
+    #[arg(long)]
+    ignore_not_found: bool,
     #[command(flatten)]
     cluster: Cluster,
 }
 
 pub fn run(options: Options) -> Result<()> {
     super::run_client(async move {
+        let end = Instant::now() + Duration::from_secs(options.timeout);
         let (client, namespace) = options.cluster.client().await?;
         let discovery =
             Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
         let mut targets = Vec::new();
+        if !options.files.is_empty() && !options.names.is_empty() {
+            bail!("name what to delete by -f FILE or by RESOURCE NAME, not both");
+        }
         if options.files.is_empty() {
             targets.extend(by_name(&client, &discovery, &namespace, &options.names)?);
         } else {
@@ -42,19 +49,26 @@ pub fn run(options: Options) -> Result<()> {
                 targets.push((api, name, shown));
             }
         }
-        for (api, name, shown) in &targets {
-            match api.delete(name, &DeleteParams::default()).await {
-                Ok(_) => println!("{shown} deleted"),
-                Err(kube::Error::Api(status)) if status.code == 404 => println!("{shown} not found"),
-                Err(error) => return Err(error).context(shown.clone()),
+        let mut deleted = Vec::new();
+        let mut failures = Failures::default();
+        for target in &targets {
+            match target.0.delete(&target.1, &DeleteParams::default()).await {
+                Ok(answer) => {
+                    super::print(format!("{} deleted\n", target.2))?;
+                    let uid = answer.either(|object| object.metadata.uid, |status| Some(status.details?.uid));
+                    deleted.push((target, uid));
+                }
+                Err(kube::Error::Api(status)) if status.code == 404 && options.ignore_not_found => {}
+                Err(error) => failures.add(error.into()),
             }
         }
-        if options.timeout > 0 {
-            tokio::time::timeout(Duration::from_secs(options.timeout), gone(&targets))
+        for (target, uid) in deleted.iter().filter(|_| options.timeout > 0) {
+            let left = end.saturating_duration_since(Instant::now());
+            tokio::time::timeout(left, gone(target, uid.as_deref()))
                 .await
-                .context("timed out waiting until everything is gone")??;
+                .with_context(|| format!("timed out waiting until {} is gone", target.2))??;
         }
-        Ok(())
+        failures.end()
     })
 }
 
@@ -67,7 +81,11 @@ fn by_name(
     words: &[String],
 ) -> Result<Vec<Target>> {
     let pairs: Vec<(&str, &str)> = match words {
-        [first, ..] if first.contains('/') => words.iter().filter_map(|word| word.split_once('/')).collect(),
+        [first, ..] if first.contains('/') => {
+            let pair =
+                |word| str::split_once(word, '/').with_context(|| format!("{word} is not RESOURCE/NAME"));
+            words.iter().map(|word| pair(word.as_str())).collect::<Result<_>>()?
+        }
         [resource, names @ ..] if !names.is_empty() => {
             names.iter().map(|name| (resource.as_str(), name.as_str())).collect()
         }
@@ -86,11 +104,13 @@ fn by_name(
         .collect()
 }
 
-async fn gone(targets: &[Target]) -> Result<()> {
-    for (api, name, _) in targets {
-        while api.get_metadata_opt(name).await?.is_some() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+/// Waits until an object is gone, or another one has its name.
+async fn gone((api, name, _): &Target, uid: Option<&str>) -> Result<()> {
+    while let Some(object) = api.get_metadata_opt(name).await? {
+        if uid.is_some_and(|uid| !uid.is_empty() && object.metadata.uid.as_deref() != Some(uid)) {
+            break;
         }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())
 }

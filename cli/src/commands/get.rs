@@ -4,16 +4,16 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use kube::core::ApiResource;
 use kube::discovery::{Discovery, Scope};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::kubeconfig::Cluster;
 
 #[derive(Args)]
 pub struct Options {
-    /// The resource, such as `pods`, `deploy` or `svc`; several with commas.
+    /// The resource, such as `pods`, `deploy` or `svc`; several with commas, or one object as `deploy/hello`.
     resource: String,
-    /// One object; all when absent.
-    name: Option<String>,
+    /// The objects; all when absent.
+    names: Vec<String>,
     /// Of all namespaces.
     #[arg(short = 'A', long)]
     all_namespaces: bool,
@@ -42,17 +42,62 @@ pub fn run(options: Options) -> Result<()> {
         let (client, namespace) = options.cluster.client().await?;
         let discovery =
             Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
-        for word in options.resource.split(',') {
-            let (resource, scope) = find(&discovery, word)?;
-            let answer = fetch(&client, &options, &namespace, &resource, scope).await?;
-            match options.output {
-                Output::Json => println!("{}", serde_json::to_string_pretty(&answer)?),
-                Output::Yaml => println!("{}", serde_yaml::to_string(&answer)?),
-                Output::Table | Output::Wide => print_table(&answer, &options),
+        let mut answers = Vec::new();
+        for (word, name) in targets(&options)? {
+            let (resource, scope) = find(&discovery, &word)?;
+            answers.push(fetch(&client, &options, &namespace, &resource, scope, name.as_deref()).await?);
+        }
+        show(&options, &namespace, answers)
+    })
+}
+
+/// Resources, each with the name that is asked for.
+fn targets(options: &Options) -> Result<Vec<(String, Option<String>)>> {
+    let named = !options.names.is_empty() || options.resource.contains('/');
+    if named && (options.selector.is_some() || options.all_namespaces) {
+        bail!("objects by name cannot be chosen by --selector or --all-namespaces too");
+    }
+    if options.resource.contains('/') {
+        let words = std::iter::once(&options.resource).chain(&options.names);
+        let pairs = words.map(|word| {
+            let (resource, name) =
+                word.split_once('/').with_context(|| format!("{word} is not RESOURCE/NAME"))?;
+            Ok((resource.to_owned(), Some(name.to_owned())))
+        });
+        return pairs.collect();
+    }
+    let resources = options.resource.split(',').map(str::to_owned);
+    if options.names.is_empty() {
+        return Ok(resources.map(|resource| (resource, None)).collect());
+    }
+    let each =
+        |resource: String| options.names.iter().map(move |name| (resource.clone(), Some(name.clone())));
+    Ok(resources.flat_map(each).collect())
+}
+
+fn show(options: &Options, namespace: &str, mut answers: Vec<Value>) -> Result<()> {
+    if matches!(options.output, Output::Table | Output::Wide) {
+        for answer in &answers {
+            print_table(answer, options, namespace)?;
+        }
+        return Ok(());
+    }
+    let whole = if answers.len() == 1 {
+        answers.remove(0)
+    } else {
+        let mut items = Vec::new();
+        for mut answer in answers {
+            match answer.get_mut("items").map(Value::take) {
+                Some(Value::Array(inner)) => items.extend(inner),
+                _ => items.push(answer),
             }
         }
-        Ok(())
-    })
+        json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items})
+    };
+    match options.output {
+        Output::Json => super::print(serde_json::to_string_pretty(&whole)? + "\n"),
+        _ => super::print(serde_yaml::to_string(&whole)?),
+    }
 }
 
 /// A resource by its plural, singular, kind or short name, with or without its group.
@@ -95,6 +140,7 @@ async fn fetch(
     namespace: &str,
     resource: &ApiResource,
     scope: Scope,
+    name: Option<&str>,
 ) -> Result<Value> {
     let base = if resource.group.is_empty() {
         "/api/v1".to_owned()
@@ -103,20 +149,14 @@ async fn fetch(
     };
     let mut path = base;
     if scope == Scope::Namespaced && !options.all_namespaces {
-        path += &format!("/namespaces/{namespace}");
+        path += &format!("/namespaces/{}", escape(namespace));
     }
     path += &format!("/{}", resource.plural);
-    if let Some(name) = &options.name {
-        path += &format!("/{name}");
+    if let Some(name) = name {
+        path += &format!("/{}", escape(name));
     }
     if let Some(selector) = &options.selector {
-        let encoded: String = selector
-            .bytes()
-            .map(|byte| {
-                if byte.is_ascii_alphanumeric() { (byte as char).to_string() } else { format!("%{byte:02X}") }
-            })
-            .collect();
-        path += &format!("?labelSelector={encoded}");
+        path += &format!("?labelSelector={}", escape(selector));
     }
     let accept = match options.output {
         Output::Table | Output::Wide => TABLE,
@@ -126,7 +166,14 @@ async fn fetch(
     Ok(client.request(request).await?)
 }
 
-fn print_table(answer: &Value, options: &Options) {
+/// Text as one segment of a path or a query. `.` stays: names have it, and no server reads `..` from `%2E%2E`.
+fn escape(text: &str) -> String {
+    let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let escape = |byte| if safe(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    text.bytes().map(escape).collect()
+}
+
+fn print_table(answer: &Value, options: &Options, namespace: &str) -> Result<()> {
     let empty = Vec::new();
     let list = |value: &Value, key: &str| value[key].as_array().unwrap_or(&empty).clone();
     let columns = list(answer, "columnDefinitions");
@@ -138,14 +185,17 @@ fn print_table(answer: &Value, options: &Options) {
         .collect();
     let rows = list(answer, "rows");
     if rows.is_empty() {
-        eprintln!("No resources found");
-        return;
+        let place = if options.all_namespaces { String::new() } else { format!(" in {namespace} namespace") };
+        eprintln!("No resources found{place}.");
+        return Ok(());
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     let mut header: Vec<String> = shown
         .iter()
-        .map(|index| columns[*index]["name"].as_str().unwrap_or_default().to_uppercase())
+        .map(|index| {
+            columns.get(*index).and_then(|column| column["name"].as_str()).unwrap_or_default().to_uppercase()
+        })
         .collect();
     if options.all_namespaces {
         header.insert(0, "NAMESPACE".into());
@@ -160,7 +210,8 @@ fn print_table(answer: &Value, options: &Options) {
         }
         table.add_row(line);
     }
-    println!("{table}");
+    let lines: String = table.lines().map(|line| line.trim_end().to_owned() + "\n").collect();
+    super::print(lines)
 }
 
 fn text(value: &Value) -> String {

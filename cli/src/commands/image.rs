@@ -89,27 +89,28 @@ fn build(folder: &Path) -> Result<PathBuf> {
 }
 
 async fn push(file: &Path, tag: &str, cluster: &Cluster) -> Result<()> {
-    let access = cluster.registry()?;
+    let access = cluster.registry().await?;
     let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
-    if !bytes.starts_with(b"\0asm") {
-        bail!("{} is not a wasm file", file.display());
+    if !bytes.starts_with(b"\0asm") || bytes.len() < 8 {
+        bail!("{} is not a wasm file (a component or a core module in binary form)", file.display());
     }
     let reference = format!("{}/{tag}", access.authority)
         .parse()
-        .with_context(|| format!("{tag} is not an image name"))?;
+        .with_context(|| format!("{tag:?} is not an image name such as hello:v1"))?;
     let client = oci_client::Client::new(ClientConfig {
         protocol: ClientProtocol::Https,
-        tls_certs_only: vec![Certificate {
-            encoding: CertificateEncoding::Pem,
-            data: access.ca_pem.into_bytes(),
-        }],
+        tls_certs_only: access
+            .ca_der
+            .into_iter()
+            .map(|data| Certificate { encoding: CertificateEncoding::Der, data })
+            .collect(),
         ..ClientConfig::default()
     });
     let digest = sha256(&bytes);
     let config = serde_json::json!({
         "created": jiff::Timestamp::now().to_string(),
         "architecture": "wasm",
-        "os": "wasip2",
+        "os": if is_component(&bytes) { "wasip2" } else { "wasip1" },
         "layerDigests": [digest],
     });
     let layer = ImageLayer::new(bytes, LAYER_TYPE.into(), None);
@@ -119,8 +120,12 @@ async fn push(file: &Path, tag: &str, cluster: &Cluster) -> Result<()> {
         .push(&reference, &[layer], config, &auth, None)
         .await
         .with_context(|| format!("push {tag} to {}", access.authority))?;
-    println!("pushed {tag} ({digest})");
-    Ok(())
+    super::print(format!("pushed {tag} ({digest})\n"))
+}
+
+/// The version field of a binary says whether it is a component (layer 1) or a core module (layer 0).
+fn is_component(bytes: &[u8]) -> bool {
+    bytes.get(6..8) == Some(&[1, 0])
 }
 
 fn sha256(bytes: &[u8]) -> String {

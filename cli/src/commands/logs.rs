@@ -2,11 +2,12 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
-use futures::{AsyncBufReadExt, TryStreamExt};
+use futures::AsyncReadExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{ListParams, LogParams};
+use kube::core::Selector;
 
 use crate::kubeconfig::Cluster;
 
@@ -42,11 +43,16 @@ pub fn run(options: Options) -> Result<()> {
             ..LogParams::default()
         };
         let pods: Api<Pod> = Api::namespaced(client, &namespace);
-        let mut lines = pods.log_stream(&name, &params).await?.lines();
-        while let Some(line) = lines.try_next().await? {
-            println!("{line}");
+        // Bytes as they come: what a program writes may be no text, and no line.
+        let mut stream = pods.log_stream(&name, &params).await?;
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            let count = stream.read(&mut buffer).await.context("read the logs")?;
+            match buffer.get(..count) {
+                None | Some([]) => return Ok(()),
+                Some(bytes) => super::print(bytes)?,
+            }
         }
-        Ok(())
     })
 }
 
@@ -59,10 +65,11 @@ async fn pod_of(client: &kube::Client, namespace: &str, target: &str) -> Result<
         anyhow::bail!("logs of a {kind}: give a pod or deploy/NAME");
     }
     let deployment = Api::<Deployment>::namespaced(client.clone(), namespace).get(name).await?;
-    let labels = deployment.spec.and_then(|spec| spec.selector.match_labels).unwrap_or_default();
-    let selector = labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+    let spec = deployment.spec.with_context(|| format!("deployment {name} has no spec"))?;
+    let selector =
+        Selector::try_from(spec.selector).with_context(|| format!("the selector of deployment {name}"))?;
     let pods = Api::<Pod>::namespaced(client.clone(), namespace)
-        .list(&ListParams::default().labels(&selector))
+        .list(&ListParams::default().labels_from(&selector))
         .await?;
     let mut pods = pods.items;
     // One that stays, and has something to say.

@@ -71,10 +71,10 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         runtime_endpoint: options.runtime_endpoint,
         cluster_domain: "cluster.local".to_owned(),
     };
-    let (agent, network) = tokio::join!(
-        coracle_agent::run(agent, shutdown.clone()),
-        coracle_network::run_with(feed, shutdown.clone()),
-    );
-    agent.context("the node agent")?;
-    network.context("the Service table feed")
+    // One without the other is no node: a failure of either ends the process, so that it is seen and tried again.
+    tokio::try_join!(
+        async { coracle_agent::run(agent, shutdown.clone()).await.context("the node agent") },
+        async { coracle_network::run_with(feed, shutdown.clone()).await.context("the Service table feed") },
+    )?;
+    Ok(())
 }

@@ -1,19 +1,21 @@
 //! `coracle server`: store, API server, registry of images, controllers and scheduler in one process.
 
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use coracle_apiserver::ca::ClusterCa;
+use coracle_apiserver::ca::{ClusterCa, kubeconfig};
 use coracle_apiserver::{ApiServer, KubeletProxy, UserInfo};
 use coracle_registry::{Cidr, RegistryOptions};
 use coracle_store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::kubeconfig::{write, write_secret};
+use crate::data_dir::make_private;
+use crate::kubeconfig::write_secret;
 
 #[derive(Args)]
 pub struct Options {
@@ -33,8 +35,13 @@ pub struct Options {
     #[arg(long)]
     pub write_kubeconfig: Option<PathBuf>,
     /// Write credentials for a node of this name: `NAME=ADDRESS`.
-    #[arg(long)]
-    pub local_node: Option<String>,
+    #[arg(long, value_parser = local_node)]
+    pub local_node: Option<(String, IpAddr)>,
+}
+
+fn local_node(text: &str) -> Result<(String, IpAddr)> {
+    let (name, address) = text.split_once('=').context("not NAME=ADDRESS")?;
+    Ok((name.to_owned(), address.parse().with_context(|| format!("{address:?} is no IP address"))?))
 }
 
 pub fn run(options: Options) -> Result<()> {
@@ -91,7 +98,8 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         ca.cert_pem().to_owned(),
         shutdown.clone(),
     ));
-    println!("coracle server is ready: {url}");
+    // Who does not read it is served all the same.
+    let _ = writeln!(std::io::stdout(), "coracle server is ready: {url}");
     tracing::info!(%url, "ready");
     let served = serving.await.context("the API server's task")?;
     shutdown.cancel();
@@ -102,8 +110,11 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
 
 /// Port 0 means a free port, but the same one after a restart, since clients know it.
 async fn listen(options: &Options) -> Result<TcpListener> {
-    std::fs::create_dir_all(&options.data_dir)
-        .with_context(|| format!("create {}", options.data_dir.display()))?;
+    // Secrets lie in all of them.
+    for folder in ["pki", "store", "images", "node"] {
+        let folder = options.data_dir.join(folder);
+        make_private(&folder).with_context(|| format!("create {}", folder.display()))?;
+    }
     let kept = options.data_dir.join("port");
     let mut address = options.listen;
     if address.port() == 0
@@ -111,7 +122,10 @@ async fn listen(options: &Options) -> Result<TcpListener> {
     {
         address.set_port(text.trim().parse().with_context(|| format!("read {}", kept.display()))?);
     }
-    let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        let hint = format!("; remove {} to take another port", kept.display());
+        format!("listen on {address}{}", if options.listen.port() == 0 { hint.as_str() } else { "" })
+    })?;
     if options.listen.port() == 0 {
         write_secret(&kept, &listener.local_addr()?.port().to_string())?;
     }
@@ -144,8 +158,13 @@ fn first_address(base: IpAddr) -> Option<std::net::Ipv4Addr> {
 
 /// A secret of 256 random bits, made once.
 fn token(path: &Path) -> Result<String> {
-    if let Ok(text) = std::fs::read_to_string(path) {
-        return Ok(text.trim().to_owned());
+    match std::fs::read_to_string(path) {
+        Ok(text) if text.trim().is_empty() => {
+            bail!("{} is empty; remove it to make a new one", path.display())
+        }
+        Ok(text) => return Ok(text.trim().to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     }
     let bytes: [u8; 32] = rand::random();
     let text = hex::encode(bytes);
@@ -161,18 +180,16 @@ fn write_credentials(
     node_token: &str,
 ) -> Result<()> {
     let admin = ca.ensure_client("admin", "kubernetes-admin", &["system:masters"])?;
-    let kubeconfig = write(url, ca.cert_pem(), &admin, Some(admin_token))?;
+    let config = kubeconfig(url, ca.cert_pem(), &admin, Some(admin_token));
     if let Some(path) = &options.write_kubeconfig {
-        write_secret(path, &kubeconfig)?;
+        write_secret(path, &config)?;
     }
-    let Some((name, address)) = options.local_node.as_deref().and_then(|text| text.split_once('=')) else {
-        return Ok(());
-    };
+    let Some((name, address)) = &options.local_node else { return Ok(()) };
     let dir = options.data_dir.join("node");
     let user = format!("system:node:{name}");
     let client = ca.ensure_client(&format!("node-{name}"), &user, &["system:nodes"])?;
     let serving =
-        ca.ensure_server(&format!("node-{name}-serving"), &user, &[name.to_owned(), address.to_owned()])?;
+        ca.ensure_server(&format!("node-{name}-serving"), &user, &[name.clone(), address.to_string()])?;
     write_secret(&dir.join("serving.crt"), &serving.cert_pem)?;
     write_secret(&dir.join("serving.key"), &serving.key_pem)?;
     write_secret(&dir.join("ca.crt"), ca.cert_pem())?;
@@ -182,7 +199,7 @@ fn write_credentials(
     }]});
     write_secret(&dir.join("registries.json"), &serde_json::to_string_pretty(&registries)?)?;
     // Last: who waits for it finds the others.
-    write_secret(&dir.join("kubeconfig"), &write(url, ca.cert_pem(), &client, None)?)
+    write_secret(&dir.join("kubeconfig"), &kubeconfig(url, ca.cert_pem(), &client, None))
 }
 
 async fn components(server: ApiServer, pod_cidr: String, root_ca_pem: String, shutdown: CancellationToken) {

@@ -3,6 +3,7 @@
 //! SIGTERM stops the pods, then everything else. After a kill -9 the runtime and its pods live on; the next `up` with
 //! the same data directory adopts them.
 
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,14 +12,17 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use coracle_cri_api::v1::runtime_service_client::RuntimeServiceClient;
 use coracle_cri_api::v1::{ListPodSandboxRequest, RemovePodSandboxRequest, StopPodSandboxRequest};
+use futures::future::select_all;
+use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use nix::fcntl::{Flock, FlockArg};
 use tokio_util::sync::CancellationToken;
 
 use crate::data_dir::DataDir;
 use crate::kubeconfig::Cluster;
-use crate::supervise::{Program, Running};
+use crate::supervise::{Kept, Program};
 
 #[derive(Args)]
 pub struct Options {
@@ -50,65 +54,110 @@ pub struct Options {
 
 /// How long pods may take to stop at the end.
 const POD_GRACE: Duration = Duration::from_secs(30);
+const STOPPED_AT_ONCE: usize = 16;
+
+/// A process that ends so often before everything is ready will not do better.
+const TRIES: u32 = 3;
 
 pub fn run(options: Options) -> Result<()> {
     super::init_logs_quiet();
     super::run_client(async {
-        let shutdown = CancellationToken::new();
-        super::cancel_on_signal(shutdown.clone())?;
-        supervise(&options, shutdown).await
+        let (shutdown, hurry) = (CancellationToken::new(), CancellationToken::new());
+        super::cancel_on_signal(shutdown.clone(), hurry.clone())?;
+        supervise(&options, shutdown, hurry).await
     })
 }
 
-async fn supervise(options: &Options, shutdown: CancellationToken) -> Result<()> {
+async fn supervise(options: &Options, shutdown: CancellationToken, hurry: CancellationToken) -> Result<()> {
     let dir = DataDir::open(&options.data_dir)?;
     let _lock = lock(&dir)?;
-    let [server, runtime, node] = programs(options, &dir);
+    let mut processes = Processes::default();
+    // Once the processes are being stopped nothing starts them again.
+    let keep = CancellationToken::new();
+    let started = start(options, &dir, &shutdown, &keep, &mut processes).await;
+    if started.is_ok() {
+        shutdown.cancelled().await;
+    } else if !shutdown.is_cancelled() && processes.adopted {
+        tracing::warn!("the runtime of an earlier start and its pods run on");
+        processes.runtime = None;
+    }
+    keep.cancel();
+    let stopped = stop(&dir, processes, &hurry).await;
+    started.and(stopped)
+}
+
+/// What has been started so far.
+#[derive(Default)]
+struct Processes {
+    server: Option<Kept>,
+    runtime: Option<Kept>,
+    node: Option<Kept>,
+    /// Whether the runtime is an earlier start's.
+    adopted: bool,
+}
+
+async fn start(
+    options: &Options,
+    dir: &DataDir,
+    shutdown: &CancellationToken,
+    keep: &CancellationToken,
+    processes: &mut Processes,
+) -> Result<()> {
+    let [server, runtime, node] = programs(options, dir);
     // Only the runtime is adopted: the others hold no pod, and may be of an older version.
-    server.end_leftover().await?;
     node.end_leftover().await?;
-    let credentials = dir.node_credentials();
+    server.end_leftover().await?;
     // The server writes them anew, this file last: ports and keys may have changed.
-    let written = credentials.join("kubeconfig");
+    let written = dir.node_credentials().join("kubeconfig");
     if written.is_file() {
         std::fs::remove_file(&written).with_context(|| format!("remove {}", written.display()))?;
     }
-    let started = server.adopt_or_start()?;
-    let server_task = tokio::spawn(server.keep(started, shutdown.clone()));
-    let wait = wait_for(&shutdown, options.timeout, &dir, "server", || async { written.is_file() }).await;
-    if let Err(error) = wait {
-        shutdown.cancel();
-        server_task.await??.stop(Duration::from_secs(20)).await?;
-        return Err(error);
-    }
-    let started = runtime.adopt_or_start()?;
-    let runtime_task = tokio::spawn(runtime.keep(started, shutdown.clone()));
-    let started = node.adopt_or_start()?;
-    let node_task = tokio::spawn(node.keep(started, shutdown.clone()));
+    let now = Timestamp::now();
+    let running = server.adopt_or_start().await?;
+    let server = &*processes.server.insert(server.keep(running, keep.clone()));
+    wait_for(shutdown, options.timeout, &[server], || async { written.is_file() }).await?;
+    let running = runtime.adopt_or_start().await?;
+    processes.adopted = running.adopted();
+    let runtime = &*processes.runtime.insert(runtime.keep(running, keep.clone()));
+    let running = node.adopt_or_start().await?;
+    let node = &*processes.node.insert(node.keep(running, keep.clone()));
 
-    if let Err(error) = ready(options, &dir, &shutdown).await {
-        shutdown.cancel();
-        stop(&dir, server_task.await??, runtime_task.await??, node_task.await??).await?;
-        return Err(error);
-    }
-    let url = Cluster { kubeconfig: Some(dir.kubeconfig()), namespace: None }.registry()?.authority;
-    println!("coracle is ready at https://{url}; export KUBECONFIG={}", dir.kubeconfig().display());
-    shutdown.cancelled().await;
-    stop(&dir, server_task.await??, runtime_task.await??, node_task.await??).await
+    let cluster = Cluster { kubeconfig: Some(dir.kubeconfig()), namespace: None };
+    let (client, _) = cluster.client().await?;
+    let nodes = Api::<Node>::all(client);
+    wait_for(shutdown, options.timeout, &[server, runtime, node], || async {
+        nodes.get(&options.node_name).await.is_ok_and(|node| is_ready(&node, now))
+    })
+    .await?;
+    let kubeconfig = dir.kubeconfig();
+    // Who does not read it is served all the same.
+    let _ = writeln!(
+        std::io::stdout(),
+        "coracle is ready at {}; export KUBECONFIG={}",
+        cluster.server().await?,
+        kubeconfig.display()
+    );
+    Ok(())
 }
 
 fn lock(dir: &DataDir) -> Result<Flock<std::fs::File>> {
     let path = dir.lock();
     let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|(_, error)| anyhow::anyhow!("{} is held by another `coracle up` ({error})", path.display()))
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        anyhow::anyhow!(
+            "{} is held: another `coracle up` runs with this data directory ({})",
+            path.display(),
+            error.desc()
+        )
+    })
 }
 
 fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     let shown = |path: PathBuf| path.display().to_string();
-    let program = |name: &'static str, args: Vec<(&str, String)>| Program {
+    let program = |name: &'static str, home: PathBuf, args: Vec<(&str, String)>| Program {
         name,
+        home: shown(home),
         args: std::iter::once(name.to_owned())
             .chain(args.into_iter().flat_map(|(flag, value)| [format!("--{flag}"), value]))
             .collect(),
@@ -118,6 +167,7 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     let credentials = dir.node_credentials();
     let server = program(
         "server",
+        dir.server(),
         vec![
             ("data-dir", shown(dir.server())),
             ("listen", options.listen.to_string()),
@@ -129,6 +179,7 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     );
     let runtime = program(
         "runtime",
+        dir.runtime(),
         vec![
             ("socket", shown(dir.cri_socket())),
             ("state-dir", shown(dir.runtime())),
@@ -138,6 +189,7 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     );
     let node = program(
         "node",
+        dir.node(),
         vec![
             ("kubeconfig", shown(credentials.join("kubeconfig"))),
             ("name", options.node_name.clone()),
@@ -153,63 +205,97 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     [server, runtime, node]
 }
 
-/// Waits until the API answers and the node is Ready.
-async fn ready(options: &Options, dir: &DataDir, shutdown: &CancellationToken) -> Result<()> {
-    let cluster = Cluster { kubeconfig: Some(dir.kubeconfig()), namespace: None };
-    let name = options.node_name.as_str();
-    wait_for(shutdown, options.timeout, dir, "node", || async {
-        let Ok((client, _)) = cluster.client().await else { return false };
-        let node = Api::<Node>::all(client).get(name).await;
-        node.is_ok_and(|node| is_ready(&node))
-    })
-    .await
-}
-
-fn is_ready(node: &Node) -> bool {
+/// Whether the node has said since `start` that it is ready; what it said before, it may be no longer.
+fn is_ready(node: &Node, start: Timestamp) -> bool {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+    conditions.is_some_and(|all| {
+        all.iter().any(|one| {
+            let fresh =
+                one.last_heartbeat_time.as_ref().is_some_and(|at| at.0.as_second() >= start.as_second());
+            one.type_ == "Ready" && one.status == "True" && fresh
+        })
+    })
 }
 
+/// Waits until a condition is met while these processes, the last of which is to bring it about, stay up.
 async fn wait_for<F: Future<Output = bool>>(
     shutdown: &CancellationToken,
     seconds: u64,
-    dir: &DataDir,
-    what: &str,
+    processes: &[&Kept],
     mut met: impl FnMut() -> F,
 ) -> Result<()> {
-    let wait = async {
+    let met = async {
         while !met().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
+    let failed = select_all(processes.iter().map(|process| Box::pin(process.ended(TRIES))));
+    let late = || processes.last().map(|last| last.error(&format!("is not ready after {seconds} s")));
     tokio::select! {
-        done = tokio::time::timeout(Duration::from_secs(seconds), wait) => {
-            done.map_err(|_| anyhow::anyhow!("the {what} is not ready after {seconds} s; its log: {}", dir.log(what).display()))
+        () = met => Ok(()),
+        () = tokio::time::sleep(Duration::from_secs(seconds)) => Err(late().context("nothing to wait for")?),
+        ((), index, _) = failed => {
+            let failed = processes.get(index).context("no such process")?;
+            Err(failed.error(&format!("does not stay up: it ended {TRIES} times")))
         }
-        () = shutdown.cancelled() => bail!("stopped before the {what} was ready"),
+        () = shutdown.cancelled() => bail!("stopped before everything was ready"),
     }
 }
 
-/// Stops the agent (so that nothing is started again), the pods, the runtime with its hosts, and the server.
-async fn stop(dir: &DataDir, mut server: Running, mut runtime: Running, mut node: Running) -> Result<()> {
-    node.stop(Duration::from_secs(10)).await?;
-    let pods = tokio::time::timeout(POD_GRACE, stop_pods(dir)).await;
-    if let Err(error) = pods.context("stopping took too long").and_then(|done| done) {
-        tracing::warn!(error = format!("{error:#}"), "not every pod was stopped in order");
+/// Stops the agent (so that nothing is started again), the pods, the runtime with its hosts, and the server. What does
+/// not stop keeps nothing else from being stopped.
+async fn stop(dir: &DataDir, processes: Processes, hurry: &CancellationToken) -> Result<()> {
+    let mut done = stop_one(processes.node, Duration::from_secs(10), hurry).await;
+    if processes.runtime.is_some() {
+        let pods = tokio::select! {
+            pods = tokio::time::timeout(POD_GRACE, stop_pods(dir)) => pods.context("stopping took too long"),
+            () = hurry.cancelled() => Ok(Ok(())),
+        };
+        if let Err(error) = pods.and_then(|done| done) {
+            tracing::warn!(error = format!("{error:#}"), "not every pod was stopped in order");
+        }
+        done = done.and(stop_one(processes.runtime, Duration::from_secs(10), hurry).await);
+        done = done.and(coracle_cri::end_hosts(&dir.runtime()).await);
     }
-    runtime.stop(Duration::from_secs(10)).await?;
-    coracle_cri::end_hosts(&dir.runtime()).await?;
-    server.stop(Duration::from_secs(20)).await
+    done.and(stop_one(processes.server, Duration::from_secs(20), hurry).await)
+}
+
+async fn stop_one(kept: Option<Kept>, grace: Duration, hurry: &CancellationToken) -> Result<()> {
+    let Some(kept) = kept else { return Ok(()) };
+    kept.released().await?.stop(grace, hurry).await
 }
 
 async fn stop_pods(dir: &DataDir) -> Result<()> {
     let channel = coracle_cri_api::connect(&format!("unix://{}", dir.cri_socket().display())).await?;
     let mut client = RuntimeServiceClient::new(channel);
     let sandboxes = client.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
-    for sandbox in sandboxes {
-        let pod_sandbox_id = sandbox.id;
-        client.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() }).await?;
-        client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id }).await?;
+    let stopped = stream::iter(sandboxes).map(|sandbox| {
+        let mut client = client.clone();
+        async move {
+            let pod_sandbox_id = sandbox.id;
+            client.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() }).await?;
+            client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id }).await?;
+            Ok(())
+        }
+    });
+    let stopped: Vec<Result<()>> = stopped.buffer_unordered(STOPPED_AT_ONCE).collect().await;
+    stopped.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_said_before_does_not_count() {
+        let node = |second: i64| -> Node {
+            let at = Timestamp::from_second(second).unwrap();
+            let ready = serde_json::json!({"type": "Ready", "status": "True", "lastHeartbeatTime": at});
+            serde_json::from_value(serde_json::json!({"metadata": {}, "status": {"conditions": [ready]}}))
+                .unwrap()
+        };
+        let start = Timestamp::from_second(100).unwrap();
+        assert!(!is_ready(&node(99), start));
+        assert!(is_ready(&node(100), start));
     }
-    Ok(())
 }
