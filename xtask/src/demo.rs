@@ -1,13 +1,15 @@
 //! `cargo xtask demo`: Coracle on this machine, with examples/hello deployed.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
 use crate::guests;
@@ -32,19 +34,37 @@ pub fn run(options: &Options) -> Result<()> {
     say("building coracle");
     // The whole workspace, so that the tests find the same dependencies built.
     shown(cargo().args(["build", "--workspace", "--bins"]).current_dir(root()))?;
+    // From here on a signal is taken by a thread, so that the directory is removed in any case. Children get theirs back.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block().context("block signals")?;
     let dir = tempfile::Builder::new().prefix("coracle-demo-").tempdir()?;
     let mut up = Up::start(dir.path(), &options.up)?;
+    let child = Pid::from_raw(i32::try_from(up.child.id())?);
+    std::thread::spawn(move || {
+        while signals.wait().is_ok() {
+            INTERRUPTED.store(true, Ordering::SeqCst);
+            // It stops the pods in order and ends; told twice, it hurries.
+            let _ = kill(child, Signal::SIGTERM);
+        }
+    });
     let shown = deploy(dir.path());
     match &shown {
         Ok(()) if !options.once => {
             println!("\nCtrl-C ends it.");
-            // Ctrl-C reaches `up` as well, which stops the pods in order and ends.
-            up.child.wait()?;
+            let status = up.child.wait()?;
+            if !status.success() {
+                bail!("coracle up ended with {status}");
+            }
             Ok(())
         }
         _ => up.stop().and(shown),
     }
 }
+
+/// Whether a signal has asked for the end.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 struct Up {
     child: Child,
@@ -60,6 +80,8 @@ impl Up {
             .args(["--listen", "127.0.0.1:0"])
             .args(arguments)
             .stdout(Stdio::piped())
+            // A group of its own: Ctrl-C reaches us alone, and we tell it.
+            .process_group(0)
             .spawn()
             .context("start coracle up")?;
         let mut line = String::new();
@@ -73,7 +95,9 @@ impl Up {
 
     fn stop(&mut self) -> Result<()> {
         say("stopping");
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+        if !INTERRUPTED.load(Ordering::SeqCst) && self.child.try_wait()?.is_none() {
+            kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+        }
         let status = self.child.wait()?;
         if !status.success() {
             bail!("coracle up ended with {status}");
@@ -154,6 +178,7 @@ fn eventually<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
+            Err(_) if INTERRUPTED.load(Ordering::SeqCst) => bail!("interrupted"),
             Err(error) if Instant::now() > end => {
                 return Err(error.context(format!("the example does not answer after {PATIENCE:?}")));
             }

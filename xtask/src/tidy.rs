@@ -45,7 +45,8 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn sources(dir: &Path) -> Result<Vec<PathBuf>> {
+/// Every Rust file below a folder, but what is built or hidden.
+pub fn sources(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {
