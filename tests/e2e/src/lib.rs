@@ -42,7 +42,8 @@ impl Cluster {
     pub fn start(profile: Profile) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
         let bin = dir.path().join("coracle");
-        std::fs::copy(binary("CORACLE_BIN", "target/debug/coracle")?, &bin)?;
+        // By a process of its own: a copy made here could be inherited, open for writing, by a child of another test.
+        succeed(Command::new("cp").arg(binary("CORACLE_BIN", "target/debug/coracle")?).arg(&bin))?;
         let mut cluster = Self { up: None, dir, profile, slot: Slot::take()?, bin };
         if cluster.unprivileged() {
             std::os::unix::fs::chown(cluster.dir.path(), Some(USER), Some(USER))?;

@@ -100,6 +100,11 @@ impl PodState {
         self.containers.iter().filter(|c| c.name == name).nth(1)
     }
 
+    /// The container of that id, if it is still known.
+    pub fn by_id(&self, id: Option<&str>) -> Option<&Container> {
+        self.containers.iter().find(|one| Some(one.id.as_str()) == id)
+    }
+
     /// Puts both lists into their order.
     pub fn sort(&mut self) {
         self.sandboxes.sort_by_key(|s| std::cmp::Reverse((s.attempt, s.created_at)));

@@ -21,13 +21,12 @@ pub fn status(input: Input<'_>, node_ip: &str) -> PodStatus {
         (_, Some(end @ ("Succeeded" | "Failed"))) => {
             (end.to_owned(), old.reason.clone(), old.message.clone())
         }
-        (Some((reason, message)), _) => ("Failed".to_owned(), Some(reason.clone()), Some(message.clone())),
+        (Some((reason, message)), _) => ("Pending".to_owned(), Some(reason.clone()), Some(message.clone())),
         _ => (phase::phase(input, &inits, &mains).to_owned(), None, None),
     };
     let ips = pod_ips(input, &old);
     // A pod that was refused never had containers: it shows why, not what they wait for.
-    let refused = old.container_statuses.is_none() && input.memory.refused.is_some()
-        || input.state.containers.is_empty() && phase == "Failed" && old.container_statuses.is_none();
+    let refused = old.container_statuses.is_none() && input.memory.refused.is_some();
     let conditions = conditions(input, &old, phase.as_str(), &inits, &mains, !ips.is_empty());
     PodStatus {
         conditions: Some(conditions),

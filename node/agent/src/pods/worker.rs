@@ -207,7 +207,8 @@ impl Worker {
         Ok(())
     }
 
-    /// This node can never run the pod: it fails, so that its owner makes another one elsewhere.
+    /// This node can never run the pod. It stays Pending and says why: one that failed would be replaced by its owner at
+    /// once, and again, without end.
     fn refuse(&mut self, reason: &str, event: &'static str, message: String) {
         self.context.recorder.pod(&self.pod, None, true, event, message.clone());
         self.memory.refused = Some((reason.to_owned(), message));

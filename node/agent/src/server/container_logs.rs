@@ -48,7 +48,7 @@ async fn answer(
     let state = state.map_err(|e| {
         (StatusCode::SERVICE_UNAVAILABLE, format!("the runtime does not answer: {}\n", e.message()))
     })?;
-    let found = if previous { state.previous(container) } else { state.newest(container) };
+    let found = if previous { state.by_id(last_ended(&pod, container)) } else { state.newest(container) };
     let found = match (found, previous) {
         (Some(found), _) => found.clone(),
         (None, true) => {
@@ -77,6 +77,16 @@ fn log_path(context: &Context, pod: &Pod, container: &Container) -> PathBuf {
         return PathBuf::from(&container.log_path);
     }
     context.log_directory(pod).join(&container.name).join(format!("{}.log", container.attempt))
+}
+
+/// The container that `kubectl logs --previous` means: the one that the status names in `lastState.terminated`.
+fn last_ended<'a>(pod: &'a Pod, container: &str) -> Option<&'a str> {
+    let status = pod.status.as_ref()?;
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let last = all
+        .filter(|one| one.name == container)
+        .find_map(|one| one.last_state.as_ref()?.terminated.as_ref())?;
+    Some(last.container_id.as_deref()?.rsplit('/').next().unwrap_or_default())
 }
 
 /// Why there is no log yet, in the API's words.
