@@ -17,6 +17,7 @@ use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio_util::sync::CancellationToken;
 
@@ -144,12 +145,11 @@ fn lock(dir: &DataDir) -> Result<Flock<std::fs::File>> {
     let path = dir.lock();
     let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        anyhow::anyhow!(
-            "{} is held: another `coracle up` runs with this data directory ({})",
-            path.display(),
-            error.desc()
-        )
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        Errno::EWOULDBLOCK => {
+            anyhow::anyhow!("another `coracle up` runs with this data directory: {} is held", path.display())
+        }
+        other => anyhow::anyhow!("lock {}: {}", path.display(), other.desc()),
     })
 }
 
