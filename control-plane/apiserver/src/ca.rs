@@ -209,18 +209,29 @@ impl Identity {
     }
 }
 
-/// A kubeconfig with one cluster, one user and one context, all named `coracle`. PEM goes in as it is.
-pub fn kubeconfig(server_url: &str, ca_pem: &str, identity: &Identity) -> String {
+/// A kubeconfig with one cluster, one user and one context, all named `coracle`. The user shows a client certificate and, if
+/// given, a token, which is also the password of the image registry. JSON is YAML, and needs no quoting rules.
+pub fn kubeconfig(server_url: &str, ca_pem: &str, identity: &Identity, token: Option<&str>) -> String {
     use base64::Engine;
-    let b64 = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
-    format!(
-        "apiVersion: v1\nkind: Config\nclusters:\n- name: coracle\n  cluster:\n    server: {server_url}\n    certificate-authority-data: {}\n\
-         users:\n- name: coracle\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n\
-         contexts:\n- name: coracle\n  context:\n    cluster: coracle\n    user: coracle\ncurrent-context: coracle\n",
-        b64(ca_pem),
-        b64(&identity.cert_pem),
-        b64(&identity.key_pem),
-    )
+    let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
+    let mut user = serde_json::json!({
+        "client-certificate-data": encode(&identity.cert_pem),
+        "client-key-data": encode(&identity.key_pem),
+    });
+    if let Some(token) = token {
+        user["token"] = token.into();
+    }
+    let config = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "coracle", "cluster": {
+            "server": server_url, "certificate-authority-data": encode(ca_pem),
+        }}],
+        "users": [{"name": "coracle", "user": user}],
+        "contexts": [{"name": "coracle", "context": {"cluster": "coracle", "user": "coracle"}}],
+        "current-context": "coracle",
+    });
+    format!("{config:#}\n")
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {

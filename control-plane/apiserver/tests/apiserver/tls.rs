@@ -26,7 +26,7 @@ async fn start(ca: &ClusterCa) -> (ApiServer, SocketAddr, tokio::task::JoinHandl
 }
 
 async fn client(address: SocketAddr, ca: &ClusterCa, identity: &Identity) -> Client {
-    let text = kubeconfig(&format!("https://{address}"), ca.cert_pem(), identity);
+    let text = kubeconfig(&format!("https://{address}"), ca.cert_pem(), identity, None);
     let config = Kubeconfig::from_yaml(&text).expect("kubeconfig");
     let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.expect("config");
     Client::try_from(config).expect("client")
