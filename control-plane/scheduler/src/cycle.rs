@@ -222,6 +222,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_decided_yet_is_not_ignored() {
+        let all = snapshot(vec![node("a", json!({}))]);
+        let term = json!([{"topologyKey": "kubernetes.io/hostname"}]);
+        let required = json!({"requiredDuringSchedulingIgnoredDuringExecution": term});
+        for (spec, word) in [
+            (json!({"affinity": {"podAntiAffinity": required}}), "pod anti-affinity"),
+            (json!({"affinity": {"podAffinity": required}}), "pod affinity"),
+            (
+                json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "x", "whenUnsatisfiable": "DoNotSchedule"}]}),
+                "topology spread",
+            ),
+        ] {
+            assert!(choose(&pod(spec), &all).unwrap_err().contains(word), "{word}");
+        }
+    }
+
+    #[test]
     fn tolerations_and_affinity() {
         let tainted = json!({"taints": [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]});
         let all = snapshot(vec![node("c", tainted)]);

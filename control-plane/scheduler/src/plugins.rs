@@ -5,6 +5,7 @@ pub mod node_ports;
 pub mod resources_fit;
 pub mod taints;
 pub mod unschedulable;
+pub mod unsupported;
 
 use crate::cycle::Room;
 use crate::view::PodView;
@@ -22,8 +23,14 @@ pub const BEST: i64 = 1_000_000;
 pub type Score = fn(&PodView, &Room) -> i64;
 
 /// Every filter, in Kubernetes' order: the first that refuses names the reasons.
-pub const FILTERS: [Filter; 5] =
-    [unschedulable::filter, taints::filter, affinity::filter, node_ports::filter, resources_fit::filter];
+pub const FILTERS: [Filter; 6] = [
+    unsupported::filter,
+    unschedulable::filter,
+    taints::filter,
+    affinity::filter,
+    node_ports::filter,
+    resources_fit::filter,
+];
 
 /// Every score.
 pub const SCORES: [Score; 2] = [resources_fit::least_allocated, taints::prefer_untainted];

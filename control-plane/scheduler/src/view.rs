@@ -27,6 +27,8 @@ pub struct PodView {
     /// Host ports, as `protocol/port`.
     pub host_ports: Vec<String>,
     pub gated: bool,
+    /// A topology spread constraint forbids nodes.
+    pub spreads: bool,
     /// Ended or being deleted: it takes no new node, and once ended, no room.
     pub ended: bool,
     pub deleting: bool,
@@ -67,6 +69,9 @@ impl PodView {
             affinity: spec.affinity.map(Box::new),
             tolerations: spec.tolerations.unwrap_or_default(),
             host_ports,
+            spreads: spec
+                .topology_spread_constraints
+                .is_some_and(|all| all.iter().any(|one| one.when_unsatisfiable == "DoNotSchedule")),
             gated: spec.scheduling_gates.is_some_and(|gates| !gates.is_empty()),
             ended: matches!(phase, Some("Succeeded" | "Failed")),
             deleting: meta.deletion_timestamp.is_some(),
