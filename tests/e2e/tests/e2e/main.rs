@@ -3,5 +3,6 @@
 mod bad_input;
 mod faults;
 mod hello;
+mod kube_rs;
 mod pods;
 mod readme;
