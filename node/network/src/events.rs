@@ -33,16 +33,10 @@ impl Reporter {
 /// The Event of one listener error, or `None` when it names no Service.
 pub fn event(error: &ListenerError, service: Option<&Service>, node: &str) -> Option<Event> {
     let (namespace, name) = error.service.split_once('/')?;
-    let hint = match error.reason.as_str() {
-        "PermissionDenied" if error.port < 1024 => {
-            "; ports below 1024 need privilege: set sysctl net.ipv4.ip_unprivileged_port_start, or use a higher port"
-        }
-        _ => "",
-    };
     let now = Time(Timestamp::now());
     Some(Event {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{name}.")),
+            generate_name: Some(format!("{name}-")),
             namespace: Some(namespace.to_owned()),
             ..Default::default()
         },
@@ -56,7 +50,7 @@ pub fn event(error: &ListenerError, service: Option<&Service>, node: &str) -> Op
         },
         type_: Some("Warning".into()),
         reason: Some("FailedToListen".into()),
-        message: Some(format!("Cannot listen on {}:{}: {}{hint}", error.address, error.port, error.message)),
+        message: Some(format!("Cannot listen on {}:{}: {}", error.address, error.port, error.message)),
         source: Some(EventSource { component: Some("coracle-network".into()), host: Some(node.to_owned()) }),
         reporting_component: Some("coracle-network".into()),
         reporting_instance: Some(node.to_owned()),
@@ -100,8 +94,11 @@ mod tests {
     }
 
     #[test]
-    fn a_low_port_names_the_sysctl() {
-        let event = event(&denied(), None, "node-1").expect("an Event");
-        assert!(event.message.is_some_and(|m| m.contains("ip_unprivileged_port_start")));
+    fn an_event_says_where_and_why_and_can_be_named() {
+        let error = denied();
+        let event = event(&error, None, "node-1").expect("an Event");
+        assert_eq!(event.message, Some(format!("Cannot listen on 127.96.0.9:80: {}", error.message)));
+        // The API server takes a prefix that ends in a dash; one that ends in a dot is no name.
+        assert_eq!(event.metadata.generate_name.as_deref(), Some("web-"));
     }
 }

@@ -394,3 +394,23 @@ fn the_hosts_loopback_is_out_of_reach() -> Result<()> {
 fn address(cluster: &Cluster, pod: &str) -> Result<String> {
     Ok(cluster.get(&["pod", pod])?["status"]["podIP"].as_str().context("podIP")?.to_owned())
 }
+
+/// Row: bad input: a Service port that an unprivileged user may not listen on is told by an Event on the Service
+#[test]
+fn a_low_port_without_privilege_is_told() -> Result<()> {
+    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")?;
+    let first: u16 = first.trim().parse()?;
+    ensure!(
+        first > 1,
+        "this machine lets everyone listen on every port, so the refusal cannot be observed here"
+    );
+    let mut cluster = Cluster::start(Profile::Loopback)?;
+    cluster.kubectl(&["create", "service", "clusterip", "low", &format!("--tcp={}:8080", first - 1)])?;
+    eventually("an Event says why the Service does not listen", Duration::from_secs(10), || {
+        let described = cluster.kubectl(&["describe", "service", "low"])?;
+        Ok(["FailedToListen", "Permission denied", "ip_unprivileged_port_start"]
+            .iter()
+            .all(|word| described.contains(word)))
+    })?;
+    cluster.stop()
+}
