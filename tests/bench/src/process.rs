@@ -62,9 +62,10 @@ pub fn of_cluster(folder: &Path) -> Result<Vec<Process>> {
     for entry in std::fs::read_dir("/proc").context("list /proc")? {
         let entry = entry?;
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // It may have ended since.
+        // It may have ended since. The link, not the first word: a supervisor may call its children as it likes.
+        let Ok(program) = std::fs::read_link(entry.path().join("exe")) else { continue };
         let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        if let Some(name) = subcommand(&line, folder) {
+        if let Some(name) = subcommand(&program, &line, folder) {
             found.push(Process { pid, name });
         }
     }
@@ -72,14 +73,12 @@ pub fn of_cluster(folder: &Path) -> Result<Vec<Process>> {
     Ok(found)
 }
 
-/// The first argument of a command line (NUL after each word) whose program lies directly in `folder`.
-fn subcommand(cmdline: &[u8], folder: &Path) -> Option<String> {
-    let mut words = cmdline.split(|byte| *byte == 0);
-    let program = Path::new(std::str::from_utf8(words.next()?).ok()?);
+/// The first argument of a command line (NUL after each word) if its program lies directly in `folder`.
+fn subcommand(program: &Path, cmdline: &[u8], folder: &Path) -> Option<String> {
     if program.parent() != Some(folder) {
         return None;
     }
-    let name = std::str::from_utf8(words.next()?).ok()?;
+    let name = std::str::from_utf8(cmdline.split(|byte| *byte == 0).nth(1)?).ok()?;
     (!name.is_empty()).then(|| name.to_owned())
 }
 
@@ -126,15 +125,14 @@ mod tests {
     #[test]
     fn processes_are_told_by_where_their_program_lies() {
         let folder = Path::new("/tmp/one");
-        for (line, expected) in [
-            (&b"/tmp/one/coracle\0server\0--data-dir\0x\0"[..], Some("server")),
-            (b"/tmp/one/coracle\0", None),
-            (b"/tmp/one/deeper/coracle\0server\0", None),
-            (b"/tmp/two/coracle\0server\0", None),
-            (b"", None),
-            (b"\xff\0server\0", None),
+        for (program, line, expected) in [
+            ("/tmp/one/coracle", &b"coracle\0server\0--data-dir\0x\0"[..], Some("server")),
+            ("/tmp/one/coracle", b"coracle\0", None),
+            ("/tmp/one/deeper/coracle", b"coracle\0server\0", None),
+            ("/tmp/two/coracle", b"/tmp/one/coracle\0server\0", None),
+            ("/tmp/one/coracle", b"", None),
         ] {
-            assert_eq!(subcommand(line, folder).as_deref(), expected);
+            assert_eq!(subcommand(Path::new(program), line, folder).as_deref(), expected);
         }
     }
 
