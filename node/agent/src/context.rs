@@ -9,6 +9,8 @@ use crate::env::fields::Facts;
 use crate::events::Recorder;
 use crate::objects::Objects;
 use crate::runtime::Runtime;
+use crate::services::Services;
+use crate::tokens::{Issued, Tokens};
 
 /// Shared by all workers.
 pub struct Context {
@@ -18,6 +20,10 @@ pub struct Context {
     pub runtime: Runtime,
     /// ConfigMaps and Secrets.
     pub objects: Objects,
+    /// Tokens of service accounts.
+    pub tokens: Tokens,
+    /// Services, for the environment of containers.
+    pub services: Services,
     /// Events.
     pub recorder: Recorder,
     /// The node's name.
@@ -40,6 +46,7 @@ impl Context {
             pod_ips,
             node_cpu_milli: self.cpu_milli,
             node_memory: self.memory,
+            tokens: Issued::new(),
         }
     }
 

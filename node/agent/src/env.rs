@@ -60,14 +60,17 @@ pub fn references(container: &Container) -> Vec<(Kind, String)> {
     found
 }
 
-/// Builds the environment in Kubernetes' order: `envFrom` first, then `env`, later entries replacing earlier ones.
+/// Builds the environment in Kubernetes' order: `services` first, then `envFrom`, then `env`, later entries replacing
+/// earlier ones.
 pub fn build(
     pod: &Pod,
     container: &Container,
+    services: Vec<(String, String)>,
     sources: &Sources,
     facts: &fields::Facts,
 ) -> Result<Vec<(String, String)>, Error> {
     let mut env = Ordered::default();
+    services.into_iter().for_each(|(name, value)| env.set(name, value));
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         if let Some(r) = &from.config_map_ref {

@@ -22,6 +22,8 @@ pub mod pods;
 pub mod probes;
 pub mod runtime;
 pub mod server;
+pub mod services;
+pub mod tokens;
 pub mod volumes;
 
 /// What an agent needs to know.
@@ -54,11 +56,14 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let machine = node::machine::read();
     let (recorder, write_events) =
         events::Recorder::new(options.client.clone(), options.node_name.clone(), shutdown.clone());
+    let (services, follow_services) = services::Services::new(options.client.clone(), shutdown.clone());
     let context = Arc::new(context::Context {
         client: options.client.clone(),
         runtime: runtime::Runtime::new(&options.runtime_endpoint)?,
         objects: objects::Objects::new(options.client.clone()),
         recorder,
+        tokens: tokens::Tokens::new(options.client.clone()),
+        services,
         node_name: options.node_name.clone(),
         node_ip: options.node_ip,
         root,
@@ -70,6 +75,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let port = server.port();
     tokio::join!(
         write_events,
+        follow_services,
         server.run(shutdown.clone()),
         node::run(context.clone(), machine, port, options.max_pods, shutdown.clone()),
         pods::source::run(context, pods, shutdown.clone()),

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use coracle_api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
 
+use crate::tokens::Issued;
+
 /// What the pod's own fields do not say.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -16,6 +18,8 @@ pub struct Facts {
     pub node_cpu_milli: i64,
     /// Bytes that a container without a limit may use.
     pub node_memory: i64,
+    /// Tokens of its service account, for its volumes.
+    pub tokens: Issued,
 }
 
 /// The value of a `fieldRef`.

@@ -19,6 +19,7 @@ fn container(value: serde_json::Value) -> Container {
 
 fn facts() -> fields::Facts {
     fields::Facts {
+        tokens: Default::default(),
         host_ip: "127.0.1.1".into(),
         pod_ips: vec!["127.64.0.2".into()],
         node_cpu_milli: 4000,
@@ -38,7 +39,7 @@ fn sources() -> Sources {
 }
 
 fn built(value: serde_json::Value) -> Result<Vec<(String, String)>, String> {
-    build(&pod(), &container(value), &sources(), &facts()).map_err(|e| e.to_string())
+    build(&pod(), &container(value), Vec::new(), &sources(), &facts()).map_err(|e| e.to_string())
 }
 
 #[test]

@@ -434,6 +434,7 @@ impl Worker {
     async fn remove_files(&self) -> anyhow::Result<()> {
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
         let logs = self.context.log_directory(&self.pod);
+        self.context.tokens.forget(&uid);
         let Some(dir) = PodDir::new(&self.context.root, &uid) else { return Ok(()) };
         tokio::task::spawn_blocking(move || -> std::io::Result<()> {
             dir.remove()?;

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, Volume};
 
 use crate::env::{Sources, fields};
 use crate::objects::Kind;
+use crate::tokens;
 
 /// The largest volume made from objects, in bytes; the API admits 1 MiB an object.
 const MAX_BYTES: usize = 16 << 20;
@@ -80,8 +81,10 @@ impl Builder<'_> {
         if let Some(source) = &part.downward_api {
             self.downward(source.items.as_deref().unwrap_or_default())?;
         }
-        if part.service_account_token.is_some() {
-            return Err("projected serviceAccountToken volumes are not supported yet by this node".into());
+        if let Some(source) = &part.service_account_token {
+            let token = self.facts.tokens.get(&tokens::wish(source));
+            let token = token.ok_or("the token of the service account is not there")?.clone();
+            self.add(&source.path, token.into_bytes(), None)?;
         }
         if part.cluster_trust_bundle.is_some() || part.pod_certificate.is_some() {
             return Err("this kind of projected volume source is not supported by this node".into());

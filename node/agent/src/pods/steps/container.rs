@@ -82,7 +82,9 @@ async fn make_config(
     pod_ips: Vec<String>,
 ) -> Result<coracle_cri_api::v1::ContainerConfig, String> {
     let sources = volumes::read(context, pod, env::references(spec)).await.map_err(|e| e.to_string())?;
-    let env = env::build(pod, spec, &sources, &context.facts(pod_ips)).map_err(|e| e.to_string())?;
+    let services = context.services.env(pod).await;
+    let env =
+        env::build(pod, spec, services, &sources, &context.facts(pod_ips)).map_err(|e| e.to_string())?;
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let dir = PodDir::new(&context.root, uid).ok_or("the pod's uid is not a file name")?;
     let mounts = container_mounts(pod, spec, &dir, &env)?;

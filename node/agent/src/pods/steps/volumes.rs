@@ -42,7 +42,9 @@ pub async fn mount(context: &Context, pod: &Pod, pod_ips: Vec<String>) -> Result
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let dir = PodDir::new(&context.root, &uid)
         .ok_or_else(|| failed(format!("the uid {uid:?} is not a file name")))?;
-    let (pod, facts) = (pod.clone(), context.facts(pod_ips));
+    let mut facts = context.facts(pod_ips);
+    facts.tokens = context.tokens.of(pod).await.map_err(failed)?;
+    let pod = pod.clone();
     let written = tokio::task::spawn_blocking(move || volumes::set_up(&pod, &dir, &found, &facts)).await;
     written.unwrap_or_else(|e| Err(failed(e.to_string())))
 }
