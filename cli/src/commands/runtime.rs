@@ -20,6 +20,30 @@ pub struct Options {
     /// Addresses of pods, until the node is given its own.
     #[arg(long, default_value = "127.64.0.0/18")]
     pub pod_cidr: String,
+    /// Addresses of Services.
+    #[arg(long, default_value = "127.96.0.0/12")]
+    pub service_cidr: String,
+    /// The network profile: `loopback`, or `routed`, which gives pods ordinary addresses and runs Linux containers.
+    #[arg(long, value_enum, default_value_t = Network::Loopback)]
+    pub network: Network,
+    /// A folder of CNI configurations; the first `.conf`, `.conflist` or `.json` in it is honoured (type `bridge`).
+    #[arg(long)]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// The OCI runtime for Linux containers: a program on the PATH, or a path.
+    #[arg(long, default_value = "runc")]
+    pub oci_runtime: PathBuf,
+    /// A folder of CDI specifications; /etc/cdi and /var/run/cdi are read without being named.
+    #[arg(long)]
+    pub cdi_spec_dir: Vec<PathBuf>,
+}
+
+/// A network profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Network {
+    /// Addresses inside 127/8, wasm pods only.
+    Loopback,
+    /// Ordinary addresses.
+    Routed,
 }
 
 pub fn run(options: Options) -> Result<()> {
@@ -35,12 +59,17 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         }
         None => Default::default(),
     };
+    let mut wasm_host_command = vec![me.clone().into(), "wasm-host".into()];
+    if options.network == Network::Routed {
+        let ranges = [("--pod-cidr", &options.pod_cidr), ("--service-cidr", &options.service_cidr)];
+        wasm_host_command.extend(ranges.into_iter().flat_map(|(flag, range)| [flag.into(), range.into()]));
+    }
     coracle_cri::serve(
         coracle_cri::Options {
             socket: options.socket,
             state_dir: options.state_dir,
             registries,
-            wasm_host_command: vec![me.clone().into(), "wasm-host".into()],
+            wasm_host_command,
             compile_command: vec![me.into(), "compile-wasm".into()],
             pod_cidr: options.pod_cidr,
         },

@@ -45,6 +45,9 @@ pub struct Options {
     /// The node's address.
     #[arg(long, default_value = "127.0.1.1")]
     node_ip: IpAddr,
+    /// `loopback` (wasm pods on this machine, no root) or `routed` (ordinary addresses and Linux pods too, as root).
+    #[arg(long, default_value = "loopback")]
+    network: String,
     /// The port of the node's API; 0 takes a free one.
     #[arg(long, default_value_t = 10250)]
     node_port: u16,
@@ -185,6 +188,8 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
             ("state-dir", shown(dir.runtime())),
             ("registries", shown(credentials.join("registries.json"))),
             ("pod-cidr", options.pod_cidr.clone()),
+            ("network", options.network.clone()),
+            ("service-cidr", options.service_cidr.clone()),
         ],
     );
     let node = program(

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use coracle_wasm::host::{HostOptions, serve};
+use coracle_wasm::routes::{Cidr, Ranges};
 
 #[derive(Args)]
 pub struct Options {
@@ -14,12 +15,24 @@ pub struct Options {
     /// Where the last Service table lies.
     #[arg(long)]
     state_dir: PathBuf,
+    /// Addresses of all pods of the cluster.
+    #[arg(long)]
+    pod_cidr: Option<Cidr>,
+    /// Addresses of Services.
+    #[arg(long)]
+    service_cidr: Option<Cidr>,
 }
 
 pub fn run(options: Options) -> Result<()> {
+    let default = Ranges::default();
+    let ranges = Ranges {
+        pods: options.pod_cidr.unwrap_or(default.pods),
+        services: options.service_cidr.unwrap_or(default.services),
+    };
+    let host = HostOptions { socket: options.socket, state_dir: options.state_dir, ranges };
     super::run_service(|shutdown| async move {
         tokio::select! {
-            served = serve(HostOptions::new(options.socket, options.state_dir)) => served,
+            served = serve(host) => served,
             () = shutdown.cancelled() => Ok(()),
         }
     })

@@ -1,9 +1,11 @@
 //! A real cluster of real processes for a test, with the clients that drive it.
 //!
 //! Profile `loopback`: every process runs as an unprivileged user where the test itself runs as root. Each cluster has
-//! address ranges of its own, so that tests may run beside each other.
+//! address ranges of its own, so that tests may run beside each other. Profile `routed`: every process runs as root in
+//! network namespaces that the test makes.
 
 pub mod load;
+pub mod netns;
 pub mod slot;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use netns::{Host, Network};
 use slot::Slot;
 
 /// The user that clusters run as (`nobody`).
@@ -26,6 +29,8 @@ pub enum Profile {
     Loopback,
     /// Loopback addresses, as the user of the test.
     LoopbackAsIs,
+    /// Ordinary addresses, as root, on one host of a [`Network`].
+    Routed,
 }
 
 /// A cluster made by `coracle up`.
@@ -33,8 +38,9 @@ pub struct Cluster {
     up: Option<Child>,
     dir: TempDir,
     profile: Profile,
-    slot: Slot,
+    slot: Option<Slot>,
     bin: PathBuf,
+    network: Option<Network>,
 }
 
 impl Cluster {
@@ -44,7 +50,11 @@ impl Cluster {
         let bin = dir.path().join("coracle");
         // By a process of its own: a copy made here could be inherited, open for writing, by a child of another test.
         succeed(Command::new("cp").arg(binary("CORACLE_BIN", "target/debug/coracle")?).arg(&bin))?;
-        let mut cluster = Self { up: None, dir, profile, slot: Slot::take()?, bin };
+        let (slot, network) = match profile {
+            Profile::Routed => (None, Some(Network::new(1)?)),
+            _ => (Some(Slot::take()?), None),
+        };
+        let mut cluster = Self { up: None, dir, profile, slot, bin, network };
         if cluster.unprivileged() {
             std::os::unix::fs::chown(cluster.dir.path(), Some(USER), Some(USER))?;
         }
@@ -56,6 +66,32 @@ impl Cluster {
         self.profile == Profile::Loopback && nix::unistd::geteuid().is_root()
     }
 
+    fn flags(&self) -> Vec<String> {
+        let mut flags = self.slot.as_ref().map(Slot::flags).unwrap_or_default();
+        flags.push(match self.host() {
+            Some(host) => format!("--listen={}:6443", host.address),
+            None => "--listen=127.0.0.1:0".into(),
+        });
+        if let Some(host) = self.host() {
+            flags.extend(
+                ["--network=routed", "--pod-cidr=10.244.0.0/16", "--service-cidr=10.96.0.0/16"]
+                    .map(String::from),
+            );
+            flags.push(format!("--node-ip={}", host.address));
+        }
+        flags
+    }
+
+    /// The host that it runs on, in profile `routed`.
+    pub fn host(&self) -> Option<&Host> {
+        self.network.as_ref().and_then(|network| network.hosts.first())
+    }
+
+    /// The body of a page as the cluster's host gets it.
+    pub fn curl(&self, url: &str) -> Result<String> {
+        self.host().map_or_else(|| curl(url), |host| host.curl(url))
+    }
+
     /// The data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
@@ -65,12 +101,7 @@ impl Cluster {
     pub fn up(&mut self) -> Result<()> {
         let data = self.data_dir();
         let mut command = self.command(&self.bin);
-        command
-            .arg("up")
-            .arg("--data-dir")
-            .arg(&data)
-            .args(["--listen", "127.0.0.1:0"])
-            .args(self.slot.flags());
+        command.arg("up").arg("--data-dir").arg(&data).args(self.flags());
         command.stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().context("start coracle up")?;
         let mut line = String::new();
@@ -91,6 +122,8 @@ impl Cluster {
             command.args([format!("--reuid={USER}"), format!("--regid={USER}"), "--clear-groups".into()]);
             command.arg(program);
             command
+        } else if let Some(host) = self.host() {
+            host.command(program)
         } else {
             Command::new(program)
         };
