@@ -168,7 +168,11 @@ impl<K: Cached> Cache<K> {
                 }
                 Some(Err(error)) => {
                     failures += 1;
-                    if failures > 1 {
+                    if not_served(&error) {
+                        // A kind that the server does not serve has no objects.
+                        self.synced.send_replace(true);
+                        tracing::debug!(%kind, "not served");
+                    } else if failures > 1 {
                         tracing::warn!(%kind, %error, "cannot watch");
                     }
                     tokio::select! {
@@ -202,6 +206,10 @@ impl<K: Cached> Cache<K> {
             Event::Delete(object) => self.remove(&key_of(&object)),
         }
     }
+}
+
+fn not_served(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404)
 }
 
 impl<K: Cached> Objects<K> {

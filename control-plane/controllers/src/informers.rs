@@ -8,63 +8,66 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
 use crate::view::{
-    ConfigMap, Deployment, EndpointSlice, Lease, Namespace, Node, Pod, ReplicaSet, Service, ServiceAccount,
+    ConfigMap, ControllerRevision, CronJob, DaemonSet, Deployment, EndpointSlice, Endpoints,
+    HorizontalPodAutoscaler, Job, Lease, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    PodDisruptionBudget, ReplicaSet, ReplicationController, ResourceQuota, Service, ServiceAccount,
+    StatefulSet, StorageClass,
 };
 
 /// Name of the ConfigMap that holds the cluster's CA.
 pub const ROOT_CA: &str = "kube-root-ca.crt";
 
-/// Every shared cache.
-#[derive(Default)]
-pub struct Informers {
-    pub pods: Arc<Cache<Pod>>,
-    pub replica_sets: Arc<Cache<ReplicaSet>>,
-    pub deployments: Arc<Cache<Deployment>>,
-    pub nodes: Arc<Cache<Node>>,
-    /// Only those of nodes, in `kube-node-lease`.
-    pub leases: Arc<Cache<Lease>>,
-    pub namespaces: Arc<Cache<Namespace>>,
-    pub services: Arc<Cache<Service>>,
-    pub slices: Arc<Cache<EndpointSlice>>,
-    /// Only those named `default`.
-    pub service_accounts: Arc<Cache<ServiceAccount>>,
-    /// Only those named [`ROOT_CA`].
-    pub root_cas: Arc<Cache<ConfigMap>>,
+/// Makes the struct of caches, each with the fields by which its watch is narrowed.
+macro_rules! informers {
+    ($($(#[$doc:meta])* $cache:ident: $kind:ty $(, $fields:expr)?;)*) => {
+        /// Every shared cache.
+        #[derive(Default)]
+        pub struct Informers {
+            $($(#[$doc])* pub $cache: Arc<Cache<$kind>>,)*
+        }
+
+        impl Informers {
+            /// Starts every watch. Handlers must be registered before.
+            pub fn start(&self, client: &Client, shutdown: &CancellationToken) {
+                $(
+                    let config = Config::default()$(.fields(&$fields))?;
+                    tokio::spawn(self.$cache.clone().follow(client.clone(), config, shutdown.clone()));
+                )*
+            }
+
+            /// Waits until every cache holds what the server had at the start.
+            pub async fn synced(&self) {
+                $(self.$cache.synced().await;)*
+            }
+        }
+    };
 }
 
-impl Informers {
-    /// Starts every watch. Handlers must be registered before.
-    pub fn start(&self, client: &Client, shutdown: &CancellationToken) {
-        macro_rules! follow {
-            ($cache:ident, $config:expr) => {
-                tokio::spawn(self.$cache.clone().follow(client.clone(), $config, shutdown.clone()));
-            };
-        }
-        follow!(pods, Config::default());
-        follow!(replica_sets, Config::default());
-        follow!(deployments, Config::default());
-        follow!(nodes, Config::default());
-        follow!(leases, Config::default().fields("metadata.namespace=kube-node-lease"));
-        follow!(namespaces, Config::default());
-        follow!(services, Config::default());
-        follow!(slices, Config::default());
-        follow!(service_accounts, Config::default().fields("metadata.name=default"));
-        follow!(root_cas, Config::default().fields(&format!("metadata.name={ROOT_CA}")));
-    }
-
-    /// Waits until every cache holds what the server had at the start.
-    pub async fn synced(&self) {
-        tokio::join!(
-            self.pods.synced(),
-            self.replica_sets.synced(),
-            self.deployments.synced(),
-            self.nodes.synced(),
-            self.leases.synced(),
-            self.namespaces.synced(),
-            self.services.synced(),
-            self.slices.synced(),
-            self.service_accounts.synced(),
-            self.root_cas.synced(),
-        );
-    }
+informers! {
+    pods: Pod;
+    replica_sets: ReplicaSet;
+    deployments: Deployment;
+    stateful_sets: StatefulSet;
+    daemon_sets: DaemonSet;
+    revisions: ControllerRevision;
+    replication_controllers: ReplicationController;
+    jobs: Job;
+    cron_jobs: CronJob;
+    nodes: Node;
+    /// Only those of nodes, in `kube-node-lease`.
+    leases: Lease, "metadata.namespace=kube-node-lease";
+    namespaces: Namespace;
+    services: Service;
+    slices: EndpointSlice;
+    endpoints: Endpoints;
+    /// Only those named `default`.
+    service_accounts: ServiceAccount, "metadata.name=default";
+    /// Only those named [`ROOT_CA`].
+    root_cas: ConfigMap, format!("metadata.name={ROOT_CA}");
+    volumes: PersistentVolume;
+    claims: PersistentVolumeClaim;
+    storage_classes: StorageClass;
+    autoscalers: HorizontalPodAutoscaler;
+    budgets: PodDisruptionBudget;
+    quotas: ResourceQuota;
 }

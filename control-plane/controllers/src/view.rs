@@ -4,18 +4,29 @@
 //! what a controller copies from a Deployment to a Pod loses nothing.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Affinity, Taint, Toleration};
+use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource;
 use kube::core::{DynamicResourceScope, ObjectMeta};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::cache::{Cached, trim_meta};
+use crate::cache::Cached;
+
+mod batch;
+mod pod;
+mod policy;
+mod service;
+mod storage;
+mod workload;
+
+pub use batch::*;
+pub use pod::*;
+pub use policy::*;
+pub use service::*;
+pub use storage::*;
+pub use workload::*;
 
 /// Names the API resource that a view is a view of.
 macro_rules! resource {
@@ -55,6 +66,25 @@ resource!(Lease, "coordination.k8s.io", "v1", "Lease", "leases");
 resource!(ReplicaSet, "apps", "v1", "ReplicaSet", "replicasets");
 resource!(Deployment, "apps", "v1", "Deployment", "deployments");
 resource!(EndpointSlice, "discovery.k8s.io", "v1", "EndpointSlice", "endpointslices");
+resource!(Endpoints, "", "v1", "Endpoints", "endpoints");
+resource!(StatefulSet, "apps", "v1", "StatefulSet", "statefulsets");
+resource!(DaemonSet, "apps", "v1", "DaemonSet", "daemonsets");
+resource!(ControllerRevision, "apps", "v1", "ControllerRevision", "controllerrevisions");
+resource!(ReplicationController, "", "v1", "ReplicationController", "replicationcontrollers");
+resource!(Job, "batch", "v1", "Job", "jobs");
+resource!(CronJob, "batch", "v1", "CronJob", "cronjobs");
+resource!(PersistentVolume, "", "v1", "PersistentVolume", "persistentvolumes");
+resource!(PersistentVolumeClaim, "", "v1", "PersistentVolumeClaim", "persistentvolumeclaims");
+resource!(StorageClass, "storage.k8s.io", "v1", "StorageClass", "storageclasses");
+resource!(
+    HorizontalPodAutoscaler,
+    "autoscaling",
+    "v2",
+    "HorizontalPodAutoscaler",
+    "horizontalpodautoscalers"
+);
+resource!(PodDisruptionBudget, "policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets");
+resource!(ResourceQuota, "", "v1", "ResourceQuota", "resourcequotas");
 
 /// What most views are asked.
 pub trait Meta: Resource {
@@ -118,168 +148,14 @@ pub struct Condition {
     /// When it was last confirmed (Nodes).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_heartbeat_time: Option<Time>,
+    /// When it was last looked at (Jobs).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_probe_time: Option<Time>,
 }
 
 /// The condition of a type.
 pub fn condition<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
     conditions.iter().find(|c| c.type_ == type_)
-}
-
-/// A Pod.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct Pod {
-    pub metadata: ObjectMeta,
-    #[serde(default)]
-    pub spec: PodSpec,
-    #[serde(default)]
-    pub status: PodStatus,
-}
-
-/// What scheduling, endpoints and controllers read of a pod's spec.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct PodSpec {
-    pub node_name: Option<String>,
-    pub scheduler_name: Option<String>,
-    pub node_selector: Option<BTreeMap<String, String>>,
-    pub affinity: Option<Box<Affinity>>,
-    pub tolerations: Vec<Toleration>,
-    pub containers: Vec<Container>,
-    pub init_containers: Vec<Container>,
-    pub overhead: Option<BTreeMap<String, String>>,
-    pub host_network: Option<bool>,
-    pub hostname: Option<String>,
-    pub subdomain: Option<String>,
-    pub priority: Option<i32>,
-    pub scheduling_gates: Vec<SchedulingGate>,
-}
-
-/// Something that must be removed before a pod is scheduled.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct SchedulingGate {
-    pub name: String,
-}
-
-/// A container's requests and ports.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Container {
-    pub name: String,
-    pub resources: Resources,
-    pub ports: Vec<ContainerPort>,
-    pub restart_policy: Option<String>,
-}
-
-/// Requests and limits as written.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct Resources {
-    pub requests: Option<BTreeMap<String, String>>,
-}
-
-/// A port of a container.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ContainerPort {
-    pub name: Option<String>,
-    pub container_port: i32,
-    pub host_port: Option<i32>,
-    #[serde(rename = "hostIP")]
-    pub host_ip: Option<String>,
-    pub protocol: Option<String>,
-}
-
-/// What a node says of a pod.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct PodStatus {
-    pub phase: Option<String>,
-    pub conditions: Vec<Condition>,
-    #[serde(rename = "podIP")]
-    pub pod_ip: Option<String>,
-    #[serde(rename = "podIPs")]
-    pub pod_ips: Vec<PodIp>,
-    pub container_statuses: Vec<ContainerStatus>,
-    pub nominated_node_name: Option<String>,
-}
-
-/// One address of a pod.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct PodIp {
-    pub ip: String,
-}
-
-/// How often a container restarted.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ContainerStatus {
-    pub restart_count: i32,
-}
-
-impl Pod {
-    /// Phase; `Pending` until a node says otherwise.
-    pub fn phase(&self) -> &str {
-        self.status.phase.as_deref().unwrap_or("Pending")
-    }
-
-    /// Whether all its containers are done for ever.
-    pub fn is_finished(&self) -> bool {
-        matches!(self.phase(), "Succeeded" | "Failed")
-    }
-
-    /// Whether it counts for a controller: neither finished nor being deleted.
-    pub fn is_active(&self) -> bool {
-        !self.is_finished() && !self.is_terminating()
-    }
-
-    /// Since when it is ready; `None` when it is not.
-    pub fn ready_since(&self) -> Option<Timestamp> {
-        let ready = condition(&self.status.conditions, "Ready").filter(|c| c.status == "True")?;
-        Some(ready.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0))
-    }
-
-    /// Whether it is ready.
-    pub fn is_ready(&self) -> bool {
-        self.ready_since().is_some()
-    }
-
-    /// Whether it has been ready for `min_ready_seconds`.
-    pub fn is_available(&self, min_ready_seconds: i64, now: Timestamp) -> bool {
-        self.ready_since().is_some_and(|t| {
-            min_ready_seconds == 0 || now.as_millisecond() - t.as_millisecond() >= min_ready_seconds * 1000
-        })
-    }
-
-    /// The node it is bound to.
-    pub fn node(&self) -> Option<&str> {
-        self.spec.node_name.as_deref().filter(|n| !n.is_empty())
-    }
-}
-
-impl Cached for Pod {
-    fn trim(&mut self) {
-        trim_meta(&mut self.metadata);
-        if let Some(annotations) = &mut self.metadata.annotations {
-            annotations.retain(|k, _| k == "controller.kubernetes.io/pod-deletion-cost");
-        }
-        for condition in &mut self.status.conditions {
-            condition.message = String::new();
-            condition.last_heartbeat_time = None;
-        }
-        self.spec.tolerations.shrink_to_fit();
-    }
-
-    fn indices(&self) -> Vec<String> {
-        let mut indices = vec![format!("namespace:{}", self.namespace())];
-        match self.controller() {
-            Some(owner) => indices.push(format!("owner:{}", owner.uid)),
-            None => indices.push(format!("orphan:{}", self.namespace())),
-        }
-        if let Some(node) = self.node() {
-            indices.push(format!("node:{node}"));
-        }
-        indices
-    }
 }
 
 /// A Node.
@@ -376,244 +252,3 @@ pub struct ConfigMap {
 }
 
 impl Cached for ConfigMap {}
-
-/// A Service.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct Service {
-    pub metadata: ObjectMeta,
-    #[serde(default)]
-    pub spec: ServiceSpec,
-}
-
-/// What endpoints depend on.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ServiceSpec {
-    pub selector: Option<BTreeMap<String, String>>,
-    pub ports: Vec<ServicePort>,
-    #[serde(rename = "clusterIP")]
-    pub cluster_ip: Option<String>,
-    #[serde(rename = "type")]
-    pub type_: Option<String>,
-    pub ip_families: Vec<String>,
-    pub publish_not_ready_addresses: bool,
-}
-
-/// A port of a Service.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ServicePort {
-    pub name: Option<String>,
-    pub port: i32,
-    pub protocol: Option<String>,
-    pub app_protocol: Option<String>,
-    pub target_port: Option<IntOrString>,
-}
-
-impl Cached for Service {
-    fn indices(&self) -> Vec<String> {
-        vec![format!("namespace:{}", self.namespace())]
-    }
-}
-
-/// An EndpointSlice, as this crate writes it too.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct EndpointSlice {
-    pub metadata: ObjectMeta,
-    pub address_type: String,
-    #[serde(default, deserialize_with = "null_is_empty")]
-    pub endpoints: Vec<Endpoint>,
-    #[serde(default, deserialize_with = "null_is_empty")]
-    pub ports: Vec<EndpointPort>,
-}
-
-fn null_is_empty<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Vec<T>, D::Error> {
-    Ok(Option::<Vec<T>>::deserialize(d)?.unwrap_or_default())
-}
-
-/// One backend.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Endpoint {
-    pub addresses: Vec<String>,
-    #[serde(default)]
-    pub conditions: EndpointConditions,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node_name: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target_ref: Option<TargetRef>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
-}
-
-/// Whether a backend takes requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct EndpointConditions {
-    pub ready: Option<bool>,
-    pub serving: Option<bool>,
-    pub terminating: Option<bool>,
-}
-
-/// The pod behind an endpoint.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct TargetRef {
-    pub kind: String,
-    pub namespace: String,
-    pub name: String,
-    pub uid: String,
-}
-
-/// A resolved port.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct EndpointPort {
-    #[serde(default)]
-    pub name: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protocol: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<i32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub app_protocol: Option<String>,
-}
-
-/// The label that names the Service of an EndpointSlice.
-pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
-
-impl Cached for EndpointSlice {
-    fn indices(&self) -> Vec<String> {
-        let service = self.label(SERVICE_NAME_LABEL);
-        service.map(|s| format!("service:{}/{s}", self.namespace())).into_iter().collect()
-    }
-}
-
-/// A ReplicaSet.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct ReplicaSet {
-    pub metadata: ObjectMeta,
-    #[serde(default)]
-    pub spec: ReplicaSetSpec,
-    #[serde(default)]
-    pub status: ReplicaSetStatus,
-}
-
-/// What a ReplicaSet keeps.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ReplicaSetSpec {
-    pub replicas: Option<i64>,
-    pub min_ready_seconds: i64,
-    pub selector: Value,
-    pub template: Arc<Value>,
-}
-
-/// What a ReplicaSet has.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct ReplicaSetStatus {
-    pub replicas: i64,
-    pub fully_labeled_replicas: i64,
-    pub ready_replicas: i64,
-    pub available_replicas: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub terminating_replicas: Option<i64>,
-    pub observed_generation: i64,
-    pub conditions: Vec<Condition>,
-}
-
-impl ReplicaSet {
-    /// Wanted pods; 1 when the server has not set its default.
-    pub fn replicas(&self) -> i64 {
-        self.spec.replicas.unwrap_or(1)
-    }
-}
-
-impl Cached for ReplicaSet {
-    fn indices(&self) -> Vec<String> {
-        match self.controller() {
-            Some(owner) => vec![format!("owner:{}", owner.uid), format!("namespace:{}", self.namespace())],
-            None => vec![format!("orphan:{}", self.namespace()), format!("namespace:{}", self.namespace())],
-        }
-    }
-}
-
-/// A Deployment.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct Deployment {
-    pub metadata: ObjectMeta,
-    #[serde(default)]
-    pub spec: DeploymentSpec,
-    #[serde(default)]
-    pub status: DeploymentStatus,
-}
-
-/// What a Deployment keeps.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct DeploymentSpec {
-    pub replicas: Option<i64>,
-    pub min_ready_seconds: i64,
-    pub selector: Value,
-    pub template: Arc<Value>,
-    pub strategy: Strategy,
-    pub paused: bool,
-    pub revision_history_limit: Option<i64>,
-    pub progress_deadline_seconds: Option<i64>,
-}
-
-/// How a Deployment replaces pods.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Strategy {
-    #[serde(rename = "type")]
-    pub type_: String,
-    pub rolling_update: Option<RollingUpdate>,
-}
-
-/// How many pods a rolling update may add and miss.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct RollingUpdate {
-    pub max_surge: Option<IntOrString>,
-    pub max_unavailable: Option<IntOrString>,
-}
-
-/// What a Deployment has.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct DeploymentStatus {
-    pub replicas: i64,
-    pub updated_replicas: i64,
-    pub ready_replicas: i64,
-    pub available_replicas: i64,
-    pub unavailable_replicas: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub terminating_replicas: Option<i64>,
-    pub observed_generation: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub collision_count: Option<i64>,
-    pub conditions: Vec<Condition>,
-}
-
-impl Deployment {
-    /// Wanted pods; 1 when the server has not set its default.
-    pub fn replicas(&self) -> i64 {
-        self.spec.replicas.unwrap_or(1)
-    }
-
-    /// Whether all old pods go before new ones come.
-    pub fn recreates(&self) -> bool {
-        self.spec.strategy.type_ == "Recreate"
-    }
-}
-
-impl Cached for Deployment {
-    fn indices(&self) -> Vec<String> {
-        vec![format!("namespace:{}", self.namespace())]
-    }
-}

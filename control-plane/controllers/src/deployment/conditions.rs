@@ -34,7 +34,7 @@ fn set(
         message,
         last_transition_time: Some(since.unwrap_or_else(|| now.clone())),
         last_update_time: Some(now),
-        last_heartbeat_time: None,
+        ..Condition::default()
     });
 }
 

@@ -1,0 +1,127 @@
+//! Storage: volumes, claims and classes.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{NodeSelector, ObjectReference};
+use kube::core::ObjectMeta;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Condition, Meta};
+use crate::cache::Cached;
+
+/// A PersistentVolume.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct PersistentVolume {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: PersistentVolumeSpec,
+    #[serde(default)]
+    pub status: PhaseStatus,
+}
+
+/// What a volume is.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PersistentVolumeSpec {
+    pub capacity: BTreeMap<String, String>,
+    pub access_modes: Vec<String>,
+    pub storage_class_name: Option<String>,
+    pub volume_mode: Option<String>,
+    pub persistent_volume_reclaim_policy: Option<String>,
+    pub claim_ref: Option<ObjectReference>,
+    pub node_affinity: Option<VolumeNodeAffinity>,
+}
+
+/// Where a volume can be reached.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct VolumeNodeAffinity {
+    pub required: Option<NodeSelector>,
+}
+
+/// A phase and why.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PhaseStatus {
+    pub phase: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+impl Cached for PersistentVolume {
+    fn indices(&self) -> Vec<String> {
+        let claim = self.spec.claim_ref.as_ref();
+        let claim = claim.map(|c| {
+            format!(
+                "claim:{}/{}",
+                c.namespace.as_deref().unwrap_or_default(),
+                c.name.as_deref().unwrap_or_default()
+            )
+        });
+        claim.into_iter().collect()
+    }
+}
+
+/// A PersistentVolumeClaim.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct PersistentVolumeClaim {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: PersistentVolumeClaimSpec,
+    #[serde(default)]
+    pub status: PersistentVolumeClaimStatus,
+}
+
+/// What a claim asks for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PersistentVolumeClaimSpec {
+    pub access_modes: Vec<String>,
+    pub resources: super::Resources,
+    pub storage_class_name: Option<String>,
+    pub volume_mode: Option<String>,
+    pub volume_name: Option<String>,
+    pub selector: Option<Value>,
+}
+
+/// What a claim got.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PersistentVolumeClaimStatus {
+    pub phase: Option<String>,
+    pub capacity: BTreeMap<String, String>,
+    pub conditions: Vec<Condition>,
+}
+
+impl PersistentVolumeClaim {
+    /// The volume it is bound to.
+    pub fn volume(&self) -> Option<&str> {
+        self.spec.volume_name.as_deref().filter(|v| !v.is_empty())
+    }
+}
+
+impl Cached for PersistentVolumeClaim {
+    fn indices(&self) -> Vec<String> {
+        vec![format!("namespace:{}", self.namespace())]
+    }
+}
+
+/// A StorageClass.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StorageClass {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub provisioner: String,
+    #[serde(default)]
+    pub parameters: BTreeMap<String, String>,
+    #[serde(default)]
+    pub reclaim_policy: Option<String>,
+    #[serde(default)]
+    pub volume_binding_mode: Option<String>,
+}
+
+impl Cached for StorageClass {}
