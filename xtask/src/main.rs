@@ -5,6 +5,7 @@ mod compat;
 mod demo;
 mod guests;
 mod kubectl;
+mod languages;
 mod process;
 mod test;
 mod tidy;
@@ -26,7 +27,11 @@ enum Command {
     /// Write docs/compatibility.md from the end-to-end tests.
     Compat,
     /// Install the wasm target and build every guest program.
-    Guests,
+    Guests {
+        /// Those in JavaScript, Python, Go and C too; their tools take about 1 GB.
+        #[arg(long)]
+        languages: bool,
+    },
     /// Install the exact kubectl that the tests use and print its path.
     Kubectl,
 }
@@ -38,11 +43,16 @@ fn main() -> anyhow::Result<()> {
         Command::Bench(options) => bench::run(&options),
         Command::Tidy(options) => tidy::run(&options),
         Command::Compat => compat::write().map(|path| println!("{}", path.display())),
-        Command::Guests => guests::build_all().map(|built| {
+        Command::Guests { languages } => {
+            let mut built = guests::build_all()?;
+            if languages {
+                built.extend(languages::build_all()?);
+            }
             for guest in built {
                 println!("{}", guest.display());
             }
-        }),
+            Ok(())
+        }
         Command::Kubectl => kubectl::install().map(|path| println!("{}", path.display())),
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::process::{cargo, quiet, root, shown};
-use crate::{guests, kubectl, tidy};
+use crate::{guests, kubectl, languages, tidy};
 
 #[derive(Args)]
 pub struct Options {
@@ -26,6 +26,9 @@ pub fn run(options: &Options) -> Result<()> {
     tidy::run(&tidy::Options::default())?;
     step("guests", started);
     guests::build_all()?;
+    if !options.fast {
+        languages::build_all()?;
+    }
     let kubectl = kubectl::install()?;
     step("build", started);
     run_tests(options, &kubectl)?;
