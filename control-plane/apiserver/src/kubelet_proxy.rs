@@ -1,4 +1,5 @@
-//! Calls that the server hands on to a node: logs and `nodes/proxy`. Which node serves a call is a resolver's business.
+//! Calls that the server hands on: to a node (logs, exec, `nodes/proxy`), a pod or a Service. Where a call goes is a
+//! resolver's business. Connections may be upgraded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::connect::{SubresourceHandler, SubresourceRequest};
 
+mod upgrade;
+
 /// The user name of the server's own client certificate; it is in `system:masters`.
 pub const CLIENT_USER: &str = "kube-apiserver-kubelet-client";
 
@@ -25,7 +28,7 @@ const REFUSAL_LIMIT: usize = 64 << 10;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where a call goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeEndpoint {
     /// An address or a host name that the node's serving certificate covers.
     pub host: String,
@@ -35,6 +38,8 @@ pub struct NodeEndpoint {
     pub path: String,
     /// Query without `?`; empty for none.
     pub query: String,
+    /// HTTP without TLS: a pod or a Service, not a node.
+    pub plain: bool,
 }
 
 /// Finds the node of a call and what to ask of it.
@@ -48,6 +53,7 @@ pub trait ResolveNode: Send + Sync + 'static {
 #[derive(Clone)]
 pub struct KubeletProxy {
     client: Client<HttpsConnector<HttpConnector>, Body>,
+    plain: Client<HttpConnector, Body>,
 }
 
 impl KubeletProxy {
@@ -57,17 +63,19 @@ impl KubeletProxy {
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        // HTTP/1.1, so that upgrades can pass one day.
+        let client = |timer| {
+            let mut builder = Client::builder(TokioExecutor::new());
+            builder.pool_idle_timeout(Duration::from_secs(60)).pool_timer(timer);
+            builder
+        };
+        let plain = client(TokioTimer::new()).build(http.clone());
+        // HTTP/1.1, so that upgrades can pass.
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls)
             .https_only()
             .enable_http1()
             .wrap_connector(http);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(Duration::from_secs(60))
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        Self { client }
+        Self { client: client(TokioTimer::new()).build(connector), plain }
     }
 
     /// A subresource handler that sends calls where `resolver` says. Bodies are streamed both ways.
@@ -75,21 +83,23 @@ impl KubeletProxy {
         Arc::new(Forward { proxy: self.clone(), resolver })
     }
 
-    /// Sends a call to a node and answers with what it says.
+    /// Sends a call on and answers with what is said there; an upgraded connection is joined to the caller's.
     ///
     /// # Errors
     /// 503 when the node cannot be reached. What a node refuses in plain text becomes a Status with its code and words.
     pub async fn forward(
         &self,
         endpoint: &NodeEndpoint,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Result<Response<Body>, Status> {
+        let asked = upgrade::asked(&mut request);
         let authority = match endpoint.host.contains(':') {
             true => format!("[{}]:{}", endpoint.host, endpoint.port),
             false => format!("{}:{}", endpoint.host, endpoint.port),
         };
         let mark = if endpoint.query.is_empty() { "" } else { "?" };
-        let uri: Uri = format!("https://{authority}{}{mark}{}", endpoint.path, endpoint.query)
+        let scheme = if endpoint.plain { "http" } else { "https" };
+        let uri: Uri = format!("{scheme}://{authority}{}{mark}{}", endpoint.path, endpoint.query)
             .parse()
             .map_err(|e| Status::bad_request(format!("path of the node: {e}")))?;
         let (parts, body) = request.into_parts();
@@ -97,21 +107,30 @@ impl KubeletProxy {
         *onward.method_mut() = parts.method;
         *onward.uri_mut() = uri;
         *onward.headers_mut() = end_to_end(&parts.headers);
-        let response = self.client.request(onward).await.map_err(|e| {
-            tracing::warn!(node = %authority, error = %e, "node does not answer");
-            Status::service_unavailable(format!(
-                "error trying to reach the node at {authority}: {}",
-                cause(&e)
-            ))
-        })?;
-        let (parts, body) = response.into_parts();
-        let failed = parts.status.is_client_error() || parts.status.is_server_error();
-        if failed && is_plain_text(&parts.headers) {
-            return Err(refusal(parts.status, Body::new(body)).await);
+        if let Some(asked) = &asked {
+            asked.mark(onward.headers_mut());
         }
-        let mut answer = Response::new(Body::new(body));
-        *answer.status_mut() = parts.status;
-        *answer.headers_mut() = end_to_end(&parts.headers);
+        let (what, sent) = match endpoint.plain {
+            true => ("endpoint", self.plain.request(onward).await),
+            false => ("node", self.client.request(onward).await),
+        };
+        let response = sent.map_err(|e| {
+            tracing::warn!(%authority, error = %e, "{what} does not answer");
+            let why = cause(&e);
+            Status::service_unavailable(format!("error trying to reach the {what} at {authority}: {why}"))
+        })?;
+        let status = response.status();
+        let failed = status.is_client_error() || status.is_server_error();
+        if failed && !endpoint.plain && is_plain_text(response.headers()) {
+            return Err(refusal(status, Body::new(response.into_body())).await);
+        }
+        let mut answer = Response::new(Body::empty());
+        *answer.status_mut() = status;
+        *answer.headers_mut() = end_to_end(response.headers());
+        match asked {
+            Some(asked) if status == StatusCode::SWITCHING_PROTOCOLS => asked.join(&mut answer, response),
+            _ => *answer.body_mut() = Body::new(response.into_body()),
+        }
         Ok(answer)
     }
 }

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod authn;
 pub mod bootstrap;
 pub mod check;
 pub mod config_map;
@@ -22,6 +23,7 @@ pub mod replicaset;
 pub mod secret;
 pub mod service;
 pub mod service_account;
+pub mod streams;
 pub mod subresource;
 pub mod table;
 pub mod value;
@@ -29,6 +31,7 @@ mod workload;
 
 use std::sync::Arc;
 
+use coracle_apiserver::authn::TokenAuthenticator;
 use coracle_apiserver::{Admission, ApiServerBuilder, ResourceDef};
 use coracle_store::{Range, Store};
 use serde_json::Value;
@@ -43,12 +46,18 @@ pub struct Builtin {
     pub resources: Vec<ResourceDef>,
     /// The admission chain, in the order in which it runs.
     pub admission: Vec<Arc<dyn Admission>>,
+    /// Whose a bearer token is.
+    pub authenticators: Vec<Arc<dyn TokenAuthenticator>>,
+    /// Pages that are no resources, by path.
+    pub mounts: Vec<(&'static str, axum::Router)>,
 }
 
 impl Builtin {
     /// Adds everything to a server.
     pub fn install(self, builder: ApiServerBuilder) -> ApiServerBuilder {
-        self.admission.into_iter().fold(builder.resources(self.resources), ApiServerBuilder::admission)
+        let builder = self.admission.into_iter().fold(builder.resources(self.resources), ApiServerBuilder::admission);
+        let builder = self.authenticators.into_iter().fold(builder, ApiServerBuilder::authenticator);
+        self.mounts.into_iter().fold(builder, |builder, (path, router)| builder.mount(path, router))
     }
 }
 
@@ -58,6 +67,7 @@ impl Builtin {
 /// Options that cannot hold together; a store that cannot be read.
 pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, OptionsError> {
     options.check()?;
+    let tokens = authn::Tokens::new(options, store)?;
     let resources = vec![
         config_map::resource(),
         endpoints::resource(options),
@@ -66,7 +76,7 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
         node::resource(options),
         pod::resource(options),
         secret::resource(),
-        service_account::resource(),
+        service_account::resource(tokens.service_accounts.clone()),
         service::resource(options, &services(store)?),
         deployment::resource(),
         replicaset::resource(),
@@ -75,7 +85,12 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
         event::grouped(),
         custom_resource_definition::resource(),
     ];
-    Ok(Builtin { resources, admission: admission::chain() })
+    Ok(Builtin {
+        resources,
+        admission: admission::chain(),
+        mounts: authn::discovery::mounts(&tokens.service_accounts.key().key_set(), options.api_server).into(),
+        authenticators: tokens.authenticators(),
+    })
 }
 
 /// Every stored Service; one that is not JSON holds nothing.

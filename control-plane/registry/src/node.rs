@@ -94,7 +94,7 @@ impl ResolveNode for ProxyResolver {
             }
         };
         let query = request.http.uri().query().unwrap_or_default().to_string();
-        Ok(NodeEndpoint { host, port, path: format!("/{}", request.tail), query })
+        Ok(NodeEndpoint { host, port, path: format!("/{}", request.tail), query, plain: false })
     }
 }
 

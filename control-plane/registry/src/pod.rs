@@ -4,7 +4,7 @@ mod bind;
 mod columns;
 pub mod defaults;
 mod evict;
-mod logs;
+pub(crate) mod logs;
 mod update;
 pub mod validation;
 pub mod warnings;
@@ -24,26 +24,25 @@ use crate::value::{at, flag, items, maybe_number, object, set, set_default, text
 
 /// The resource with its subresources.
 pub fn resource(options: &RegistryOptions) -> ResourceDef {
-    let missing = |name: &'static str, kind: &'static str| {
-        Subresource::handler(name, kind, &["create", "get"], crate::subresource::not_implemented(name))
-    };
+    let [attach, exec, port_forward, proxy] = crate::streams::of_pod(options);
     ResourceDef::new("", "v1", "Pod", "pods", Arc::new(Pod))
         .short_names(&["po"])
         .categories(&["all"])
-        .subresource(missing("attach", "PodAttachOptions"))
+        .subresource(attach)
         .subresource(Subresource::handler("binding", "Binding", &["create"], Arc::new(bind::Bind)))
         .subresource(
             Subresource::handler("eviction", "Eviction", &["create"], Arc::new(evict::Evict))
                 .group_version("policy", "v1"),
         )
-        .subresource(missing("exec", "PodExecOptions"))
+        .subresource(exec)
         .subresource(Subresource::handler(
             "log",
             "Pod",
             &["get"],
             crate::subresource::on_node(options, Arc::new(LogResolver), "pods/log"),
         ))
-        .subresource(missing("portforward", "PodPortForwardOptions"))
+        .subresource(port_forward)
+        .subresource(proxy)
         .subresource(Subresource::status("Pod"))
 }
 

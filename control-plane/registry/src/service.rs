@@ -51,6 +51,7 @@ pub fn resource(options: &RegistryOptions, existing: &[Value]) -> ResourceDef {
     ResourceDef::new("", "v1", "Service", "services", Arc::new(strategy))
         .short_names(&["svc"])
         .categories(&["all"])
+        .subresource(crate::streams::of_service(options))
         .subresource(Subresource::status("Service"))
 }
 

@@ -34,6 +34,7 @@ impl ResolveNode for Fixed {
             port: self.0.port(),
             path: format!("/containerLogs/{}", request.context.name.as_deref().unwrap_or("")),
             query: request.http.uri().query().unwrap_or("").to_owned(),
+            plain: false,
         })
     }
 }

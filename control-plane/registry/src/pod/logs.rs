@@ -43,11 +43,11 @@ impl ResolveNode for LogResolver {
             .map(|(k, v)| format!("{k}={}", encode(v)))
             .collect();
         let path = format!("/containerLogs/{}/{name}/{container}", namespace.unwrap_or_default());
-        Ok(NodeEndpoint { host, port, path, query: kept.join("&") })
+        Ok(NodeEndpoint { host, port, path, query: kept.join("&"), plain: false })
     }
 }
 
-fn pairs(query: &str) -> Vec<(String, String)> {
+pub(crate) fn pairs(query: &str) -> Vec<(String, String)> {
     query
         .split('&')
         .filter(|p| !p.is_empty())
@@ -73,7 +73,7 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
     text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
@@ -111,7 +111,7 @@ fn check(query: &[(String, String)]) -> Result<(), Status> {
 }
 
 /// The container whose log is wanted: the one asked for, or the only one.
-fn container(pod: &Value, name: &str, asked: &str) -> Result<String, Status> {
+pub(crate) fn container(pod: &Value, name: &str, asked: &str) -> Result<String, Status> {
     let names = |list: &str| -> Vec<&str> { items(pod, list).iter().map(|c| text(c, "/name")).collect() };
     let (main, init) = (names("/spec/containers"), names("/spec/initContainers"));
     let ephemeral = names("/spec/ephemeralContainers");
