@@ -4,5 +4,6 @@ mod bad_input;
 mod faults;
 mod hello;
 mod kube_rs;
+mod languages;
 mod pods;
 mod readme;
