@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use base64::Engine as _;
 use coracle_cri_api::v1;
 use coracle_cri_api::v1::image_service_server::ImageService;
-use coracle_images::{Credentials, Error, ImageRecord};
+use coracle_images::{Credentials, Error, ImageRecord, Platform, Wanted};
 use tonic::{Request, Response, Status};
 
 use crate::compile::{Artifact, Error as CompileFailure};
@@ -95,9 +95,17 @@ impl Service {
         })
     }
 
-    async fn pull(&self, name: &str, given: &Credentials) -> Result<String, Status> {
+    async fn pull(&self, name: &str, wanted: Wanted, given: &Credentials) -> Result<String, Status> {
         let known = self.images.store().find(name).map_err(status)?.map(|r| r.id);
-        let image = self.images.pull(name, given).await.map_err(status)?;
+        let image = self.images.pull(name, wanted, given).await.map_err(status)?;
+        if image.platform == Platform::Linux {
+            if known.as_deref() != Some(&image.id) {
+                self.images.store().remove(&image.id).map_err(status)?;
+            }
+            return Err(Status::invalid_argument(format!(
+                "image {name} is a Linux image: Linux containers need --network routed"
+            )));
+        }
         match self.code(name, &image).await {
             Ok(artifact) => {
                 tracing::info!(image = name, id = image.id, kind = ?artifact.kind, "image pulled");
@@ -174,7 +182,7 @@ impl ImageService for Rpc {
         let (name, given) = (name(request.image)?, credentials(request.auth)?);
         let service = self.0.clone();
         // A client that hangs up does not undo what was begun: its next try finds it done.
-        let pulled = tokio::spawn(async move { service.pull(&name, &given).await });
+        let pulled = tokio::spawn(async move { service.pull(&name, Wanted::WasmFirst, &given).await });
         let image_ref = pulled.await.map_err(|e| Status::internal(format!("the pull broke off: {e}")))??;
         Ok(Response::new(v1::PullImageResponse { image_ref }))
     }

@@ -1,7 +1,7 @@
 //! Images on a node: names, pulling from registries, and the content store.
 //!
-//! An image here is a wasm component in an OCI registry (the CNCF wasm artifact layout). Nothing here compiles or runs
-//! code, and nothing here knows CRI.
+//! An image is a wasm component in an OCI registry (the CNCF wasm artifact layout) or a Linux image, whose layers are
+//! unpacked for overlayfs. Nothing here compiles or runs code, and nothing here knows CRI.
 
 pub mod config;
 pub mod error;
@@ -10,9 +10,11 @@ pub mod pull;
 pub mod reference;
 pub mod registry;
 pub mod store;
+pub mod unpack;
 
 pub use config::{Credentials, Limits, Mirror, RegistryConfig};
 pub use error::{Attempt, Error};
+pub use manifest::Wanted;
 pub use pull::Puller;
 pub use reference::Reference;
-pub use store::{ImageRecord, Store, Usage};
+pub use store::{ImageRecord, Platform, Store, Usage};

@@ -16,6 +16,11 @@ const LEGACY_LAYERS: [&str; 3] = [
     "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
 ];
 
+/// The configuration of a Linux image as Docker calls it.
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// The most layers of a Linux image: overlayfs takes no more in one mount.
+const MAX_LAYERS: usize = 128;
+
 /// A manifest, told from its bytes.
 #[derive(Debug)]
 pub enum Document {
@@ -45,65 +50,103 @@ pub fn parse(image: &str, bytes: &[u8]) -> Result<Document, Error> {
     }
 }
 
-/// The wasm entry of an index: `wasi/wasm` first, then any operating system on `wasm`.
-pub fn choose<'a>(image: &str, index: &'a ImageIndex) -> Result<&'a Descriptor, Error> {
-    let is = |descriptor: &Descriptor, os: Option<&str>| {
+/// Which of the platforms of an index is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// A wasm component; a Linux image where there is none.
+    #[default]
+    WasmFirst,
+    /// A Linux image, even where there is a component.
+    Linux,
+}
+
+/// What an image holds.
+#[derive(Debug)]
+pub enum Content<'a> {
+    /// One component.
+    Wasm(&'a Descriptor),
+    /// The layers of a root filesystem, lowest first.
+    Linux(&'a [Descriptor]),
+}
+
+/// The architecture of this machine in the words of the OCI.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// The entry of an index that runs here: `wasi/wasm`, any operating system on `wasm`, or Linux on this architecture.
+pub fn choose<'a>(image: &str, index: &'a ImageIndex, wanted: Wanted) -> Result<&'a Descriptor, Error> {
+    let is = |descriptor: &Descriptor, os: Option<&str>, arch: &str| {
         descriptor.platform().as_ref().is_some_and(|p| {
-            let arch = p.architecture().to_string();
-            arch.starts_with("wasm") && os.is_none_or(|os| p.os().to_string().starts_with(os))
+            p.architecture().to_string().starts_with(arch)
+                && os.is_none_or(|os| p.os().to_string().starts_with(os))
         })
     };
     let entries = index.manifests();
-    let found = entries
-        .iter()
-        .find(|d| is(d, Some("wasi")))
-        .or_else(|| entries.iter().find(|d| is(d, None)))
-        // One entry that says no platform can only be meant for everyone.
-        .or_else(|| entries.first().filter(|d| entries.len() == 1 && d.platform().is_none()));
+    let find = |os: Option<&str>, arch: &str| entries.iter().find(|d| is(d, os, arch));
+    let linux = || find(Some("linux"), architecture());
+    let found = match wanted {
+        Wanted::WasmFirst => find(Some("wasi"), "wasm").or_else(|| find(None, "wasm")).or_else(linux),
+        Wanted::Linux => linux(),
+    };
+    // One entry that says no platform can only be meant for everyone.
+    let found = found.or_else(|| entries.first().filter(|d| entries.len() == 1 && d.platform().is_none()));
     found.ok_or_else(|| {
         let platforms: Vec<String> = entries
             .iter()
             .take(16)
             .filter_map(|d| d.platform().as_ref().map(|p| format!("{}/{}", p.os(), p.architecture())))
             .collect();
+        let offered =
+            if platforms.is_empty() { "entries without a platform".into() } else { platforms.join(", ") };
+        let missing = match wanted {
+            Wanted::WasmFirst => format!("neither a wasm component nor linux/{}", architecture()),
+            Wanted::Linux => format!("no linux/{}", architecture()),
+        };
         Error::Unsupported {
             image: image.to_owned(),
-            reason: format!(
-                "has no wasm component: its index offers only {}; Linux containers are not supported yet",
-                if platforms.is_empty() { "entries without a platform".into() } else { platforms.join(", ") }
-            ),
+            reason: format!("has {missing}: its index offers only {offered}"),
         }
     })
 }
 
-/// The one layer that is a component.
-pub fn wasm_layer<'a>(image: &str, manifest: &'a ImageManifest) -> Result<&'a Descriptor, Error> {
+/// The component of an image, or its layers.
+pub fn content<'a>(image: &str, manifest: &'a ImageManifest) -> Result<Content<'a>, Error> {
     let unsupported = |reason: String| Error::Unsupported { image: image.to_owned(), reason };
     let mut wasm = manifest.layers().iter().filter(|l| {
         let kind = l.media_type().to_string();
         kind == WASM_LAYER || LEGACY_LAYERS.contains(&kind.as_str())
     });
     match (wasm.next(), wasm.next()) {
-        (Some(layer), None) => Ok(layer),
+        (Some(layer), None) => return Ok(Content::Wasm(layer)),
         (Some(_), Some(_)) => {
-            Err(unsupported("has more than one wasm layer: it has to be composed into one component".into()))
+            return Err(unsupported(
+                "has more than one wasm layer: it has to be composed into one component".into(),
+            ));
         }
-        (None, _) => {
-            let config = manifest.config().media_type();
-            let tar = manifest.layers().iter().any(|l| l.media_type().to_string().contains("tar"));
-            if tar || matches!(config, MediaType::ImageConfig) {
-                return Err(unsupported(
-                    "is a Linux container image, which is not supported yet: it has no wasm component".into(),
-                ));
-            }
-            let kinds: Vec<String> =
-                manifest.layers().iter().take(8).map(|l| l.media_type().to_string()).collect();
-            Err(unsupported(format!(
-                "has no wasm component: its layers are [{}], none is {WASM_LAYER}",
-                kinds.join(", ")
-            )))
-        }
+        (None, _) => {}
     }
+    let config = manifest.config().media_type();
+    let layers = manifest.layers();
+    let is_tar = |l: &Descriptor| l.media_type().to_string().contains("tar");
+    if matches!(config, MediaType::ImageConfig) || config.to_string() == DOCKER_CONFIG {
+        if let Some(other) = layers.iter().find(|l| !is_tar(l)) {
+            return Err(unsupported(format!("has a layer of type {}", other.media_type())));
+        }
+        if layers.len() > MAX_LAYERS {
+            return Err(unsupported(format!("has {} layers; {MAX_LAYERS} is the most", layers.len())));
+        }
+        return Ok(Content::Linux(layers));
+    }
+    let kinds: Vec<String> = layers.iter().take(8).map(|l| l.media_type().to_string()).collect();
+    Err(unsupported(format!(
+        "has no wasm component: its layers are [{}], none is {WASM_LAYER}",
+        kinds.join(", ")
+    )))
 }
 
 #[cfg(test)]
@@ -129,21 +172,28 @@ mod tests {
     }
 
     #[test]
-    fn an_index_prefers_wasi() {
+    fn an_index_is_chosen_from() {
         let all = [
-            entry(Some("linux"), "amd64", "a"),
+            entry(Some("linux"), architecture(), "a"),
             entry(Some("js"), "wasm", "b"),
             entry(Some("wasip1"), "wasm", "c"),
         ];
-        assert!(choose("x", &index(&all)).unwrap().digest().to_string().ends_with('c'));
-        assert!(choose("x", &index(&all[..2])).unwrap().digest().to_string().ends_with('b'));
-        let error = choose("x", &index(&all[..1])).unwrap_err().to_string();
-        assert!(error.contains("linux/amd64") && error.contains("not supported yet"), "{error}");
-        assert!(choose("x", &index(&[entry(None, "", "d")])).is_ok());
+        let chosen = |entries: &[serde_json::Value], wanted| {
+            choose("x", &index(entries), wanted).map(|d| d.digest().to_string().chars().last().unwrap_or(' '))
+        };
+        assert_eq!(chosen(&all, Wanted::WasmFirst).unwrap(), 'c');
+        assert_eq!(chosen(&all[..2], Wanted::WasmFirst).unwrap(), 'b');
+        assert_eq!(chosen(&all[..1], Wanted::WasmFirst).unwrap(), 'a');
+        assert_eq!(chosen(&all, Wanted::Linux).unwrap(), 'a');
+        let error = chosen(&all[1..], Wanted::Linux).unwrap_err().to_string();
+        assert!(error.contains("no linux/") && error.contains("wasip1/wasm"), "{error}");
+        let other = [entry(Some("linux"), "s390x", "e")];
+        assert!(chosen(&other, Wanted::WasmFirst).unwrap_err().to_string().contains("neither"));
+        assert!(chosen(&[entry(None, "", "d")], Wanted::WasmFirst).is_ok());
     }
 
     #[test]
-    fn only_a_single_wasm_layer_will_do() {
+    fn what_an_image_holds() {
         let manifest = |config: &str, layers: &[&str]| {
             let layers: Vec<_> = layers
                 .iter()
@@ -157,18 +207,19 @@ mod tests {
                 Document::Index(_) => panic!("an image was read as an index"),
             }
         };
-        assert!(wasm_layer("x", &manifest(WASM_CONFIG, &[WASM_LAYER])).is_ok());
+        assert!(matches!(content("x", &manifest(WASM_CONFIG, &[WASM_LAYER])), Ok(Content::Wasm(_))));
+        let linux = manifest(
+            "application/vnd.oci.image.config.v1+json",
+            &["application/vnd.oci.image.layer.v1.tar+gzip"],
+        );
+        assert!(matches!(content("x", &linux), Ok(Content::Linux(layers)) if layers.len() == 1));
         for (config, layers, words) in [
             (WASM_CONFIG, vec![WASM_LAYER, WASM_LAYER], "more than one"),
-            (
-                "application/vnd.oci.image.config.v1+json",
-                vec!["application/vnd.oci.image.layer.v1.tar+gzip"],
-                "Linux",
-            ),
+            ("application/vnd.oci.image.config.v1+json", vec!["text/plain"], "text/plain"),
             ("application/vnd.cncf.helm.config.v1+json", vec!["text/plain"], "text/plain"),
             (WASM_CONFIG, vec![], "no wasm component"),
         ] {
-            let error = wasm_layer("x", &manifest(config, &layers)).unwrap_err().to_string();
+            let error = content("x", &manifest(config, &layers)).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
         for bytes in ["", "{}", "[]", r#"{"schemaVersion":1}"#, r#"{"layers":3}"#, r#"{"manifests":{}}"#] {

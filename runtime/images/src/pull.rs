@@ -7,8 +7,9 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use oci_spec::image::Descriptor;
 
-use crate::manifest::{self, Document};
+use crate::manifest::{self, Content, Document, Wanted};
 use crate::registry::{Client, Pool, Refusal, Source, sources};
+use crate::store::Platform;
 use crate::{Attempt, Credentials, Error, ImageRecord, Reference, RegistryConfig, Store};
 
 /// Pulls images into a store; pulls of one name go one after another.
@@ -33,7 +34,7 @@ impl Puller {
 
     /// Pulls `name`. `given` are credentials for the registry that the name says. A name with a digest that is already
     /// here is answered without asking anyone.
-    pub async fn pull(&self, name: &str, given: &Credentials) -> Result<ImageRecord, Error> {
+    pub async fn pull(&self, name: &str, wanted: Wanted, given: &Credentials) -> Result<ImageRecord, Error> {
         let reference: Reference = name.parse()?;
         let whole = reference.to_string();
         let turn = {
@@ -43,13 +44,13 @@ impl Puller {
         };
         let _turn = turn.lock().await;
         if reference.digest.is_some()
-            && let Some(record) = self.store.find(&whole)?
+            && let Some(record) = self.store.find_as(&whole, wanted)?
         {
             return Ok(record);
         }
         let seconds = self.config.limits.pull_seconds;
         let limit = Duration::from_secs(seconds);
-        match tokio::time::timeout(limit, self.try_sources(name, &reference, given)).await {
+        match tokio::time::timeout(limit, self.try_sources(name, &reference, wanted, given)).await {
             Ok(result) => result,
             Err(_) => Err(Error::Unreachable {
                 image: name.to_owned(),
@@ -65,6 +66,7 @@ impl Puller {
         &self,
         name: &str,
         reference: &Reference,
+        wanted: Wanted,
         given: &Credentials,
     ) -> Result<ImageRecord, Error> {
         let mut refusals = Vec::new();
@@ -76,7 +78,7 @@ impl Puller {
             refusals.push((reference.registry.clone(), Refusal::Unreachable(reason)));
         }
         for source in sources(reference, &self.config, given) {
-            match self.try_source(name, reference, &source).await {
+            match self.try_source(name, reference, wanted, &source).await {
                 Ok(record) => return Ok(record),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Next(refusal)) => {
@@ -94,6 +96,7 @@ impl Puller {
         &self,
         name: &str,
         reference: &Reference,
+        wanted: Wanted,
         source: &Source,
     ) -> Result<ImageRecord, Failure> {
         let client = Client::new(source, &self.pool)?;
@@ -102,7 +105,7 @@ impl Puller {
         let (bytes, id, image) = match manifest::parse(name, &bytes)? {
             Document::Image(image) => (bytes, top.clone(), image),
             Document::Index(index) => {
-                let entry = manifest::choose(name, &index)?.digest().to_string();
+                let entry = manifest::choose(name, &index, wanted)?.digest().to_string();
                 let (bytes, id) = client.manifest(Some(&entry)).await?;
                 self.check_size(name, "the manifest", bytes.len() as u64, self.config.limits.manifest_bytes)?;
                 match manifest::parse(name, &bytes)? {
@@ -116,25 +119,44 @@ impl Puller {
                 }
             }
         };
-        let layer = manifest::wasm_layer(name, &image)?.clone();
+        let (platform, layers) = match manifest::content(name, &image)? {
+            Content::Wasm(layer) if wanted == Wanted::Linux => {
+                return Err(Failure::Final(Error::Unsupported {
+                    image: name.to_owned(),
+                    reason: format!("is a wasm component ({}), not a Linux image", layer.media_type()),
+                }));
+            }
+            Content::Wasm(layer) => (Platform::Wasm, vec![layer.clone()]),
+            Content::Linux(layers) => (Platform::Linux, layers.to_vec()),
+        };
         let config = image.config().clone();
-        let digests = [id.clone(), config.digest().to_string(), layer.digest().to_string()];
-        let _held = digests.each_ref().map(|d| self.store.hold(d));
+        let blobs = [id.clone(), config.digest().to_string()].into_iter();
+        let blobs: Vec<String> = blobs.chain(layers.iter().map(|l| l.digest().to_string())).collect();
+        let _held: Vec<_> = blobs.iter().map(|d| self.store.hold(d)).collect();
 
         self.fetch(name, &client, &config, "the configuration", self.config.limits.manifest_bytes).await?;
-        self.fetch(name, &client, &layer, "the component", self.config.limits.layer_bytes).await?;
+        let what = if platform == Platform::Wasm { "the component" } else { "a layer" };
+        for layer in &layers {
+            self.fetch(name, &client, layer, what, self.config.limits.layer_bytes).await?;
+        }
         if !self.store.has(&id) {
             self.store.put_blob(name, &id, &bytes)?;
         }
 
         let repository = reference.repository_name();
         let tagged = Reference { digest: None, ..reference.clone() };
+        let component = layers.first().filter(|_| platform == Platform::Wasm);
         Ok(self.store.put(ImageRecord {
             tags: reference.tag.iter().map(|_| tagged.to_string()).collect(),
             digests: [&id, &top].map(|d| format!("{repository}@{d}")).into(),
-            config: digests[1].clone(),
-            layer: digests[2].clone(),
-            size: bytes.len() as u64 + config.size() + layer.size(),
+            config: config.digest().to_string(),
+            layer: component.map(|l| l.digest().to_string()).unwrap_or_default(),
+            layers: match platform {
+                Platform::Wasm => Vec::new(),
+                Platform::Linux => layers.iter().map(|l| l.digest().to_string()).collect(),
+            },
+            platform,
+            size: bytes.len() as u64 + config.size() + layers.iter().map(Descriptor::size).sum::<u64>(),
             pulled_at_ns: now_ns(),
             source: source.registry.clone(),
             id,

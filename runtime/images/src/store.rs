@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::manifest::Wanted;
 use crate::{Error, Reference};
 
 /// An image that is on this node.
@@ -33,15 +34,38 @@ pub struct ImageRecord {
     pub digests: BTreeSet<String>,
     /// Digest of the configuration blob.
     pub config: String,
-    /// Digest of the component.
+    /// Digest of the component; empty for a Linux image.
     pub layer: String,
-    /// Manifest, configuration and component together, in bytes.
+    /// Digests of the layers of a Linux image, lowest first; empty for a component.
+    #[serde(default)]
+    pub layers: Vec<String>,
+    #[serde(default)]
+    pub platform: Platform,
+    /// Manifest, configuration and content together, in bytes.
     pub size: u64,
     /// Nanoseconds since the Unix epoch.
     pub pulled_at_ns: i64,
     /// The registry that it came from, as `host:port`.
     #[serde(default)]
     pub source: String,
+}
+
+/// What an image runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Platform {
+    /// A component: runs in a wasm host.
+    #[default]
+    Wasm,
+    /// A root filesystem: runs through an OCI runtime.
+    Linux,
+}
+
+impl ImageRecord {
+    /// Digests of the blobs that hold its content.
+    pub fn blobs(&self) -> impl Iterator<Item = &String> {
+        self.layers.iter().chain([&self.layer].into_iter().filter(|l| !l.is_empty()))
+    }
 }
 
 /// What the store takes on disk.
@@ -88,7 +112,7 @@ impl Store {
     /// Records whose blobs are gone (removed by hand) are forgotten: the image has to be pulled again.
     fn drop_incomplete(&self) {
         let incomplete: Vec<ImageRecord> =
-            self.list().into_iter().filter(|r| !self.has(&r.layer) || !self.has(&r.id)).collect();
+            self.list().into_iter().filter(|r| !r.blobs().all(|b| self.has(b)) || !self.has(&r.id)).collect();
         for record in incomplete {
             tracing::warn!(image = record.id, "an image's content is missing; it has to be pulled again");
             lock(&self.records).remove(&record.id);
@@ -106,8 +130,14 @@ impl Store {
         lock(&self.records).values().cloned().collect()
     }
 
-    /// The image of this id, id without `sha256:`, or name; `Err` for a text that is none of these.
+    /// The image of this id, id without `sha256:`, or name; `Err` for a text that is none of these. Of a component and
+    /// a Linux image of one name, the component.
     pub fn find(&self, text: &str) -> Result<Option<ImageRecord>, Error> {
+        self.find_as(text, Wanted::WasmFirst)
+    }
+
+    /// As [`Store::find`], of one platform; an id names one whatever is wanted.
+    pub fn find_as(&self, text: &str, wanted: Wanted) -> Result<Option<ImageRecord>, Error> {
         let records = lock(&self.records);
         if let Some(record) = records.get(text) {
             return Ok(Some(record.clone()));
@@ -125,7 +155,13 @@ impl Store {
             name.tag = None;
         }
         let name = name.to_string();
-        Ok(records.values().find(|r| r.tags.contains(&name) || r.digests.contains(&name)).cloned())
+        let named = || records.values().filter(|r| r.tags.contains(&name) || r.digests.contains(&name));
+        let of = |platform| named().find(|r| r.platform == platform);
+        let found = match wanted {
+            Wanted::WasmFirst => of(Platform::Wasm).or_else(|| of(Platform::Linux)),
+            Wanted::Linux => of(Platform::Linux),
+        };
+        Ok(found.cloned())
     }
 
     /// Where a blob lies.
@@ -178,11 +214,11 @@ impl Store {
         })
     }
 
-    /// Adds an image, or what is new about it; its tags leave the image that had them.
+    /// Adds an image, or what is new about it; its tags leave the image of its platform that had them.
     pub fn put(&self, mut record: ImageRecord) -> Result<ImageRecord, Error> {
         let mut records = lock(&self.records);
         let mut robbed = Vec::new();
-        for other in records.values().filter(|r| r.id != record.id) {
+        for other in records.values().filter(|r| r.id != record.id && r.platform == record.platform) {
             if !other.tags.is_disjoint(&record.tags) {
                 let mut other = other.clone();
                 other.tags.retain(|t| !record.tags.contains(t));
@@ -224,7 +260,8 @@ impl Store {
         let held = lock(&self.held);
         let mut keep: HashSet<String> = held.keys().map(|d| hex_part(d).to_owned()).collect();
         for record in lock(&self.records).values() {
-            keep.extend([&record.id, &record.config, &record.layer].map(|d| hex_part(d).to_owned()));
+            keep.extend([&record.id, &record.config].map(|d| hex_part(d).to_owned()));
+            keep.extend(record.blobs().map(|d| hex_part(d).to_owned()));
         }
         for entry in fs::read_dir(&dir).map_err(Error::io("reading", &dir))? {
             let entry = entry.map_err(Error::io("reading", &dir))?;
@@ -250,6 +287,11 @@ impl Store {
             }
         }
         Ok(usage)
+    }
+
+    /// A number that this process uses once.
+    pub(crate) fn next_serial(&self) -> u64 {
+        self.serial.fetch_add(1, Ordering::Relaxed)
     }
 
     fn record_path(&self, id: &str) -> PathBuf {
@@ -348,7 +390,7 @@ fn load_records(dir: &Path) -> Result<BTreeMap<String, ImageRecord>, Error> {
     Ok(records)
 }
 
-fn hex_part(digest: &str) -> &str {
+pub(crate) fn hex_part(digest: &str) -> &str {
     digest.strip_prefix("sha256:").unwrap_or(digest)
 }
 

@@ -8,7 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use coracle_images::{Credentials, Error, Limits, Mirror, Puller, RegistryConfig, Store};
+use coracle_images::{Credentials, Error, Limits, Mirror, Puller, RegistryConfig, Store, Wanted};
 use serde_json::json;
 use sha2::Digest as _;
 
@@ -116,19 +116,19 @@ async fn the_first_mirror_that_has_it_wins() {
     let id = second.push("hello", "v1", b"component");
     let dir = tempfile::tempdir().unwrap();
     let puller = puller(dir.path(), vec![nobody(), first.mirror(), second.mirror()]);
-    let record = puller.pull("hello:v1", &Credentials::Anonymous).await.unwrap();
+    let record = puller.pull("hello:v1", Wanted::WasmFirst, &Credentials::Anonymous).await.unwrap();
     assert_eq!(record.id, id);
     assert_eq!(record.source, second.address.to_string());
     assert!(record.tags.contains("docker.io/library/hello:v1"));
     assert_eq!(puller.store().read(&record.layer).unwrap(), b"component");
 
     let asked = second.content.lock().unwrap().asked;
-    let same = puller.pull(&format!("hello@{id}"), &Credentials::Anonymous).await.unwrap();
+    let same = puller.pull(&format!("hello@{id}"), Wanted::WasmFirst, &Credentials::Anonymous).await.unwrap();
     assert_eq!(same.id, id);
     assert_eq!(second.content.lock().unwrap().asked, asked, "a digest that is here needs no registry");
 
     let moved = second.push("hello", "v1", b"another");
-    let record = puller.pull("hello:v1", &Credentials::Anonymous).await.unwrap();
+    let record = puller.pull("hello:v1", Wanted::WasmFirst, &Credentials::Anonymous).await.unwrap();
     assert_eq!(record.id, moved);
     assert!(puller.store().find(&id).unwrap().unwrap().tags.is_empty());
 }
@@ -141,13 +141,14 @@ async fn refusals_are_told_apart() {
     let puller = puller(dir.path(), vec![registry.mirror()]);
     let anonymous = Credentials::Anonymous;
 
-    let error = puller.pull("hello:v9", &anonymous).await.unwrap_err();
+    let error = puller.pull("hello:v9", Wanted::WasmFirst, &anonymous).await.unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
     assert!(error.to_string().contains("hello:v9"), "{error}");
-    let error = puller.pull("Hello", &anonymous).await.unwrap_err();
+    let error = puller.pull("Hello", Wanted::WasmFirst, &anonymous).await.unwrap_err();
     assert!(matches!(error, Error::InvalidReference { .. }), "{error}");
     let (authority, _) = (nobody().url.replace("http://", ""), ());
-    let error = puller.pull(&format!("{authority}/hello:v1"), &anonymous).await.unwrap_err();
+    let error =
+        puller.pull(&format!("{authority}/hello:v1"), Wanted::WasmFirst, &anonymous).await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
 
     registry.content.lock().unwrap().wanted = Some("Bearer right".into());
@@ -157,14 +158,14 @@ async fn refusals_are_told_apart() {
         (Credentials::Bearer("wrong".into()), false),
         (Credentials::Bearer("right".into()), true),
     ] {
-        match puller.pull(&named, &given).await {
+        match puller.pull(&named, Wanted::WasmFirst, &given).await {
             Ok(_) => assert!(right, "{given:?}"),
             Err(error) => assert!(!right && matches!(error, Error::Unauthorized { .. }), "{error}"),
         }
     }
     registry.content.lock().unwrap().wanted = Some("Basic dTpw".into());
     let basic = Credentials::Basic { username: "u".into(), password: "p".into() };
-    puller.pull(&named, &basic).await.unwrap();
+    puller.pull(&named, Wanted::WasmFirst, &basic).await.unwrap();
 }
 
 #[tokio::test]
@@ -182,7 +183,7 @@ async fn what_is_wrong_or_too_large_is_not_kept() {
             "v1",
             json!({"schemaVersion": 2, "manifests": [{"size": 1, "digest": digest(b"x"),
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "platform": {"os": "linux", "architecture": "amd64"}}]})
+            "platform": {"os": "linux", "architecture": "s390x"}}]})
             .to_string()
             .into_bytes(),
         );
@@ -200,10 +201,11 @@ async fn what_is_wrong_or_too_large_is_not_kept() {
         ("bad:v1", "digest"),
         ("long:v1", "longer"),
         ("large:v1", "50000 is the most"),
-        ("linux:v1", "linux/amd64"),
+        ("linux:v1", "linux/s390x"),
         ("nonsense:v1", "not JSON"),
     ] {
-        let error = puller.pull(name, &Credentials::Anonymous).await.unwrap_err().to_string();
+        let error =
+            puller.pull(name, Wanted::WasmFirst, &Credentials::Anonymous).await.unwrap_err().to_string();
         assert!(error.contains(words) && error.contains(name), "{name}: {error}");
     }
     assert!(puller.store().list().is_empty());
@@ -223,7 +225,7 @@ async fn an_index_leads_to_its_wasm_entry() {
     let top = registry.content.lock().unwrap().put("hello", "v1", index.to_string().into_bytes());
     let dir = tempfile::tempdir().unwrap();
     let puller = puller(dir.path(), vec![registry.mirror()]);
-    let record = puller.pull("hello:v1", &Credentials::Anonymous).await.unwrap();
+    let record = puller.pull("hello:v1", Wanted::WasmFirst, &Credentials::Anonymous).await.unwrap();
     assert_eq!(record.id, id);
     assert_eq!(puller.store().find(&format!("hello@{top}")).unwrap().unwrap().id, id);
 }

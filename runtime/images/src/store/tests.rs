@@ -17,6 +17,8 @@ fn add(store: &Store, content: &str, tag: &str) -> ImageRecord {
         digests: [format!("docker.io/library/x@{id}")].into(),
         config,
         layer,
+        layers: Vec::new(),
+        platform: Platform::Wasm,
         size: 6,
         pulled_at_ns: 1,
         source: String::new(),
