@@ -42,6 +42,9 @@ fn one_type(name: &str, definition: &Value) -> Result<Value, serde_json::Error> 
         let gvk = |g: &Value| json!([g["group"], g["version"], g["kind"]]);
         out.insert("gvk".into(), gvks.iter().map(gvk).collect());
     }
+    if definition["x-kubernetes-map-type"] == "atomic" {
+        out.insert("atomic".into(), true.into());
+    }
     let short = name.rsplit('.').next().unwrap_or(name);
     let has_gvk = out.contains_key("gvk");
     let required: Vec<&str> =

@@ -1,12 +1,14 @@
 //! OpenAPI documents of what a server serves: v3 per group and version, v2 for all. kubectl reads them for validation, for
 //! `explain` and for the merge keys of `apply`; types come from the schema table, descriptions from k8s-openapi.
 
+mod custom;
 mod descriptions;
 mod gnostic;
 mod paths;
 mod schemas;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -27,6 +29,8 @@ pub struct OpenapiResource {
     /// `status`, `scale`; `None` for the resource itself.
     pub subresource: Option<String>,
     pub namespaced: bool,
+    /// The schema of a custom resource, as its definition states it; `None` where the table of types has the kind.
+    pub custom: Option<Arc<Value>>,
     /// Kubernetes' verbs: `get list watch create update patch delete deletecollection`.
     pub verbs: Vec<String>,
 }
@@ -52,7 +56,8 @@ pub fn v3(group: &str, version: &str, served: &[OpenapiResource]) -> Vec<u8> {
         served.iter().filter(|r| r.group == group && r.version == version).collect();
     let mut used = BTreeSet::new();
     let paths = all_paths(&here, Flavor::V3, &mut used);
-    let schemas = schemas::closure(used, Flavor::V3);
+    let mut schemas = schemas::closure(used, Flavor::V3);
+    schemas.extend(custom::definitions(&here, Flavor::V3));
     let document = json!({
         "openapi": "3.0.0",
         "info": info(),
@@ -62,17 +67,13 @@ pub fn v3(group: &str, version: &str, served: &[OpenapiResource]) -> Vec<u8> {
     document.to_string().into_bytes()
 }
 
-/// The index at `/openapi/v3`, as JSON bytes. Each address carries a hash, so that clients may keep the document.
-pub fn v3_index(served: &[OpenapiResource]) -> Vec<u8> {
-    let groups: BTreeSet<(&str, &str)> =
-        served.iter().map(|r| (r.group.as_str(), r.version.as_str())).collect();
-    let entry = |(group, version): (&str, &str)| {
-        let path = group_path(group, version);
-        let hash = fingerprint(&v3(group, version, served));
-        let address = format!("/openapi/v3/{path}?hash={hash:016X}");
-        (path, json!({"serverRelativeURL": address}))
+/// The index at `/openapi/v3`, as JSON bytes, from the path (`apis/apps/v1`) and a hash of each document, so that clients may
+/// keep documents.
+pub fn v3_index<'a>(documents: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
+    let entry = |(path, hash): (&str, &str)| {
+        (path.to_owned(), json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}))
     };
-    let paths: BTreeMap<String, Value> = groups.into_iter().map(entry).collect();
+    let paths: BTreeMap<String, Value> = documents.map(entry).collect();
     json!({"paths": paths}).to_string().into_bytes()
 }
 
@@ -90,11 +91,13 @@ fn v2(served: &[OpenapiResource]) -> Value {
     let all: Vec<&OpenapiResource> = served.iter().collect();
     let mut used = BTreeSet::new();
     let paths = all_paths(&all, Flavor::V2, &mut used);
+    let mut definitions = schemas::closure(used, Flavor::V2);
+    definitions.extend(custom::definitions(&all, Flavor::V2));
     json!({
         "swagger": "2.0",
         "info": info(),
         "paths": paths,
-        "definitions": schemas::closure(used, Flavor::V2),
+        "definitions": definitions,
         "securityDefinitions": {"BearerToken": security()},
         "security": [{"BearerToken": []}],
     })
@@ -119,11 +122,6 @@ fn all_paths(
         }
     }
     out
-}
-
-// FNV-1a: a fingerprint for caches, nothing more.
-fn fingerprint(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

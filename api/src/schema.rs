@@ -5,6 +5,7 @@
 
 mod decode;
 mod defaults;
+pub mod structural;
 mod table;
 mod words;
 
@@ -30,6 +31,8 @@ pub struct Type {
     pub leaf: Option<Kind>,
     /// Sorted by name.
     pub fields: Vec<Field>,
+    /// Apply: owned as a whole, wherever it is a field.
+    pub atomic: bool,
 }
 
 /// A field of a [`Type`].
@@ -55,6 +58,8 @@ pub struct Schema {
     pub list_map_keys: Vec<String>,
     /// Apply: a map or struct is owned as a whole.
     pub map_atomic: bool,
+    /// Apply: a struct that is otherwise owned as a whole is owned by its fields here.
+    pub map_granular: bool,
     /// Strategic merge: lists merge instead of being replaced.
     pub patch_merge: bool,
     /// Strategic merge: keys that the patch does not name are dropped on `$retainKeys`.

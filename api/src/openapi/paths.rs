@@ -22,7 +22,10 @@ const PATCHES: &[&str] = &[
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
 ];
+const CUSTOM_PATCHES: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 
 const READ: &[&str] = &["pretty"];
 const WRITE: &[&str] = &["dryRun", "fieldManager", "fieldValidation", "pretty"];
@@ -131,6 +134,10 @@ impl Writer<'_> {
     fn type_ref(&mut self, what: &str) -> Value {
         let name = match what {
             "Status" | "DeleteOptions" | "Patch" => format!("{META}.{what}"),
+            suffix if self.r.custom.is_some() => {
+                self.used.extend(super::custom::TYPES.map(str::to_owned));
+                return reference(&super::custom::name(self.r, suffix), self.flavor);
+            }
             suffix => {
                 let gvk = crate::Gvk { kind: format!("{}{suffix}", self.r.gvk.kind), ..self.r.gvk.clone() };
                 match schema::for_gvk(&gvk) {
@@ -172,7 +179,8 @@ impl Writer<'_> {
             "x-kubernetes-group-version-kind",
             json!({"group": r.gvk.group, "version": r.gvk.version, "kind": r.gvk.kind}),
         );
-        let consumes: &[&str] = if verb == "patch" { PATCHES } else { PRODUCES };
+        let patches: &[&str] = if r.custom.is_some() { CUSTOM_PATCHES } else { PATCHES };
+        let consumes: &[&str] = if verb == "patch" { patches } else { PRODUCES };
         let mut parameters: Vec<Value> = query.iter().map(|q| parameter(q, "query", self.flavor)).collect();
         match (self.flavor, body) {
             (Flavor::V2, body) => {
@@ -181,7 +189,7 @@ impl Writer<'_> {
                     let body = json!({"name": "body", "in": "body", "schema": schema, "required": required});
                     parameters.insert(0, body);
                 }
-                put("consumes", if verb == "patch" { json!(PATCHES) } else { json!(["*/*"]) });
+                put("consumes", if verb == "patch" { json!(patches) } else { json!(["*/*"]) });
                 let produces = if verb == "list" { [PRODUCES, STREAMS].concat() } else { PRODUCES.to_vec() };
                 put("produces", json!(produces));
                 put("schemes", json!(["https"]));

@@ -62,6 +62,9 @@ fn of_type(ty: &Type, flavor: Flavor) -> Value {
     if !required.is_empty() {
         out.insert("required".into(), required.into());
     }
+    if ty.atomic {
+        out.insert("x-kubernetes-map-type".into(), "atomic".into());
+    }
     if !ty.gvks.is_empty() {
         let gvk = |g: &crate::Gvk| json!({"group": g.group, "version": g.version, "kind": g.kind});
         out.insert("x-kubernetes-group-version-kind".into(), ty.gvks.iter().map(gvk).collect());

@@ -30,6 +30,8 @@ struct RawType {
     #[serde(default)]
     fields: BTreeMap<String, RawField>,
     is: Option<RawKind>,
+    #[serde(default)]
+    atomic: bool,
 }
 
 #[derive(Deserialize)]
@@ -92,7 +94,7 @@ impl Table {
                 pointer: f.pointer,
             });
             let leaf = raw.is.map(|k| kind(k, &names));
-            types.push(Type { name, gvks: list, leaf, fields: fields.collect() });
+            types.push(Type { name, gvks: list, leaf, fields: fields.collect(), atomic: raw.atomic });
         }
         Table { types, gvks }
     }
@@ -108,6 +110,7 @@ fn schema(raw: RawSchema, names: &HashMap<String, usize>) -> Schema {
         }),
         list_map_keys: raw.list_map_keys,
         map_atomic: raw.map_type.as_deref() == Some("atomic"),
+        map_granular: raw.map_type.as_deref() == Some("granular"),
         patch_merge: raw.patch_strategy.split(',').any(|s| s == "merge"),
         patch_retain_keys: raw.patch_strategy.split(',').any(|s| s == "retainKeys"),
         patch_merge_key: raw.patch_merge_key,

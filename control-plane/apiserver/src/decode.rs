@@ -1,7 +1,7 @@
 //! Bodies as objects: content types, strict decoding against the schema, defaults, and patches.
 
-use coracle_api::schema::{self, Input, Validation};
-use coracle_api::{Gvk, Status, field, patch};
+use coracle_api::schema::{self, Input, Validation, structural};
+use coracle_api::{Gvk, Status, patch};
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
 
@@ -37,6 +37,9 @@ pub(crate) fn validation(call: &Call) -> Validation {
 
 /// The object in a body, decoded as the call's kind, with the defaults of its schema.
 pub(crate) fn object(call: &Call, body: &[u8]) -> Result<Decoded, Status> {
+    if let Some(schema) = &call.served.def.schema {
+        return structural::decode(schema, &call.served.gvk, input(call, body)?, validation(call));
+    }
     let mut decoded = schema::decode(&call.served.gvk, input(call, body)?, validation(call))?;
     defaults(&call.served.gvk, &mut decoded.object);
     Ok(decoded)
@@ -44,6 +47,9 @@ pub(crate) fn object(call: &Call, body: &[u8]) -> Result<Decoded, Status> {
 
 /// The object that a patch made, decoded as the call's kind, with the defaults of its schema.
 pub(crate) fn patched(call: &Call, patched: &Value) -> Result<Decoded, Status> {
+    if let Some(schema) = &call.served.def.schema {
+        return structural::decode_patched(schema, &call.served.gvk, patched, validation(call));
+    }
     let mut decoded = schema::decode_patched(&call.served.gvk, patched, validation(call))?;
     defaults(&call.served.gvk, &mut decoded.object);
     Ok(decoded)
@@ -132,11 +138,11 @@ impl PatchBody {
             Self::Merge(value) => patch::merge(old, value),
             Self::Strategic(value) => match schema::for_gvk(gvk) {
                 Some(ty) => patch::strategic(old, value, ty),
-                None => Err(Status::new(
-                    415,
-                    "UnsupportedMediaType",
-                    format!("{} has no schema: use a merge or JSON patch", field::go_quote(&gvk.kind)),
-                )),
+                None => Err(Status::unsupported_media_type(&[
+                    "application/json-patch+json",
+                    "application/merge-patch+json",
+                    "application/apply-patch+yaml",
+                ])),
             },
         }
     }

@@ -195,8 +195,8 @@ async fn resource(
     let verb = verb_of(request.method(), &path, &query);
     label.verb = verb;
     filters::authorize_resource(&shared, &user, verb, &path, request.uri().path()).await?;
-    let Some(served) = shared.find(&path.group, &path.version, &path.resource).cloned() else {
-        return match shared.has_group_version(&path.group, &path.version) {
+    let Some(served) = shared.find(&path.group, &path.version, &path.resource).await else {
+        return match shared.catalog.load().has_group_version(&path.group, &path.version) {
             true => Err(Status::resource_not_found()),
             false => Ok(respond::text(StatusCode::NOT_FOUND, "404 page not found\n")),
         };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use coracle_api::{GroupResource, Status};
 use coracle_store::{KeyValue, Range, RangeResponse, Store, Txn, TxnResponse};
@@ -18,13 +19,13 @@ pub(crate) const MAX_ATTEMPTS: usize = 16;
 #[derive(Clone)]
 pub struct Objects {
     pub(crate) store: Arc<Store>,
-    pub(crate) resources: Arc<Vec<Arc<ResourceDef>>>,
+    resources: Arc<ArcSwap<Vec<Arc<ResourceDef>>>>,
 }
 
 impl Objects {
     /// A handle on a store that serves these resources.
     pub fn new(store: Arc<Store>, resources: Vec<Arc<ResourceDef>>) -> Self {
-        Self { store, resources: Arc::new(resources) }
+        Self { store, resources: Arc::new(ArcSwap::from_pointee(resources)) }
     }
 
     /// The store below.
@@ -32,17 +33,22 @@ impl Objects {
         &self.store
     }
 
-    /// Everything registered.
-    pub fn resources(&self) -> &[Arc<ResourceDef>] {
-        &self.resources
+    /// Everything registered now.
+    pub fn resources(&self) -> Arc<Vec<Arc<ResourceDef>>> {
+        self.resources.load_full()
+    }
+
+    /// Other resources from now on.
+    pub(crate) fn replace(&self, resources: Vec<Arc<ResourceDef>>) {
+        self.resources.store(Arc::new(resources));
     }
 
     /// A registered resource by group and plural.
-    pub fn resource(&self, group: &str, plural: &str) -> Option<&Arc<ResourceDef>> {
-        self.resources.iter().find(|r| r.group == group && r.plural == plural)
+    pub fn resource(&self, group: &str, plural: &str) -> Option<Arc<ResourceDef>> {
+        self.resources.load().iter().find(|r| r.group == group && r.plural == plural).cloned()
     }
 
-    fn known(&self, group: &str, plural: &str) -> Result<&Arc<ResourceDef>, Status> {
+    fn known(&self, group: &str, plural: &str) -> Result<Arc<ResourceDef>, Status> {
         self.resource(group, plural).ok_or_else(|| {
             Status::internal(format!("resource {} is not registered", GroupResource::new(group, plural)))
         })
@@ -58,7 +64,7 @@ impl Objects {
     ) -> Result<Option<Value>, Status> {
         let def = self.known(group, plural)?;
         match self.fetch(&def.key(namespace, name).into(), &def.group_resource()).await? {
-            Some(kv) => codec::decode(def, &kv).map(Some).map_err(crate::errors::corrupt),
+            Some(kv) => codec::decode(&def, &kv).map(Some).map_err(crate::errors::corrupt),
             None => Ok(None),
         }
     }
@@ -76,7 +82,7 @@ impl Objects {
             _ => def.prefix(),
         };
         let found = self.range(&Range::prefix(prefix), &def.group_resource()).await?;
-        found.kvs.iter().map(|kv| codec::decode(def, kv).map_err(crate::errors::corrupt)).collect()
+        found.kvs.iter().map(|kv| codec::decode(&def, kv).map_err(crate::errors::corrupt)).collect()
     }
 
     /// Reads, changes and writes an object until no other writer came between (bounded). Neither admission nor
@@ -96,14 +102,14 @@ impl Objects {
         let (gr, key) = (def.group_resource(), Bytes::from(def.key(namespace, name)));
         for _ in 0..MAX_ATTEMPTS {
             let Some(kv) = self.fetch(&key, &gr).await? else { return Err(Status::not_found(&gr, name)) };
-            let old = codec::decode(def, &kv).map_err(crate::errors::corrupt)?;
+            let old = codec::decode(&def, &kv).map_err(crate::errors::corrupt)?;
             let mut new = old.clone();
             change(&mut new)?;
             if new == old {
                 return Ok(old);
             }
             let ttl = def.ttl.map(|t| t.as_millis().try_into().unwrap_or(u64::MAX));
-            let txn = Txn::update(key.clone(), kv.mod_revision, codec::to_stored(def, &new), ttl);
+            let txn = Txn::update(key.clone(), kv.mod_revision, codec::to_stored(&def, &new), ttl);
             let done = self.txn(txn, &gr).await?;
             if done.succeeded {
                 codec::set_revision(&mut new, done.revision);

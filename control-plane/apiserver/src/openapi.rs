@@ -40,21 +40,53 @@ pub(crate) struct OpenApi {
     v2_protobuf: OnceLock<Document>,
     index: OnceLock<Document>,
     /// By path: `api/v1`, `apis/apps/v1`.
-    v3: BTreeMap<String, (String, String, OnceLock<Document>)>,
+    v3: BTreeMap<String, Part>,
+}
+
+/// The document of one group and version.
+struct Part {
+    group: String,
+    version: String,
+    defs: Vec<Arc<ResourceDef>>,
+    document: Arc<OnceLock<Document>>,
+}
+
+impl Part {
+    /// Whether it is about the same resources, so that its document is the same.
+    fn is(&self, other: &Self) -> bool {
+        self.defs.len() == other.defs.len()
+            && self.defs.iter().zip(&other.defs).all(|(a, b)| Arc::ptr_eq(a, b))
+    }
 }
 
 impl OpenApi {
-    pub fn new(resources: &[Arc<ResourceDef>]) -> Self {
-        let mut v3 = BTreeMap::new();
+    /// The documents of these resources; those that are as they were `before` are taken over.
+    pub fn new(resources: &[Arc<ResourceDef>], before: Option<&Self>) -> Self {
+        let mut v3: BTreeMap<String, Part> = BTreeMap::new();
         for def in resources {
             let path = match def.group.as_str() {
                 "" => format!("api/{}", def.version),
                 group => format!("apis/{group}/{}", def.version),
             };
-            v3.entry(path).or_insert_with(|| (def.group.clone(), def.version.clone(), OnceLock::new()));
+            let part = v3.entry(path).or_insert_with(|| Part {
+                group: def.group.clone(),
+                version: def.version.clone(),
+                defs: Vec::new(),
+                document: Arc::default(),
+            });
+            part.defs.push(def.clone());
+        }
+        for (path, part) in &mut v3 {
+            if let Some(known) = before.and_then(|b| b.v3.get(path)).filter(|known| known.is(part)) {
+                part.document = known.document.clone();
+            }
         }
         let served = resources.iter().flat_map(|def| entries(def)).collect();
         Self { served, v2_json: OnceLock::new(), v2_protobuf: OnceLock::new(), index: OnceLock::new(), v3 }
+    }
+
+    fn part<'a>(&self, part: &'a Part) -> &'a Document {
+        part.document.get_or_init(|| Document::new(openapi::v3(&part.group, &part.version, &self.served)))
     }
 
     /// The document at a path below `/openapi/`.
@@ -83,12 +115,12 @@ impl OpenApi {
         }
         let rest = path.strip_prefix("/openapi/v3")?.trim_matches('/');
         if rest.is_empty() {
-            let index = self.index.get_or_init(|| Document::new(openapi::v3_index(&self.served)));
+            let hashes =
+                || self.v3.iter().map(|(path, part)| (path.as_str(), self.part(part).etag.trim_matches('"')));
+            let index = self.index.get_or_init(|| Document::new(openapi::v3_index(hashes())));
             return Some(tagged(JSON, index));
         }
-        let (group, version, document) = self.v3.get(rest)?;
-        let document = document.get_or_init(|| Document::new(openapi::v3(group, version, &self.served)));
-        Some(tagged(JSON, document))
+        Some(tagged(JSON, self.part(self.v3.get(rest)?)))
     }
 
     fn v2(&self, accept: &str) -> Response<Body> {
@@ -113,7 +145,7 @@ fn tagged(content_type: &'static str, document: &Document) -> Response<Body> {
 }
 
 fn entries(def: &ResourceDef) -> Vec<OpenapiResource> {
-    let entry = |gvk: Gvk, subresource: Option<String>, verbs: &[String]| OpenapiResource {
+    let entry = |gvk: Gvk, subresource: Option<String>, verbs: &[String], own: bool| OpenapiResource {
         gvk,
         group: def.group.clone(),
         version: def.version.clone(),
@@ -121,14 +153,16 @@ fn entries(def: &ResourceDef) -> Vec<OpenapiResource> {
         subresource,
         namespaced: def.namespaced,
         verbs: verbs.to_vec(),
+        custom: def.published.clone().filter(|_| own),
     };
-    let mut all = vec![entry(def.gvk(), None, &def.verbs)];
+    let mut all = vec![entry(def.gvk(), None, &def.verbs, true)];
     for sub in &def.subresources {
         let gvk = match &sub.group_version {
             Some((group, version)) => Gvk::new(group.as_str(), version.as_str(), sub.kind.as_str()),
             None => Gvk::new(def.group.as_str(), def.version.as_str(), sub.kind.as_str()),
         };
-        all.push(entry(gvk, Some(sub.name.clone()), &sub.verbs));
+        let own = sub.group_version.is_none();
+        all.push(entry(gvk, Some(sub.name.clone()), &sub.verbs, own));
     }
     all
 }

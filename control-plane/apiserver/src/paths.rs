@@ -40,12 +40,14 @@ pub(crate) async fn serve(shared: &Shared, request: &http::request::Parts) -> Re
         }
         "/metrics" => Ok(respond::text(StatusCode::OK, shared.metrics.render())),
         _ if path.starts_with("/openapi/") => {
-            shared.openapi.serve(request).ok_or_else(Status::resource_not_found)
+            shared.catch_up().await;
+            shared.catalog.load().openapi.serve(request).ok_or_else(Status::resource_not_found)
         }
         _ => {
             let json = negotiate::Accepted { encoding: Encoding::Json, form: Form::Object, stream: false };
             let accepted = negotiate::accept(accept).unwrap_or(json);
-            match shared.discovery.serve(path, &accepted) {
+            shared.catch_up().await;
+            match shared.catalog.load().discovery.serve(path, &accepted) {
                 Some(response) => Ok(response),
                 None if path.starts_with("/apis/") => {
                     Ok(respond::text(StatusCode::NOT_FOUND, "404 page not found\n"))
@@ -57,7 +59,8 @@ pub(crate) async fn serve(shared: &Shared, request: &http::request::Parts) -> Re
 }
 
 fn index(shared: &Shared) -> Response<Body> {
-    let mut paths: Vec<&str> = shared.discovery.paths().chain(FIXED).collect();
+    let catalog = shared.catalog.load();
+    let mut paths: Vec<&str> = catalog.discovery.paths().chain(FIXED).collect();
     paths.sort_unstable();
     respond::json_bytes(StatusCode::OK, crate::codec::to_bytes(&json!({"paths": paths})))
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_api::schema::structural::Structural;
 use coracle_api::{GroupResource, Gvk};
+use serde_json::Value;
 
 use crate::connect::SubresourceHandler;
 use crate::strategy::Strategy;
@@ -37,6 +39,10 @@ pub struct ResourceDef {
     pub subresources: Vec<Subresource>,
     /// Lifetime of an object after its last write (Events).
     pub ttl: Option<Duration>,
+    /// The schema of objects whose type the table of types does not know.
+    pub schema: Option<Arc<Structural>>,
+    /// That schema as it is published.
+    pub published: Option<Arc<Value>>,
     /// Group under which objects are stored, where two groups serve the same objects; by default `group`.
     pub storage_group: Option<String>,
 }
@@ -62,6 +68,8 @@ impl ResourceDef {
             strategy,
             subresources: Vec::new(),
             ttl: None,
+            schema: None,
+            published: None,
             storage_group: None,
         }
     }

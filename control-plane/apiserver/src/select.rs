@@ -38,7 +38,7 @@ impl Selection {
             None => labels::Selector::everything(),
         };
         let fields = fields::Selector::parse(query.get("fieldSelector").unwrap_or(""))?;
-        let selectable = served.def.strategy.selectable_fields();
+        let selectable: Vec<&str> = served.def.strategy.all_selectable_fields().collect();
         let mut decodes = false;
         for requirement in fields.requirements() {
             let field = requirement.field.as_str();
@@ -46,7 +46,7 @@ impl Selection {
                 continue;
             }
             if !selectable.contains(&field) {
-                return Err(unknown_field(field, selectable));
+                return Err(unknown_field(field, &selectable));
             }
             decodes = true;
         }
@@ -79,7 +79,7 @@ impl Selection {
             NAME => Some(name.to_owned()),
             NAMESPACE => Some(namespace.unwrap_or("").to_owned()),
             other => {
-                let at = served.def.strategy.selectable_fields().iter().position(|f| *f == other)?;
+                let at = served.def.strategy.all_selectable_fields().position(|f| f == other)?;
                 values.as_ref()?.get(at).cloned()
             }
         }))
@@ -124,8 +124,7 @@ impl FieldCache {
         let object = codec::decode(&served.def, kv).map_err(crate::errors::corrupt)?;
         let strategy = &served.def.strategy;
         let values: Arc<[String]> = strategy
-            .selectable_fields()
-            .iter()
+            .all_selectable_fields()
             .map(|f| strategy.field(&object, f).unwrap_or_default())
             .collect();
         if let Some(slot) = slot {

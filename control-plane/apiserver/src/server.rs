@@ -1,6 +1,5 @@
 //! The server: built once from resources and chains, then served over TLS and inside the process.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,15 +18,15 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::authn::{PeerIdentity, TokenAuthenticator, TokenList, cert};
 use crate::authz::{AdminsOnly, Authorizer};
-use crate::discovery::Discovery;
+use crate::catalog::Catalog;
+use crate::dynamic::{self, Dynamic, ResourceSource};
 use crate::handler;
 use crate::inprocess::InProcess;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
-use crate::openapi::OpenApi;
 use crate::request::UserInfo;
 use crate::resource::ResourceDef;
-use crate::state::{Served, Shared};
+use crate::state::Shared;
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -49,6 +48,7 @@ pub struct ApiServerBuilder {
     authorizer: Arc<dyn Authorizer>,
     admission: Vec<Arc<dyn Admission>>,
     mounts: Vec<(String, Router)>,
+    source: Option<Arc<dyn ResourceSource>>,
     address: String,
     shutdown: CancellationToken,
 }
@@ -64,6 +64,7 @@ impl ApiServerBuilder {
             authorizer: Arc::new(AdminsOnly),
             admission: Vec::new(),
             mounts: Vec::new(),
+            source: None,
             address: "127.0.0.1:6443".into(),
             shutdown: CancellationToken::new(),
         }
@@ -118,6 +119,12 @@ impl ApiServerBuilder {
         self
     }
 
+    /// Serves resources that objects define, beside the fixed ones. Needs a tokio runtime when the server is built.
+    pub fn source(mut self, source: Arc<dyn ResourceSource>) -> Self {
+        self.source = Some(source);
+        self
+    }
+
     /// The `host:port` that discovery tells clients.
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
         self.address = address.into();
@@ -132,19 +139,12 @@ impl ApiServerBuilder {
 
     /// The server.
     pub fn build(self) -> ApiServer {
-        let mut routes: HashMap<String, HashMap<String, HashMap<String, Arc<Served>>>> = HashMap::new();
-        for def in &self.resources {
-            let versions = routes.entry(def.group.clone()).or_default();
-            let plurals = versions.entry(def.version.clone()).or_default();
-            plurals.insert(def.plural.clone(), Arc::new(Served::new(def.clone())));
-        }
         let mut tokens: Vec<Arc<dyn TokenAuthenticator>> = vec![Arc::new(TokenList::new(self.tokens))];
         tokens.extend(self.authenticators);
         let shared = Shared {
-            discovery: Discovery::new(&self.resources, &self.address),
-            openapi: OpenApi::new(&self.resources),
+            catalog: arc_swap::ArcSwap::from_pointee(Catalog::new(&self.resources, &self.address)),
+            dynamic: self.source.map(|s| Arc::new(Dynamic::new(s, self.resources.clone()))),
             objects: Objects::new(self.store, self.resources),
-            routes,
             tokens,
             authorizer: self.authorizer,
             admission: self.admission,
@@ -153,7 +153,9 @@ impl ApiServerBuilder {
             shutdown: self.shutdown,
             slots: Semaphore::new(MAX_CALLS),
         };
-        ApiServer { shared: Arc::new(shared) }
+        let server = ApiServer { shared: Arc::new(shared) };
+        dynamic::follow(server.clone());
+        server
     }
 }
 
@@ -172,6 +174,10 @@ impl ApiServer {
     /// The server as a tower service for callers in this process, under this identity: `kube::Client::new(service, "default")`.
     pub fn service_as(&self, user: UserInfo) -> InProcess {
         InProcess::new(self.shared.clone(), user)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Reads and guarded writes without a call.

@@ -1,6 +1,5 @@
 //! What a running server knows: resources by path, and the chains that every call passes.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -11,10 +10,9 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Admission;
 use crate::authn::TokenAuthenticator;
 use crate::authz::Authorizer;
-use crate::discovery::Discovery;
+use crate::dynamic::{Current, Dynamic};
 use crate::metrics::Metrics;
 use crate::objects::Objects;
-use crate::openapi::OpenApi;
 use crate::resource::{ResourceDef, Subresource};
 use crate::select::FieldCache;
 
@@ -29,6 +27,8 @@ pub(crate) struct Served {
     /// What every stored object begins with; lists leave it out.
     pub head: Vec<u8>,
     pub fields: FieldCache,
+    /// Cancelled when the resource is no longer served as it is here.
+    pub retired: CancellationToken,
 }
 
 impl Served {
@@ -40,7 +40,8 @@ impl Served {
             prefix: def.prefix(),
             head: crate::codec::head(&def.kind, &api_version),
             api_version,
-            fields: FieldCache::new(def.strategy.selectable_fields().len()),
+            fields: FieldCache::new(def.strategy.all_selectable_fields().count()),
+            retired: CancellationToken::new(),
             def,
         }
     }
@@ -79,14 +80,12 @@ impl Served {
 /// Everything that calls share.
 pub(crate) struct Shared {
     pub objects: Objects,
-    /// Group, version, plural.
-    pub routes: HashMap<String, HashMap<String, HashMap<String, Arc<Served>>>>,
+    pub catalog: Current,
+    pub dynamic: Option<Arc<Dynamic>>,
     pub tokens: Vec<Arc<dyn TokenAuthenticator>>,
     pub authorizer: Arc<dyn Authorizer>,
     pub admission: Vec<Arc<dyn Admission>>,
     pub mounts: Vec<(String, Router)>,
-    pub discovery: Discovery,
-    pub openapi: OpenApi,
     pub metrics: Arc<Metrics>,
     pub shutdown: CancellationToken,
     /// Slots for calls from outside that are no streams.
@@ -94,13 +93,19 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// The resource that a path names.
-    pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Served>> {
-        self.routes.get(group)?.get(version)?.get(plural)
+    /// The resource that a path names. One that was defined a moment ago is waited for.
+    pub async fn find(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Served>> {
+        if let Some(served) = self.catalog.load().find(group, version, plural) {
+            return Some(served.clone());
+        }
+        self.catch_up().await;
+        self.catalog.load().find(group, version, plural).cloned()
     }
 
-    /// Whether a group and version is served at all.
-    pub fn has_group_version(&self, group: &str, version: &str) -> bool {
-        self.routes.get(group).is_some_and(|versions| versions.contains_key(version))
+    /// Waits until every resource that is defined is served.
+    pub async fn catch_up(&self) {
+        if let Some(dynamic) = &self.dynamic {
+            dynamic.catch_up(self.objects.store()).await;
+        }
     }
 }

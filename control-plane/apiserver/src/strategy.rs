@@ -1,5 +1,7 @@
 //! The contract between the generic server and a kind. Every method has a default, so a strategy says only what differs.
 
+use std::borrow::Cow;
+
 use async_trait::async_trait;
 use coracle_api::field;
 use coracle_api::status::Status;
@@ -21,13 +23,13 @@ pub struct StrategyContext<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Column {
     /// Heading.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// `string`, `integer`, `number`, `boolean` or `date`.
-    pub r#type: &'static str,
+    pub r#type: Cow<'static, str>,
     /// `name` for the object's name, else usually empty.
-    pub format: &'static str,
+    pub format: Cow<'static, str>,
     /// What the column says.
-    pub description: &'static str,
+    pub description: Cow<'static, str>,
     /// 0 is always shown, above 0 only with `-o wide`.
     pub priority: i32,
 }
@@ -41,7 +43,13 @@ impl Column {
         description: &'static str,
         priority: i32,
     ) -> Self {
-        Self { name, r#type, format, description, priority }
+        Self {
+            name: Cow::Borrowed(name),
+            r#type: Cow::Borrowed(r#type),
+            format: Cow::Borrowed(format),
+            description: Cow::Borrowed(description),
+            priority,
+        }
     }
 }
 
@@ -126,6 +134,16 @@ pub trait Strategy: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether objects of this kind are questions: a create is answered and nothing is stored.
+    fn is_review(&self) -> bool {
+        false
+    }
+
+    /// Answers such a question, in the object itself.
+    async fn answer(&self, _cx: &StrategyContext<'_>, _obj: &mut Value) -> Result<(), Status> {
+        Ok(())
+    }
+
     /// Whether an update may create the object (Leases, nodes' status do not; most kinds answer 404).
     fn allow_create_on_update(&self) -> bool {
         false
@@ -155,6 +173,22 @@ pub trait Strategy: Send + Sync + 'static {
     /// Fields that `fieldSelector` accepts beyond `metadata.name` and `metadata.namespace`.
     fn selectable_fields(&self) -> &[&'static str] {
         &[]
+    }
+
+    /// The same for fields that are known only when the server runs.
+    fn custom_selectable_fields(&self) -> &[String] {
+        &[]
+    }
+
+    /// All fields of both kinds, in a fixed order.
+    fn all_selectable_fields(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        let custom = self.custom_selectable_fields().iter().map(String::as_str);
+        Box::new(self.selectable_fields().iter().copied().chain(custom))
+    }
+
+    /// A finalizer that a deletion adds, so that something is done before the object is gone.
+    fn deletion_finalizer(&self) -> Option<&'static str> {
+        None
     }
 
     /// Seconds of grace for a deletion: `None` when the kind is not deleted gracefully, `Some(0)` for at once.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::table;
 use crate::value::text;
 
-static COLUMNS: [Column; 2] = [table::NAME, Column { name: "Created At", r#type: "date", ..table::AGE }];
+static COLUMNS: [Column; 2] = [table::NAME, table::CREATED_AT];
 
 /// The resource.
 pub fn resource() -> ResourceDef {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::value::{at, entries, items, text};
 
-const CREATED: &str = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
+pub const CREATED: &str = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
 
 /// The column of the object's name.
 pub const NAME: Column = Column::new(
@@ -18,8 +18,14 @@ pub const NAME: Column = Column::new(
     0,
 );
 
+/// The column of the moment at which the object was created.
+pub const CREATED_AT: Column = Column::new("Created At", "date", "", CREATED, 0);
+
 /// The column of the object's age.
 pub const AGE: Column = Column::new("Age", "string", "", CREATED, 0);
+
+/// The column of the time of creation, for kinds that Kubernetes shows with it.
+pub const CREATED_AT: Column = Column::new("Created At", "date", "", CREATED, 0);
 
 /// A column of text.
 pub const fn string(name: &'static str, description: &'static str) -> Column {
@@ -110,8 +116,12 @@ pub fn selector(selector: &Value) -> String {
 
 /// One field of each container of a pod template: `a,b`.
 pub fn containers(obj: &Value, field: &str) -> Value {
-    let all: Vec<&str> =
-        items(at(obj, "/spec/template/spec"), "/containers").iter().map(|c| text(c, field)).collect();
+    names_of(at(obj, "/spec/template/spec"), field)
+}
+
+/// One field of each container of a pod spec: `a,b`.
+pub fn names_of(spec: &Value, field: &str) -> Value {
+    let all: Vec<&str> = items(spec, "/containers").iter().map(|c| text(c, field)).collect();
     all.join(",").into()
 }
 

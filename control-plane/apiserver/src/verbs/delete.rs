@@ -148,6 +148,13 @@ async fn attempt(target: &Target, options: &DeleteOptions, kv: &KeyValue) -> Res
     def.strategy.check_delete(&old)?;
     let mut new = old.clone();
     propagate(target, options, &mut new);
+    if let (Some(finalizer), None) = (def.strategy.deletion_finalizer(), meta::deletion_timestamp(&old)) {
+        let mut all: Vec<String> = meta::finalizers(&new).map(str::to_owned).collect();
+        if !all.iter().any(|f| f == finalizer) {
+            all.push(finalizer.to_owned());
+            meta::set_finalizers(&mut new, all);
+        }
+    }
     let held = meta::finalizers(&new).next().is_some() || def.strategy.held(&new);
     let grace = def.strategy.grace_period(&old, options.grace.map(|g| if g < 0 { 1 } else { g }));
     let wait = mark(target, &mut new, &old, grace, held);

@@ -50,7 +50,9 @@ impl State {
             // Other tasks of this thread get their turn even if events never cease.
             tokio::task::coop::consume_budget().await;
             let shutdown = &self.encoder.target.shared.shutdown;
-            if shutdown.is_cancelled() || Instant::now() >= self.deadline.deadline() {
+            let retired = &self.encoder.target.served.retired;
+            if shutdown.is_cancelled() || retired.is_cancelled() || Instant::now() >= self.deadline.deadline()
+            {
                 return None;
             }
             let watch = self.watch.as_mut()?;
@@ -66,6 +68,7 @@ impl State {
                 () = self.next_bookmark.as_mut(), if self.bookmarks => self.bookmark(),
                 () = self.deadline.as_mut() => return None,
                 () = shutdown.cancelled() => return None,
+                () = retired.cancelled() => return None,
             }
         }
     }
