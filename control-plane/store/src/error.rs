@@ -30,6 +30,12 @@ pub enum Error {
         /// The leader's node id where known.
         leader: Option<u64>,
     },
+    /// No majority of the members can be reached. Nothing was written.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// No answer came in time. A write may have been done, or may yet be.
+    #[error("the store did not answer in time: {0}")]
+    Timeout(String),
     /// The data directory is in use by another process.
     #[error("data directory {path} is in use by another process")]
     Locked {

@@ -1,8 +1,7 @@
 //! The raft node: openraft over a log and a state machine of our own.
 //!
 //! A write goes: caller, raft core, log thread (one sync for all that wait), raft core, state machine, caller.
-//! One member for now; entries, votes and snapshots are already what several members exchange, only
-//! [`network`] cannot reach anyone yet.
+//! With several members the leader sends entries to the others meanwhile, and a majority has to have synced them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::TxnResponse;
 use crate::mvcc::Command;
 
+pub(crate) mod handle;
 pub(crate) mod log;
-mod network;
+mod membership;
+pub(crate) mod network;
 pub(crate) mod node;
 mod state_machine;
 #[cfg(test)]

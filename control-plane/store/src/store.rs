@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use parking_lot::Mutex;
 
 use crate::disk::{Directory, Files, Place, io_error};
 use crate::machine::Machine;
 use crate::mvcc::{Command, Effects, Window};
 use crate::raft::node::Node;
-use crate::{Error, KeyValue, Range, RangeResponse, Txn, TxnResponse, Watch};
+use crate::{Error, KeyValue, Member, Peering, Range, RangeResponse, Txn, TxnResponse, Watch};
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -77,6 +78,19 @@ impl Store {
     /// # Errors
     /// [`Error::Locked`], [`Error::Corrupt`], [`Error::FormatTooNew`], [`Error::WrongNode`], [`Error::Io`].
     pub async fn open(options: Options) -> Result<Self, Error> {
+        Self::start(options, None).await
+    }
+
+    /// Opens the store of a member that meets others. A new member that joins is ready when it votes; an old one of
+    /// several at once, although there may be no leader yet: reads and writes wait a little for one and then fail.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`Error::Unavailable`] when the others did not let this member in.
+    pub async fn open_member(options: Options, peering: Peering) -> Result<Self, Error> {
+        Self::start(options, Some(peering)).await
+    }
+
+    async fn start(options: Options, peering: Option<Peering>) -> Result<Self, Error> {
         let files = match &options.files {
             Some(files) => files.clone(),
             None => Arc::new(Directory::new(&options.data_dir).map_err(|error| match error.kind() {
@@ -86,7 +100,7 @@ impl Store {
         };
         let place = Place { dir: options.data_dir.clone(), files, node_id: options.node_id };
         let machine = Arc::new(Machine::new(options.window()));
-        let node = Node::open(place, &options, machine.clone()).await?;
+        let node = Node::open(place, &options, machine.clone(), peering).boxed().await?;
         let store = Self { machine, engine: Arc::new(Engine::Raft(node)) };
         store.work_in_background();
         Ok(store)
@@ -115,6 +129,11 @@ impl Store {
                 }
                 if let Engine::Raft(node) = &*store.engine {
                     node.upkeep().await;
+                    if node.put_out().await {
+                        store.machine.hub.stop("this member was removed from the cluster");
+                        let _ = node.shutdown().await;
+                        return;
+                    }
                 }
                 if let Err(error) = store.expire().await {
                     tracing::debug!(%error, "deleting expired keys failed; it is tried again");
@@ -149,7 +168,7 @@ impl Store {
         self.machine.hub.stop("it was shut down");
         match &*self.engine {
             Engine::Memory(_) => Ok(()),
-            Engine::Raft(node) => node.shutdown().await,
+            Engine::Raft(node) => node.shutdown().boxed().await,
         }
     }
 
@@ -176,9 +195,11 @@ impl Store {
 
     /// Runs a transaction. When this returns, its writes are on disk and visible here.
     ///
+    /// Any member takes it; with several, it has been synced by a majority when this returns.
+    ///
     /// # Errors
-    /// [`Error::Invalid`], [`Error::NotLeader`], [`Error::Stopped`]. After `Stopped` the outcome may be unknown:
-    /// the transaction may have been written.
+    /// [`Error::Invalid`], [`Error::Unavailable`], [`Error::Timeout`], [`Error::Stopped`]. After the last two the
+    /// outcome is unknown: the transaction may have been written.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, Error> {
         txn.check()?;
         if txn.is_read_only() {
@@ -220,12 +241,39 @@ impl Store {
     /// Returns when reads from memory see every write that was acknowledged before the call, by any member.
     ///
     /// # Errors
-    /// [`Error::NotLeader`], [`Error::Stopped`].
+    /// [`Error::Unavailable`], [`Error::Timeout`], [`Error::Stopped`].
     pub async fn linearizable(&self) -> Result<(), Error> {
         self.machine.hub.check()?;
         match &*self.engine {
             Engine::Memory(_) => Ok(()),
-            Engine::Raft(node) => node.linearizable().await,
+            Engine::Raft(node) => node.handle.linearizable().boxed().await,
+        }
+    }
+
+    /// The members of the cluster as this one knows them; none for a store in memory.
+    pub fn members(&self) -> Vec<Member> {
+        match &*self.engine {
+            Engine::Memory(_) => Vec::new(),
+            Engine::Raft(node) => node.handle.members(),
+        }
+    }
+
+    /// Removes a member. It ends by itself when it learns of it; its data directory cannot be used again.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when there is no such member or it is the last; as [`Self::txn`].
+    pub async fn remove_member(&self, id: u64) -> Result<(), Error> {
+        match &*self.engine {
+            Engine::Memory(_) => Err(Error::Invalid("a store in memory has no members".into())),
+            Engine::Raft(node) => node.handle.remove(id).boxed().await,
+        }
+    }
+
+    /// The leader's id as this member knows it, and raft's term; a store in memory leads itself.
+    pub fn leader(&self) -> (Option<u64>, u64) {
+        match &*self.engine {
+            Engine::Memory(_) => (Some(1), 0),
+            Engine::Raft(node) => node.handle.leader(),
         }
     }
 
@@ -244,7 +292,8 @@ impl Store {
     async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {
         self.machine.hub.check()?;
         match &*self.engine {
-            Engine::Raft(node) => node.propose(command).await,
+            // Boxed: the types below are too deep for the futures of whole calls.
+            Engine::Raft(node) => node.handle.propose(command).boxed().await,
             Engine::Memory(effects) => {
                 let mut effects = effects.lock();
                 let mut responses = self.machine.apply(std::iter::once(&command), &mut effects);
@@ -261,7 +310,7 @@ impl std::fmt::Debug for Store {
     }
 }
 
-fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

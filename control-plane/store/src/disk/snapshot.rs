@@ -20,7 +20,6 @@ const MOST_BLOCK: usize = MAX_TXN_BYTES + MAX_KEY_BYTES + 1024;
 /// A snapshot that raft hands around: a view of this member's rows, or a file that arrived.
 pub(crate) enum SnapshotData {
     View(Box<View>),
-    #[cfg_attr(not(test), expect(dead_code, reason = "no network delivers one yet"))]
     File(PathBuf),
 }
 
@@ -34,30 +33,41 @@ impl View {
         Ok(rows.map(|row| row.map(|(k, v)| (k.value().to_vec(), v.value().to_vec())).map_err(Into::into)))
     }
 
+    /// Writes what a snapshot file holds.
+    pub fn write(&self, out: impl Write) -> io::Result<()> {
+        let mut out = Summed { inner: out, sum: crc32fast::Hasher::new() };
+        out.write_all(MAGIC)?;
+        out.write_all(&(FORMAT as u32).to_le_bytes())?;
+        out.block(&postcard::to_stdvec(&self.applied).map_err(io::Error::other)?)?;
+        for row in self.raw_rows().map_err(io::Error::other)? {
+            let (key, value) = row.map_err(io::Error::other)?;
+            out.block(&key)?;
+            out.block(&value)?;
+        }
+        out.block(&[])?;
+        let sum = out.sum.clone().finalize();
+        out.inner.write_all(&sum.to_le_bytes())
+    }
+
     /// Writes the file: beside its place first, so that a half-written one never bears the name.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let part = path.with_extension("part");
         let write = || -> io::Result<()> {
-            let mut out =
-                Summed { inner: BufWriter::new(File::create(&part)?), sum: crc32fast::Hasher::new() };
-            out.write_all(MAGIC)?;
-            out.write_all(&(FORMAT as u32).to_le_bytes())?;
-            out.block(&postcard::to_stdvec(&self.applied).map_err(io::Error::other)?)?;
-            for row in self.raw_rows().map_err(io::Error::other)? {
-                let (key, value) = row.map_err(io::Error::other)?;
-                out.block(&key)?;
-                out.block(&value)?;
-            }
-            out.block(&[])?;
-            let sum = out.sum.clone().finalize();
-            out.inner.write_all(&sum.to_le_bytes())?;
-            out.inner.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+            let mut out = BufWriter::new(private_file(&part)?);
+            self.write(&mut out)?;
+            out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
             std::fs::rename(&part, path)?;
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
         };
         write().map_err(io_error("writing a snapshot"))
     }
+}
+
+/// An empty file that its owner alone may read.
+fn private_file(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 /// A snapshot file that is being read.

@@ -32,6 +32,10 @@ use writer::Job;
 const TAIL_ENTRIES: usize = 8192;
 const TAIL_BYTES: usize = 8 << 20;
 
+/// Entries sent to a member in one call, and the bytes after which no further one is added.
+const SENT_ENTRIES: u64 = 512;
+const SENT_BYTES: usize = 4 << 20;
+
 /// A handle to the log; clones share it.
 #[derive(Clone)]
 pub(crate) struct Log {
@@ -205,6 +209,21 @@ impl RaftLogReader<Types> for Log {
         drop(tail);
         let mut entries = self.shared.database.read(start, end.min(first)).map_err(io::Error::other)?;
         entries.extend(newer);
+        Ok(entries)
+    }
+
+    /// What is sent to a member at a time: large entries go in smaller numbers.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let end = end.min(start.saturating_add(SENT_ENTRIES));
+        let mut entries = self.try_get_log_entries(start..end).await?;
+        let mut bytes = 0;
+        let fits = entries.iter().take_while(|entry| {
+            let before = bytes;
+            bytes += weight(entry);
+            before < SENT_BYTES
+        });
+        let count = fits.count();
+        entries.truncate(count);
         Ok(entries)
     }
 

@@ -3,56 +3,65 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use openraft::impls::ProgressResponder;
 use openraft::{BasicNode, Config, Raft, ReadPolicy, SnapshotPolicy};
-
+use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::Types;
+use super::handle::{Handle, detached, read_error, stopped};
 use super::log::Log;
 use super::network::Network;
 use super::state_machine::StateMachine;
 use super::upkeep::Upkeep;
-use super::{Request, Types};
 use crate::disk::Place;
 use crate::disk::persister::Persister;
 use crate::disk::state::{Applied, StateDb};
 use crate::machine::Machine;
-use crate::mvcc::{Command, Window};
-use crate::{Error, Options, TxnResponse};
+use crate::mvcc::Window;
+use crate::peer::client::Peers;
+use crate::peer::{self, Peering};
+use crate::{Error, Options};
 
 /// How long a member may take to lead and to apply what it finds in its log.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// A member without a leader for so long asks whether it was put out.
+const LEADERLESS: Duration = Duration::from_secs(10);
 
 pub(crate) struct Node {
-    raft: Raft<Types, StateMachine>,
+    pub handle: Handle,
     log: Log,
     persister: Arc<Persister>,
     place: Place,
     upkeep: Upkeep,
-    node_id: u64,
-    /// Why raft ended, once it has.
-    ended: watch::Receiver<Option<String>>,
+    /// When a leader was last known, and whether the others have been asked since.
+    led: Mutex<Instant>,
 }
 
 impl Node {
-    /// Opens what is on disk into `machine` and waits until this member leads.
-    pub async fn open(place: Place, options: &Options, machine: Arc<Machine>) -> Result<Self, Error> {
+    /// Opens what is on disk into `machine`. Alone, it waits until this member leads; a member that joins, until it votes;
+    /// otherwise it returns at once, for the others may come later.
+    pub async fn open(
+        place: Place,
+        options: &Options,
+        machine: Arc<Machine>,
+        peering: Option<Peering>,
+    ) -> Result<Self, Error> {
         let (node_id, window) = (place.node_id, options.window());
         let (persister, log, applied) = {
             let (machine, place) = (machine.clone(), place.clone());
             let open = move || open_files(&place, window, &machine);
             tokio::task::spawn_blocking(open).await.map_err(|error| Error::Stopped(error.to_string()))??
         };
+        let peers = peering.as_ref().map(Peers::new);
+        let peers = peers.transpose()?.map(Arc::new);
         let fresh = log.is_empty();
         let watched = Arc::downgrade(&machine);
         let state_machine = StateMachine { machine, persister: persister.clone(), window, applied };
         let config = Arc::new(config(options.snapshot_every.max(1))?);
-        let raft = Raft::new(node_id, config, Network, log.clone(), state_machine).await;
+        let raft = Raft::new(node_id, config, Network(peers.clone()), log.clone(), state_machine).await;
         let raft = raft.map_err(stopped)?;
         let (ending, ended) = watch::channel(None);
         let failure = failure(&raft, &persister);
@@ -65,89 +74,80 @@ impl Node {
             ending.send_replace(Some(reason));
         });
         let upkeep = Upkeep::new(options.log_bytes);
-        let node = Self { raft, log, upkeep, persister, place, node_id, ended };
-        if let Err(error) = node.lead(fresh).await {
+        let handle = Handle { raft, node_id, peers, ended };
+        let node = Self { handle, log, upkeep, persister, place, led: Mutex::new(Instant::now()) };
+        if let Err(error) = node.start(fresh, peering).await {
             let _ = node.shutdown().await;
             return Err(error);
         }
         Ok(node)
     }
 
-    async fn lead(&self, fresh: bool) -> Result<(), Error> {
+    /// Takes the member's part in the cluster.
+    async fn start(&self, fresh: bool, peering: Option<Peering>) -> Result<(), Error> {
+        let handle = &self.handle;
+        let Some(mut peering) = peering else { return self.lead(fresh, "").await };
+        let (join, address) = (std::mem::take(&mut peering.join), peering.address.clone());
+        let mut ended = handle.ended.clone();
+        let end = async move { drop(ended.wait_for(Option::is_some).await) };
+        peer::server::serve(peering, handle.clone(), self.place.dir.join("incoming.snapshot"), end)?;
+        let voters: Vec<u64> = handle.raft.voter_ids().collect();
+        if voters == [handle.node_id] || (fresh && join.is_empty()) {
+            self.lead(fresh, &address).await?;
+        } else if !voters.contains(&handle.node_id) {
+            handle.join(&join, &address, Instant::now() + START_TIMEOUT).await?;
+        }
+        let handle = handle.clone();
+        tokio::spawn(async move { handle.announce(&address).await });
+        Ok(())
+    }
+
+    async fn lead(&self, fresh: bool, address: &str) -> Result<(), Error> {
+        let Handle { raft, node_id, .. } = &self.handle;
+        let node_id = *node_id;
         if fresh {
-            let members = BTreeMap::from([(self.node_id, BasicNode::default())]);
-            self.raft.initialize(members).await.map_err(stopped)?;
+            let members = BTreeMap::from([(node_id, BasicNode::new(address))]);
+            raft.initialize(members).await.map_err(stopped)?;
         } else {
             // Nobody else could lead: do not wait for the election timeout.
-            self.raft.trigger().elect(false).await.map_err(stopped)?;
+            raft.trigger().elect(false).await.map_err(stopped)?;
         }
-        let wait = self.raft.wait(Some(START_TIMEOUT));
+        let wait = raft.wait(Some(START_TIMEOUT));
         let leads = wait.metrics(
-            |metrics| metrics.running_state.is_err() || metrics.current_leader == Some(self.node_id),
+            |metrics| metrics.running_state.is_err() || metrics.current_leader == Some(node_id),
             "this member leads",
         );
         leads.await.map_err(stopped)?.running_state.map_err(stopped)?;
-        self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(read_error)?;
+        raft.ensure_linearizable(ReadPolicy::ReadIndex).await.map_err(read_error)?;
         Ok(())
     }
 
-    /// Proposes a command; returns when it is on disk and applied.
-    pub async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {
-        let (responder, answer) = ProgressResponder::complete_only();
-        let (raft, request) = (self.raft.clone(), Request(Arc::new(command)));
-        detached(async move { raft.client_write_ff(request, Some(responder)).await })
-            .await?
-            .map_err(stopped)?;
-        match self.unless_ended(answer).await? {
-            Ok(Ok(response)) => Ok(response.data.0),
-            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
-                Err(Error::NotLeader { leader: forward.leader_id })
-            }
-            Ok(Err(error)) => Err(stopped(error)),
-            Err(_) => Err(Error::Stopped("raft ended".into())),
+    /// Whether this member was put out of the cluster. The others are asked when it finds itself gone, or no leader.
+    pub async fn put_out(&self) -> bool {
+        let handle = &self.handle;
+        if handle.peers.is_none() {
+            return false;
         }
-    }
-
-    /// Returns when what is in memory is the newest state.
-    pub async fn linearizable(&self) -> Result<(), Error> {
-        if self.is_alone() {
-            // No other member can lead, and every write is applied here before it is answered.
-            return Ok(());
+        let belongs = handle.members().iter().any(|member| member.id == handle.node_id);
+        if belongs && handle.leader().0.is_some() {
+            *self.led.lock() = Instant::now();
+            return false;
         }
-        let raft = self.raft.clone();
-        detached(async move { raft.ensure_linearizable(ReadPolicy::LeaseRead).await })
-            .await?
-            .map_err(read_error)?;
-        Ok(())
-    }
-
-    /// Waits for raft's answer or its end: a request that is sent while raft ends may never be answered.
-    async fn unless_ended<T>(&self, answer: impl Future<Output = T>) -> Result<T, Error> {
-        let mut ended = self.ended.clone();
-        tokio::select! {
-            biased;
-            answer = answer => Ok(answer),
-            reason = ended.wait_for(Option::is_some) => {
-                let reason = reason.ok().and_then(|reason| reason.clone());
-                Err(Error::Stopped(reason.unwrap_or_else(|| "raft ended".into())))
-            }
+        if belongs && self.led.lock().elapsed() < LEADERLESS {
+            return false;
         }
-    }
-
-    fn is_alone(&self) -> bool {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        metrics.current_leader == Some(self.node_id) && metrics.membership_config.voter_ids().count() == 1
+        *self.led.lock() = Instant::now();
+        handle.was_removed().await
     }
 
     /// What is to be done now and then. Must not be dropped half way, see [`detached`].
     pub async fn upkeep(&self) {
-        self.upkeep.run(&self.raft, &self.log).await;
+        self.upkeep.run(&self.handle.raft, &self.log).await;
     }
 
     /// Whether this member leads.
     pub fn is_leader(&self) -> bool {
-        self.raft.is_leader()
+        self.handle.raft.is_leader()
     }
 
     /// Writes all of the state into one file.
@@ -162,7 +162,8 @@ impl Node {
 
     /// Stops raft, brings the state to disk and closes the files.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        let raft = self.raft.clone();
+        self.handle.hand_over().await;
+        let raft = self.handle.raft.clone();
         let core = detached(async move { raft.shutdown().await }).await?.map_err(stopped);
         let (log, persister) = (self.log.clone(), self.persister.clone());
         let place = self.place.clone();
@@ -173,16 +174,6 @@ impl Node {
         });
         let files = files.await;
         core.and(files.map_err(|error| Error::Stopped(error.to_string()))?.map_err(Error::Stopped))
-    }
-}
-
-/// Runs a call of raft to its end even if the caller goes away: those that wait for raft's end must not be dropped
-/// meanwhile, or the others that wait for it panic (openraft 0.10.0-alpha.37, `join_core_task`).
-async fn detached<T: Send + 'static>(call: impl Future<Output = T> + Send + 'static) -> Result<T, Error> {
-    let mut call = Box::pin(call);
-    match futures::poll!(call.as_mut()) {
-        Poll::Ready(answer) => Ok(answer),
-        Poll::Pending => tokio::spawn(call).await.map_err(stopped),
     }
 }
 
@@ -254,9 +245,13 @@ fn fits(place: &Place, log: &Log, applied: &Applied) -> Result<(), Error> {
 fn config(snapshot_every: u64) -> Result<Config, Error> {
     let config = Config {
         cluster_name: "coracle".into(),
-        heartbeat_interval: 150,
-        election_timeout_min: 500,
-        election_timeout_max: 1000,
+        // Members share hosts with what they manage: a busy one is not a dead one.
+        heartbeat_interval: 250,
+        election_timeout_min: 1250,
+        election_timeout_max: 2500,
+        // Sending is bounded by ourselves.
+        install_snapshot_timeout: 600_000,
+        backoff: "50ms 100ms ...500ms".into(),
         enable_pre_vote: Some(true),
         // Applying is not synced: a restarted leader must not serve before it has been elected anew.
         enable_leader_restore: Some(false),
@@ -266,17 +261,4 @@ fn config(snapshot_every: u64) -> Result<Config, Error> {
         ..Config::default()
     };
     config.validate().map_err(|error| Error::Invalid(error.to_string()))
-}
-
-fn stopped(error: impl std::fmt::Display) -> Error {
-    Error::Stopped(error.to_string())
-}
-
-fn read_error(error: RaftError<Types, LinearizableReadError<Types>>) -> Error {
-    match error {
-        RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
-            Error::NotLeader { leader: forward.leader_id }
-        }
-        error => stopped(error),
-    }
 }

@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod conformance;
 mod crash;
 mod disk;
+mod members;
 mod restart;
 mod splice;

@@ -1,0 +1,212 @@
+//! Calls to other members.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+
+use super::wire::{CLUSTER, MAX_BODY};
+use super::{Dial, PeerTls, Peering, wire};
+use crate::Error;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A member that says nothing for so long, while it is asked something, is gone.
+const PING_EVERY: Duration = Duration::from_secs(2);
+const PING_TIMEOUT: Duration = Duration::from_secs(4);
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// Why a call has no answer.
+#[derive(Debug)]
+pub(crate) enum CallError {
+    /// It was never sent.
+    Unsent(String),
+    /// It may have been heard.
+    Unknown(String),
+}
+
+impl std::fmt::Display for CallError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Unsent(what) | Self::Unknown(what)) = self;
+        f.write_str(what)
+    }
+}
+
+impl std::error::Error for CallError {}
+
+/// Connections to all members, made when they are needed.
+pub(crate) struct Peers {
+    cluster: String,
+    tls: tokio_rustls::TlsConnector,
+    dial: Option<Dial>,
+    links: Mutex<HashMap<(u64, String), Arc<Link>>>,
+}
+
+/// The way to one member.
+pub(crate) struct Link {
+    member: u64,
+    address: String,
+    cluster: String,
+    tls: tokio_rustls::TlsConnector,
+    dial: Option<Dial>,
+    open: tokio::sync::Mutex<Option<SendRequest<Body>>>,
+}
+
+impl Peers {
+    pub fn new(peering: &Peering) -> Result<Self, Error> {
+        let tls = tokio_rustls::TlsConnector::from(peering.tls.client_config()?);
+        let (cluster, dial) = (peering.cluster.clone(), peering.dial.clone());
+        Ok(Self { cluster, tls, dial, links: Mutex::default() })
+    }
+
+    /// The way to a member at an address; calls of all parts share its connection.
+    pub fn link(&self, member: u64, address: &str) -> Arc<Link> {
+        let mut links = self.links.lock();
+        // A member that moved leaves its old way behind.
+        links.retain(|(id, at), _| *id != member || at == address);
+        let link = links
+            .entry((member, address.to_owned()))
+            .or_insert_with(|| Arc::new(self.fresh(member, address)));
+        link.clone()
+    }
+
+    /// A way of its own, so that much data does not hold up what is urgent.
+    pub fn fresh(&self, member: u64, address: &str) -> Link {
+        Link {
+            member,
+            address: address.to_owned(),
+            cluster: self.cluster.clone(),
+            tls: self.tls.clone(),
+            dial: self.dial.clone(),
+            open: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
+impl Link {
+    /// Asks and reads the answer.
+    pub async fn call<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        ask: &Q,
+        timeout: Duration,
+    ) -> Result<A, CallError> {
+        let body = postcard::to_stdvec(ask).map_err(|error| CallError::Unsent(error.to_string()))?;
+        let asked = async {
+            let response = self.send(Method::POST, path, full(body)).await?;
+            read_answer(response).await
+        };
+        match tokio::time::timeout(timeout, asked).await {
+            Ok(answer) => answer,
+            Err(_) => Err(CallError::Unknown(format!("{self} did not answer {path} within {timeout:?}"))),
+        }
+    }
+
+    /// Sends a request; returns when the head of the answer is there.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Response<Incoming>, CallError> {
+        let mut sender = self.sender().await?;
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("https://{}{path}", PeerTls::name(self.member)))
+            .header(CLUSTER, &self.cluster)
+            .body(body)
+            .map_err(|error| CallError::Unsent(error.to_string()))?;
+        match sender.try_send_request(request).await {
+            Ok(response) => Ok(response),
+            Err(mut error) => {
+                let unsent = error.take_message().is_some();
+                let what = format!("{self}: {}", error.error());
+                Err(if unsent { CallError::Unsent(what) } else { CallError::Unknown(what) })
+            }
+        }
+    }
+
+    async fn sender(&self) -> Result<SendRequest<Body>, CallError> {
+        let mut open = self.open.lock().await;
+        if let Some(sender) = open.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect()).await;
+        let sender = match connected {
+            Ok(Ok(sender)) => sender,
+            Ok(Err(error)) => return Err(CallError::Unsent(format!("{self}: {error}"))),
+            Err(_) => return Err(CallError::Unsent(format!("{self} cannot be reached"))),
+        };
+        Ok(open.insert(sender).clone())
+    }
+
+    async fn connect(&self) -> io::Result<SendRequest<Body>> {
+        let address = self.dial.as_ref().map_or_else(|| self.address.clone(), |dial| dial(&self.address));
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from(PeerTls::name(self.member)).map_err(io::Error::other)?;
+        let tls = self.tls.connect(name, stream).await?;
+        let (sender, connection) = Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .handshake(TokioIo::new(tls))
+            .await
+            .map_err(io::Error::other)?;
+        let member = self.member;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(member, %error, "connection to a member");
+            }
+        });
+        Ok(sender)
+    }
+}
+
+impl std::fmt::Display for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "member {} at {}", self.member, self.address)
+    }
+}
+
+/// A body that is there already.
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// The answer in a response.
+pub(crate) async fn read_answer<A: DeserializeOwned>(response: Response<Incoming>) -> Result<A, CallError> {
+    let status = response.status();
+    let body = Limited::new(response.into_body(), wire::MAX_BODY).collect().await;
+    let body = body.map_err(|error| CallError::Unknown(error.to_string()))?.to_bytes();
+    if !status.is_success() {
+        let words = String::from_utf8_lossy(body.get(..body.len().min(512)).unwrap_or_default()).into_owned();
+        let what = format!("{status}: {words}");
+        // Refused before anything was done.
+        return Err(if status.is_client_error() {
+            CallError::Unsent(what)
+        } else {
+            CallError::Unknown(what)
+        });
+    }
+    postcard::from_bytes(&body).map_err(|error| CallError::Unknown(error.to_string()))
+}
+
+const _: () = assert!(MAX_BODY > crate::MAX_TXN_BYTES);

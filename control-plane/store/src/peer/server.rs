@@ -1,0 +1,274 @@
+//! What a member does for the others.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use futures::StreamExt;
+use http::{Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use openraft::type_config::alias::SnapshotOf;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use super::Peering;
+use super::wire::{self, MAX_BODY, Refusal, SnapshotHead};
+use crate::Error;
+use crate::disk::snapshot::SnapshotData;
+use crate::mvcc::Command;
+use crate::raft::handle::Handle;
+use crate::raft::{Types, network};
+
+const MAX_CONNECTIONS: usize = 256;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a sender of a snapshot may say nothing.
+const SNAPSHOT_IDLE: Duration = Duration::from_secs(30);
+const MAX_HEAD: usize = 1 << 20;
+
+/// What the handlers share.
+#[derive(Clone)]
+struct Shared {
+    member: Handle,
+    cluster: Arc<str>,
+    /// One snapshot arrives at a time; what it is written to.
+    incoming: Arc<tokio::sync::Mutex<std::path::PathBuf>>,
+}
+
+/// Serves the other members until the future is ready.
+pub(crate) fn serve(
+    peering: Peering,
+    member: Handle,
+    incoming: std::path::PathBuf,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Error> {
+    let shared = Shared {
+        member,
+        cluster: peering.cluster.into(),
+        incoming: Arc::new(tokio::sync::Mutex::new(incoming)),
+    };
+    let router = router(shared, peering.routes);
+    let acceptor = TlsAcceptor::from(peering.tls.server_config()?);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = accept(peering.listener, acceptor, router) => {}
+            () = stop => {}
+        }
+    });
+    Ok(())
+}
+
+fn router(shared: Shared, others: Router) -> Router {
+    let check = shared.cluster.clone();
+    Router::new()
+        .route(wire::APPEND, post(append))
+        .route(wire::VOTE, post(vote))
+        .route(wire::PRE_VOTE, post(pre_vote))
+        .route(wire::TRANSFER, post(transfer))
+        .route(wire::SNAPSHOT, post(snapshot))
+        .route(wire::PROPOSE, post(propose))
+        .route(wire::READ_INDEX, post(read_index))
+        .route(wire::ADMIT, post(admit))
+        .route(wire::REMOVE, post(remove))
+        .route(wire::MEMBERS, post(members))
+        .with_state(shared)
+        .merge(others)
+        .layer(axum::middleware::from_fn(move |request: Request<Body>, next: axum::middleware::Next| {
+            let check = check.clone();
+            async move {
+                let named = request.headers().get(wire::CLUSTER).map(http::HeaderValue::as_bytes);
+                if named == Some(check.as_bytes()) {
+                    return next.run(request).await;
+                }
+                (StatusCode::MISDIRECTED_REQUEST, "this is a member of another cluster").into_response()
+            }
+        }))
+}
+
+async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Connections end with this task.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accept from a member");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (acceptor, service) = (acceptor.clone(), TowerToHyperService::new(router.clone()));
+        connections.spawn(async move {
+            let _slot = slot;
+            let _ = stream.set_nodelay(true);
+            let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+                Ok(Ok(tls)) => tls,
+                Ok(Err(error)) => return tracing::warn!(%peer, %error, "refused: not a member"),
+                Err(_) => return,
+            };
+            let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(2 << 20)
+                .initial_connection_window_size(8 << 20)
+                .serve_connection(TokioIo::new(tls), service);
+            if let Err(error) = served.await {
+                tracing::debug!(%peer, %error, "connection of a member");
+            }
+        });
+    }
+}
+
+/// Reads a question, has it answered, writes the answer.
+async fn answer<Q, A, F>(request: Request<Body>, work: impl FnOnce(Q) -> F) -> Response
+where
+    Q: DeserializeOwned,
+    A: Serialize,
+    F: Future<Output = Result<A, String>>,
+{
+    let body = match axum::body::to_bytes(request.into_body(), MAX_BODY).await {
+        Ok(body) => body,
+        Err(error) => return (StatusCode::PAYLOAD_TOO_LARGE, error.to_string()).into_response(),
+    };
+    let question = match postcard::from_bytes(&body) {
+        Ok(question) => question,
+        Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+    };
+    let answered = work(question).await.and_then(|a| postcard::to_stdvec(&a).map_err(|e| e.to_string()));
+    match answered {
+        Ok(bytes) => bytes.into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
+    }
+}
+
+async fn append(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    answer(request, |ask| async move {
+        shared.member.raft.append_entries(ask).await.map_err(|error| error.to_string())
+    })
+    .await
+}
+
+async fn vote(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    answer(
+        request,
+        |ask| async move { shared.member.raft.vote(ask).await.map_err(|error| error.to_string()) },
+    )
+    .await
+}
+
+async fn pre_vote(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    answer(
+        request,
+        |ask| async move { shared.member.raft.pre_vote(ask).await.map_err(|error| error.to_string()) },
+    )
+    .await
+}
+
+async fn transfer(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    answer(request, |ask| async move {
+        shared.member.raft.handle_transfer_leader(ask).await.map_err(|error| error.to_string())
+    })
+    .await
+}
+
+async fn propose(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    answer(request, |mut command: Command| async move {
+        if let Command::Txn { now_ms, txn } = &mut command {
+            if let Err(error) = txn.check() {
+                return Ok(Err(Refusal::from(error)));
+            }
+            // One clock for all that expires: the leader's.
+            *now_ms = crate::store::now_ms();
+        }
+        Ok(shared.member.propose_here(Arc::new(command)).await.map_err(Refusal::from))
+    })
+    .await
+}
+
+async fn read_index(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    answer(request, |(): ()| async move { Ok(shared.member.read_index_here().await.map_err(Refusal::from)) })
+        .await
+}
+
+async fn admit(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    answer(request, |(id, address): (u64, String)| async move {
+        Ok(shared.member.admit(id, address).await.map_err(Refusal::from))
+    })
+    .await
+}
+
+async fn remove(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    answer(request, |id: u64| async move { Ok(shared.member.remove(id).await.map_err(Refusal::from)) }).await
+}
+
+async fn members(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    answer(request, |(): ()| async move {
+        let read = shared.member.linearizable().await;
+        Ok(read.map(|()| shared.member.members()).map_err(Refusal::from))
+    })
+    .await
+}
+
+async fn snapshot(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    // Whoever comes second finds what the first one brought.
+    let Ok(path) = shared.incoming.try_lock() else {
+        return (StatusCode::CONFLICT, "another snapshot is arriving").into_response();
+    };
+    let installed = async {
+        let head = receive(request.into_body(), &path).await?;
+        let data = SnapshotData::File(path.clone());
+        let snapshot = SnapshotOf::<Types, SnapshotData> { meta: head.meta, snapshot: data };
+        let raft = shared.member.raft.clone();
+        raft.install_full_snapshot(head.vote, snapshot).await.map_err(io::Error::other)
+    };
+    let installed = installed.await;
+    let _ = tokio::fs::remove_file(&*path).await;
+    let answered = installed.and_then(|answer| postcard::to_stdvec(&answer).map_err(io::Error::other));
+    match answered {
+        Ok(bytes) => bytes.into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Writes what arrives into a file; returns what went before it.
+async fn receive(body: Body, path: &std::path::Path) -> io::Result<SnapshotHead> {
+    let mut chunks = body.into_data_stream();
+    let mut next = async || match tokio::time::timeout(SNAPSHOT_IDLE, chunks.next()).await {
+        Ok(chunk) => chunk.transpose().map_err(io::Error::other),
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the snapshot does not go on")),
+    };
+    let mut start = Vec::new();
+    let (head, rest) = loop {
+        if let Some((length, tail)) = start.split_first_chunk::<4>() {
+            let length = u32::from_le_bytes(*length) as usize;
+            if length > MAX_HEAD {
+                return Err(io::Error::other("the head of the snapshot is too long"));
+            }
+            if let Some((head, rest)) = tail.split_at_checked(length) {
+                break (postcard::from_bytes(head).map_err(io::Error::other)?, rest.to_vec());
+            }
+        }
+        let Some(chunk) = next().await? else { return Err(io::ErrorKind::UnexpectedEof.into()) };
+        start.extend_from_slice(&chunk);
+    };
+    let mut file = network::private_file(path).await?;
+    file.write_all(&rest).await?;
+    while let Some(chunk) = next().await? {
+        file.write_all(&chunk).await?;
+    }
+    // Installing it reads it through its name; what raft keeps is the database that it goes into.
+    file.flush().await?;
+    Ok(head)
+}

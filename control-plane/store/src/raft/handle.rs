@@ -1,0 +1,224 @@
+//! What a member is asked, by its own process and by the others, and who it asks in turn.
+//!
+//! Only the leader proposes. Who is asked elsewhere passes the question on and waits until it has applied the answer
+//! itself, so that reads and watches of the one who asked see it.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::impls::ProgressResponder;
+use openraft::{Raft, ReadPolicy};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::state_machine::StateMachine;
+use super::{Request, Types};
+use crate::mvcc::Command;
+use crate::peer::client::{CallError, Link, Peers};
+use crate::peer::wire::{self, Proposed, Refusal};
+use crate::{Error, TxnResponse};
+
+/// How long a write may take, an election included.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a read may wait for the leader's word.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long is waited before a question that nobody took is asked again, unless the leader changes before.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// A running raft node; clones share it.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub raft: Raft<Types, StateMachine>,
+    pub node_id: u64,
+    /// The ways to the others; `None`: there are none.
+    pub peers: Option<Arc<Peers>>,
+    /// Why raft ended, once it has.
+    pub ended: watch::Receiver<Option<String>>,
+}
+
+impl Handle {
+    /// Proposes a command, wherever the leader is; returns when it is on disk of a majority and applied here.
+    pub async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {
+        let command = Arc::new(command);
+        let deadline = Instant::now() + WRITE_TIMEOUT;
+        let here = || self.propose_here(command.clone());
+        let proposed = self.at_leader(wire::PROPOSE, &command, deadline, here).await?;
+        self.applied(proposed.log_id.index, deadline).await?;
+        Ok(proposed.response)
+    }
+
+    /// Proposes a command, which only works where this member leads.
+    pub async fn propose_here(&self, command: Arc<Command>) -> Result<Proposed, Error> {
+        let (responder, answer) = ProgressResponder::complete_only();
+        let (raft, request) = (self.raft.clone(), Request(command));
+        detached(async move { raft.client_write_ff(request, Some(responder)).await })
+            .await?
+            .map_err(stopped)?;
+        let answer = tokio::time::timeout(WRITE_TIMEOUT, self.unless_ended(answer)).await;
+        let answer = answer.map_err(|_| Error::Timeout("no majority of the members answered".into()))??;
+        match answer {
+            Ok(Ok(response)) => Ok(Proposed { response: response.data.0, log_id: response.log_id }),
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(Error::NotLeader { leader: forward.leader_id })
+            }
+            Ok(Err(error @ ClientWriteError::LogEntryDiscarded(_))) => Err(Error::Timeout(error.to_string())),
+            Ok(Err(error)) => Err(stopped(error)),
+            Err(_) => Err(Error::Stopped("raft ended".into())),
+        }
+    }
+
+    /// Returns when what is in memory is the newest state.
+    pub async fn linearizable(&self) -> Result<(), Error> {
+        if self.is_alone() {
+            // No other member can lead, and every write is applied here before it is answered.
+            return Ok(());
+        }
+        let deadline = Instant::now() + READ_TIMEOUT;
+        let index = self.at_leader(wire::READ_INDEX, &(), deadline, || self.read_index_here()).await?;
+        self.applied(index, deadline).await
+    }
+
+    /// The entry that a read has to see, as this member knows it if it leads.
+    pub async fn read_index_here(&self) -> Result<u64, Error> {
+        let raft = self.raft.clone();
+        let read = detached(async move { raft.get_read_log_id(ReadPolicy::LeaseRead).await }).await?;
+        read.map(|(id, _)| id.index()).map_err(read_error)
+    }
+
+    /// Has a question answered by the leader: here or by a call. Questions that were surely not heard are asked again.
+    pub(super) async fn at_leader<Q, A, F>(
+        &self,
+        path: &str,
+        ask: &Q,
+        deadline: Instant,
+        here: impl Fn() -> F,
+    ) -> Result<A, Error>
+    where
+        Q: Serialize + Sync,
+        A: DeserializeOwned + Send,
+        F: Future<Output = Result<A, Error>>,
+    {
+        loop {
+            let mut news = self.raft.server_metrics();
+            let leader = news.borrow_watched().current_leader;
+            let answer = match leader {
+                Some(id) if id == self.node_id => here().await,
+                Some(id) => match self.link(id) {
+                    Some(link) => ask_there(link, path, ask, deadline).await,
+                    None => Err(Error::NotLeader { leader }),
+                },
+                None => Err(Error::NotLeader { leader }),
+            };
+            let Err(Error::NotLeader { leader }) = answer else { return answer };
+            if self.peers.is_none() {
+                return Err(Error::NotLeader { leader });
+            }
+            if Instant::now() + RETRY > deadline {
+                return Err(Error::Unavailable("no leader could be reached in time".into()));
+            }
+            if let Some(reason) = self.ended.borrow().clone() {
+                return Err(Error::Stopped(reason));
+            }
+            let changed = tokio::time::timeout(RETRY, news.changed()).await;
+            if changed.is_ok() {
+                // Who has just been elected may not know it yet.
+                tokio::time::sleep(RETRY / 10).await;
+            }
+        }
+    }
+
+    /// The way to another member.
+    pub fn link(&self, id: u64) -> Option<Arc<Link>> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let address = metrics.membership_config.membership().get_node(&id)?.addr.clone();
+        Some(self.peers.as_ref()?.link(id, &address))
+    }
+
+    /// Waits until this member has applied an entry.
+    async fn applied(&self, index: u64, deadline: Instant) -> Result<(), Error> {
+        let mut progress = self.raft.watch_apply_progress();
+        let reached = |id: &Option<super::LogId>| id.as_ref().is_some_and(|id| id.index >= index);
+        if reached(&progress.get()) {
+            return Ok(());
+        }
+        match tokio::time::timeout_at(deadline, self.unless_ended(progress.wait_until(reached))).await {
+            Ok(Ok(Ok(_))) => Ok(()),
+            Ok(Ok(Err(error))) => Err(stopped(error)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::Timeout("this member is behind the others".into())),
+        }
+    }
+
+    /// Waits for raft's answer or its end: a request that is sent while raft ends may never be answered.
+    pub(super) async fn unless_ended<T>(&self, answer: impl Future<Output = T>) -> Result<T, Error> {
+        let mut ended = self.ended.clone();
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            reason = ended.wait_for(Option::is_some) => {
+                let reason = reason.ok().and_then(|reason| reason.clone());
+                Err(Error::Stopped(reason.unwrap_or_else(|| "raft ended".into())))
+            }
+        }
+    }
+
+    pub fn is_alone(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.current_leader == Some(self.node_id) && metrics.membership_config.voter_ids().count() == 1
+    }
+}
+
+/// Boxed: the types of connections are too deep for the futures of whole calls.
+fn ask_there<'a, Q: Serialize + Sync, A: DeserializeOwned + Send + 'a>(
+    link: Arc<Link>,
+    path: &'a str,
+    ask: &'a Q,
+    deadline: Instant,
+) -> BoxFuture<'a, Result<A, Error>> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    Box::pin(async move {
+        match link.call::<Q, Result<A, Refusal>>(path, ask, left).await {
+            Ok(answer) => answer.map_err(Error::from),
+            Err(CallError::Unsent(why)) => {
+                tracing::debug!(path, why, "the leader did not hear a question");
+                Err(Error::NotLeader { leader: None })
+            }
+            Err(CallError::Unknown(why)) => Err(Error::Timeout(why)),
+        }
+    })
+}
+
+/// Runs a call of raft to its end even if the caller goes away: those that wait for raft's end must not be dropped
+/// meanwhile, or the others that wait for it panic (openraft 0.10.0-alpha.37, `join_core_task`).
+pub(super) async fn detached<T: Send + 'static>(
+    call: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Error> {
+    let mut call = Box::pin(call);
+    match futures::poll!(call.as_mut()) {
+        Poll::Ready(answer) => Ok(answer),
+        Poll::Pending => tokio::spawn(call).await.map_err(stopped),
+    }
+}
+
+pub(super) fn stopped(error: impl std::fmt::Display) -> Error {
+    Error::Stopped(error.to_string())
+}
+
+pub(super) fn read_error(error: RaftError<Types, LinearizableReadError<Types>>) -> Error {
+    match error {
+        RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+            Error::NotLeader { leader: forward.leader_id }
+        }
+        // It may lead no more without knowing.
+        RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => Error::NotLeader { leader: None },
+        error @ RaftError::Fatal(_) => stopped(error),
+    }
+}

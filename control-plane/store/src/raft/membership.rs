@@ -1,0 +1,199 @@
+//! Who belongs to the cluster, and changes of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::{BasicNode, ChangeMembers};
+use tokio::time::Instant;
+
+use super::handle::{Handle, detached, stopped};
+use super::{Types, Vote};
+use crate::peer::client::CallError;
+use crate::peer::wire::{self, Refusal};
+use crate::{Error, peer};
+
+/// How long a new member may take to catch up, and a change to be agreed upon.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a member that cannot join yet waits.
+const JOIN_AGAIN: Duration = Duration::from_millis(500);
+
+type Change = ChangeMembers<u64, BasicNode>;
+
+impl Handle {
+    /// The members as this one knows them.
+    pub fn members(&self) -> Vec<peer::Member> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+        let nodes = metrics.membership_config.nodes();
+        let member = |(id, node): (&u64, &BasicNode)| peer::Member {
+            id: *id,
+            address: node.addr.clone(),
+            voter: voters.contains(id),
+            leader: metrics.current_leader == Some(*id),
+        };
+        nodes.map(member).collect()
+    }
+
+    fn member(&self, id: u64) -> Option<peer::Member> {
+        self.members().into_iter().find(|member| member.id == id)
+    }
+
+    /// Lets a member in, or notes where one is now; wherever the leader is.
+    pub async fn admit(&self, id: u64, address: String) -> Result<(), Error> {
+        let deadline = Instant::now() + CHANGE_TIMEOUT;
+        let ask = (id, address.clone());
+        self.at_leader(wire::ADMIT, &ask, deadline, || self.admit_here(id, &address)).await
+    }
+
+    /// Puts a member out; wherever the leader is.
+    pub async fn remove(&self, id: u64) -> Result<(), Error> {
+        let deadline = Instant::now() + CHANGE_TIMEOUT;
+        self.at_leader(wire::REMOVE, &id, deadline, || self.remove_here(id)).await
+    }
+
+    async fn admit_here(&self, id: u64, address: &str) -> Result<(), Error> {
+        let node = BasicNode::new(address);
+        match self.member(id) {
+            Some(known) if known.address != address => {
+                self.change(Change::SetNodes(BTreeMap::from([(id, node.clone())]))).await?;
+            }
+            Some(_) => {}
+            None => self.change(Change::AddNodes(BTreeMap::from([(id, node.clone())]))).await?,
+        }
+        if self.member(id).is_some_and(|known| known.voter) {
+            return Ok(());
+        }
+        self.caught_up(id).await?;
+        self.change(Change::AddVoterIds(BTreeSet::from([id]))).await?;
+        tracing::info!(member = id, address, "a member joined");
+        Ok(())
+    }
+
+    /// Waits until a new member has about as much of the log as this one, so that it holds up no write when it votes.
+    async fn caught_up(&self, id: u64) -> Result<(), Error> {
+        let near = |metrics: &openraft::RaftMetrics<Types>| {
+            let Some(replication) = &metrics.replication else { return true };
+            let matched = replication.get(&id).cloned().flatten().map(|log: super::LogId| log.index);
+            matched.is_some_and(|index| index + 1000 >= metrics.last_log_index.unwrap_or_default())
+        };
+        let wait = self.raft.wait(Some(CHANGE_TIMEOUT / 2));
+        let near = wait.metrics(near, "the new member catches up");
+        near.await.map_err(|_| Error::Unavailable(format!("member {id} does not catch up")))?;
+        if self.raft.is_leader() { Ok(()) } else { Err(Error::NotLeader { leader: None }) }
+    }
+
+    async fn remove_here(&self, id: u64) -> Result<(), Error> {
+        let members = self.members();
+        let Some(member) = members.iter().find(|member| member.id == id) else {
+            return Err(Error::Invalid(format!("there is no member {id}")));
+        };
+        if member.voter && members.iter().filter(|member| member.voter).count() == 1 {
+            return Err(Error::Invalid("the last member cannot be removed".into()));
+        }
+        let ids = BTreeSet::from([id]);
+        let change = if member.voter { Change::RemoveVoters(ids) } else { Change::RemoveNodes(ids) };
+        self.change(change).await?;
+        tracing::info!(member = id, "a member was removed");
+        Ok(())
+    }
+
+    async fn change(&self, change: Change) -> Result<(), Error> {
+        let raft = self.raft.clone();
+        let changed = detached(async move { raft.change_membership(change, false).await });
+        let changed = tokio::time::timeout(CHANGE_TIMEOUT / 2, changed).await;
+        let changed =
+            changed.map_err(|_| Error::Timeout("no majority agreed to the change in time".into()))??;
+        match changed {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(Error::NotLeader { leader: forward.leader_id })
+            }
+            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => Err(match error {
+                ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_) => {
+                    Error::Unavailable("another change is under way; try again".into())
+                }
+                error => Error::Invalid(error.to_string()),
+            }),
+            Err(error) => Err(stopped(error)),
+        }
+    }
+
+    /// Asks members that are known to let this one in, until it votes.
+    pub async fn join(&self, known: &[(u64, String)], address: &str, deadline: Instant) -> Result<(), Error> {
+        let peers =
+            self.peers.as_ref().ok_or_else(|| Error::Invalid("joining needs a way to others".into()))?;
+        let mut last = "no member is known".to_owned();
+        while Instant::now() < deadline {
+            for (id, at) in known {
+                if self.member(self.node_id).is_some_and(|me| me.voter) {
+                    return Ok(());
+                }
+                let ask = (self.node_id, address.to_owned());
+                let link = peers.link(*id, at);
+                match link.call::<_, Result<(), Refusal>>(wire::ADMIT, &ask, CHANGE_TIMEOUT).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(refusal)) => last = Error::from(refusal).to_string(),
+                    Err(CallError::Unsent(why) | CallError::Unknown(why)) => last = why,
+                }
+            }
+            tokio::time::sleep(JOIN_AGAIN).await;
+        }
+        Err(Error::Unavailable(format!("this member was not let in: {last}")))
+    }
+
+    /// Sees to it that the others know where this member is now.
+    pub async fn announce(&self, address: &str) {
+        loop {
+            let known = self.member(self.node_id).map(|me| me.address);
+            if known.is_none_or(|known| known == address) || self.ended.borrow().is_some() {
+                return;
+            }
+            if let Err(error) = self.admit(self.node_id, address.to_owned()).await {
+                tracing::warn!(%error, address, "the others do not know the address of this member yet");
+                tokio::time::sleep(JOIN_AGAIN).await;
+            }
+        }
+    }
+
+    /// Whether another member says, and is sure of it, that this one was put out.
+    pub async fn was_removed(&self) -> bool {
+        for other in self.members().into_iter().filter(|member| member.id != self.node_id) {
+            let Some(link) = self.link(other.id) else { continue };
+            let asked =
+                link.call::<_, Result<Vec<peer::Member>, Refusal>>(wire::MEMBERS, &(), JOIN_AGAIN * 4);
+            if let Ok(Ok(members)) = asked.await {
+                return !members.iter().any(|member| member.id == self.node_id);
+            }
+        }
+        false
+    }
+
+    /// Hands leadership to another voter, where there is one, so that nobody waits for an election.
+    pub async fn hand_over(&self) {
+        if !self.raft.is_leader() {
+            return;
+        }
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+        let others = metrics.replication.unwrap_or_default().into_iter();
+        let best =
+            others.filter(|(id, _)| *id != self.node_id && voters.contains(id)).max_by_key(|(_, log)| *log);
+        let Some((to, _)) = best else { return };
+        let raft = self.raft.clone();
+        let _ = detached(async move { raft.trigger().transfer_leader(to).await }).await;
+        let me = self.node_id;
+        let wait = self.raft.wait(Some(Duration::from_secs(1)));
+        let _ = wait.metrics(|metrics| metrics.current_leader.is_some_and(|id| id != me), "hand over").await;
+    }
+
+    /// The leader as this member knows it, and the term.
+    pub fn leader(&self) -> (Option<u64>, u64) {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let vote: Vote = metrics.vote;
+        (metrics.current_leader, vote.leader_id.term)
+    }
+}
