@@ -2,8 +2,8 @@
 
 mod conditions;
 mod controller;
-mod hash;
-mod limits;
+pub(crate) mod hash;
+pub(crate) mod limits;
 mod plan;
 mod rolling;
 mod scaling;

@@ -34,11 +34,17 @@ impl Expectations {
         }
     }
 
-    /// Expects so many creations and these deletions, before they are asked for.
+    /// Expects so many more creations and deletions, before they are asked for.
     pub fn expect(&self, owner: &Key, creations: usize, deletions: impl IntoIterator<Item = String>) {
-        let expected =
-            Expected { creations, deletions: deletions.into_iter().collect(), since: Instant::now() };
-        self.by_owner.lock().insert(owner.clone(), expected);
+        let mut by_owner = self.by_owner.lock();
+        let new = || Expected { creations: 0, deletions: HashSet::new(), since: Instant::now() };
+        let expected = by_owner.entry(owner.clone()).or_insert_with(new);
+        if expected.since.elapsed() > TIMEOUT {
+            *expected = new();
+        }
+        expected.since = Instant::now();
+        expected.creations += creations;
+        expected.deletions.extend(deletions);
     }
 
     /// So many creations were seen, or failed and will not be.

@@ -6,21 +6,28 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+pub mod cron_job;
+pub mod daemon_set;
 pub mod deployment;
 pub mod discovery;
 pub mod endpoint_slice;
 pub mod events;
 pub mod expectations;
 pub mod garbage;
+pub mod history;
 pub mod informers;
+pub mod job;
 pub mod manager;
 pub mod namespace;
 pub mod node;
 pub mod ownership;
+pub mod placement;
+pub mod pod_control;
 pub mod queue;
 pub mod reconcile;
 pub mod replica_set;
+pub mod stateful_set;
 pub mod view;
 pub mod write;
 
-pub use manager::{IDENTITIES, Options, run};
+pub use manager::{IDENTITIES, Options, run, user_of};

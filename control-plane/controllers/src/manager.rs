@@ -7,30 +7,47 @@ use anyhow::Context;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::cron_job::CronJobController;
+use crate::daemon_set::DaemonSetController;
 use crate::deployment::DeploymentController;
 use crate::endpoint_slice::EndpointSliceController;
 use crate::events::Recorder;
 use crate::garbage::GarbageCollector;
 use crate::informers::Informers;
+use crate::job::JobController;
 use crate::namespace::{NamespaceController, NamespaceDefaults};
 use crate::node::{NodeController, Ranges};
 use crate::reconcile::{self, Reconciler};
 use crate::replica_set::ReplicaSetController;
+use crate::stateful_set::StatefulSetController;
 use crate::write::Writer;
 
-/// The identities that [`Options::client_for`] is asked for. In Kubernetes each is the ServiceAccount of that name in
-/// `kube-system`; `shared-informers` is the one that lists and watches for all.
-pub const IDENTITIES: [&str; 9] = [
+/// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
+pub const IDENTITIES: [&str; 13] = [
     "shared-informers",
     "replicaset-controller",
     "deployment-controller",
+    "statefulset-controller",
+    "daemon-set-controller",
+    "job-controller",
+    "cronjob-controller",
     "endpointslice-controller",
     "generic-garbage-collector",
     "namespace-controller",
     "service-account-controller",
-    "root-ca-certificate-publisher",
+    "root-ca-cert-publisher",
     "node-controller",
 ];
+
+/// The user of an identity: the ServiceAccount of that name in `kube-system`, as kube-controller-manager has them. The shared
+/// watches are the manager's own.
+pub fn user_of(identity: &str) -> (String, Vec<&'static str>) {
+    if identity == "shared-informers" {
+        return ("system:kube-controller-manager".into(), vec!["system:authenticated"]);
+    }
+    let groups = vec!["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
+    (format!("system:serviceaccount:kube-system:{identity}"), groups)
+}
 
 /// How the controllers run.
 #[derive(Clone)]
@@ -70,14 +87,23 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let recorder = |name: &str, component: &str| Recorder::new(writer(name), component);
     let caches = Arc::new(Informers::default());
     let garbage = GarbageCollector::new(writer("generic-garbage-collector"));
-    let rs = "replicaset-controller";
-    let deployment = "deployment-controller";
     let node = "node-controller";
-    let (accounts, publisher) =
-        (writer("service-account-controller"), writer("root-ca-certificate-publisher"));
+    // Most write and tell under one name.
+    let own = |name: &str| (writer(name), recorder(name, name));
+    macro_rules! make {
+        ($controller:ident, $name:literal) => {{
+            let (writer, events) = own($name);
+            $controller::new(caches.clone(), writer, events)
+        }};
+    }
+    let (accounts, publisher) = (writer("service-account-controller"), writer("root-ca-cert-publisher"));
     let controllers: Vec<Arc<dyn Reconciler>> = vec![
-        ReplicaSetController::new(caches.clone(), writer(rs), recorder(rs, rs)),
-        DeploymentController::new(caches.clone(), writer(deployment), recorder(deployment, deployment)),
+        make!(ReplicaSetController, "replicaset-controller"),
+        make!(DeploymentController, "deployment-controller"),
+        make!(StatefulSetController, "statefulset-controller"),
+        make!(DaemonSetController, "daemon-set-controller"),
+        make!(JobController, "job-controller"),
+        make!(CronJobController, "cronjob-controller"),
         EndpointSliceController::new(caches.clone(), writer("endpointslice-controller")),
         NamespaceController::new(caches.clone(), writer("namespace-controller")),
         NamespaceDefaults::new(caches.clone(), accounts, publisher, options.root_ca_pem.clone()),

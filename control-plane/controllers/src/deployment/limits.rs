@@ -17,7 +17,8 @@ pub fn fenceposts(
     if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
 }
 
-fn scaled(value: &IntOrString, total: i64, up: bool) -> i64 {
+/// An absolute number, or a percentage of `total` rounded up or down.
+pub fn scaled(value: &IntOrString, total: i64, up: bool) -> i64 {
     match value {
         IntOrString::Int(n) => i64::from(*n).max(0),
         IntOrString::String(text) => {

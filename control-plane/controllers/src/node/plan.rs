@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use crate::events::{api_time, whole_second};
+use crate::placement::tolerates;
 use crate::view::{Meta, Node, Pod, condition};
 
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
@@ -75,17 +76,6 @@ pub fn stays(pod: &Pod, taints: &[Taint], now: Timestamp) -> Option<Duration> {
         shortest = Some(shortest.map_or(left, |s| s.min(left)));
     }
     shortest
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let of = |text: &Option<String>| text.clone().unwrap_or_default();
-    let (effect, key) = (of(&toleration.effect), of(&toleration.key));
-    let value_matches = match of(&toleration.operator).as_str() {
-        "Exists" => true,
-        "" | "Equal" => !key.is_empty() && of(&toleration.value) == of(&taint.value),
-        _ => false,
-    };
-    (effect.is_empty() || effect == taint.effect) && (key.is_empty() || key == taint.key) && value_matches
 }
 
 /// The patch of a pod's status when its node is silent; None when the pod is not ready anyway.

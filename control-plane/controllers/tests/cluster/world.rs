@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use coracle_apiserver::{ApiServer, UserInfo};
 use coracle_registry::RegistryOptions;
+use coracle_registry::authz::component;
 use coracle_store::Store;
 use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
@@ -49,18 +50,13 @@ impl World {
         coracle_registry::bootstrap(&server, &options).await.unwrap();
         let mut world = Self { server, shutdown: CancellationToken::new(), tasks: JoinSet::new() };
         let server = world.server.clone();
-        let client_for = move |name: &str| {
-            Client::new(
-                server.service_as(UserInfo::new(&format!("system:controller:{name}"), &[])),
-                "default",
-            )
-        };
+        let client_for =
+            move |name: &str| Client::new(server.service_as(component::controller(name)), "default");
         let mut options = coracle_controllers::Options::new(Arc::new(client_for));
         options.root_ca_pem = Some("a certificate".into());
         let shutdown = world.shutdown.clone();
         world.tasks.spawn(async move { coracle_controllers::run(options, shutdown).await.unwrap() });
-        let scheduler =
-            Client::new(world.server.service_as(UserInfo::new("system:kube-scheduler", &[])), "default");
+        let scheduler = Client::new(world.server.service_as(component::scheduler()), "default");
         let shutdown = world.shutdown.clone();
         world.tasks.spawn(async move {
             coracle_scheduler::run(scheduler, Default::default(), shutdown).await.unwrap()

@@ -1,6 +1,7 @@
 //! Taints and tolerations.
 
-use k8s_openapi::api::core::v1::{Taint, Toleration};
+use coracle_controllers::placement::tolerates;
+use k8s_openapi::api::core::v1::Taint;
 
 use super::{BEST, Reasons};
 use crate::cycle::Room;
@@ -28,25 +29,4 @@ pub fn prefer_untainted(pod: &PodView, room: &Room) -> i64 {
 
 fn tolerated(pod: &PodView, taint: &Taint) -> bool {
     pod.tolerations.iter().any(|one| tolerates(one, taint))
-}
-
-/// Whether a toleration matches a taint (core/v1 Toleration: an empty effect matches all, an empty key with Exists too).
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect {
-        return false;
-    }
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or("Equal") {
-        "Exists" => true,
-        "Equal" | "" => {
-            !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default()
-        }
-        _ => false,
-    }
 }

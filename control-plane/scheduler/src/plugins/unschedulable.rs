@@ -1,6 +1,8 @@
 //! `spec.unschedulable` of a node (`kubectl cordon`).
 
-use super::{Reasons, taints};
+use coracle_controllers::placement::tolerates;
+
+use super::Reasons;
 use crate::cycle::Room;
 use crate::view::PodView;
 use k8s_openapi::api::core::v1::Taint;
@@ -9,7 +11,6 @@ use k8s_openapi::api::core::v1::Taint;
 pub fn filter(pod: &PodView, room: &Room) -> Reasons {
     let key = "node.kubernetes.io/unschedulable".to_owned();
     let taint = Taint { key, effect: "NoSchedule".to_owned(), ..Taint::default() };
-    let refused =
-        room.node.unschedulable && !pod.tolerations.iter().any(|one| taints::tolerates(one, &taint));
+    let refused = room.node.unschedulable && !pod.tolerations.iter().any(|one| tolerates(one, &taint));
     if refused { vec!["node(s) were unschedulable".to_owned()] } else { Vec::new() }
 }

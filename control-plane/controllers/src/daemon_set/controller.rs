@@ -1,0 +1,158 @@
+//! Carries out the plan of a DaemonSet.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use coracle_api::labels::Selector;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::plan::{State, plan, pod};
+use crate::cache::{Key, key_of};
+use crate::events::Recorder;
+use crate::history::{self, REVISION_HASH};
+use crate::informers::Informers;
+use crate::ownership::matches;
+use crate::pod_control::PodControl;
+use crate::queue::WorkQueue;
+use crate::reconcile::Reconciler;
+use crate::view::{DaemonSet, DaemonSetStatus, Meta, Node};
+use crate::write::{self, Writer};
+
+/// A pod that fails again and again is made anew this often.
+const FAILED_PAUSE: Duration = Duration::from_secs(5);
+
+/// Keeps DaemonSets.
+pub struct DaemonSetController {
+    caches: Arc<Informers>,
+    queue: WorkQueue,
+    pods: PodControl,
+}
+
+impl DaemonSetController {
+    /// Registers its handlers.
+    pub fn new(caches: Arc<Informers>, writer: Writer, events: Recorder) -> Arc<Self> {
+        let pods = PodControl::new(caches.clone(), writer, events, "DaemonSet");
+        let this = Arc::new(Self { caches: caches.clone(), queue: WorkQueue::new(), pods });
+        let own = this.clone();
+        caches.daemon_sets.on_change(move |old, new| {
+            if let (Some(old), None) = (old, new) {
+                own.pods.expectations.forget(&key_of(old.as_ref()));
+            }
+            if let Some(set) = new.or(old) {
+                own.queue.add(key_of(set.as_ref()));
+            }
+        });
+        let own = this.clone();
+        caches.nodes.on_change(move |old, new| {
+            // Heartbeats change no placement.
+            if !old.zip(new).is_some_and(|(old, new)| same_place(old, new)) {
+                own.caches.daemon_sets.all().iter().for_each(|set| own.queue.add(key_of(set.as_ref())));
+            }
+        });
+        let own = this.clone();
+        caches.pods.on_change(move |old, new| {
+            let Some(orphan) = own.pods.seen(&own.queue, old, new) else { return };
+            for set in own.caches.daemon_sets.by(&format!("namespace:{}", orphan.namespace())) {
+                let selector = Selector::from_label_selector(&set.spec.selector);
+                if selector.is_ok_and(|s| matches(&s, orphan.as_ref())) {
+                    own.queue.add(key_of(set.as_ref()));
+                }
+            }
+        });
+        this
+    }
+
+    async fn write_status(&self, set: &DaemonSet, new: &DaemonSetStatus) -> write::Result<()> {
+        if *new == set.status {
+            return Ok(());
+        }
+        let path = format!("{}/status", write::path::<DaemonSet>(set.namespace(), set.name()));
+        let body = json!({
+            "metadata": { "uid": set.uid(), "resourceVersion": set.metadata.resource_version }, "status": new,
+        });
+        match self.pods.writer().merge(&path, &body).await {
+            Err(error) if !write::is_not_found(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn revisions(&self, set: &DaemonSet) -> anyhow::Result<Vec<Arc<crate::view::ControllerRevision>>> {
+        let collisions = set.status.collision_count.unwrap_or(0);
+        match history::sync(&self.caches, self.pods.writer(), set, &set.spec.template, collisions).await {
+            Err(history::Error::Collision) => {
+                let status = DaemonSetStatus { collision_count: Some(collisions + 1), ..set.status.clone() };
+                self.write_status(set, &status).await?;
+                anyhow::bail!("the name of a revision is taken");
+            }
+            other => Ok(other?),
+        }
+    }
+}
+
+fn same_place(old: &Node, new: &Node) -> bool {
+    old.metadata.labels == new.metadata.labels
+        && old.spec.taints == new.spec.taints
+        && old.spec.unschedulable == new.spec.unschedulable
+}
+
+#[async_trait]
+impl Reconciler for DaemonSetController {
+    fn name(&self) -> &'static str {
+        "daemon-set-controller"
+    }
+
+    fn queue(&self) -> &WorkQueue {
+        &self.queue
+    }
+
+    async fn reconcile(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
+        let settled = self.pods.expectations.settled(key);
+        let Some(set) = self.caches.daemon_sets.get(key) else { return Ok(None) };
+        let selector =
+            Selector::from_label_selector(&set.spec.selector).map_err(|s| anyhow::anyhow!("{s:?}"))?;
+        if selector.is_everything() {
+            let words = "This daemon set is selecting all pods. A non-empty selector is required.";
+            self.pods.events().warning(set.as_ref(), "SelectingAll", words);
+            return Ok(None);
+        }
+        let revisions = self.revisions(&set).await?;
+        let hash = revisions.last().map(|r| history::hash_of(r).to_string()).unwrap_or_default();
+        let pods = self.pods.claimed(set.as_ref(), &selector).await?;
+        let (nodes, now) = (self.caches.nodes.all(), Timestamp::now());
+        let state = State { set: &set, nodes: &nodes, pods: &pods, hash: &hash, settled, now };
+        let plan = plan(&state);
+        for (node, pod) in &plan.failed {
+            let words = format!(
+                "Found failed daemon pod {}/{pod} on node {node}, will try to kill it",
+                set.namespace()
+            );
+            self.pods.events().warning(set.as_ref(), "FailedDaemonPod", words);
+        }
+        let created: BTreeSet<&String> = plan.created.iter().collect();
+        let bodies = created.iter().map(|node| pod(&set, &hash, node)).collect::<Vec<_>>();
+        let deleted: BTreeSet<_> = plan.deleted.into_iter().collect();
+        let done = if bodies.is_empty() { Ok(()) } else { self.pods.create(key, set.as_ref(), bodies).await };
+        let gone = if deleted.is_empty() {
+            Ok(())
+        } else {
+            self.pods.delete(key, set.as_ref(), deleted.into_iter().collect()).await
+        };
+        self.write_status(&set, &plan.status).await?;
+        done?;
+        gone?;
+        let mut live: HashSet<String> = pods
+            .iter()
+            .filter_map(|p| p.label(REVISION_HASH))
+            .flat_map(|h| revisions.iter().filter(move |r| history::hash_of(r) == h))
+            .map(|r| r.name().to_string())
+            .collect();
+        live.extend(revisions.last().map(|r| r.name().to_string()));
+        let limit = set.spec.revision_history_limit;
+        history::truncate(self.pods.writer(), set.namespace(), &revisions, &live, limit).await?;
+        let waits = plan.status.number_unavailable > 0 && set.spec.min_ready_seconds > 0;
+        Ok(if plan.failed.is_empty() { waits.then_some(Duration::from_secs(1)) } else { Some(FAILED_PAUSE) })
+    }
+}
