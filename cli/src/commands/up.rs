@@ -51,6 +51,12 @@ pub struct Options {
     /// The port of the node's API; 0 takes a free one.
     #[arg(long, default_value_t = 10250)]
     node_port: u16,
+    /// The port of the cluster's DNS; below 1024 it needs a privilege. Wasm pods resolve names without it.
+    #[arg(long, default_value_t = 53)]
+    dns_port: u16,
+    /// Resolve names of other domains too, through the resolvers of this host.
+    #[arg(long)]
+    forward_dns: bool,
     /// How long to wait until everything is ready, in seconds.
     #[arg(long, default_value_t = 60)]
     timeout: u64,
@@ -205,9 +211,19 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
             ("tls-cert-file", shown(credentials.join("serving.crt"))),
             ("tls-private-key-file", shown(credentials.join("serving.key"))),
             ("client-ca-file", shown(credentials.join("ca.crt"))),
+            ("cluster-dns", dns_address(&options.service_cidr)),
+            ("dns-port", options.dns_port.to_string()),
+            ("forward-dns", options.forward_dns.to_string()),
         ],
     );
     [server, runtime, node]
+}
+
+/// The tenth address of the Service range, which is the DNS's; empty for a range that cannot be read: the server says so.
+fn dns_address(service_cidr: &str) -> String {
+    let base = service_cidr.split('/').next().and_then(|base| base.parse::<std::net::Ipv4Addr>().ok());
+    let tenth = base.and_then(|base| u32::from(base).checked_add(10));
+    tenth.map(|ip| std::net::Ipv4Addr::from(ip).to_string()).unwrap_or_default()
 }
 
 /// Whether the node has said since `start` that it is ready; what it said before, it may be no longer.

@@ -29,7 +29,9 @@ pub async fn bootstrap(server: &ApiServer, options: &RegistryOptions) -> Result<
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         ensure(server, "/api/v1/namespaces", &namespace).await?;
     }
+    crate::authz::defaults::reconcile(server).await?;
     ensure(server, "/api/v1/namespaces/default/services", &kubernetes_service(options)).await?;
+    ensure(server, "/api/v1/namespaces/kube-system/services", &dns_service(options)).await?;
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     let wanted = kubernetes_slice(options);
     ensure(server, slices, &wanted).await?;
@@ -54,6 +56,24 @@ fn kubernetes_service(options: &RegistryOptions) -> Value {
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
         "spec": {"type": "ClusterIP", "clusterIP": first.to_string(), "sessionAffinity": "None",
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}]},
+    })
+}
+
+/// The Service `kube-system/kube-dns`: the tenth address of the range. It has no endpoints: every node answers there by
+/// itself.
+fn dns_service(options: &RegistryOptions) -> Value {
+    let tenth = match options.service_cidr.base {
+        IpAddr::V4(ip) => IpAddr::from((u32::from(ip) + 10).to_be_bytes()),
+        IpAddr::V6(ip) => IpAddr::from((u128::from(ip) + 10).to_be_bytes()),
+    };
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kube-dns", "namespace": "kube-system",
+            "labels": {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}},
+        "spec": {"type": "ClusterIP", "clusterIP": tenth.to_string(), "sessionAffinity": "None", "ports": [
+            {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+            {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
+        ]},
     })
 }
 
@@ -82,7 +102,12 @@ async fn ensure(server: &ApiServer, path: &str, object: &Value) -> Result<(), St
     }
 }
 
-async fn call(server: &ApiServer, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Status> {
+pub(crate) async fn call(
+    server: &ApiServer,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<Value, Status> {
     let body = body.map_or_else(Body::empty, |b| Body::from(b.to_string()));
     let request = Request::builder()
         .method(method)

@@ -81,6 +81,7 @@ mod tests {
             port: 80,
             reason: "PermissionDenied".into(),
             message: "permission denied".into(),
+            protocol: 0,
         }
     }
 

@@ -1,10 +1,11 @@
 //! The Service table feed: the node streams tables in, the host gets the latest.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use coracle_cri_api::network::{self, service_table_server};
-use coracle_wasm::protocol::{self, ServiceEntry};
+use coracle_wasm::protocol::{self, ServiceEntry, Transport};
+use coracle_wasm::routes::Cidr;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -27,6 +28,14 @@ fn problem(
         port: listener.port,
         reason: reason.to_owned(),
         message,
+        protocol: listener.protocol,
+    }
+}
+
+fn transport(protocol: network::Protocol) -> Transport {
+    match protocol {
+        network::Protocol::Tcp => Transport::Tcp,
+        network::Protocol::Udp => Transport::Udp,
     }
 }
 
@@ -51,12 +60,69 @@ pub fn translate(table: &network::Table) -> (protocol::ServiceTable, Vec<network
             }
         }
     }
-    let name = |n: &network::Name| {
-        let addresses = n.addresses.iter().filter_map(|a| a.parse().ok()).collect();
-        (n.name.trim_end_matches('.').to_ascii_lowercase(), addresses)
+    let translated = protocol::ServiceTable {
+        generation: table.generation,
+        services,
+        names: table.names.iter().map(name).collect(),
+        policies: table.policies.iter().map(policy).collect(),
+        domain: lower(&table.domain),
+        dns: table.dns.as_ref().and_then(dns),
+        resolve_only: table.resolve_only,
     };
-    let names = table.names.iter().map(name).collect();
-    (protocol::ServiceTable { generation: table.generation, services, names }, errors)
+    (translated, errors)
+}
+
+fn lower(name: &str) -> String {
+    name.trim_end_matches('.').to_ascii_lowercase()
+}
+
+fn name(name: &network::Name) -> protocol::Name {
+    let srv = |srv: &network::Srv| {
+        let port = u16::try_from(srv.port).ok()?;
+        Some(protocol::Srv { port, target: lower(&srv.target) })
+    };
+    protocol::Name {
+        name: lower(&name.name),
+        addresses: name.addresses.iter().filter_map(|a| a.parse().ok()).collect(),
+        cname: Some(lower(&name.cname)).filter(|c| !c.is_empty()),
+        srv: name.srv.iter().filter_map(srv).collect(),
+        reverse: name.reverse,
+    }
+}
+
+fn dns(dns: &network::Dns) -> Option<protocol::Dns> {
+    let listen: SocketAddr = dns.listen.parse().ok()?;
+    Some(protocol::Dns { listen, upstreams: dns.upstreams.iter().filter_map(|a| a.parse().ok()).collect() })
+}
+
+/// What cannot be read of a policy allows nothing: it is about who may, not about who may not.
+fn policy(policy: &network::Policy) -> protocol::Policy {
+    let rules = |rules: &[network::Rule]| rules.iter().map(rule).collect();
+    protocol::Policy {
+        name: policy.name.clone(),
+        pods: policy.pods.iter().filter_map(|a| a.parse().ok()).collect(),
+        ingress: policy.ingress.then(|| rules(&policy.ingress_rules)),
+        egress: policy.egress.then(|| rules(&policy.egress_rules)),
+    }
+}
+
+fn rule(rule: &network::Rule) -> protocol::Rule {
+    let block = |block: &network::IpBlock| {
+        let except = block.except.iter().map(|c| c.parse()).collect::<Result<Vec<Cidr>, _>>().ok()?;
+        Some(protocol::Block { cidr: block.cidr.parse().ok()?, except })
+    };
+    let ports = |ports: &network::PolicyPort| {
+        let transport = transport(ports.protocol());
+        let (first, last) = match (ports.first, ports.last) {
+            (0, 0) => (0, u16::MAX),
+            (first, last) => (u16::try_from(first).ok()?, u16::try_from(last).ok()?),
+        };
+        Some(protocol::Ports { transport, first, last })
+    };
+    protocol::Rule {
+        peers: (!rule.any_peer).then(|| rule.peers.iter().filter_map(block).collect()),
+        ports: (!rule.any_port).then(|| rule.ports.iter().filter_map(ports).collect()),
+    }
 }
 
 fn entry(
@@ -64,9 +130,6 @@ fn entry(
     listener: &network::Listener,
 ) -> Result<ServiceEntry, network::ListenerError> {
     let name = service.name.as_str();
-    if listener.protocol() != network::Protocol::Tcp {
-        return Err(problem(name, listener, "Unsupported", "only TCP is supported yet".into()));
-    }
     let invalid = |message: String| problem(name, listener, "InvalidAddress", message);
     let address: Ipv4Addr = listener
         .address
@@ -84,6 +147,8 @@ fn entry(
     Ok(ServiceEntry {
         name: name.to_owned(),
         port_name: listener.port_name.clone(),
+        transport: transport(listener.protocol()),
+        affinity_seconds: service.client_ip_affinity.then_some(service.affinity_seconds),
         address,
         port,
         endpoints: listener.endpoints.iter().map(endpoint).collect::<Result<_, _>>()?,
@@ -97,6 +162,11 @@ fn listener_error(error: protocol::ListenerError) -> network::ListenerError {
         port: error.address.port().into(),
         reason: if error.permission_denied { "PermissionDenied" } else { "AddressInUse" }.to_owned(),
         message: error.message,
+        protocol: match error.transport {
+            Transport::Tcp => network::Protocol::Tcp,
+            Transport::Udp => network::Protocol::Udp,
+        }
+        .into(),
     }
 }
 
@@ -183,14 +253,18 @@ mod tests {
             names: vec![network::Name {
                 name: "A.B.".into(),
                 addresses: vec!["127.72.0.2".into(), "x".into()],
+                ..Default::default()
             }],
+            ..Default::default()
         };
         let (translated, errors) = translate(&table);
         assert_eq!(translated.generation, 7);
-        assert_eq!(translated.services.len(), 1);
+        assert_eq!(translated.services.len(), 2);
+        assert_eq!(translated.services[1].transport, Transport::Udp);
         assert_eq!(translated.services[0].endpoints, ["127.72.0.2:8080".parse().unwrap()]);
-        assert_eq!(translated.names, [("a.b".to_owned(), vec![Ipv4Addr::new(127, 72, 0, 2)])]);
+        assert_eq!(translated.names[0].name, "a.b");
+        assert_eq!(translated.names[0].addresses, [Ipv4Addr::new(127, 72, 0, 2)]);
         let reasons: Vec<_> = errors.iter().map(|e| e.reason.as_str()).collect();
-        assert_eq!(reasons, ["Unsupported", "InvalidAddress", "InvalidAddress", "InvalidAddress"]);
+        assert_eq!(reasons, ["InvalidAddress", "InvalidAddress", "InvalidAddress"]);
     }
 }

@@ -3,10 +3,12 @@
 //!
 //! Nothing here knows Kubernetes objects or CRI: what comes in is [`protocol`].
 
+mod affinity;
 pub mod client;
 pub mod compile;
 mod container;
 mod cpu;
+mod dns;
 pub mod engine;
 mod frame;
 mod guest;
@@ -16,7 +18,9 @@ mod hosts;
 mod linker;
 mod log;
 mod memory;
+mod names;
 mod network;
+mod policy;
 mod program;
 pub mod protocol;
 pub mod routes;

@@ -4,14 +4,16 @@ use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::Arc,
+    time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use crate::{
-    protocol::SandboxSpec,
-    routes::{Ranges, Refusal, Routes},
+    affinity::Directory,
+    names::Found,
+    protocol::{SandboxSpec, Transport},
+    routes::{Ranges, Refusal},
 };
 
 /// The network of one pod. A guest's 127.0.0.1 is `loopback`, an address that no other pod may reach.
@@ -21,7 +23,7 @@ pub(crate) struct PodNetwork {
     hostname: String,
     searches: Vec<String>,
     ranges: Ranges,
-    routes: Arc<ArcSwap<Routes>>,
+    directory: Arc<Directory>,
     /// Ports bound on every address of the pod, and how often: its loopback leads there too.
     everywhere: Mutex<HashMap<u16, usize>>,
 }
@@ -34,9 +36,25 @@ pub(crate) struct Hop {
     pub from: Option<Ipv4Addr>,
 }
 
+/// What a guest's name leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    /// None: there is no such name.
+    Addresses(Vec<IpAddr>),
+    /// A name of another domain, which the host's resolver may know: see [`elsewhere`].
+    Elsewhere(String),
+}
+
+/// The addresses of a name of another domain, by the host's resolver; those of the host itself are left out.
+pub(crate) async fn elsewhere(name: String) -> Vec<IpAddr> {
+    let found = tokio::time::timeout(Duration::from_secs(10), tokio::net::lookup_host((name, 0))).await;
+    let Ok(Ok(found)) = found else { return Vec::new() };
+    found.map(|address| address.ip()).filter(|ip| !ip.is_loopback()).collect()
+}
+
 impl PodNetwork {
     /// The network of a sandbox.
-    pub fn new(spec: &SandboxSpec, ranges: Ranges, routes: Arc<ArcSwap<Routes>>) -> PodNetwork {
+    pub fn new(spec: &SandboxSpec, ranges: Ranges, directory: Arc<Directory>) -> PodNetwork {
         let [_, b, c, d] = spec.pod_ip.octets();
         PodNetwork {
             address: spec.pod_ip,
@@ -45,7 +63,7 @@ impl PodNetwork {
             hostname: spec.hostname.to_ascii_lowercase(),
             searches: spec.dns.searches.clone(),
             ranges,
-            routes,
+            directory,
             everywhere: Mutex::default(),
         }
     }
@@ -63,10 +81,11 @@ impl PodNetwork {
         Some(SocketAddr::new(ip.into(), address.port()))
     }
 
-    /// How to connect when a guest connects to `to`.
-    pub fn connect(&self, to: SocketAddr) -> Result<Hop, Refusal> {
+    /// How to connect (or send) when a guest connects to `to`.
+    pub fn connect(&self, transport: Transport, to: SocketAddr) -> Result<Hop, Refusal> {
+        let routes = self.directory.load();
         let SocketAddr::V4(to) = to else {
-            let fine = self.routes.load().may_reach(&self.ranges, to);
+            let fine = routes.may_reach(&self.ranges, to);
             return if fine { Ok(Hop { to, from: None }) } else { Err(Refusal::Denied) };
         };
         if *to.ip() == Ipv4Addr::LOCALHOST || *to.ip() == self.loopback {
@@ -74,11 +93,25 @@ impl PodNetwork {
             let ip = if everywhere { self.address } else { self.loopback };
             return Ok(Hop { to: SocketAddrV4::new(ip, to.port()).into(), from: Some(ip) });
         }
-        let routes = self.routes.load();
-        let hop = routes.connect(&self.ranges, to, fastrand)?;
+        let hop = routes.connect(&self.ranges, transport, to, |service| {
+            self.directory.pick(transport, to, self.address, service)
+        })?;
+        if !routes.policies.may_send(transport, self.address, hop) {
+            return Err(Refusal::Policy);
+        }
         // A source in 127/8 is routable only to 127/8.
         let same = hop.ip().is_loopback() == self.address.is_loopback();
         Ok(Hop { to: hop.into(), from: same.then_some(self.address) })
+    }
+
+    /// Whether the pod's policies let it receive at `to` from this peer.
+    pub fn may_receive(&self, transport: Transport, from: SocketAddr, to: SocketAddr) -> bool {
+        match (from, to) {
+            (SocketAddr::V4(from), SocketAddr::V4(to)) => {
+                self.directory.load().policies.may_receive(transport, *from.ip(), to)
+            }
+            _ => true,
+        }
     }
 
     /// An address as the guest knows it.
@@ -97,24 +130,34 @@ impl PodNetwork {
 
     /// Whether the pod may reach this address: the guard behind [`PodNetwork::connect`].
     pub fn may_reach(&self, to: SocketAddr) -> bool {
-        self.owns(to) || self.routes.load().may_reach(&self.ranges, to)
+        self.owns(to) || self.directory.load().may_reach(&self.ranges, to)
     }
 
-    /// The addresses of a name, as the pod's resolver would answer.
-    pub fn lookup(&self, name: &str) -> Option<Vec<IpAddr>> {
+    /// What a name leads to, as the pod's resolver would answer.
+    pub fn lookup(&self, name: &str) -> Lookup {
         if let Ok(ip) = name.parse::<IpAddr>() {
-            return Some(vec![ip]);
+            return Lookup::Addresses(vec![ip]);
         }
         let bare = name.trim_end_matches('.').to_ascii_lowercase();
         if bare == "localhost" {
-            return Some(vec![Ipv4Addr::LOCALHOST.into()]);
+            return Lookup::Addresses(vec![Ipv4Addr::LOCALHOST.into()]);
         }
         if bare == self.hostname {
-            return Some(vec![self.address.into()]);
+            return Lookup::Addresses(vec![self.address.into()]);
         }
-        let routes = self.routes.load();
-        let found = routes.lookup(name, &self.searches)?;
-        Some(found.iter().map(|ip| IpAddr::V4(*ip)).collect())
+        match self.directory.load().lookup(&self.ranges, name, &self.searches) {
+            Found::Addresses(found) => Lookup::Addresses(found.into_iter().map(IpAddr::V4).collect()),
+            Found::Elsewhere(name) => Lookup::Elsewhere(name),
+            Found::Nothing => Lookup::Addresses(Vec::new()),
+        }
+    }
+
+    /// As [`PodNetwork::lookup`], and names of other domains from the resolver of the host, where the cluster asks it.
+    pub async fn resolve(&self, name: &str) -> Vec<IpAddr> {
+        match self.lookup(name) {
+            Lookup::Addresses(found) => found,
+            Lookup::Elsewhere(name) => elsewhere(name).await,
+        }
     }
 
     /// A port is bound on every address of the pod.

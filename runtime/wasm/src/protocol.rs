@@ -3,16 +3,17 @@
 //! On the wire (a unix socket): each side first writes [`PREAMBLE`]; then frames, each a big-endian `u32` length of at
 //! most [`MAX_FRAME`] bytes and a postcard body. The client sends [`Call`]s, the host sends [`Message`]s.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
-    path::PathBuf,
-};
+mod services;
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+pub use services::{
+    Block, Dns, ListenerError, Name, Policy, Ports, Rule, ServiceEntry, ServiceTable, Srv, Transport,
+};
 
 /// What each side writes first; the last byte is the version of this protocol.
-pub const PREAMBLE: [u8; 4] = *b"CWH\x01";
+pub const PREAMBLE: [u8; 4] = *b"CWH\x02";
 
 /// The longest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -160,39 +161,6 @@ pub struct HostInfo {
     pub services_generation: u64,
     /// Sandbox instances come from a pool of reserved address space.
     pub pooling: bool,
-}
-
-/// Services and names, as one whole: it replaces the table before.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServiceTable {
-    pub generation: u64,
-    pub services: Vec<ServiceEntry>,
-    /// Lower-case DNS names without a trailing dot, and their addresses.
-    pub names: Vec<(String, Vec<Ipv4Addr>)>,
-}
-
-/// One port of a Service (or a node port) and the endpoints behind it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServiceEntry {
-    /// `namespace/service`.
-    pub name: String,
-    pub port_name: String,
-    /// The address to listen on: the Service's, or a node's.
-    pub address: Ipv4Addr,
-    pub port: u16,
-    /// Ready ones only.
-    pub endpoints: Vec<SocketAddrV4>,
-}
-
-/// A Service listener that could not be opened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListenerError {
-    /// `namespace/service`.
-    pub service: String,
-    pub address: SocketAddrV4,
-    pub message: String,
-    /// Not permitted, rather than taken: a port below 1024 without the privilege.
-    pub permission_denied: bool,
 }
 
 /// A question with the id that its answer repeats.

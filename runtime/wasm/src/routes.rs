@@ -1,14 +1,20 @@
 //! Where an address or a name leads, by the Service table. Pure: what listens and connects is elsewhere.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
 };
 
-use crate::protocol::ServiceTable;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    names::{Found, Names},
+    policy::Policies,
+    protocol::{ServiceTable, Transport},
+};
 
 /// A range of IPv4 addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cidr {
     pub base: Ipv4Addr,
     /// 0 to 32.
@@ -62,42 +68,61 @@ pub(crate) enum Refusal {
     /// A Service without a ready endpoint, or a Service address that nobody has.
     #[error("no ready endpoint")]
     NoEndpoint,
+    /// A network policy of the pod does not allow it.
+    #[error("a network policy does not allow it")]
+    Policy,
 }
 
 /// The Service table, indexed.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
     pub generation: u64,
-    services: HashMap<SocketAddrV4, Vec<SocketAddrV4>>,
-    endpoints: HashMap<Ipv4Addr, ()>,
-    names: HashMap<String, Vec<Ipv4Addr>>,
+    pub names: Names,
+    pub policies: Policies,
+    services: HashMap<(Transport, SocketAddrV4), Service>,
+    endpoints: HashSet<Ipv4Addr>,
+    /// Whether names of other domains may be asked for.
+    onward: bool,
+}
+
+/// Where a Service's address leads.
+#[derive(Debug, Default)]
+pub(crate) struct Service {
+    pub endpoints: Vec<SocketAddrV4>,
+    /// Seconds that a client keeps its endpoint.
+    pub affinity: Option<u32>,
 }
 
 impl Routes {
     /// The index of a table.
     pub fn new(table: &ServiceTable) -> Routes {
-        let mut routes = Routes { generation: table.generation, ..Routes::default() };
+        let mut routes = Routes {
+            generation: table.generation,
+            names: Names::new(table),
+            policies: Policies::new(&table.policies),
+            onward: table.dns.as_ref().is_some_and(|dns| !dns.upstreams.is_empty()),
+            ..Routes::default()
+        };
         for service in &table.services {
             let address = SocketAddrV4::new(service.address, service.port);
-            routes.endpoints.extend(service.endpoints.iter().map(|e| (*e.ip(), ())));
-            routes.services.entry(address).or_default().extend(&service.endpoints);
-        }
-        for (name, addresses) in &table.names {
-            routes.names.insert(name.to_ascii_lowercase(), addresses.clone());
+            routes.endpoints.extend(service.endpoints.iter().map(SocketAddrV4::ip));
+            let entry = routes.services.entry((service.transport, address)).or_default();
+            entry.endpoints.extend(&service.endpoints);
+            entry.affinity = service.affinity_seconds;
         }
         routes
     }
 
-    /// Where a connection to `to` goes; `pick` chooses one of `n` endpoints.
+    /// Where a connection to `to` goes; `pick` chooses an endpoint's index.
     pub fn connect(
         &self,
         ranges: &Ranges,
+        transport: Transport,
         to: SocketAddrV4,
-        pick: impl FnOnce(usize) -> usize,
+        pick: impl FnOnce(&Service) -> usize,
     ) -> Result<SocketAddrV4, Refusal> {
-        if let Some(endpoints) = self.services.get(&to) {
-            let chosen = endpoints.get(pick(endpoints.len().max(1)));
-            return chosen.copied().ok_or(Refusal::NoEndpoint);
+        if let Some(service) = self.services.get(&(transport, to)) {
+            return service.endpoints.get(pick(service)).copied().ok_or(Refusal::NoEndpoint);
         }
         // Without a feed there is no table to ask: connect as asked.
         if ranges.services.contains(*to.ip()) && self.generation > 0 {
@@ -114,26 +139,18 @@ impl Routes {
                 ranges.pods.contains(ip)
                     || ranges.services.contains(ip)
                     || !is_local(ip)
-                    || self.endpoints.contains_key(&ip)
+                    || self.endpoints.contains(&ip)
             }
             IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unspecified() && ip.to_ipv4().is_none(),
         }
     }
 
-    /// The addresses of a name, trying search suffixes as a resolver with `ndots:5` does.
-    pub fn lookup(&self, name: &str, searches: &[String]) -> Option<&[Ipv4Addr]> {
-        let name = name.to_ascii_lowercase();
-        if let Some(absolute) = name.strip_suffix('.') {
-            return self.names.get(absolute).map(Vec::as_slice);
+    /// What a guest's resolver finds; names of other domains only where they may be asked for.
+    pub fn lookup(&self, ranges: &Ranges, name: &str, searches: &[String]) -> Found {
+        match self.names.lookup(name, searches, &ranges.pods) {
+            Found::Elsewhere(_) if !self.onward => Found::Nothing,
+            found => found,
         }
-        let searched = searches
-            .iter()
-            .filter_map(|suffix| self.names.get(&format!("{name}.{}", suffix.trim_matches('.'))));
-        let mut found: Vec<_> = searched.chain(self.names.get(&name)).collect();
-        if name.matches('.').count() >= 5 {
-            found.reverse();
-        }
-        found.first().map(|addresses| addresses.as_slice())
     }
 }
 
@@ -155,9 +172,11 @@ mod tests {
         let entry = |address: [u8; 4], endpoints: &[&str]| ServiceEntry {
             name: "default/web".into(),
             port_name: String::new(),
+            transport: Transport::Tcp,
             address: address.into(),
             port: 80,
             endpoints: endpoints.iter().map(|e| at(e)).collect(),
+            affinity_seconds: None,
         };
         Routes::new(&ServiceTable {
             generation: 1,
@@ -166,7 +185,7 @@ mod tests {
                 entry([127, 96, 0, 1], &["127.0.0.1:6443"]),
                 entry([127, 96, 0, 7], &[]),
             ],
-            names: vec![("web.default.svc.cluster.local".into(), vec![[127, 96, 0, 9].into()])],
+            ..ServiceTable::default()
         })
     }
 
@@ -187,12 +206,13 @@ mod tests {
             ("192.0.2.1:80", Ok("192.0.2.1:80")),
         ];
         for (to, expected) in cases {
-            let got = routes.connect(&ranges, at(to), |n| n.saturating_sub(1));
+            let got =
+                routes.connect(&ranges, Transport::Tcp, at(to), |s| s.endpoints.len().saturating_sub(1));
             assert_eq!(got, expected.map(at), "{to}");
         }
         let bare = Routes::default();
         let to = at("127.96.0.9:80");
-        assert_eq!(bare.connect(&ranges, to, |_| 0), Ok(to), "no feed: as asked");
+        assert_eq!(bare.connect(&ranges, Transport::Tcp, to, |_| 0), Ok(to), "no feed: as asked");
     }
 
     #[test]
@@ -211,19 +231,6 @@ mod tests {
         ] {
             let to: SocketAddr = to.parse().unwrap_or_else(|_| panic!("{to}"));
             assert_eq!(routes.may_reach(&ranges, to), expected, "{to}");
-        }
-    }
-
-    #[test]
-    fn names_are_searched() {
-        let routes = routes();
-        let searches = ["default.svc.cluster.local".to_owned(), "svc.cluster.local".to_owned()];
-        for name in ["web", "WEB.default", "web.default.svc.cluster.local", "web.default.svc.cluster.local."]
-        {
-            assert!(routes.lookup(name, &searches).is_some(), "{name}");
-        }
-        for name in ["web.", "nope", "web.other"] {
-            assert!(routes.lookup(name, &searches).is_none(), "{name}");
         }
     }
 }

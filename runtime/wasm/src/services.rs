@@ -1,6 +1,9 @@
 //! Service listeners: one a Service address and port, which lead to ready endpoints. A handler of this process answers
 //! without a second hop.
 
+mod tcp;
+mod udp;
+
 use std::{
     collections::HashMap,
     io,
@@ -17,33 +20,37 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    compile,
-    handler::{self, Handler, Target},
-    hosts::http::dial,
-    network::{Hop, fastrand},
-    protocol::{ListenerError, ServiceTable},
-    routes::Routes,
+    affinity::Directory,
+    compile, dns,
+    handler::Handler,
+    protocol::{ListenerError, ServiceTable, Transport},
+    routes::{Ranges, Service},
 };
 
 /// The handlers of this process by their address.
 pub(crate) type Handlers = RwLock<HashMap<SocketAddrV4, Arc<Handler>>>;
 
-/// How long an endpoint may take to accept before the next one is tried.
-const CONNECT: Duration = Duration::from_secs(2);
+/// The Service whose address answers DNS questions.
+const DNS_SERVICE: &str = "kube-system/kube-dns";
 
 /// What a listener leads to.
 struct Entry {
-    endpoints: ArcSwap<Vec<SocketAddrV4>>,
+    transport: Transport,
+    address: SocketAddrV4,
+    service: ArcSwap<Service>,
     handlers: Arc<Handlers>,
+    directory: Arc<Directory>,
     /// Ends the listener; its connections live on.
     closed: CancellationToken,
 }
 
 /// The Service table at work.
 pub(crate) struct Services {
-    pub routes: Arc<ArcSwap<Routes>>,
+    pub directory: Arc<Directory>,
     pub handlers: Arc<Handlers>,
-    listeners: Mutex<HashMap<SocketAddrV4, Arc<Entry>>>,
+    listeners: Mutex<HashMap<(Transport, SocketAddrV4), Arc<Entry>>>,
+    dns: Mutex<Option<dns::Server>>,
+    ranges: Ranges,
     file: PathBuf,
     /// One table after the other.
     turn: tokio::sync::Mutex<()>,
@@ -51,11 +58,13 @@ pub(crate) struct Services {
 
 impl Services {
     /// An empty table, which is kept in `file` from the next one on.
-    pub fn new(file: PathBuf) -> Services {
+    pub fn new(file: PathBuf, ranges: Ranges) -> Services {
         Services {
-            routes: Arc::default(),
+            directory: Arc::default(),
             handlers: Arc::default(),
             listeners: Mutex::default(),
+            dns: Mutex::default(),
+            ranges,
             file,
             turn: tokio::sync::Mutex::default(),
         }
@@ -73,50 +82,79 @@ impl Services {
     /// Replaces the table. Listeners that stay are not touched.
     pub async fn set(&self, table: ServiceTable) -> Vec<ListenerError> {
         let _turn = self.turn.lock().await;
-        self.routes.store(Arc::new(Routes::new(&table)));
-        let mut wanted: HashMap<SocketAddrV4, (&str, Vec<SocketAddrV4>)> = HashMap::new();
-        for service in &table.services {
+        self.directory.store(&table);
+        let mut wanted: HashMap<(Transport, SocketAddrV4), (&str, Service)> = HashMap::new();
+        let listened = table.services.iter().filter(|_| !table.resolve_only);
+        for service in listened {
             let address = SocketAddrV4::new(service.address, service.port);
-            let entry = wanted.entry(address).or_insert((&service.name, Vec::new()));
-            entry.1.extend(&service.endpoints);
+            let entry = wanted
+                .entry((service.transport, address))
+                .or_insert_with(|| (&service.name, Service::default()));
+            entry.1.endpoints.extend(&service.endpoints);
+            entry.1.affinity = service.affinity_seconds;
         }
-        self.listeners.lock().retain(|address, entry| {
-            let keep = wanted.contains_key(address);
+        self.listeners.lock().retain(|key, entry| {
+            let keep = wanted.contains_key(key);
             if !keep {
                 entry.closed.cancel();
             }
             keep
         });
-        let mut errors = Vec::new();
-        for (address, (service, endpoints)) in wanted {
-            if let Err(error) = self.listen(address, endpoints) {
-                errors.push(listener_error(service, address, &error));
+        let mut errors = self.answer_dns(&table);
+        for ((transport, address), (name, service)) in wanted {
+            if let Err(error) = self.listen(transport, address, service) {
+                errors.push(listener_error(name, transport, address, &error));
             }
         }
         self.keep(table).await;
         errors
     }
 
-    fn listen(&self, address: SocketAddrV4, endpoints: Vec<SocketAddrV4>) -> io::Result<()> {
+    fn answer_dns(&self, table: &ServiceTable) -> Vec<ListenerError> {
+        let mut server = self.dns.lock();
+        if server.as_ref().map(|s| &s.config) == table.dns.as_ref() {
+            return Vec::new();
+        }
+        *server = None;
+        let Some(config) = &table.dns else { return Vec::new() };
+        match dns::Server::start(config.clone(), self.directory.clone(), self.ranges) {
+            Ok(started) => {
+                *server = Some(started);
+                Vec::new()
+            }
+            Err((transport, error)) => match config.listen {
+                SocketAddr::V4(address) => vec![listener_error(DNS_SERVICE, transport, address, &error)],
+                SocketAddr::V6(_) => Vec::new(),
+            },
+        }
+    }
+
+    fn listen(&self, transport: Transport, address: SocketAddrV4, service: Service) -> io::Result<()> {
         let mut listeners = self.listeners.lock();
-        if let Some(entry) = listeners.get(&address) {
-            entry.endpoints.store(Arc::new(endpoints));
+        if let Some(entry) = listeners.get(&(transport, address)) {
+            entry.service.store(Arc::new(service));
             return Ok(());
         }
-        let listener = shared_listener(address)?;
+        let socket = shared_socket(transport, address.into())?;
         let entry = Arc::new(Entry {
-            endpoints: ArcSwap::from_pointee(endpoints),
+            transport,
+            address,
+            service: ArcSwap::from_pointee(service),
             handlers: self.handlers.clone(),
+            directory: self.directory.clone(),
             closed: CancellationToken::new(),
         });
-        listeners.insert(address, entry.clone());
-        tokio::spawn(async move {
-            let closed = entry.closed.clone();
-            accept(listener, closed, |stream| {
-                tokio::spawn(entry.clone().serve(stream));
-            })
-            .await;
-        });
+        match transport {
+            Transport::Tcp => {
+                let listener = TcpListener::from_std(socket.into())?;
+                tokio::spawn(entry.clone().accept(listener));
+            }
+            Transport::Udp => {
+                let socket = tokio::net::UdpSocket::from_std(socket.into())?;
+                tokio::spawn(entry.clone().relay(Arc::new(socket)));
+            }
+        }
+        listeners.insert((transport, address), entry);
         Ok(())
     }
 
@@ -132,7 +170,12 @@ impl Services {
     }
 }
 
-fn listener_error(service: &str, address: SocketAddrV4, error: &io::Error) -> ListenerError {
+fn listener_error(
+    service: &str,
+    transport: Transport,
+    address: SocketAddrV4,
+    error: &io::Error,
+) -> ListenerError {
     let permission_denied = error.kind() == io::ErrorKind::PermissionDenied;
     let hint = if permission_denied {
         "; ports below 1024 need root or the sysctl net.ipv4.ip_unprivileged_port_start"
@@ -140,29 +183,39 @@ fn listener_error(service: &str, address: SocketAddrV4, error: &io::Error) -> Li
         ""
     };
     let message = format!("Service {service} at {address}: {error}{hint}");
-    ListenerError { service: service.to_owned(), address, message, permission_denied }
+    ListenerError { service: service.to_owned(), transport, address, message, permission_denied }
 }
 
-/// A listener that other processes of this user may share (several hosts serve one Service address).
-fn shared_listener(address: SocketAddrV4) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+/// A bound socket (TCP ones listen) that other processes of this user may share: several hosts serve one Service address.
+pub(crate) fn shared_socket(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
+    let (kind, protocol) = match transport {
+        Transport::Tcp => (Type::STREAM, Protocol::TCP),
+        Transport::Udp => (Type::DGRAM, Protocol::UDP),
+    };
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&SocketAddr::V4(address).into())?;
-    socket.listen(1024)?;
-    TcpListener::from_std(socket.into())
+    socket.bind(&address.into())?;
+    if transport == Transport::Tcp {
+        socket.listen(1024)?;
+    }
+    Ok(socket)
 }
 
 /// Accepts until `end`.
-pub(crate) async fn accept(listener: TcpListener, end: CancellationToken, mut each: impl FnMut(TcpStream)) {
+pub(crate) async fn accept(
+    listener: TcpListener,
+    end: CancellationToken,
+    mut each: impl FnMut(TcpStream, SocketAddr),
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = end.cancelled() => return,
         };
         match accepted {
-            Ok((stream, _)) => each(stream),
+            Ok((stream, peer)) => each(stream, peer),
             // Out of descriptors, mostly: the backlog waits.
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection");
@@ -172,54 +225,7 @@ pub(crate) async fn accept(listener: TcpListener, end: CancellationToken, mut ea
     }
 }
 
-impl Entry {
-    /// A handler of this process that takes new requests, beginning at a chance one.
-    fn local(&self) -> Option<Arc<Handler>> {
-        let endpoints = self.endpoints.load();
-        let handlers = self.handlers.read();
-        let start = fastrand(endpoints.len());
-        endpoints
-            .iter()
-            .cycle()
-            .skip(start)
-            .take(endpoints.len())
-            .find_map(|endpoint| handlers.get(endpoint).filter(|h| !h.draining.is_cancelled()).cloned())
-    }
-
-    /// Leads one connection to an endpoint; closes it at once when none is ready.
-    async fn serve(self: Arc<Entry>, mut stream: TcpStream) {
-        let endpoints = self.endpoints.load_full();
-        let start = fastrand(endpoints.len());
-        for endpoint in endpoints.iter().cycle().skip(start).take(endpoints.len()) {
-            let local = self.handlers.read().get(endpoint).cloned();
-            if let Some(handler) = local {
-                if handler.draining.is_cancelled() {
-                    continue;
-                }
-                // The connection outlives its handler: later requests go to another one.
-                let (close, killed) = (CancellationToken::new(), CancellationToken::new());
-                return handler::serve(stream, self, Some(handler), close, killed).await;
-            }
-            let hop = Hop { to: SocketAddr::V4(*endpoint), from: None };
-            if let Ok(Ok(mut there)) = tokio::time::timeout(CONNECT, dial(hop)).await {
-                let _ = (stream.set_nodelay(true), there.set_nodelay(true));
-                let _ = tokio::io::copy_bidirectional(&mut stream, &mut there).await;
-                return;
-            }
-        }
-        // A reset, so that the client hears at once that nobody is there.
-        let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    }
-}
-
-impl Target for Entry {
-    fn choose(&self, current: Option<&Arc<Handler>>) -> Option<Arc<Handler>> {
-        match current {
-            Some(current) if !current.draining.is_cancelled() => Some(current.clone()),
-            _ => self.local().or_else(|| {
-                // The last one, while it drains, is better than none.
-                current.filter(|c| !c.killed.is_cancelled()).cloned()
-            }),
-        }
-    }
+/// Ends a connection with a reset, so that its client hears at once that nobody is there.
+pub(crate) fn reset(stream: &TcpStream) {
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

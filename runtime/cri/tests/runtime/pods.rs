@@ -166,7 +166,7 @@ fn table(generation: u64, address: &str, endpoints: &[String]) -> network::Table
             }],
             ..Default::default()
         }],
-        names: Vec::new(),
+        ..Default::default()
     }
 }
 

@@ -9,8 +9,8 @@ use super::{Container, Exit, Stop};
 use crate::{
     handler::{self, Handler},
     memory::OverLimit,
-    protocol::{ErrorCode, HostError},
-    services::{Handlers, accept},
+    protocol::{ErrorCode, HostError, Transport},
+    services::{Handlers, accept, reset},
 };
 
 /// How long a draining handler waits for clients to use their open connections once more, and so to learn that they close.
@@ -67,7 +67,7 @@ pub(super) async fn start(container: &Arc<Container>, handlers: &Arc<Handlers>) 
     for (address, listener) in listeners {
         container.sandbox.network.bound_everywhere(address.port());
         handlers.write().insert(address, handler.clone());
-        serving.listen(listener);
+        serving.listen(listener, address);
     }
     Ok(serving)
 }
@@ -95,14 +95,18 @@ fn taken(container: &Container, address: SocketAddrV4, error: &io::Error) -> Hos
 }
 
 impl Serving {
-    fn listen(&self, listener: TcpListener) {
+    fn listen(&self, listener: TcpListener, address: SocketAddrV4) {
         let (handler, connections) = (self.handler.clone(), self.connections.clone());
         let close = self.close.clone();
+        let network = self.container.sandbox.network.clone();
         tokio::spawn(async move {
             let killed = handler.killed.clone();
             let draining = handler.draining.clone();
             let target: Arc<dyn handler::Target> = Arc::new(handler);
-            accept(listener, draining, |stream| {
+            accept(listener, draining, |stream, peer| {
+                if !network.may_receive(Transport::Tcp, peer, address.into()) {
+                    return reset(&stream);
+                }
                 let (target, close, killed) = (target.clone(), close.clone(), killed.clone());
                 connections.spawn(handler::serve(stream, target, None, close, killed));
             })

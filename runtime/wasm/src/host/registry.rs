@@ -39,7 +39,7 @@ impl Registry {
         Registry {
             sandboxes: RwLock::default(),
             containers: RwLock::default(),
-            services: Services::new(options.state_dir.join("services")),
+            services: Services::new(options.state_dir.join("services"), options.ranges),
             events: broadcast::channel(4096).0,
             ranges: options.ranges,
             started_at_ns: now_ns(),
@@ -98,7 +98,7 @@ impl Registry {
             pid: std::process::id(),
             engine_fingerprint: engine::engine_fingerprint(),
             started_at_ns: self.started_at_ns,
-            services_generation: self.services.routes.load().generation,
+            services_generation: self.services.directory.load().generation,
             pooling: self.pooling,
         }
     }
@@ -120,7 +120,7 @@ impl Registry {
         if let Some(holder) = holder {
             return invalid(format!("the address {} is pod {}'s", spec.pod_ip, holder.pod()));
         }
-        let network = PodNetwork::new(&spec, self.ranges, self.services.routes.clone());
+        let network = PodNetwork::new(&spec, self.ranges, self.services.directory.clone());
         let id = spec.id.clone();
         sandboxes.insert(id, Arc::new(Sandbox::new(spec, network, now_ns())));
         Ok(())

@@ -19,7 +19,11 @@ use hyper_util::{
 use tokio::net::{TcpSocket, TcpStream};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-use crate::network::{Hop, PodNetwork};
+use crate::{
+    network::{Hop, PodNetwork},
+    protocol::Transport,
+    routes::Refusal,
+};
 
 /// How long a connection may take, and then the first byte of an answer, where the guest does not say.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,12 +50,12 @@ impl Egress {
     }
 
     /// Where an authority leads: an address of the table or of the pod's network.
-    fn resolve(&self, uri: &Uri) -> Result<SocketAddr, Error> {
+    async fn resolve(&self, uri: &Uri) -> Result<SocketAddr, Error> {
         let host = uri.host().ok_or(Error::HttpRequestUriInvalid)?;
         let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let found = self.network.resolve(bare).await;
         let unknown = Error::DnsError { rcode: Some("NXDOMAIN".into()), info_code: None };
-        let found = self.network.lookup(bare).ok_or(unknown)?;
-        let ip = *found.get(crate::network::fastrand(found.len())).ok_or(Error::DestinationNotFound)?;
+        let ip = *found.get(crate::network::fastrand(found.len())).ok_or(unknown)?;
         Ok(SocketAddr::new(ip, uri.port_u16().unwrap_or(80)))
     }
 }
@@ -84,7 +88,7 @@ impl Egress {
             let words = "https from a guest is not supported yet; use http inside the cluster";
             return Err(Error::InternalError(Some(words.into())));
         }
-        let address = self.resolve(request.uri())?;
+        let address = self.resolve(request.uri()).await?;
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
         // The pool keys by address: a Service's connections are shared, each leads to one endpoint.
         *request.uri_mut() = Uri::builder()
@@ -129,9 +133,12 @@ impl Connector {
         let authority = uri.authority().map(|a| a.as_str()).unwrap_or_default();
         let to: SocketAddr =
             authority.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no address"))?;
-        let hop = self.network.connect(to).map_err(|refusal| match refusal {
-            crate::routes::Refusal::Denied => io::Error::new(io::ErrorKind::PermissionDenied, refusal),
-            crate::routes::Refusal::NoEndpoint => io::Error::new(io::ErrorKind::ConnectionRefused, refusal),
+        let hop = self.network.connect(Transport::Tcp, to).map_err(|refusal| {
+            let kind = match refusal {
+                Refusal::Denied | Refusal::Policy => io::ErrorKind::PermissionDenied,
+                Refusal::NoEndpoint => io::ErrorKind::ConnectionRefused,
+            };
+            io::Error::new(kind, refusal)
         })?;
         let stream = tokio::time::timeout(TIMEOUT, dial(hop)).await??;
         stream.set_nodelay(true)?;

@@ -6,7 +6,7 @@ use coracle_wasm::{
     client::{Error, HostClient},
     compile::{self, CompileError},
     host::{self, HostOptions},
-    protocol::{Kind, ServiceEntry, ServiceTable, State},
+    protocol::{Kind, ServiceEntry, ServiceTable, State, Transport},
 };
 
 use crate::harness::{Host, Result, artifact, get, service_address, start_in};
@@ -40,13 +40,15 @@ async fn shutdown_and_the_kept_service_table() -> Result {
     let host = Host::start().await?;
     let address = service_address();
     let entry = ServiceEntry {
+        transport: Transport::Tcp,
+        affinity_seconds: None,
         name: "default/kept".into(),
         port_name: String::new(),
         address,
         port: 8080,
         endpoints: vec![],
     };
-    let table = ServiceTable { generation: 7, services: vec![entry], names: vec![] };
+    let table = ServiceTable { generation: 7, services: vec![entry], ..ServiceTable::default() };
     host.client.set_services(table).await?;
     let second = host::serve(HostOptions::new(host.dir.path().join("b.sock"), host.dir.path().join("state")));
     let said = second.await.err().map(|e| format!("{e:#}")).unwrap_or_default();

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use coracle_wasm::protocol::{SandboxSpec, ServiceEntry, ServiceTable};
+use coracle_wasm::protocol::{Name, SandboxSpec, ServiceEntry, ServiceTable, Transport};
 
 use crate::harness::{Connection, Host, Result, get, service_address};
 
@@ -20,11 +20,18 @@ fn table(generation: u64, address: Ipv4Addr, pods: &[&SandboxSpec]) -> ServiceTa
         services: vec![ServiceEntry {
             name: "default/web".into(),
             port_name: "http".into(),
+            transport: Transport::Tcp,
+            affinity_seconds: None,
             address,
             port: 8080,
             endpoints: pods.iter().map(|p| SocketAddrV4::new(p.pod_ip, 8080)).collect(),
         }],
-        names: vec![("web.default.svc.cluster.local".into(), vec![address])],
+        names: vec![Name {
+            name: "web.default.svc.cluster.local".into(),
+            addresses: vec![address],
+            ..Name::default()
+        }],
+        ..ServiceTable::default()
     }
 }
 

@@ -18,11 +18,15 @@ use wasmtime_wasi::p2::{
 };
 
 use super::PodSocketsView;
-use crate::routes::Refusal;
+use crate::{
+    network::{Lookup, elsewhere},
+    protocol::Transport,
+    routes::Refusal,
+};
 
 pub(super) fn code(refusal: Refusal) -> ErrorCode {
     match refusal {
-        Refusal::Denied => ErrorCode::AccessDenied,
+        Refusal::Denied | Refusal::Policy => ErrorCode::AccessDenied,
         Refusal::NoEndpoint => ErrorCode::ConnectionRefused,
     }
 }
@@ -80,7 +84,7 @@ impl HostTcpSocket for PodSocketsView<'_> {
         network: Resource<Network>,
         address: IpSocketAddress,
     ) -> SocketResult<()> {
-        let hop = self.network.connect(address.into()).map_err(code)?;
+        let hop = self.network.connect(Transport::Tcp, address.into()).map_err(code)?;
         let (socket, net) = (this.rep(), network.rep());
         let again = || Resource::<TcpSocket>::new_borrow(socket);
         let unbound = HostTcpSocket::local_address(&mut self.inner, again()).is_err();
@@ -159,7 +163,9 @@ impl HostUdpSocket for PodSocketsView<'_> {
         remote: Option<IpSocketAddress>,
     ) -> SocketResult<(Resource<IncomingDatagramStream>, Resource<OutgoingDatagramStream>)> {
         let remote = match remote {
-            Some(remote) => Some(self.network.connect(remote.into()).map_err(code)?.to.into()),
+            Some(remote) => {
+                Some(self.network.connect(Transport::Udp, remote.into()).map_err(code)?.to.into())
+            }
             None => None,
         };
         HostUdpSocket::stream(&mut self.inner, this, remote).await
@@ -216,7 +222,7 @@ impl HostOutgoingDatagramStream for PodSocketsView<'_> {
     ) -> SocketResult<u64> {
         for datagram in &mut datagrams {
             if let Some(remote) = datagram.remote_address {
-                let hop = self.network.connect(remote.into()).map_err(code)?;
+                let hop = self.network.connect(Transport::Udp, remote.into()).map_err(code)?;
                 datagram.remote_address = Some(hop.to.into());
             }
         }
@@ -233,12 +239,40 @@ impl HostOutgoingDatagramStream for PodSocketsView<'_> {
     }
 }
 
-/// The answer to a lookup. The stock resource cannot be made from outside its crate, so this lies in the table in its place.
-struct Answers(std::vec::IntoIter<IpAddr>);
+/// The answer to a lookup, or who is being asked. The stock resource cannot be made from outside its crate, so this lies in
+/// the table in its place.
+enum Answers {
+    Here(std::vec::IntoIter<IpAddr>),
+    Asked(tokio::task::JoinHandle<Vec<IpAddr>>),
+    Missing,
+}
+
+impl Answers {
+    fn next(&mut self) -> Result<Option<IpAddr>, ErrorCode> {
+        if let Answers::Asked(task) = self {
+            let found = task.now_or_never().ok_or(ErrorCode::WouldBlock)?;
+            self.told(found.unwrap_or_default());
+        }
+        match self {
+            Answers::Here(found) => Ok(found.next()),
+            Answers::Asked(_) => Err(ErrorCode::WouldBlock),
+            Answers::Missing => Err(ErrorCode::NameUnresolvable),
+        }
+    }
+
+    fn told(&mut self, found: Vec<IpAddr>) {
+        *self = if found.is_empty() { Answers::Missing } else { Answers::Here(found.into_iter()) };
+    }
+}
 
 #[async_trait::async_trait]
 impl Pollable for Answers {
-    async fn ready(&mut self) {}
+    async fn ready(&mut self) {
+        if let Answers::Asked(task) = self {
+            let found = task.await.unwrap_or_default();
+            self.told(found);
+        }
+    }
 }
 
 impl ip_name_lookup::Host for PodSocketsView<'_> {
@@ -250,8 +284,12 @@ impl ip_name_lookup::Host for PodSocketsView<'_> {
         if name.is_empty() || name.len() > 255 {
             return Err(ErrorCode::InvalidArgument.into());
         }
-        let found = self.network.lookup(&name).ok_or(ErrorCode::NameUnresolvable)?;
-        let answers = self.inner.table.push(Answers(found.into_iter()))?;
+        let answers = match self.network.lookup(&name) {
+            Lookup::Addresses(found) if found.is_empty() => return Err(ErrorCode::NameUnresolvable.into()),
+            Lookup::Addresses(found) => Answers::Here(found.into_iter()),
+            Lookup::Elsewhere(name) => Answers::Asked(tokio::spawn(elsewhere(name))),
+        };
+        let answers = self.inner.table.push(answers)?;
         Ok(Resource::new_own(answers.rep()))
     }
 }
@@ -262,7 +300,7 @@ impl ip_name_lookup::HostResolveAddressStream for PodSocketsView<'_> {
         this: Resource<ip_name_lookup::ResolveAddressStream>,
     ) -> SocketResult<Option<network::IpAddress>> {
         let this = Resource::<Answers>::new_borrow(this.rep());
-        Ok(self.inner.table.get_mut(&this)?.0.next().map(Into::into))
+        Ok(self.inner.table.get_mut(&this)?.next()?.map(Into::into))
     }
 
     fn subscribe(

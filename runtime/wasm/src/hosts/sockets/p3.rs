@@ -21,11 +21,16 @@ use wasmtime_wasi::{
 };
 
 use super::{PodSockets, PodSocketsView};
-use crate::{guest::Guest, routes::Refusal};
+use crate::{
+    guest::Guest,
+    network::{Lookup, elsewhere},
+    protocol::Transport,
+    routes::Refusal,
+};
 
 fn code(refusal: Refusal) -> ErrorCode {
     match refusal {
-        Refusal::Denied => ErrorCode::AccessDenied,
+        Refusal::Denied | Refusal::Policy => ErrorCode::AccessDenied,
         Refusal::NoEndpoint => ErrorCode::ConnectionRefused,
     }
 }
@@ -48,7 +53,7 @@ impl HostTcpSocketWithStore<Guest> for PodSockets {
         address: IpSocketAddress,
     ) -> SocketResult<()> {
         let rep = this.rep();
-        let hop = accessor.with(|mut view| view.get().network.connect(address.into()));
+        let hop = accessor.with(|mut view| view.get().network.connect(Transport::Tcp, address.into()));
         let hop = hop.map_err(code)?;
         if let Some(from) = hop.from {
             accessor.with(|mut view| view.get().bind_unbound(rep, from))?;
@@ -168,7 +173,7 @@ impl HostUdpSocketWithStore<Guest> for PodSockets {
     ) -> SocketResult<()> {
         let remote = match remote {
             Some(remote) => {
-                let hop = accessor.with(|mut view| view.get().network.connect(remote.into()));
+                let hop = accessor.with(|mut view| view.get().network.connect(Transport::Udp, remote.into()));
                 Some(hop.map_err(code)?.to.into())
             }
             None => None,
@@ -195,7 +200,7 @@ impl HostUdpSocket for PodSocketsView<'_> {
     }
 
     async fn connect(&mut self, this: Resource<UdpSocket>, address: IpSocketAddress) -> SocketResult<()> {
-        let hop = self.network.connect(address.into()).map_err(code)?;
+        let hop = self.network.connect(Transport::Udp, address.into()).map_err(code)?;
         HostUdpSocket::connect(&mut self.inner, this, hop.to.into()).await
     }
 
@@ -233,10 +238,13 @@ impl ip_name_lookup::HostWithStore<Guest> for PodSockets {
         accessor: &Accessor<Guest, Self>,
         name: String,
     ) -> wasmtime::Result<Result<Vec<IpAddress>, ip_name_lookup::ErrorCode>> {
-        let found = accessor.with(|mut view| view.get().network.lookup(&name));
-        Ok(match found {
-            Some(addresses) => Ok(addresses.into_iter().map(Into::into).collect()),
-            None => Err(ip_name_lookup::ErrorCode::NameUnresolvable),
-        })
+        let found = match accessor.with(|mut view| view.get().network.lookup(&name)) {
+            Lookup::Addresses(found) => found,
+            Lookup::Elsewhere(name) => elsewhere(name).await,
+        };
+        if found.is_empty() {
+            return Ok(Err(ip_name_lookup::ErrorCode::NameUnresolvable));
+        }
+        Ok(Ok(found.into_iter().map(Into::into).collect()))
     }
 }
