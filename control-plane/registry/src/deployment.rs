@@ -153,13 +153,7 @@ impl Strategy for Deployment {
 
 fn spec(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
     check::non_negative(errors, &path.child("replicas"), at(spec, "/replicas"));
-    workload::selector(errors, spec, path);
-    let selector = at(spec, "/selector");
-    if !selector.is_null() && !check::selector_is_valid(selector) {
-        errors.push(Error::invalid(&path.child("selector"), selector.clone(), "invalid label selector"));
-    } else {
-        workload::template(errors, spec, path);
-    }
+    workload::selected_template(errors, spec, path, "ReplicaSet");
     strategy(errors, at(spec, "/strategy"), &path.child("strategy"));
     check::non_negative(errors, &path.child("minReadySeconds"), at(spec, "/minReadySeconds"));
     check::non_negative(errors, &path.child("revisionHistoryLimit"), at(spec, "/revisionHistoryLimit"));

@@ -5,27 +5,50 @@
 
 pub mod admission;
 pub mod authn;
+pub mod authz;
 pub mod bootstrap;
+pub mod certificate_signing_request;
 pub mod check;
 pub mod config_map;
+pub mod controller_revision;
+pub mod cron_job;
 pub mod custom_resource_definition;
+pub mod daemonset;
 pub mod deployment;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod event;
+pub mod horizontal_pod_autoscaler;
+pub mod job;
 pub mod lease;
+pub mod limit_range;
 mod names;
 pub mod namespace;
+pub mod networking;
 pub mod node;
 mod options;
+pub mod persistent_volume;
+pub mod persistent_volume_claim;
 pub mod pod;
+pub mod pod_disruption_budget;
+pub mod pod_template;
+pub mod priority_class;
 pub mod replicaset;
+pub mod replication_controller;
+pub mod resource_quota;
+pub mod role;
+pub mod role_binding;
+pub mod runtime_class;
 pub mod secret;
 pub mod service;
 pub mod service_account;
+pub mod statefulset;
+pub mod storage;
 pub mod streams;
+pub mod subject_access_review;
 pub mod subresource;
 pub mod table;
+pub mod token_review;
 pub mod value;
 mod workload;
 
@@ -36,6 +59,7 @@ use coracle_apiserver::{Admission, ApiServerBuilder, ResourceDef};
 use coracle_store::{Range, Store};
 use serde_json::Value;
 
+pub use authz::Authorizers;
 pub use bootstrap::bootstrap;
 pub use check::Cidr;
 pub use options::{OptionsError, RegistryOptions};
@@ -48,6 +72,8 @@ pub struct Builtin {
     pub admission: Vec<Arc<dyn Admission>>,
     /// Whose a bearer token is.
     pub authenticators: Vec<Arc<dyn TokenAuthenticator>>,
+    /// Who may do what.
+    pub authorizer: Arc<Authorizers>,
     /// Pages that are no resources, by path.
     pub mounts: Vec<(&'static str, axum::Router)>,
 }
@@ -55,8 +81,10 @@ pub struct Builtin {
 impl Builtin {
     /// Adds everything to a server.
     pub fn install(self, builder: ApiServerBuilder) -> ApiServerBuilder {
-        let builder = self.admission.into_iter().fold(builder.resources(self.resources), ApiServerBuilder::admission);
+        let builder =
+            self.admission.into_iter().fold(builder.resources(self.resources), ApiServerBuilder::admission);
         let builder = self.authenticators.into_iter().fold(builder, ApiServerBuilder::authenticator);
+        let builder = builder.authorizer(self.authorizer);
         self.mounts.into_iter().fold(builder, |builder, (path, router)| builder.mount(path, router))
     }
 }
@@ -68,28 +96,53 @@ impl Builtin {
 pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, OptionsError> {
     options.check()?;
     let tokens = authn::Tokens::new(options, store)?;
-    let resources = vec![
+    let authorizer = Authorizers::new(store);
+    let mut resources = vec![
         config_map::resource(),
         endpoints::resource(options),
         event::core(),
+        limit_range::resource(),
         namespace::resource(),
         node::resource(options),
+        persistent_volume::resource(),
+        persistent_volume_claim::resource(),
         pod::resource(options),
+        pod_template::resource(),
+        replication_controller::resource(),
+        resource_quota::resource(),
         secret::resource(),
         service_account::resource(tokens.service_accounts.clone()),
         service::resource(options, &services(store)?),
+        controller_revision::resource(),
+        daemonset::resource(),
         deployment::resource(),
         replicaset::resource(),
+        statefulset::resource(),
+        horizontal_pod_autoscaler::v2(),
+        horizontal_pod_autoscaler::v1(),
+        cron_job::resource(),
+        job::resource(),
         lease::resource(),
         endpoint_slice::resource(options),
         event::grouped(),
         custom_resource_definition::resource(),
+        runtime_class::resource(),
+        pod_disruption_budget::resource(),
+        priority_class::resource(),
     ];
+    resources.extend(networking::resources());
+    resources.extend(storage::resources());
+    resources.push(certificate_signing_request::resource(&authorizer));
+    resources.extend(role::resources(&authorizer));
+    resources.extend(role_binding::resources(&authorizer));
+    resources.extend(token_review::resources(&tokens));
+    resources.extend(subject_access_review::resources(&authorizer));
     Ok(Builtin {
         resources,
         admission: admission::chain(),
         mounts: authn::discovery::mounts(&tokens.service_accounts.key().key_set(), options.api_server).into(),
         authenticators: tokens.authenticators(),
+        authorizer,
     })
 }
 

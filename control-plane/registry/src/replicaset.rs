@@ -70,13 +70,7 @@ impl Strategy for ReplicaSet {
         let mut errors = Vec::new();
         check::non_negative(&mut errors, &path.child("replicas"), at(spec, "/replicas"));
         check::non_negative(&mut errors, &path.child("minReadySeconds"), at(spec, "/minReadySeconds"));
-        workload::selector(&mut errors, spec, &path);
-        let selector = at(spec, "/selector");
-        if !selector.is_null() && !check::selector_is_valid(selector) {
-            errors.push(Error::invalid(&path.child("selector"), selector.clone(), "invalid label selector"));
-        } else {
-            workload::template(&mut errors, spec, &path);
-        }
+        workload::selected_template(&mut errors, spec, &path, "ReplicaSet");
         errors
     }
 

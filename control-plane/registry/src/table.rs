@@ -7,25 +7,20 @@ use serde_json::Value;
 
 use crate::value::{at, entries, items, text};
 
+/// What the columns of ages and creation times say of themselves.
 pub const CREATED: &str = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
 
+/// What the column of names says of itself.
+pub const NAME_DESCRIPTION: &str = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names";
+
 /// The column of the object's name.
-pub const NAME: Column = Column::new(
-    "Name",
-    "string",
-    "name",
-    "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
-    0,
-);
+pub const NAME: Column = Column::new("Name", "string", "name", NAME_DESCRIPTION, 0);
 
 /// The column of the moment at which the object was created.
 pub const CREATED_AT: Column = Column::new("Created At", "date", "", CREATED, 0);
 
 /// The column of the object's age.
 pub const AGE: Column = Column::new("Age", "string", "", CREATED, 0);
-
-/// The column of the time of creation, for kinds that Kubernetes shows with it.
-pub const CREATED_AT: Column = Column::new("Created At", "date", "", CREATED, 0);
 
 /// A column of text.
 pub const fn string(name: &'static str, description: &'static str) -> Column {

@@ -1,4 +1,4 @@
-//! What Deployment and ReplicaSet share: a selector, a pod template, and a number of replicas.
+//! What the kinds share that run pods from a template: a selector, the template, and a number of replicas.
 
 use coracle_api::field::{Error, Path};
 use coracle_api::meta::validation as rules;
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::check;
 use crate::pod::{defaults, validation};
-use crate::value::{at, number, object, present, remove, text};
+use crate::value::{at, items, number, object, present, remove, text};
 
 /// Fills in `spec.template`.
 pub fn default_template(spec: &mut Value) {
@@ -37,31 +37,54 @@ pub fn selector(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
     }
 }
 
-/// Errors of `spec.template`, with `selector` valid and matching its labels.
-pub fn template(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
-    let (template, path) = (at(spec, "/template"), path.child("template"));
-    let selector = given_selector(spec);
-    let labels = at(template, "/metadata/labels");
-    if !selector.is_null() && !check::selector_is_valid(selector) {
+/// Errors of `spec.selector`, which must be given, and of `spec.template`, which must carry its labels. `owner` is the kind
+/// that keeps the pods, in the words of Kubernetes.
+pub fn selected_template(errors: &mut Vec<Error>, spec: &Value, path: &Path, owner: &str) {
+    selector(errors, spec, path);
+    let given = at(spec, "/selector");
+    if !given.is_null() && !check::selector_is_valid(given) {
+        errors.push(Error::invalid(&path.child("selector"), given.clone(), "invalid label selector"));
         return;
     }
-    let unmatched = selector.is_null()
-        || (!check::selector_is_empty(selector) && !check::selector_matches(selector, labels));
-    if unmatched {
-        errors.push(Error::invalid(
-            &path.child("metadata").child("labels"),
-            labels.clone(),
-            "`selector` does not match template `labels`",
-        ));
+    let selector = given_selector(spec);
+    let matches = !selector.is_null() && check::selector_matches(selector, template_labels(spec));
+    if !matches {
+        unmatched(errors, spec, path);
     }
+    lasting_template(errors, spec, path, owner);
+}
+
+fn template_labels(spec: &Value) -> &Value {
+    at(spec, "/template/metadata/labels")
+}
+
+/// Says that a template does not carry the labels that its selector wants.
+pub fn unmatched(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
+    let path = path.child("template").child("metadata").child("labels");
+    let words = "`selector` does not match template `labels`";
+    errors.push(Error::invalid(&path, template_labels(spec).clone(), words));
+}
+
+/// Errors of a pod template at `path`, whatever its pods are for.
+pub fn template(errors: &mut Vec<Error>, template: &Value, path: &Path) {
     let metadata = path.child("metadata");
     errors.extend(rules::labels(template.pointer("/metadata/labels"), &metadata.child("labels")));
     errors.extend(rules::annotations(
         template.pointer("/metadata/annotations"),
         &metadata.child("annotations"),
     ));
-    let (pod, path) = (at(template, "/spec"), path.child("spec"));
-    errors.extend(validation::pod_spec(pod, &path));
+    errors.extend(validation::pod_spec(at(template, "/spec"), &path.child("spec")));
+    if !items(template, "/spec/ephemeralContainers").is_empty() {
+        let path = path.child("spec").child("ephemeralContainers");
+        errors.push(Error::forbidden(&path, "ephemeral containers not allowed in pod template"));
+    }
+}
+
+/// Errors of `spec.template`, whose pods `owner` starts again for ever.
+pub fn lasting_template(errors: &mut Vec<Error>, spec: &Value, path: &Path, owner: &str) {
+    let path = path.child("template");
+    template(errors, at(spec, "/template"), &path);
+    let (pod, path) = (at(spec, "/template/spec"), path.child("spec"));
     let policy = text(pod, "/restartPolicy");
     if policy != "Always" && validation::RESTART_POLICIES.contains(&policy) {
         errors.push(Error::not_supported(&path.child("restartPolicy"), policy, &["Always"]));
@@ -69,7 +92,7 @@ pub fn template(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
     if present(pod, "/activeDeadlineSeconds") {
         errors.push(Error::forbidden(
             &path.child("activeDeadlineSeconds"),
-            "activeDeadlineSeconds in ReplicaSet is not Supported",
+            format!("activeDeadlineSeconds in {owner} is not Supported"),
         ));
     }
 }

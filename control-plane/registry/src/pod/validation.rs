@@ -7,6 +7,10 @@ mod resources;
 mod scheduling;
 mod volumes;
 
+pub use resources::amounts;
+pub use scheduling::tolerations;
+pub use volumes::volume_source;
+
 use coracle_api::field::{Error, Path};
 use coracle_api::meta::validation as rules;
 use serde_json::Value;

@@ -37,6 +37,15 @@ pub fn resources(errors: &mut Vec<Error>, r: &Value, path: &Path) {
     }
 }
 
+/// A map of resources to amounts, such as an overhead.
+pub fn amounts(errors: &mut Vec<Error>, map: &Value, path: &Path) {
+    for (name, value) in entries(map, "") {
+        let path = path.key(name.as_str());
+        resource_name(errors, &path, name);
+        amount(errors, &path, name, value);
+    }
+}
+
 fn standard(name: &str) -> bool {
     matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-")
 }

@@ -2,10 +2,12 @@
 
 use coracle_api::field::{Error, Path};
 use coracle_api::meta::validation as rules;
+use coracle_api::quantity::Quantity;
 use serde_json::Value;
 
 use super::environment::{VOLUME_FIELDS, field_ref, resource_field_ref};
 use crate::check::words;
+use crate::persistent_volume_claim::claim_spec;
 use crate::value::{at, items, maybe_number, present, text};
 
 /// Checks volumes; answers the names of those that can be mounted.
@@ -78,30 +80,59 @@ fn source(errors: &mut Vec<Error>, v: &Value, path: &Path) {
             errors.push(Error::forbidden(&path, "may not specify more than 1 volume type"));
             continue;
         }
-        match kind {
-            "hostPath" => host_path(errors, source, &path),
-            "secret" => keyed(errors, source, &path, "secretName"),
-            "configMap" => keyed(errors, source, &path, "name"),
-            "persistentVolumeClaim" if text(source, "/claimName").is_empty() => {
-                errors.push(Error::required(&path.child("claimName"), ""));
-            }
-            "downwardAPI" => downward(errors, source, &path),
-            "projected" => projected(errors, source, &path),
-            "nfs" => {
-                for field in ["server", "path"] {
-                    if text(source, &format!("/{field}")).is_empty() {
-                        errors.push(Error::required(&path.child(field), ""));
-                    }
-                }
-            }
-            "csi" if text(source, "/driver").is_empty() => {
-                errors.push(Error::required(&path.child("driver"), ""));
-            }
-            _ => {}
-        }
+        volume_source(errors, kind, source, &path);
     }
     if given == 0 {
         errors.push(Error::required(path, "must specify a volume type"));
+    }
+}
+
+/// Errors of one source of a volume, at `path`. A kind that says nothing more has none.
+pub fn volume_source(errors: &mut Vec<Error>, kind: &str, source: &Value, path: &Path) {
+    let required = |errors: &mut Vec<Error>, fields: &[&'static str]| {
+        for field in fields {
+            if text(source, &format!("/{field}")).is_empty() {
+                errors.push(Error::required(&path.child(*field), ""));
+            }
+        }
+    };
+    match kind {
+        "hostPath" => host_path(errors, source, path),
+        "secret" => keyed(errors, source, path, "secretName"),
+        "configMap" => keyed(errors, source, path, "name"),
+        "persistentVolumeClaim" => required(errors, &["claimName"]),
+        "downwardAPI" => downward(errors, source, path),
+        "projected" => projected(errors, source, path),
+        "nfs" => {
+            required(errors, &["server", "path"]);
+            let place = text(source, "/path");
+            if !place.is_empty() && !place.starts_with('/') {
+                errors.push(Error::invalid(&path.child("path"), place, "must be an absolute path"));
+            }
+        }
+        "csi" => required(errors, &["driver"]),
+        "emptyDir" => empty_dir(errors, source, path),
+        "ephemeral" => ephemeral(errors, source, path),
+        "image" => required(errors, &["reference"]),
+        _ => {}
+    }
+}
+
+fn empty_dir(errors: &mut Vec<Error>, source: &Value, path: &Path) {
+    let limit = text(source, "/sizeLimit");
+    if Quantity::parse(limit).is_ok_and(|q| q.sign() < 0) {
+        errors.push(Error::forbidden(
+            &path.child("sizeLimit"),
+            "SizeLimit field must be a valid resource quantity",
+        ));
+    }
+}
+
+fn ephemeral(errors: &mut Vec<Error>, source: &Value, path: &Path) {
+    let path = path.child("volumeClaimTemplate");
+    match at(source, "/volumeClaimTemplate") {
+        Value::Null => errors.push(Error::required(&path, "")),
+        template => errors.extend(claim_spec(at(template, "/spec"), &path.child("spec"))),
     }
 }
 

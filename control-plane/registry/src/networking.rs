@@ -1,0 +1,18 @@
+//! The kinds of `networking.k8s.io`.
+
+mod ingress;
+mod ingress_class;
+mod network_policy;
+
+use coracle_apiserver::ResourceDef;
+
+/// The group.
+const GROUP: &str = "networking.k8s.io";
+
+/// Annotation of the class that an Ingress gets which names none.
+pub const DEFAULT_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
+
+/// The resources.
+pub fn resources() -> Vec<ResourceDef> {
+    vec![ingress::resource(), ingress_class::resource(), network_policy::resource()]
+}
