@@ -4,6 +4,7 @@ pub mod apply;
 pub mod compile_wasm;
 pub mod delete;
 pub mod get;
+pub mod gpu_plugin;
 pub mod image;
 pub mod logs;
 pub mod node;

@@ -9,7 +9,7 @@ mod supervise;
 use std::process::ExitCode;
 
 use clap::Parser;
-use commands::{apply, compile_wasm, delete, get, image, logs, node, runtime, server, up, wasm_host};
+use commands::{apply, compile_wasm, delete, get, gpu_plugin, image, logs, node, runtime, server, up, wasm_host};
 
 #[derive(Parser)]
 #[command(name = "coracle", version, about = "Kubernetes rebuilt around WebAssembly")]
@@ -22,6 +22,8 @@ enum Command {
     Node(node::Options),
     /// Run the CRI service.
     Runtime(runtime::Options),
+    /// Advertise NVIDIA GPUs to the node agent.
+    GpuPlugin(gpu_plugin::Options),
     /// Run pods' sandboxes (the runtime starts this).
     #[command(hide = true)]
     WasmHost(wasm_host::Options),
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Server(options) => server::run(options),
         Command::Node(options) => node::run(options),
         Command::Runtime(options) => runtime::run(options),
+        Command::GpuPlugin(options) => gpu_plugin::run(options),
         Command::WasmHost(options) => wasm_host::run(options),
         Command::CompileWasm(options) => return compile_wasm::run(&options),
         Command::Image(command) => image::run(command),

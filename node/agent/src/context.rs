@@ -12,6 +12,21 @@ use crate::runtime::Runtime;
 use crate::services::Services;
 use crate::tokens::{Issued, Tokens};
 
+/// Where pods ask for names.
+#[derive(Clone, Debug)]
+pub struct Dns {
+    /// The addresses of the cluster's DNS; without one, pods get the search list alone.
+    pub servers: Vec<IpAddr>,
+    /// The domain of the cluster's names.
+    pub domain: String,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self { servers: Vec::new(), domain: "cluster.local".to_owned() }
+    }
+}
+
 /// Shared by all workers.
 pub struct Context {
     /// The API server.
@@ -36,6 +51,8 @@ pub struct Context {
     pub cpu_milli: i64,
     /// Bytes of this machine.
     pub memory: i64,
+    /// Where pods ask for names.
+    pub dns: Dns,
 }
 
 impl Context {

@@ -46,6 +46,8 @@ pub struct Options {
     pub client_ca_pem: String,
     /// Most pods at a time; the scheduler goes by it.
     pub max_pods: u32,
+    /// Where pods ask for names.
+    pub dns: context::Dns,
 }
 
 /// Runs until `shutdown`. Pods run on afterwards.
@@ -69,6 +71,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         root,
         cpu_milli: machine.cpus.saturating_mul(1000),
         memory: machine.memory,
+        dns: options.dns.clone(),
     });
     let pods = pods::source::Pods::default();
     let server = server::Server::bind(&options, context.clone(), pods.clone()).await?;

@@ -266,6 +266,33 @@ impl Runtime {
         Ok(self.runtime.clone().get_container_events(cri::GetEventsRequest::default()).await?.into_inner())
     }
 
+    /// Where the streams of a new process in a container are.
+    pub async fn exec(&self, request: cri::ExecRequest) -> Result<String, Status> {
+        Ok(self.runtime.clone().exec(timed(request, LOOK)).await?.into_inner().url)
+    }
+
+    /// Where the streams of a container are.
+    pub async fn attach(&self, request: cri::AttachRequest) -> Result<String, Status> {
+        Ok(self.runtime.clone().attach(timed(request, LOOK)).await?.into_inner().url)
+    }
+
+    /// Where connections to the ports of a pod are made.
+    pub async fn port_forward(&self, request: cri::PortForwardRequest) -> Result<String, Status> {
+        Ok(self.runtime.clone().port_forward(timed(request, LOOK)).await?.into_inner().url)
+    }
+
+    /// Runs a command in a container, for so many seconds at most.
+    pub async fn exec_sync(
+        &self,
+        container: &str,
+        cmd: Vec<String>,
+        seconds: i64,
+    ) -> Result<cri::ExecSyncResponse, Status> {
+        let request = cri::ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: seconds };
+        let limit = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)) + Duration::from_secs(5);
+        Ok(self.runtime.clone().exec_sync(timed(request, limit)).await?.into_inner())
+    }
+
     /// CPU and memory of every container.
     pub async fn stats(&self) -> Result<Vec<cri::ContainerStats>, Status> {
         let request = cri::ListContainerStatsRequest { filter: None };

@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use serde_json::json;
@@ -22,6 +22,7 @@ use crate::pods::source::Pods;
 
 mod container_logs;
 mod metrics;
+mod streams;
 pub mod tls;
 
 /// Connections at a time.
@@ -112,18 +113,36 @@ fn router(shared: Shared) -> Router {
         .route("/healthz", get(async || "ok"))
         .route("/pods", get(pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs::get))
+        .route("/configz", get(configz))
+        .route("/metrics", get(metrics::agent))
         .route("/metrics/resource", get(metrics::resource))
         .route("/stats/summary", get(metrics::summary))
-        .route("/exec/{*rest}", any(async || not_here("exec")))
-        .route("/attach/{*rest}", any(async || not_here("attach")))
-        .route("/portForward/{*rest}", any(async || not_here("port-forward")))
-        .route("/run/{*rest}", any(async || not_here("run")))
+        .route("/exec/{namespace}/{pod}/{container}", any(streams::exec))
+        .route("/exec/{namespace}/{pod}/{uid}/{container}", any(streams::exec))
+        .route("/attach/{namespace}/{pod}/{container}", any(streams::attach))
+        .route("/attach/{namespace}/{pod}/{uid}/{container}", any(streams::attach))
+        .route("/portForward/{namespace}/{pod}", any(streams::port_forward))
+        .route("/portForward/{namespace}/{pod}/{uid}", any(streams::port_forward))
+        .route("/run/{namespace}/{pod}/{container}", post(streams::run))
+        .route("/run/{namespace}/{pod}/{uid}/{container}", post(streams::run))
         .with_state(shared)
 }
 
-fn not_here(what: &str) -> Response {
-    let words = format!("{what} is not supported by this node yet: its containers are wasm components\n");
-    (StatusCode::NOT_IMPLEMENTED, words).into_response()
+/// What of the configuration others can see, in the form of a kubelet's.
+async fn configz(State(shared): State<Shared>) -> Response {
+    let context = &shared.context;
+    let config = json!({
+        "kind": "KubeletConfiguration",
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "address": context.node_ip,
+        "clusterDomain": context.dns.domain,
+        "clusterDNS": context.dns.servers,
+        "containerLogMaxSize": "10Mi",
+        "containerLogMaxFiles": 5,
+        "nodeStatusReportFrequency": "5m0s",
+        "nodeLeaseDurationSeconds": 40,
+    });
+    axum::Json(json!({"kubeletconfig": config})).into_response()
 }
 
 async fn pods(State(shared): State<Shared>) -> Response {

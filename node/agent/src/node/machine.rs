@@ -37,3 +37,34 @@ pub fn read() -> Machine {
         boot_id: read_line("/proc/sys/kernel/random/boot_id"),
     }
 }
+
+/// What of a machine is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Nanoseconds that all processors together worked since the machine started.
+    pub cpu_nanos: u64,
+    /// Bytes in use that could not be had back at once.
+    pub memory: u64,
+    /// Bytes that could be had.
+    pub available: u64,
+}
+
+/// Nanoseconds of one tick of `/proc/stat`: it counts hundredths of a second on every Linux.
+const TICK: u64 = 10_000_000;
+
+/// Reads them; zero where nothing can be read.
+pub fn usage() -> Usage {
+    let stat = read_line("/proc/stat");
+    let first = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = first.split_whitespace().skip(1).map(|t| t.parse().unwrap_or(0)).collect();
+    // user nice system idle iowait irq softirq steal; guests are part of user.
+    let busy: u64 =
+        ticks.iter().take(8).enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, t)| t).sum();
+    let meminfo = read_line("/proc/meminfo");
+    let bytes = |name: &str| -> u64 {
+        let value = meminfo.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default();
+        value.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0).saturating_mul(1024)
+    };
+    let (total, available) = (bytes("MemTotal:"), bytes("MemAvailable:"));
+    Usage { cpu_nanos: busy.saturating_mul(TICK), memory: total.saturating_sub(available), available }
+}

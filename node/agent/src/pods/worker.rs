@@ -300,7 +300,7 @@ impl Worker {
 
     async fn run_sandbox(&mut self, attempt: u32) {
         let logs = self.context.log_directory(&self.pod);
-        let config = steps::config::sandbox(&self.pod, attempt, &logs.to_string_lossy());
+        let config = steps::config::sandbox(&self.pod, attempt, &logs.to_string_lossy(), &self.context.dns);
         let handler = self.pod.spec.as_ref().and_then(|s| s.runtime_class_name.clone()).unwrap_or_default();
         match self.context.runtime.run_sandbox(config, &handler).await {
             Ok(_) => self.memory.sandbox_error = None,

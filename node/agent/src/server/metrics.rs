@@ -1,10 +1,14 @@
-//! CPU and memory of containers, as `/metrics/resource` (Prometheus text) and `/stats/summary` (JSON).
+//! CPU and memory of the node, its pods and containers, as `/metrics/resource` (Prometheus text) and `/stats/summary`
+//! (JSON); `/metrics` says how the agent does.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
 use coracle_cri_api::v1::ContainerStats;
+use k8s_openapi::jiff::Timestamp;
 
 use super::*;
+use crate::node::machine::{self, Usage};
 use crate::runtime::label;
 
 struct Row {
@@ -14,12 +18,14 @@ struct Row {
     container: String,
     cpu_nanos: u64,
     memory: u64,
+    /// Nanoseconds since 1970 of the start; 0: not known.
+    started: i64,
 }
 
-fn rows(stats: Vec<ContainerStats>) -> Vec<Row> {
+fn rows(stats: Vec<ContainerStats>, started: &HashMap<String, i64>) -> Vec<Row> {
     let row = |stat: ContainerStats| {
-        let labels = stat.attributes?.labels;
-        let of = |key: &str| labels.get(key).cloned().unwrap_or_default();
+        let attributes = stat.attributes?;
+        let of = |key: &str| attributes.labels.get(key).cloned().unwrap_or_default();
         Some(Row {
             namespace: of(label::POD_NAMESPACE),
             pod: of(label::POD_NAME),
@@ -27,38 +33,122 @@ fn rows(stats: Vec<ContainerStats>) -> Vec<Row> {
             container: of(label::CONTAINER_NAME),
             cpu_nanos: stat.cpu.and_then(|c| c.usage_core_nano_seconds).map_or(0, |v| v.value),
             memory: stat.memory.and_then(|m| m.working_set_bytes).map_or(0, |v| v.value),
+            started: started.get(&attributes.id).copied().unwrap_or(0),
         })
     };
     stats.into_iter().filter_map(row).collect()
 }
 
 async fn read(shared: &Shared) -> Result<Vec<Row>, Response> {
-    let stats = shared.context.runtime.stats().await;
-    stats.map(rows).map_err(|e| {
+    let runtime = &shared.context.runtime;
+    let both = async { tokio::try_join!(runtime.stats(), runtime.containers(HashMap::new())) };
+    let (stats, containers) = both.await.map_err(|e| {
         (StatusCode::SERVICE_UNAVAILABLE, format!("the runtime does not answer: {}\n", e.message()))
             .into_response()
-    })
+    })?;
+    let started = containers.into_iter().map(|c| (c.id, c.created_at)).collect();
+    Ok(rows(stats, &started))
 }
 
-/// Prometheus text.
+/// Sums of a pod: CPU nanoseconds and bytes.
+fn pods(rows: &[Row]) -> BTreeMap<(&str, &str), (u64, u64)> {
+    let mut pods = BTreeMap::new();
+    for row in rows {
+        let sum: &mut (u64, u64) = pods.entry((row.namespace.as_str(), row.pod.as_str())).or_default();
+        *sum = (sum.0.saturating_add(row.cpu_nanos), sum.1.saturating_add(row.memory));
+    }
+    pods
+}
+
+/// Prometheus text, one family at a time.
+struct Text {
+    text: String,
+    /// Milliseconds since 1970.
+    now: i64,
+}
+
+impl Text {
+    fn family(&mut self, name: &str, kind: &str, help: &str, samples: impl Iterator<Item = (String, f64)>) {
+        let _ = writeln!(self.text, "# HELP {name} [STABLE] {help}\n# TYPE {name} {kind}");
+        for (labels, value) in samples {
+            let _ = writeln!(self.text, "{name}{labels} {value} {}", self.now);
+        }
+    }
+}
+
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+fn resource_text(rows: &[Row], node: Usage, now: i64) -> String {
+    let mut text = Text { text: String::new(), now };
+    let container =
+        |r: &Row| format!("{{container={:?},namespace={:?},pod={:?}}}", r.container, r.namespace, r.pod);
+    let samples = |value: fn(&Row) -> f64| rows.iter().map(move |r| (container(r), value(r)));
+    text.family(
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the container in core-seconds",
+        samples(|r| seconds(r.cpu_nanos)),
+    );
+    text.family(
+        "container_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the container in bytes",
+        samples(|r| r.memory as f64),
+    );
+    text.family(
+        "container_start_time_seconds",
+        "gauge",
+        "Start time of the container since unix epoch in seconds",
+        samples(|r| r.started as f64 / 1e9),
+    );
+    let none = |value: f64| std::iter::once((String::new(), value));
+    text.family(
+        "node_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the node in core-seconds",
+        none(seconds(node.cpu_nanos)),
+    );
+    text.family(
+        "node_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the node in bytes",
+        none(node.memory as f64),
+    );
+    let pods = pods(rows);
+    let pod = |(namespace, pod): &(&str, &str)| format!("{{namespace={namespace:?},pod={pod:?}}}");
+    text.family(
+        "pod_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the pod in core-seconds",
+        pods.iter().map(|(key, sum)| (pod(key), seconds(sum.0))),
+    );
+    text.family(
+        "pod_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the pod in bytes",
+        pods.iter().map(|(key, sum)| (pod(key), sum.1 as f64)),
+    );
+    text.family(
+        "resource_scrape_error",
+        "gauge",
+        "1 if there was an error while getting container metrics, 0 otherwise",
+        none(0.0),
+    );
+    text.text
+}
+
+const PROMETHEUS: [(&str, &str); 1] = [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")];
+
+/// `/metrics/resource`.
 pub async fn resource(State(shared): State<Shared>) -> Response {
     let rows = match read(&shared).await {
         Ok(rows) => rows,
         Err(response) => return response,
     };
-    let mut text = String::new();
-    let labels =
-        |r: &Row| format!("container=\"{}\",namespace=\"{}\",pod=\"{}\"", r.container, r.namespace, r.pod);
-    text.push_str("# TYPE container_cpu_usage_seconds_total counter\n");
-    for row in &rows {
-        let seconds = row.cpu_nanos as f64 / 1e9;
-        let _ = writeln!(text, "container_cpu_usage_seconds_total{{{}}} {seconds}", labels(row));
-    }
-    text.push_str("# TYPE container_memory_working_set_bytes gauge\n");
-    for row in &rows {
-        let _ = writeln!(text, "container_memory_working_set_bytes{{{}}} {}", labels(row), row.memory);
-    }
-    ([("Content-Type", "text/plain; version=0.0.4")], text).into_response()
+    let text = resource_text(&rows, machine::usage(), Timestamp::now().as_millisecond());
+    (PROMETHEUS, text).into_response()
 }
 
 /// The kubelet's summary, with what is known of containers.
@@ -67,19 +157,98 @@ pub async fn summary(State(shared): State<Shared>) -> Response {
         Ok(rows) => rows,
         Err(response) => return response,
     };
-    let mut pods = std::collections::BTreeMap::<String, (serde_json::Value, Vec<serde_json::Value>)>::new();
-    for row in rows {
-        let reference = json!({"name": row.pod, "namespace": row.namespace, "uid": row.uid});
-        let entry = pods.entry(row.uid).or_insert((reference, Vec::new()));
-        entry.1.push(json!({
-            "name": row.container,
-            "cpu": {"usageCoreNanoSeconds": row.cpu_nanos},
-            "memory": {"workingSetBytes": row.memory},
-        }));
+    let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let cpu = |nanos: u64| json!({"time": now, "usageCoreNanoSeconds": nanos});
+    let memory = |bytes: u64| json!({"time": now, "workingSetBytes": bytes});
+    let sums = pods(&rows);
+    let mut all = BTreeMap::<&str, serde_json::Value>::new();
+    for row in &rows {
+        let (nanos, bytes) =
+            sums.get(&(row.namespace.as_str(), row.pod.as_str())).copied().unwrap_or_default();
+        let pod = all.entry(&row.uid).or_insert_with(|| {
+            json!({
+                "podRef": {"name": row.pod, "namespace": row.namespace, "uid": row.uid},
+                "cpu": cpu(nanos), "memory": memory(bytes), "containers": [],
+            })
+        });
+        let container =
+            json!({"name": row.container, "cpu": cpu(row.cpu_nanos), "memory": memory(row.memory)});
+        if let Some(list) = pod.get_mut("containers").and_then(|c| c.as_array_mut()) {
+            list.push(container);
+        }
     }
-    let pods: Vec<_> = pods
-        .into_values()
-        .map(|(pod, containers)| json!({"podRef": pod, "containers": containers}))
-        .collect();
-    axum::Json(json!({"node": {"nodeName": shared.context.node_name}, "pods": pods})).into_response()
+    let node = machine::usage();
+    let mut node_memory = memory(node.memory);
+    if let Some(fields) = node_memory.as_object_mut() {
+        fields.insert("availableBytes".into(), json!(node.available));
+    }
+    let node =
+        json!({"nodeName": shared.context.node_name, "cpu": cpu(node.cpu_nanos), "memory": node_memory});
+    axum::Json(json!({"node": node, "pods": all.into_values().collect::<Vec<_>>()})).into_response()
+}
+
+/// `/metrics`: how many pods and containers there are.
+pub async fn agent(State(shared): State<Shared>) -> Response {
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "# TYPE kubelet_node_name gauge\nkubelet_node_name{{node={:?}}} 1",
+        shared.context.node_name
+    );
+    let _ = writeln!(
+        text,
+        "# TYPE kubelet_desired_pods gauge\nkubelet_desired_pods {}",
+        shared.pods.list().len()
+    );
+    let runtime = &shared.context.runtime;
+    let both = async { tokio::try_join!(runtime.sandboxes(), runtime.containers(HashMap::new())) };
+    match both.await {
+        Ok((sandboxes, containers)) => {
+            let ready = sandboxes.iter().filter(|s| s.state == 0).count();
+            let _ = writeln!(text, "# TYPE kubelet_running_pods gauge\nkubelet_running_pods {ready}");
+            let _ = writeln!(text, "# TYPE kubelet_running_containers gauge");
+            for (state, name) in [(0, "created"), (1, "running"), (2, "exited"), (3, "unknown")] {
+                let count = containers.iter().filter(|c| c.state == state).count();
+                let _ = writeln!(text, "kubelet_running_containers{{container_state={name:?}}} {count}");
+            }
+            let _ = writeln!(text, "# TYPE kubelet_runtime_errors gauge\nkubelet_runtime_errors 0");
+        }
+        Err(_) => {
+            let _ = writeln!(text, "# TYPE kubelet_runtime_errors gauge\nkubelet_runtime_errors 1");
+        }
+    }
+    (PROMETHEUS, text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_that_metrics_clients_read() {
+        let row = |container: &str, cpu_nanos, memory| Row {
+            namespace: "ns".into(),
+            pod: "p".into(),
+            uid: "u".into(),
+            container: container.into(),
+            cpu_nanos,
+            memory,
+            started: 5_000_000_000,
+        };
+        let rows = [row("a", 1_500_000_000, 10), row("b", 500_000_000, 20)];
+        let node = Usage { cpu_nanos: 7_000_000_000, memory: 99, available: 1 };
+        let text = resource_text(&rows, node, 1234);
+        for line in [
+            "container_cpu_usage_seconds_total{container=\"a\",namespace=\"ns\",pod=\"p\"} 1.5 1234",
+            "container_memory_working_set_bytes{container=\"b\",namespace=\"ns\",pod=\"p\"} 20 1234",
+            "container_start_time_seconds{container=\"b\",namespace=\"ns\",pod=\"p\"} 5 1234",
+            "node_cpu_usage_seconds_total 7 1234",
+            "node_memory_working_set_bytes 99 1234",
+            "pod_cpu_usage_seconds_total{namespace=\"ns\",pod=\"p\"} 2 1234",
+            "pod_memory_working_set_bytes{namespace=\"ns\",pod=\"p\"} 30 1234",
+            "resource_scrape_error 0 1234",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
+        }
+    }
 }

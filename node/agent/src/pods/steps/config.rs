@@ -7,15 +7,13 @@ use coracle_cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::json;
 
+use crate::context::Dns;
 use crate::env::expand;
 use crate::runtime::label;
 use crate::volumes::mounts::Mount;
 
-/// The domain of the cluster's names.
-const DOMAIN: &str = "cluster.local";
-
 /// The config of a sandbox; the same for every call that needs it.
-pub fn sandbox(pod: &Pod, attempt: u32, log_directory: &str) -> cri::PodSandboxConfig {
+pub fn sandbox(pod: &Pod, attempt: u32, log_directory: &str, cluster: &Dns) -> cri::PodSandboxConfig {
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref();
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
@@ -40,7 +38,7 @@ pub fn sandbox(pod: &Pod, attempt: u32, log_directory: &str) -> cri::PodSandboxC
         }),
         hostname: hostname.trim_end_matches(['-', '.']).to_owned(),
         log_directory: log_directory.to_owned(),
-        dns_config: Some(dns(pod)),
+        dns_config: Some(dns(pod, cluster)),
         port_mappings: port_mappings(pod),
         labels,
         annotations: meta.annotations.clone().unwrap_or_default().into_iter().collect(),
@@ -64,15 +62,16 @@ pub fn identity(pod: &Pod) -> [(String, String); 3] {
     ]
 }
 
-fn dns(pod: &Pod) -> cri::DnsConfig {
+fn dns(pod: &Pod, cluster: &Dns) -> cri::DnsConfig {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let spec = pod.spec.as_ref();
     let mut config = cri::DnsConfig::default();
-    if matches!(
-        spec.and_then(|s| s.dns_policy.as_deref()),
-        None | Some("ClusterFirst" | "ClusterFirstWithHostNet")
-    ) {
-        config.searches = vec![format!("{namespace}.svc.{DOMAIN}"), format!("svc.{DOMAIN}"), DOMAIN.into()];
+    let policy = spec.and_then(|s| s.dns_policy.as_deref()).unwrap_or("ClusterFirst");
+    let node_network = spec.and_then(|s| s.host_network).unwrap_or(false);
+    if policy == "ClusterFirstWithHostNet" || policy == "ClusterFirst" && !node_network {
+        let domain = &cluster.domain;
+        config.servers = cluster.servers.iter().map(ToString::to_string).collect();
+        config.searches = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
         config.options = vec!["ndots:5".into()];
     }
     if let Some(own) = spec.and_then(|s| s.dns_config.as_ref()) {

@@ -41,7 +41,7 @@ pub async fn start(
     let recorder = &context.recorder;
     let sandbox = state.sandbox().ok_or_else(|| failure("CreateContainerError", "the pod has no sandbox"))?;
     let logs = context.log_directory(pod);
-    let sandbox_config = config::sandbox(pod, sandbox.attempt, &logs.to_string_lossy());
+    let sandbox_config = config::sandbox(pod, sandbox.attempt, &logs.to_string_lossy(), &context.dns);
     let image = match image(context, pod, spec, sandbox_config.clone()).await {
         Ok(image) => image,
         Err(error) => {
