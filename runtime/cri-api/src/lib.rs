@@ -1,6 +1,7 @@
 //! Messages, clients and server traits of the two interfaces of the runtime: CRI v1 and the Service table feed.
 //! Generated from `proto/`; nothing here decides anything.
 
+pub mod annotation;
 pub mod endpoint;
 
 /// CRI v1 (`runtime.v1`), as kubelet and crictl speak it.

@@ -1,0 +1,12 @@
+//! What node agent and runtime tell each other by annotation, beyond CRI's own fields.
+
+/// On the config of a sandbox, `true`: some of its containers are Linux containers, so it needs a network namespace.
+/// Without it, a sandbox of the default handler has an address and wasm containers only.
+pub const LINUX_CONTAINERS: &str = "coracle.dev/linux-containers";
+
+/// On `Image.spec` of ImageStatus and ListImages: what the image holds, [`WASM`] or [`LINUX`].
+pub const PLATFORM: &str = "coracle.dev/platform";
+/// A wasm component or module.
+pub const WASM: &str = "wasm";
+/// A root filesystem for a Linux container.
+pub const LINUX: &str = "linux";
