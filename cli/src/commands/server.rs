@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use coracle_apiserver::authn::TokenKey;
 use coracle_apiserver::ca::{ClusterCa, kubeconfig};
 use coracle_apiserver::{ApiServer, KubeletProxy, UserInfo};
+use coracle_registry::authz::component;
 use coracle_registry::{Cidr, RegistryOptions};
 use coracle_store::Store;
 use tokio::net::TcpListener;
@@ -69,13 +71,16 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         pod_cidr: options.pod_cidr,
         api_server: (address.ip(), address.port()),
         kubelet: Some(KubeletProxy::new(ca.client_config(Some(&kubelet))?)),
+        token_key: Some(Arc::new(TokenKey::open(&ca.dir().join("sa.key"))?)),
+        fixed_tokens: vec![
+            (admin_token.clone(), UserInfo::new("kubernetes-admin", &["system:masters"])),
+            (node_token.clone(), UserInfo::new("system:node:local", &["system:nodes"])),
+        ],
         ..RegistryOptions::default()
     };
     let builtin = coracle_registry::builtin(&registry_options, &store)?;
     let images = coracle_image_registry::router(store.clone(), &options.data_dir.join("images"))?;
     let builder = ApiServer::builder(Arc::new(store.clone()))
-        .token(admin_token.clone(), UserInfo::new("kubernetes-admin", &["system:masters"]))
-        .token(node_token.clone(), UserInfo::new("system:node:local", &["system:nodes"]))
         .mount("/v2", images)
         .advertise(address.to_string())
         .shutdown(shutdown.clone());
@@ -206,8 +211,7 @@ async fn components(server: ApiServer, pod_cidr: String, root_ca_pem: String, sh
     let controllers = {
         let server = server.clone();
         let client_for = Arc::new(move |name: &str| {
-            let user = format!("system:controller:{name}");
-            kube::Client::new(server.service_as(UserInfo::new(&user, &[])), "default")
+            kube::Client::new(server.service_as(component::controller(name)), "default")
         });
         coracle_controllers::Options {
             pod_cidr: Some(pod_cidr),
@@ -216,7 +220,7 @@ async fn components(server: ApiServer, pod_cidr: String, root_ca_pem: String, sh
         }
     };
     let scheduler =
-        kube::Client::new(server.service_as(UserInfo::new("system:kube-scheduler", &[])), "default");
+        kube::Client::new(server.service_as(component::scheduler()), "default");
     let (controllers, scheduler) = tokio::join!(
         coracle_controllers::run(controllers, shutdown.clone()),
         coracle_scheduler::run(scheduler, coracle_scheduler::Options::default(), shutdown.clone()),

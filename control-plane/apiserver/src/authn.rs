@@ -1,6 +1,7 @@
 //! Who calls: client certificates, bearer tokens, basic authentication whose password is a token, and nobody.
 
 pub mod cert;
+pub mod jwt;
 pub mod token;
 
 use async_trait::async_trait;
@@ -9,6 +10,7 @@ use coracle_api::status::Status;
 use crate::request::UserInfo;
 
 pub use cert::PeerIdentity;
+pub use jwt::TokenKey;
 pub use token::TokenList;
 
 /// Turns a bearer token into a user. Authenticators are asked in order; the first answer counts.

@@ -278,7 +278,7 @@ fn covers(cert_pem: &str, names: &[String]) -> bool {
     names.iter().all(has)
 }
 
-fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
+pub(crate) fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     use std::os::unix::fs::OpenOptionsExt;
     let fail = |source| Error::File { path: path.into(), source };
     let temporary = path.with_extension("new");

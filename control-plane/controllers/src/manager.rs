@@ -39,16 +39,6 @@ pub const IDENTITIES: [&str; 13] = [
     "node-controller",
 ];
 
-/// The user of an identity: the ServiceAccount of that name in `kube-system`, as kube-controller-manager has them. The shared
-/// watches are the manager's own.
-pub fn user_of(identity: &str) -> (String, Vec<&'static str>) {
-    if identity == "shared-informers" {
-        return ("system:kube-controller-manager".into(), vec!["system:authenticated"]);
-    }
-    let groups = vec!["system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"];
-    (format!("system:serviceaccount:kube-system:{identity}"), groups)
-}
-
 /// How the controllers run.
 #[derive(Clone)]
 pub struct Options {

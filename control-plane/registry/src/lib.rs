@@ -85,6 +85,7 @@ impl Builtin {
             self.admission.into_iter().fold(builder.resources(self.resources), ApiServerBuilder::admission);
         let builder = self.authenticators.into_iter().fold(builder, ApiServerBuilder::authenticator);
         let builder = builder.authorizer(self.authorizer);
+        let builder = builder.source(Arc::new(custom_resource_definition::Source));
         self.mounts.into_iter().fold(builder, |builder, (path, router)| builder.mount(path, router))
     }
 }

@@ -1,7 +1,10 @@
 //! What a cluster may choose about its built-in kinds.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use coracle_apiserver::UserInfo;
+use coracle_apiserver::authn::TokenKey;
 use coracle_apiserver::kubelet_proxy::KubeletProxy;
 
 use crate::check::Cidr;
@@ -17,6 +20,10 @@ pub struct RegistryOptions {
     pub node_ports: (u16, u16),
     /// Where the API server listens, for the endpoints of `kubernetes`.
     pub api_server: (IpAddr, u16),
+    /// Signs the tokens of service accounts; without one, a key that is lost at the end.
+    pub token_key: Option<Arc<TokenKey>>,
+    /// Tokens that are known from the start.
+    pub fixed_tokens: Vec<(String, UserInfo)>,
     /// The client for nodes, for logs and `nodes/proxy`; without it they answer 503.
     pub kubelet: Option<KubeletProxy>,
 }
@@ -30,6 +37,8 @@ impl Default for RegistryOptions {
             pod_cidr: v4(64, 0, 11),
             node_ports: (30000, 32767),
             api_server: (IpAddr::from([127, 0, 0, 1]), 6443),
+            token_key: None,
+            fixed_tokens: Vec::new(),
             kubelet: None,
         }
     }
@@ -47,6 +56,9 @@ pub enum OptionsError {
     /// Node ports from high to low, or port 0.
     #[error("node ports {0}-{1} are no range")]
     NodePorts(u16, u16),
+    /// There is no key for tokens.
+    #[error("making a key for the tokens of service accounts")]
+    TokenKey(#[source] coracle_apiserver::ca::Error),
     /// What is stored cannot be read.
     #[error("reading the Services of the store")]
     Store(#[source] coracle_store::Error),

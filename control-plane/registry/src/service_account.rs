@@ -1,19 +1,24 @@
 //! ServiceAccount.
 
-use coracle_api::status::Status;
-use coracle_apiserver::{Column, ResourceDef, Strategy, Subresource, SubresourceHandler, SubresourceRequest};
+pub mod token;
+
+use coracle_apiserver::{Column, ResourceDef, Strategy, Subresource};
 use jiff::Timestamp;
 use serde_json::Value;
 use std::sync::Arc;
 
+use crate::authn::ServiceAccountTokens;
 use crate::table;
+
+use token::TokenRequests;
 
 static COLUMNS: [Column; 2] = [table::NAME, table::AGE];
 
 /// The resource.
-pub fn resource() -> ResourceDef {
-    let token = Subresource::handler("token", "TokenRequest", &["create"], Arc::new(Tokens))
-        .group_version("authentication.k8s.io", "v1");
+pub fn resource(tokens: Arc<ServiceAccountTokens>) -> ResourceDef {
+    let token =
+        Subresource::handler("token", "TokenRequest", &["create"], Arc::new(TokenRequests { tokens }))
+            .group_version("authentication.k8s.io", "v1");
     ResourceDef::new("", "v1", "ServiceAccount", "serviceaccounts", Arc::new(ServiceAccount))
         .short_names(&["sa"])
         .subresource(token)
@@ -36,21 +41,5 @@ impl Strategy for ServiceAccount {
 
     fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {
         vec![table::name(obj), table::age(obj, now)]
-    }
-}
-
-struct Tokens;
-
-#[async_trait::async_trait]
-impl SubresourceHandler for Tokens {
-    async fn handle(&self, request: SubresourceRequest) -> Result<http::Response<axum::body::Body>, Status> {
-        let name = request.context.name.as_deref().unwrap_or_default();
-        let namespace = request.context.namespace.as_deref();
-        crate::subresource::existing(&request.objects, "", "serviceaccounts", namespace, name).await?;
-        Err(Status::new(
-            501,
-            "NotImplemented",
-            "serviceaccounts/token: this server issues no service account tokens yet",
-        ))
     }
 }

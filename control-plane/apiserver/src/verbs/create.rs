@@ -22,11 +22,26 @@ pub(crate) async fn create(mut call: Call) -> Result<Response<Body>, Status> {
     let body = call.body.clone();
     let decoded = decode::object(&call, &body)?;
     let mut warnings = decoded.warnings;
+    if call.served.def.strategy.is_review() {
+        let written = review(&mut call.target, decoded.object).await?;
+        let mut response = written.respond(&call, StatusCode::CREATED)?;
+        respond::warn(&mut response, &warnings);
+        return Ok(response);
+    }
     let written = insert(&mut call.target, decoded.object).await?;
     warnings.extend(call.served.def.strategy.warnings(&written.obj));
     let mut response = written.respond(&call, StatusCode::CREATED)?;
     respond::warn(&mut response, &warnings);
     Ok(response)
+}
+
+/// Answers a question; nothing is stored.
+async fn review(target: &mut Target, mut obj: Value) -> Result<Written, Status> {
+    match_namespace(target, &mut obj)?;
+    let strategy = target.served.def.strategy.clone();
+    strategy.default(&mut obj);
+    strategy.answer(&target.strategy_context(), &mut obj).await?;
+    Ok(Written { obj, stored: None })
 }
 
 /// Puts a decoded object through naming, admission, preparation and validation, and writes it.

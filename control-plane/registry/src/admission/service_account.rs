@@ -1,11 +1,11 @@
-//! Every pod runs as a service account, by default as `default`, which must exist. Tokens are not mounted: there are none yet.
+//! Every pod runs as a service account, by default as `default`, which must exist. Its token is mounted into every container.
 
 use coracle_api::meta::GroupResource;
 use coracle_api::status::Status;
 use coracle_apiserver::{Admission, Attributes, Operation};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::value::{items, object, present, set, text};
+use crate::value::{at, items, items_mut, list, object, present, set, text};
 
 /// The plugin.
 pub struct ServiceAccount;
@@ -50,7 +50,82 @@ impl Admission for ServiceAccount {
             if items(spec, "/imagePullSecrets").is_empty() && !secrets.is_empty() {
                 set(spec, "imagePullSecrets", secrets.to_vec());
             }
+            let automount = |from: &Value, at: &str| crate::value::at(from, at).as_bool();
+            let automount = automount(spec, "/automountServiceAccountToken")
+                .or_else(|| automount(&account, "/automountServiceAccountToken"))
+                .unwrap_or(true);
+            if automount {
+                mount_token(spec);
+            }
         }
         Ok(())
+    }
+}
+
+/// Where programs look for their account.
+const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const VOLUME_PREFIX: &str = "kube-api-access-";
+/// An hour, and the 7 seconds by which Kubernetes tells such tokens from those that somebody asked for.
+const TOKEN_SECONDS: i64 = 3607;
+
+/// Adds the volume with token, authority and namespace, and mounts it where nothing else is mounted.
+fn mount_token(spec: &mut Value) {
+    let lacks = |container: &Value| {
+        !items(container, "/volumeMounts").iter().any(|m| text(m, "/mountPath") == MOUNT_PATH)
+    };
+    let lists = ["initContainers", "containers"];
+    if !lists.iter().any(|list| items(at(spec, &format!("/{list}")), "").iter().any(lacks)) {
+        return;
+    }
+    let kept =
+        items(spec, "/volumes").iter().map(|v| text(v, "/name")).find(|n| n.starts_with(VOLUME_PREFIX));
+    let name = match kept {
+        Some(name) => name.to_owned(),
+        None => {
+            let name = coracle_api::names::generate(VOLUME_PREFIX);
+            if let Some(volumes) = list(spec, "volumes") {
+                volumes.push(token_volume(&name));
+            }
+            name
+        }
+    };
+    for list_name in lists {
+        for container in items_mut(spec, list_name).filter(|c| lacks(c)) {
+            if let Some(mounts) = list(container, "volumeMounts") {
+                mounts.push(json!({"name": name, "readOnly": true, "mountPath": MOUNT_PATH}));
+            }
+        }
+    }
+}
+
+fn token_volume(name: &str) -> Value {
+    json!({"name": name, "projected": {"defaultMode": 420, "sources": [
+        {"serviceAccountToken": {"expirationSeconds": TOKEN_SECONDS, "path": "token"}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {"downwardAPI": {"items": [
+            {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}},
+        ]}},
+    ]}})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_mounted_once() {
+        let mut spec = json!({
+            "initContainers": [{"name": "i"}],
+            "containers": [{"name": "a"}, {"name": "b", "volumeMounts": [{"name": "own", "mountPath": MOUNT_PATH}]}],
+        });
+        mount_token(&mut spec);
+        let volume = text(&spec, "/volumes/0/name").to_owned();
+        assert!(volume.starts_with(VOLUME_PREFIX));
+        assert_eq!(text(&spec, "/containers/0/volumeMounts/0/name"), volume);
+        assert_eq!(text(&spec, "/initContainers/0/volumeMounts/0/name"), volume);
+        assert_eq!(items(&spec, "/containers/1/volumeMounts").len(), 1);
+        let once = spec.clone();
+        mount_token(&mut spec);
+        assert_eq!(spec, once);
     }
 }

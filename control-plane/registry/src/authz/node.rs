@@ -1,0 +1,345 @@
+//! What a node may do: what Kubernetes' node authorizer allows. Its own objects, and of Secrets, ConfigMaps, claims and
+//! service accounts only those of pods that are bound to it.
+
+use std::collections::{HashMap, HashSet};
+
+use coracle_apiserver::{AuthorizationRequest, UserInfo};
+use coracle_store::{EventKind, Range, Store, Watch};
+use parking_lot::Mutex;
+use serde::Deserialize;
+
+use super::rules::Rule;
+
+const PREFIX: &str = "/registry/core/pods/";
+/// The group of all nodes.
+pub const GROUP: &str = "system:nodes";
+const USER_PREFIX: &str = "system:node:";
+
+/// Kinds of objects that a pod refers to by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Secret,
+    ConfigMap,
+    Claim,
+    Account,
+}
+
+/// What one pod needs of its namespace.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Needs {
+    node: String,
+    objects: HashSet<(Kind, String)>,
+}
+
+/// Needs by namespace and pod, and how many pods of a node need each object.
+#[derive(Default)]
+struct Graph {
+    pods: HashMap<String, Needs>,
+    /// By node; then kind, namespace, name.
+    nodes: HashMap<String, HashMap<(Kind, String, String), u32>>,
+}
+
+/// Decides for nodes.
+pub struct NodeAuthorizer {
+    store: Store,
+    /// Follows the pods; idle until a node asks for something that a pod must need.
+    graph: Mutex<(Graph, Option<Watch>)>,
+    rules: Vec<Rule>,
+}
+
+/// The name of the node that a user is.
+pub fn node_of(user: &UserInfo) -> Option<&str> {
+    let name = user.name.strip_prefix(USER_PREFIX).filter(|n| !n.is_empty())?;
+    user.in_group(GROUP).then_some(name)
+}
+
+impl NodeAuthorizer {
+    /// A node's rights over the pods in a store.
+    pub fn new(store: Store) -> Self {
+        Self { store, graph: Mutex::default(), rules: super::defaults::node_rules() }
+    }
+
+    /// Whether the caller is a node that may do this.
+    pub fn allows(&self, ask: &AuthorizationRequest<'_>) -> bool {
+        let Some(node) = node_of(ask.user) else { return false };
+        if !ask.is_resource {
+            return false;
+        }
+        let reads = matches!(ask.verb, "get" | "list" | "watch");
+        let needed = |kind| match (ask.namespace, ask.name) {
+            (Some(namespace), Some(name)) => self.needs(node, kind, namespace, name),
+            _ => false,
+        };
+        match (ask.group, ask.resource, ask.subresource) {
+            ("", "secrets", None) => reads && needed(Kind::Secret),
+            ("", "configmaps", None) => reads && needed(Kind::ConfigMap),
+            ("", "serviceaccounts", None) => ask.verb == "get" && needed(Kind::Account),
+            ("", "persistentvolumeclaims", None) => ask.verb == "get" && needed(Kind::Claim),
+            ("", "persistentvolumeclaims", Some("status")) => {
+                matches!(ask.verb, "get" | "update" | "patch") && needed(Kind::Claim)
+            }
+            ("", "serviceaccounts", Some("token")) => ask.verb == "create" && needed(Kind::Account),
+            ("coordination.k8s.io", "leases", None) => {
+                let own =
+                    ask.name.is_none_or(|name| name == node) && ask.namespace == Some("kube-node-lease");
+                own && matches!(ask.verb, "get" | "create" | "update" | "patch" | "delete")
+            }
+            ("storage.k8s.io", "csinodes", None) => {
+                let own = ask.name.is_none_or(|name| name == node);
+                own && matches!(ask.verb, "get" | "create" | "update" | "patch" | "delete")
+            }
+            _ => self.rules.iter().any(|rule| rule.allows(ask)),
+        }
+    }
+
+    fn needs(&self, node: &str, kind: Kind, namespace: &str, name: &str) -> bool {
+        let mut guard = self.graph.lock();
+        let (graph, watch) = &mut *guard;
+        self.refresh(graph, watch);
+        let key = (kind, namespace.to_owned(), name.to_owned());
+        graph.nodes.get(node).is_some_and(|objects| objects.contains_key(&key))
+    }
+
+    fn refresh(&self, graph: &mut Graph, watch: &mut Option<Watch>) {
+        loop {
+            let Some(events) = watch.as_mut() else {
+                if let Err(error) = self.reload(graph, watch) {
+                    tracing::error!(%error, "reading pods for the node authorizer");
+                    return;
+                }
+                continue;
+            };
+            match events.try_next() {
+                Ok(None) => return,
+                Ok(Some(event)) => {
+                    let json = (event.kind == EventKind::Put).then_some(&event.kv.value.json[..]);
+                    graph.put(&event.kv.key, json);
+                }
+                Err(_) => *watch = None,
+            }
+        }
+    }
+
+    fn reload(&self, graph: &mut Graph, watch: &mut Option<Watch>) -> Result<(), coracle_store::Error> {
+        let found = self.store.range(&Range::prefix(PREFIX))?;
+        *graph = Graph::default();
+        for kv in &found.kvs {
+            graph.put(&kv.key, Some(&kv.value.json));
+        }
+        *watch = Some(self.store.watch(PREFIX.into(), found.revision)?);
+        Ok(())
+    }
+}
+
+impl Graph {
+    /// Takes in a pod; `None` for one that is gone.
+    fn put(&mut self, key: &[u8], json: Option<&[u8]>) {
+        let Some(key) = std::str::from_utf8(key).ok().and_then(|key| key.strip_prefix(PREFIX)) else {
+            return;
+        };
+        let Some((namespace, _)) = key.split_once('/') else { return };
+        let needs = json.and_then(|json| serde_json::from_slice::<Pod>(json).ok()).and_then(Pod::needs);
+        if self.pods.get(key) == needs.as_ref() {
+            return;
+        }
+        if let Some(old) = self.pods.remove(key)
+            && let Some(objects) = self.nodes.get_mut(&old.node)
+        {
+            for (kind, name) in old.objects {
+                let counted = (kind, namespace.to_owned(), name);
+                if let Some(count) = objects.get_mut(&counted) {
+                    *count -= 1;
+                    if *count == 0 {
+                        objects.remove(&counted);
+                    }
+                }
+            }
+            if objects.is_empty() {
+                self.nodes.remove(&old.node);
+            }
+        }
+        let Some(new) = needs else { return };
+        let objects = self.nodes.entry(new.node.clone()).or_default();
+        for (kind, name) in &new.objects {
+            *objects.entry((*kind, namespace.to_owned(), name.clone())).or_default() += 1;
+        }
+        self.pods.insert(key.to_owned(), new);
+    }
+}
+
+/// The parts of a pod that name other objects.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Pod {
+    metadata: Metadata,
+    spec: Spec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Metadata {
+    name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Spec {
+    node_name: String,
+    service_account_name: String,
+    volumes: Vec<Volume>,
+    containers: Vec<Container>,
+    init_containers: Vec<Container>,
+    ephemeral_containers: Vec<Container>,
+    image_pull_secrets: Vec<Reference>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Reference {
+    name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Source {
+    name: String,
+    secret_name: String,
+    claim_name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Volume {
+    name: String,
+    secret: Option<Source>,
+    config_map: Option<Source>,
+    persistent_volume_claim: Option<Source>,
+    ephemeral: Option<serde::de::IgnoredAny>,
+    projected: Option<Projected>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Projected {
+    sources: Vec<Volume>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Container {
+    env: Vec<Variable>,
+    env_from: Vec<FromSource>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Variable {
+    value_from: Option<FromSource>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct FromSource {
+    secret_ref: Option<Reference>,
+    config_map_ref: Option<Reference>,
+    secret_key_ref: Option<Reference>,
+    config_map_key_ref: Option<Reference>,
+}
+
+impl Pod {
+    /// What the pod needs, if it is bound to a node.
+    fn needs(self) -> Option<Needs> {
+        let spec = self.spec;
+        if spec.node_name.is_empty() {
+            return None;
+        }
+        let mut objects = HashSet::new();
+        let mut add = |kind, name: String| {
+            if !name.is_empty() {
+                objects.insert((kind, name));
+            }
+        };
+        add(Kind::Account, spec.service_account_name);
+        for secret in spec.image_pull_secrets {
+            add(Kind::Secret, secret.name);
+        }
+        for volume in spec.volumes {
+            if volume.ephemeral.is_some() {
+                add(Kind::Claim, format!("{}-{}", self.metadata.name, volume.name));
+            }
+            let parts = volume.projected.map(|p| p.sources).unwrap_or_default();
+            let own = Volume { projected: None, ephemeral: None, ..volume };
+            for part in parts.into_iter().chain([own]) {
+                let secret = part.secret.unwrap_or_default();
+                add(Kind::Secret, secret.secret_name);
+                // In a projected volume a Secret is called `name`.
+                add(Kind::Secret, secret.name);
+                add(Kind::ConfigMap, part.config_map.unwrap_or_default().name);
+                add(Kind::Claim, part.persistent_volume_claim.unwrap_or_default().claim_name);
+            }
+        }
+        let containers =
+            spec.containers.into_iter().chain(spec.init_containers).chain(spec.ephemeral_containers);
+        for container in containers {
+            let variables = container.env.into_iter().filter_map(|v| v.value_from);
+            for source in container.env_from.into_iter().chain(variables) {
+                for secret in [source.secret_ref, source.secret_key_ref].into_iter().flatten() {
+                    add(Kind::Secret, secret.name);
+                }
+                for map in [source.config_map_ref, source.config_map_key_ref].into_iter().flatten() {
+                    add(Kind::ConfigMap, map.name);
+                }
+            }
+        }
+        Some(Needs { node: spec.node_name, objects })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn put(graph: &mut Graph, pod: Option<&Value>) {
+        let json = pod.map(Value::to_string);
+        graph.put(b"/registry/core/pods/ns/p", json.as_deref().map(str::as_bytes));
+    }
+
+    #[test]
+    fn what_pods_need() {
+        let mut pod = json!({"metadata": {"name": "p"}, "spec": {
+            "serviceAccountName": "default",
+            "volumes": [
+                {"name": "a", "secret": {"secretName": "s1"}}, {"name": "b", "configMap": {"name": "c1"}},
+                {"name": "c", "projected": {"sources": [{"secret": {"name": "s2"}}, {"configMap": {"name": "c2"}}]}},
+                {"name": "d", "persistentVolumeClaim": {"claimName": "v1"}}, {"name": "e", "ephemeral": {"x": 1}},
+            ],
+            "containers": [{"env": [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "k"}}}],
+                "envFrom": [{"configMapRef": {"name": "c3"}}]}],
+        }});
+        let mut graph = Graph::default();
+        put(&mut graph, Some(&pod));
+        assert!(graph.nodes.is_empty(), "it is not bound yet");
+        pod["spec"]["nodeName"] = "n".into();
+        put(&mut graph, Some(&pod));
+        let mut found: Vec<String> =
+            graph.nodes["n"].keys().map(|(kind, _, name)| format!("{kind:?} {name}")).collect();
+        found.sort();
+        assert_eq!(
+            found,
+            [
+                "Account default",
+                "Claim p-e",
+                "Claim v1",
+                "ConfigMap c1",
+                "ConfigMap c2",
+                "ConfigMap c3",
+                "Secret s1",
+                "Secret s2",
+                "Secret s3",
+            ]
+        );
+        put(&mut graph, None);
+        assert!(graph.nodes.is_empty() && graph.pods.is_empty());
+    }
+}
