@@ -15,6 +15,7 @@ mod mvcc;
 mod peer;
 mod raft;
 mod range;
+mod restore;
 mod store;
 mod txn;
 mod value;

@@ -25,7 +25,7 @@ use crate::mvcc::Command;
 mod database;
 mod writer;
 
-use database::LogDb;
+use database::{Batch, LogDb};
 use writer::Job;
 
 /// Entries kept in memory, and their bytes, whichever bound is met first.
@@ -66,6 +66,15 @@ struct Tail {
     purged: Option<LogId>,
     /// Entries up to here are on disk.
     written: u64,
+}
+
+/// Makes an empty log that begins behind an entry.
+pub(crate) fn begin(place: &Place, vote: &Vote, purged: Option<&LogId>) -> Result<(), Error> {
+    let (database, _) = LogDb::open(place)?;
+    let batch = Batch { vote: Some(vote), purged, ..Batch::default() };
+    database.commit(&batch, &mut Vec::new()).map_err(|error| place.error("log.redb", error))?;
+    database.close();
+    Ok(())
 }
 
 impl Log {

@@ -8,4 +8,5 @@ mod crash;
 mod disk;
 mod members;
 mod restart;
+mod restore;
 mod splice;
