@@ -33,8 +33,10 @@ pub trait ResourceSource: Send + Sync + 'static {
     /// The resources that one object defines. An object that defines none, or is wrong, defines none.
     fn resources(&self, object: &Value) -> Vec<ResourceDef>;
 
-    /// Called after every change, with what is defined now: finish what a deletion has begun.
-    async fn tend(&self, _server: &ApiServer, _objects: &[Value]) {}
+    /// Called after every change, with what is defined now: finish what a deletion has begun. True: call again soon.
+    async fn tend(&self, _server: &ApiServer, _objects: &[Value]) -> bool {
+        false
+    }
 }
 
 type Defs = Vec<Arc<ResourceDef>>;
@@ -145,8 +147,15 @@ async fn run(server: &ApiServer, dynamic: &Dynamic, known: &mut HashMap<Bytes, K
     loop {
         dynamic.serve(shared, known);
         let objects: Vec<Value> = known.values().map(|k| k.object.clone()).collect();
-        dynamic.source.tend(server, &objects).await;
-        if watch.next().await.is_err() {
+        let again = dynamic.source.tend(server, &objects).await;
+        let event = async {
+            if again {
+                tokio::time::timeout(RETRY, watch.next()).await.ok()
+            } else {
+                Some(watch.next().await)
+            }
+        };
+        if event.await.is_some_and(|e| e.is_err()) {
             return;
         }
         // What came meanwhile is seen by the same look.

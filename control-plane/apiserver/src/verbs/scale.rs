@@ -126,6 +126,9 @@ fn of(obj: &Value, paths: &ScalePaths) -> Value {
 
 /// The query form of a selector object, or of the plain map that old kinds have. Pairs are written `key=value`.
 fn selector(value: &Value) -> Option<String> {
+    if let Some(text) = value.as_str() {
+        return Some(text.to_owned()).filter(|s| !s.is_empty());
+    }
     let map = value.as_object()?;
     let is_selector = map.contains_key("matchLabels") || map.contains_key("matchExpressions");
     if !is_selector {
