@@ -11,7 +11,7 @@ mod knative;
 mod tests;
 
 pub use endpoints::Services;
-pub use ingress::CLASSES;
+pub use ingress::{CLASSES, is_ours};
 
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 
