@@ -1,0 +1,166 @@
+//! Specifications from CRI's messages.
+
+use super::*;
+
+fn image() -> ImageConfiguration {
+    serde_json::from_value(
+        json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+        "config": {"Entrypoint": ["/bin/app"], "Cmd": ["serve"], "Env": ["A=1", "B=2"], "User": "web:wheel",
+            "WorkingDir": "/srv"}}),
+    )
+    .unwrap()
+}
+
+struct Given {
+    dir: tempfile::TempDir,
+    config: v1::ContainerConfig,
+    sandbox: v1::PodSandboxConfig,
+}
+
+impl Given {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        std::fs::write(dir.path().join("etc/passwd"), "root:x:0:0::/:/bin/sh\nweb:x:33:34::/:/bin/sh\n")
+            .unwrap();
+        std::fs::write(dir.path().join("etc/group"), "wheel:x:10:\naudio:x:29:web,other\n").unwrap();
+        let config = v1::ContainerConfig {
+            linux: Some(v1::LinuxContainerConfig {
+                resources: Some(v1::LinuxContainerResources::default()),
+                security_context: Some(v1::LinuxContainerSecurityContext::default()),
+            }),
+            ..Default::default()
+        };
+        Self { dir, config, sandbox: v1::PodSandboxConfig { hostname: "pod".into(), ..Default::default() } }
+    }
+
+    fn security(&mut self) -> &mut v1::LinuxContainerSecurityContext {
+        self.config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
+    }
+
+    fn spec(&self, cdi: &[PathBuf]) -> Result<Value, String> {
+        let shared = Shared {
+            dir: "/state/pod".into(),
+            network: Some("/state/pod/net".into()),
+            ipc: Some("/state/pod/ipc".into()),
+            uts: None,
+            cgroup: "/coracle/pod".into(),
+        };
+        let parts = Parts {
+            id: "c1",
+            rootfs: self.dir.path(),
+            image: &image(),
+            config: &self.config,
+            sandbox: &self.sandbox,
+            shared: &shared,
+            cdi_dirs: cdi,
+        };
+        spec(&parts).map(|s| serde_json::to_value(s).unwrap()).map_err(|e| e.to_string())
+    }
+}
+
+#[test]
+fn image_and_pod_make_a_process() {
+    let mut given = Given::new();
+    let spec = given.spec(&[]).unwrap();
+    assert_eq!(spec["process"]["args"], json!(["/bin/app", "serve"]));
+    assert_eq!(spec["process"]["user"]["uid"], 33);
+    assert_eq!(spec["process"]["user"]["gid"], 10, "the image's group");
+    assert_eq!(spec["process"]["user"]["additionalGids"], json!([29]));
+    assert_eq!(spec["process"]["cwd"], "/srv");
+    assert_eq!(spec["linux"]["cgroupsPath"], "/coracle/pod/c1");
+    let kinds: Vec<_> =
+        spec["linux"]["namespaces"].as_array().unwrap().iter().map(|n| n["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["mount", "pid", "network", "ipc"], "no name of its own: the host's");
+
+    given.config.args = vec!["x".into()];
+    given.config.envs = vec![v1::KeyValue { key: "A".into(), value: "9".into() }];
+    assert_eq!(given.spec(&[]).unwrap()["process"]["args"], json!(["/bin/app", "x"]));
+    given.config.command = vec!["/bin/sh".into()];
+    given.security().run_as_user = Some(v1::Int64Value { value: 1000 });
+    given.security().capabilities = Some(v1::Capability {
+        add_capabilities: vec!["net_admin".into()],
+        drop_capabilities: vec!["ALL".into()],
+        ..Default::default()
+    });
+    given.config.linux.as_mut().unwrap().resources = Some(v1::LinuxContainerResources {
+        cpu_quota: 50_000,
+        cpu_period: 100_000,
+        memory_limit_in_bytes: 1 << 26,
+        ..Default::default()
+    });
+    let spec = given.spec(&[]).unwrap();
+    assert_eq!(spec["process"]["args"], json!(["/bin/sh", "x"]));
+    let env = spec["process"]["env"].as_array().unwrap();
+    assert!(
+        env.contains(&json!("A=9")) && !env.contains(&json!("A=1")) && env.contains(&json!("HOSTNAME=pod"))
+    );
+    assert_eq!((&spec["process"]["user"]["uid"], &spec["process"]["user"]["gid"]), (&json!(1000), &json!(0)));
+    assert_eq!(spec["process"]["capabilities"]["bounding"], json!(["CAP_NET_ADMIN"]));
+    assert_eq!(spec["linux"]["resources"]["memory"]["limit"], 1 << 26);
+    assert_eq!(spec["linux"]["resources"]["cpu"]["quota"], 50_000);
+}
+
+#[test]
+fn volumes_replace_what_the_pod_would_have() {
+    let mut given = Given::new();
+    let host = given.dir.path().join("volume");
+    for path in ["/data/deep", "/data", "/etc/hosts"] {
+        given.config.mounts.push(v1::Mount {
+            container_path: path.into(),
+            host_path: host.display().to_string(),
+            readonly: true,
+            ..Default::default()
+        });
+    }
+    let spec = given.spec(&[]).unwrap();
+    let mounts = spec["mounts"].as_array().unwrap();
+    let at = |path: &str| mounts.iter().position(|m| m["destination"] == path).unwrap();
+    assert!(at("/data") < at("/data/deep"));
+    assert_eq!(mounts.iter().filter(|m| m["destination"] == "/etc/hosts").count(), 1);
+    assert!(mounts[at("/data")]["options"].as_array().unwrap().contains(&json!("ro")));
+    given.config.mounts[0].container_path = "/a/../b".into();
+    assert!(given.spec(&[]).unwrap_err().contains("no such place"));
+}
+
+#[test]
+fn a_cdi_device_edits_the_specification() {
+    let mut given = Given::new();
+    let dirs = [given.dir.path().join("cdi")];
+    std::fs::create_dir(&dirs[0]).unwrap();
+    let file = json!({"cdiVersion": "0.6.0", "kind": "example.com/gpu",
+        "containerEdits": {"env": ["ALL=1"]},
+        "devices": [{"name": "0", "containerEdits": {"env": ["B=gpu0"], "deviceNodes": [{"path": "/dev/gpu0", "hostPath": "/dev/null"}],
+            "mounts": [{"hostPath": "/usr/lib", "containerPath": "/usr/lib/gpu"}], "additionalGids": [44]}}]});
+    std::fs::write(dirs[0].join("gpu.json"), file.to_string()).unwrap();
+    std::fs::write(dirs[0].join("broken.json"), "{").unwrap();
+    given.config.cdi_devices = vec![v1::CdiDevice { name: "example.com/gpu=0".into() }];
+    let spec = given.spec(&dirs).unwrap();
+    let env = spec["process"]["env"].as_array().unwrap();
+    assert!(env.contains(&json!("ALL=1")) && env.contains(&json!("B=gpu0")) && !env.contains(&json!("B=2")));
+    let device = &spec["linux"]["devices"][0];
+    assert_eq!(
+        (&device["path"], &device["major"], &device["minor"]),
+        (&json!("/dev/gpu0"), &json!(1), &json!(3))
+    );
+    assert_eq!(spec["linux"]["resources"]["devices"][1]["allow"], true);
+    given.config.cdi_devices[0].name = "example.com/gpu=7".into();
+    assert!(given.spec(&dirs).unwrap_err().contains("gpu=7"));
+}
+
+#[test]
+fn what_cannot_be_done_is_refused() {
+    let mut given = Given::new();
+    given.security().run_as_username = "nobody-here".into();
+    assert!(given.spec(&[]).unwrap_err().contains("nobody-here"));
+    given = Given::new();
+    given.security().capabilities =
+        Some(v1::Capability { add_capabilities: vec!["FLY".into()], ..Default::default() });
+    assert!(given.spec(&[]).unwrap_err().contains("FLY"));
+    given = Given::new();
+    given.config.devices.push(v1::Device { host_path: "/dev/none".into(), ..Default::default() });
+    assert!(given.spec(&[]).unwrap_err().contains("/dev/none"));
+    given = Given::new();
+    given.config.working_dir = "here".into();
+    assert!(given.spec(&[]).unwrap_err().contains("not absolute"));
+}

@@ -1,0 +1,515 @@
+//! Pods and containers of Linux images, put together: what the CRI service calls.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use coracle_cri_api::v1;
+use coracle_streaming::{Far, Near, Output, streams};
+use oci_spec::image::ImageConfiguration;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::bundle::{self, Parts, Shared};
+use crate::cgroup::{self, Usage};
+use crate::runtime::Runtime;
+use crate::shim::{self, Config, Shim, State, now_ns, read_state};
+use crate::{namespaces, rootfs};
+
+/// The most that ExecSync answers of either stream, in bytes; the rest is read and dropped.
+const MAX_OUTPUT: usize = 16 << 20;
+/// How long a container may take to be gone after SIGKILL.
+const KILL_GRACE: Duration = Duration::from_secs(10);
+/// Size of a pod's shared memory.
+const SHM: &str = "mode=1777,size=65536k";
+
+/// How Linux containers are run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where pods, containers and the OCI runtime keep their files.
+    pub dir: PathBuf,
+    /// The OCI runtime: a program on the PATH, or a path.
+    pub runtime: PathBuf,
+    /// Starts a shim when the container's folder is appended: `[self, "oci-shim"]`.
+    pub shim_command: Vec<OsString>,
+    /// Folders of CDI specifications besides the usual ones.
+    pub cdi_dirs: Vec<PathBuf>,
+}
+
+/// A pod to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Pod<'a> {
+    pub id: &'a str,
+    pub config: &'a v1::PodSandboxConfig,
+    pub hostname: &'a str,
+    /// `None`: the pod is on the host's network.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// A container to be made.
+pub struct Container<'a> {
+    pub id: &'a str,
+    pub sandbox_id: &'a str,
+    pub config: &'a v1::ContainerConfig,
+    pub sandbox: &'a v1::PodSandboxConfig,
+    pub image: &'a ImageConfiguration,
+    /// Folders of the image's layers, lowest first.
+    pub layers: Vec<PathBuf>,
+    pub log_path: Option<PathBuf>,
+}
+
+/// What a program that was run to its end has said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exit_code: i32,
+}
+
+/// Runs Linux containers. One a state folder.
+pub struct Engine {
+    settings: Settings,
+    runtime: Runtime,
+    /// Ends that were seen: (container, last state).
+    ended: mpsc::UnboundedSender<(String, State)>,
+    /// Folders of layers that containers use.
+    layers: Mutex<BTreeMap<String, Vec<PathBuf>>>,
+}
+
+impl Engine {
+    /// An engine; how containers end is told on the channel.
+    ///
+    /// # Errors
+    /// Where Linux containers cannot be run at all, in words that say what is missing.
+    pub async fn open(
+        mut settings: Settings,
+    ) -> anyhow::Result<(Self, mpsc::UnboundedReceiver<(String, State)>)> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("Linux containers need root");
+        }
+        if let Some(words) = cgroup::missing() {
+            bail!("Linux containers need control groups: {words}");
+        }
+        for sub in ["pods", "containers", "runtime"] {
+            let dir = settings.dir.join(sub);
+            std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        }
+        let own = std::mem::take(&mut settings.cdi_dirs);
+        settings.cdi_dirs = bundle::cdi::DEFAULT_DIRS.iter().map(PathBuf::from).chain(own).collect();
+        let runtime = Runtime::find(&settings.runtime, &settings.dir.join("runtime")).await?;
+        let (ended, ends) = mpsc::unbounded_channel();
+        Ok((Self { settings, runtime, ended, layers: Mutex::default() }, ends))
+    }
+
+    /// The folder of a pod.
+    pub fn pod_dir(&self, id: &str) -> PathBuf {
+        self.settings.dir.join("pods").join(id)
+    }
+
+    /// The network namespace of a pod that has one.
+    pub fn netns(&self, id: &str) -> PathBuf {
+        namespaces::network(&self.pod_dir(id))
+    }
+
+    fn container_dir(&self, id: &str) -> PathBuf {
+        self.settings.dir.join("containers").join(id)
+    }
+
+    /// Makes a pod's namespaces and files. Its network is connected to nothing yet. Again is fine.
+    pub async fn make_pod(&self, pod: Pod<'_>) -> anyhow::Result<()> {
+        let dir = self.pod_dir(pod.id);
+        let hosts = pod.address.map(|address| hosts(address, pod.hostname));
+        let resolv = resolv_conf(pod.config.dns_config.as_ref());
+        let hostname = pod.hostname.to_owned();
+        let made = tokio::task::spawn_blocking(move || -> io::Result<()> {
+            std::fs::create_dir_all(dir.join("shm"))?;
+            let hosts =
+                hosts.map_or_else(|| std::fs::read("/etc/hosts").unwrap_or_default(), String::into_bytes);
+            std::fs::write(dir.join("hosts"), hosts)?;
+            std::fs::write(dir.join("hostname"), format!("{hostname}\n"))?;
+            let resolv = resolv
+                .map_or_else(|| std::fs::read("/etc/resolv.conf").unwrap_or_default(), String::into_bytes);
+            std::fs::write(dir.join("resolv.conf"), resolv)?;
+            if namespaces::exist(&dir) {
+                return Ok(());
+            }
+            namespaces::make(&dir, namespaces_name(&dir, &hostname).as_deref())?;
+            let flags = nix::mount::MsFlags::MS_NOSUID
+                | nix::mount::MsFlags::MS_NODEV
+                | nix::mount::MsFlags::MS_NOEXEC;
+            nix::mount::mount(Some("shm"), &dir.join("shm"), Some("tmpfs"), flags, Some(SHM))
+                .map_err(Into::into)
+        });
+        // Whether the pod has names of its own is told by a file: namespaces are made again after a reboot.
+        if pod.address.is_none() {
+            std::fs::create_dir_all(self.pod_dir(pod.id))?;
+            std::fs::write(self.pod_dir(pod.id).join("host-network"), "")?;
+        }
+        made.await?.with_context(|| format!("make the namespaces of pod {}", pod.id))
+    }
+
+    /// Whether a pod's namespaces are there.
+    pub fn has_pod(&self, id: &str) -> bool {
+        namespaces::exist(&self.pod_dir(id))
+    }
+
+    /// Removes a pod's namespaces and files; its containers have to be gone. Again is fine.
+    pub async fn remove_pod(&self, id: &str) -> anyhow::Result<()> {
+        let dir = self.pod_dir(id);
+        let group = cgroup_of_pod(id);
+        tokio::task::spawn_blocking(move || -> io::Result<()> {
+            cgroup::remove(&group);
+            if !dir.exists() {
+                return Ok(());
+            }
+            namespaces::unmount(&dir.join("shm"))?;
+            namespaces::remove(&dir)?;
+            std::fs::remove_dir_all(&dir)
+        })
+        .await?
+        .with_context(|| format!("remove pod {id}"))
+    }
+
+    fn shared(&self, id: &str, config: &v1::PodSandboxConfig) -> Shared {
+        let dir = self.pod_dir(id);
+        let own_network = !dir.join("host-network").exists();
+        let parent = config.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
+        // A parent in systemd's words is for its driver; the folders here are our own.
+        let cgroup = match parent {
+            parent if parent.starts_with('/') && !parent.contains("..") => {
+                parent.trim_end_matches('/').to_owned()
+            }
+            _ => cgroup_of_pod(id),
+        };
+        Shared {
+            network: own_network.then(|| namespaces::network(&dir)),
+            uts: own_network.then(|| namespaces::uts(&dir)),
+            ipc: Some(namespaces::ipc(&dir)),
+            cgroup,
+            dir,
+        }
+    }
+
+    /// Makes a container, ready to be started.
+    ///
+    /// # Errors
+    /// For what cannot be done and what the OCI runtime refuses; nothing is left then.
+    pub async fn create(&self, wanted: Container<'_>) -> anyhow::Result<()> {
+        let dir = self.container_dir(wanted.id);
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let made = self.create_in(&dir, &wanted).await;
+        match made {
+            Ok(()) => {
+                self.layers.lock().insert(wanted.id.to_owned(), wanted.layers);
+                self.watch(wanted.id);
+                Ok(())
+            }
+            Err(error) => {
+                let _ = self.runtime.delete(wanted.id).await;
+                let _ = self.clear(wanted.id).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_in(&self, dir: &Path, wanted: &Container<'_>) -> anyhow::Result<()> {
+        let (place, layers) = (dir.to_owned(), wanted.layers.clone());
+        let mounted = tokio::task::spawn_blocking(move || rootfs::mount_overlay(&place, &layers));
+        let rootfs = mounted.await?.context("mount the image (overlayfs)")?;
+        let shared = self.shared(wanted.sandbox_id, wanted.sandbox);
+        let spec = bundle::spec(&Parts {
+            id: wanted.id,
+            rootfs: &rootfs,
+            image: wanted.image,
+            config: wanted.config,
+            sandbox: wanted.sandbox,
+            shared: &shared,
+            cdi_dirs: &self.settings.cdi_dirs,
+        })?;
+        shim::write_whole(&dir.join("config.json"), &serde_json::to_vec(&spec)?)?;
+        std::fs::write(dir.join("layers.json"), serde_json::to_vec(&wanted.layers)?)?;
+        let config = Config {
+            id: wanted.id.to_owned(),
+            runtime: self.runtime.program().to_owned(),
+            root: self.runtime.root().to_owned(),
+            log_path: wanted.log_path.clone(),
+            terminal: wanted.config.tty,
+            stdin: wanted.config.stdin,
+            stdin_once: wanted.config.stdin_once,
+            cgroup: shared.cgroup_of(wanted.id),
+        };
+        shim::spawn(dir, &self.settings.shim_command, &config).await?;
+        Ok(())
+    }
+
+    /// Follows a container to its end, which is told on the channel.
+    fn watch(&self, id: &str) {
+        let (shim, ended, id) = (Shim::at(&self.container_dir(id)), self.ended.clone(), id.to_owned());
+        let dir = self.container_dir(&id);
+        tokio::spawn(async move {
+            let state = match shim.wait().await {
+                Ok(state) => state,
+                Err(_) => last_words(&dir),
+            };
+            let _ = ended.send((id, state));
+        });
+    }
+
+    /// Takes a container over that was made by an earlier service; answers how it is now. Its end will be told.
+    pub async fn adopt(&self, id: &str) -> Option<State> {
+        let dir = self.container_dir(id);
+        if !dir.is_dir() {
+            return None;
+        }
+        let layers =
+            std::fs::read(dir.join("layers.json")).ok().and_then(|b| serde_json::from_slice(&b).ok());
+        self.layers.lock().insert(id.to_owned(), layers.unwrap_or_default());
+        match Shim::at(&dir).state().await {
+            Ok(state) => {
+                if !state.is_final() {
+                    self.watch(id);
+                }
+                Some(state)
+            }
+            Err(_) => {
+                let state = last_words(&dir);
+                // What the shim left, should it have been killed.
+                if let Err(error) = self.runtime.delete(id).await {
+                    tracing::warn!(container = id, "removing what a lost shim left: {error:#}");
+                }
+                Some(state)
+            }
+        }
+    }
+
+    /// Starts a created container.
+    pub async fn start(&self, id: &str) -> anyhow::Result<State> {
+        Shim::at(&self.container_dir(id)).start().await
+    }
+
+    /// Stops a container: a signal, then, after the grace, the end. Answers how it ended.
+    pub async fn stop(&self, id: &str, signal: &str, grace: Duration) -> anyhow::Result<State> {
+        let dir = self.container_dir(id);
+        let shim = Shim::at(&dir);
+        let wait = async {
+            match shim.wait().await {
+                Ok(state) => state,
+                Err(_) => last_words(&dir),
+            }
+        };
+        tokio::pin!(wait);
+        if !grace.is_zero() {
+            let _ = shim.kill(number(signal)).await;
+            if let Ok(state) = tokio::time::timeout(grace, &mut wait).await {
+                return Ok(state);
+            }
+        }
+        let _ = shim.kill(libc::SIGKILL).await;
+        tokio::time::timeout(KILL_GRACE, wait).await.with_context(|| format!("container {id} does not end"))
+    }
+
+    /// Removes a container that has ended, or kills it; again is fine.
+    pub async fn remove(&self, id: &str) -> anyhow::Result<()> {
+        let dir = self.container_dir(id);
+        if !dir.is_dir() {
+            return Ok(());
+        }
+        if read_state(&dir).is_some_and(|s| !s.is_final()) {
+            let _ = self.stop(id, "", Duration::ZERO).await;
+        }
+        self.runtime.delete(id).await?;
+        self.clear(id).await
+    }
+
+    async fn clear(&self, id: &str) -> anyhow::Result<()> {
+        let dir = self.container_dir(id);
+        let place = dir.clone();
+        tokio::task::spawn_blocking(move || {
+            rootfs::unmount_overlay(&place)?;
+            std::fs::remove_dir_all(&place)
+        })
+        .await?
+        .with_context(|| format!("remove {}", dir.display()))?;
+        self.layers.lock().remove(id);
+        Ok(())
+    }
+
+    /// Ids of containers that have a folder here.
+    pub fn containers(&self) -> Vec<String> {
+        names(&self.settings.dir.join("containers"))
+    }
+
+    /// Ids of pods that have a folder here.
+    pub fn pods(&self) -> Vec<String> {
+        names(&self.settings.dir.join("pods"))
+    }
+
+    /// Folders of layers that containers use.
+    pub fn layers_in_use(&self) -> std::collections::BTreeSet<PathBuf> {
+        self.layers.lock().values().flatten().cloned().collect()
+    }
+
+    /// Runs one more program in a container, with streams; answers its exit code.
+    pub async fn exec(
+        &self,
+        id: &str,
+        command: &[String],
+        terminal: bool,
+        near: Near,
+    ) -> anyhow::Result<i32> {
+        crate::exec::exec(&self.runtime, id, &self.container_dir(id), command, terminal, near).await
+    }
+
+    /// Runs one more program to its end, within a time.
+    ///
+    /// # Errors
+    /// `None` inside when the time was up: the program is killed.
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: &[String],
+        limit: Option<Duration>,
+    ) -> anyhow::Result<Option<Said>> {
+        let (near, far) = streams();
+        let Far { stdin, mut output, sizes } = far;
+        drop((stdin, sizes));
+        let collect = async {
+            let mut said = Said::default();
+            while let Some(piece) = output.recv().await {
+                let (to, bytes) = match &piece {
+                    Output::Stdout(bytes) => (&mut said.stdout, bytes),
+                    Output::Stderr(bytes) => (&mut said.stderr, bytes),
+                };
+                let room = MAX_OUTPUT.saturating_sub(to.len()).min(bytes.len());
+                to.extend_from_slice(bytes.get(..room).unwrap_or_default());
+            }
+            said
+        };
+        let run = async { tokio::join!(self.exec(id, command, false, near), collect) };
+        let limit = limit.unwrap_or(Duration::from_secs(24 * 3600));
+        match tokio::time::timeout(limit, run).await {
+            Err(_) => Ok(None),
+            Ok((code, said)) => Ok(Some(Said { exit_code: code?, ..said })),
+        }
+    }
+
+    /// Attaches streams to a running container.
+    pub async fn attach(&self, id: &str, stdin: bool, near: Near) -> anyhow::Result<Option<State>> {
+        Shim::at(&self.container_dir(id)).attach(stdin, near).await
+    }
+
+    /// Goes on in a new log file of the same name.
+    pub async fn reopen_log(&self, id: &str) -> anyhow::Result<()> {
+        Shim::at(&self.container_dir(id)).reopen_log().await
+    }
+
+    /// What a container uses; `None` when it does not run.
+    pub fn usage(&self, id: &str) -> Option<Usage> {
+        let config = std::fs::read(self.container_dir(id).join(shim::file::CONFIG)).ok()?;
+        let config: Config = serde_json::from_slice(&config).ok()?;
+        cgroup::usage(&config.cgroup)
+    }
+
+    /// Changes the limits of a container.
+    pub async fn update(&self, id: &str, asked: &v1::LinuxContainerResources) -> anyhow::Result<()> {
+        let mut limits = bundle::limits(asked);
+        if let Some(map) = limits.as_object_mut() {
+            map.remove("pids");
+        }
+        let path = self.container_dir(id).join("limits.json");
+        std::fs::write(&path, serde_json::to_vec(&limits)?)?;
+        let args: [&std::ffi::OsStr; 4] =
+            ["update".as_ref(), "--resources".as_ref(), path.as_ref(), id.as_ref()];
+        self.runtime.run(args).await
+    }
+}
+
+/// `None` keeps the host's names.
+fn namespaces_name(dir: &Path, hostname: &str) -> Option<String> {
+    (!dir.join("host-network").exists()).then(|| hostname.to_owned())
+}
+
+fn cgroup_of_pod(id: &str) -> String {
+    format!("/coracle/{id}")
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().into_string().ok()).collect()
+}
+
+/// What is known of a container whose shim does not answer.
+fn last_words(dir: &Path) -> State {
+    let started_at_ns = match read_state(dir) {
+        Some(state) if state.is_final() => return state,
+        Some(State::Running { started_at_ns }) => started_at_ns,
+        _ => 0,
+    };
+    State::Exited {
+        started_at_ns,
+        finished_at_ns: now_ns(),
+        exit_code: 137,
+        reason: "Error".into(),
+        message: "the process that ran it is gone".into(),
+    }
+}
+
+fn hosts(address: Ipv4Addr, hostname: &str) -> String {
+    format!(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
+         ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n{address}\t{hostname}\n"
+    )
+}
+
+/// `None`: nothing is asked for, the host's own holds.
+fn resolv_conf(dns: Option<&v1::DnsConfig>) -> Option<String> {
+    let dns = dns.filter(|d| !d.servers.is_empty() || !d.searches.is_empty() || !d.options.is_empty())?;
+    let mut text: String = dns.servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    if !dns.searches.is_empty() {
+        text += &format!("search {}\n", dns.searches.join(" "));
+    }
+    if !dns.options.is_empty() {
+        text += &format!("options {}\n", dns.options.join(" "));
+    }
+    Some(text)
+}
+
+/// The number of a signal by an image's words (`SIGQUIT`, `QUIT`, `3`); SIGTERM for what is none.
+fn number(signal: &str) -> i32 {
+    use std::str::FromStr as _;
+    if let Ok(number) = signal.parse::<i32>() {
+        return number;
+    }
+    let long = if signal.starts_with("SIG") { signal.to_owned() } else { format!("SIG{signal}") };
+    nix::sys::signal::Signal::from_str(&long).map_or(libc::SIGTERM, |s| s as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_many_names() {
+        for (name, expected) in [("", 15), ("SIGQUIT", 3), ("INT", 2), ("9", 9), ("nonsense", 15)] {
+            assert_eq!(number(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_are_resolved_as_asked() {
+        let dns = v1::DnsConfig {
+            servers: vec!["10.96.0.10".into()],
+            searches: vec!["a.b".into(), "b".into()],
+            options: vec!["ndots:5".into()],
+        };
+        assert_eq!(
+            resolv_conf(Some(&dns)).unwrap(),
+            "nameserver 10.96.0.10\nsearch a.b b\noptions ndots:5\n"
+        );
+        assert_eq!(resolv_conf(Some(&v1::DnsConfig::default())), None);
+    }
+}

@@ -1,0 +1,417 @@
+//! The shim's own side.
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use coracle_streaming::frame::{self, Frame};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{broadcast, watch};
+
+use super::log::{Lines, Log};
+use super::{Answer, Ask, Config, Hello, Pipe, State, file, now_ns, write_whole};
+use crate::cgroup;
+use crate::runtime::{Runtime, plain};
+
+/// How many pieces of output someone who is attached may be behind.
+const BEHIND: usize = 256;
+/// The longest line that asks.
+const MAX_ASK: u64 = 64 << 10;
+/// How long output may take to end after the container has.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long those who wait get to hear of the end.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// The body of the shim process for the container in `dir`: returns when the container has ended.
+///
+/// # Errors
+/// When the container cannot be made; the same words go to who started it.
+pub fn main(dir: &Path) -> anyhow::Result<()> {
+    std::env::set_current_dir(dir).with_context(|| format!("enter {}", dir.display()))?;
+    // What the OCI runtime leaves behind becomes our child, so that its end can be waited for.
+    nix::sys::prctl::set_child_subreaper(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        ignore_signals()?;
+        let config: Config = serde_json::from_slice(&std::fs::read(file::CONFIG)?)?;
+        let (shim, io) = match create(config).await {
+            Ok(made) => made,
+            Err(error) => {
+                hello(&Hello::Error(format!("{error:#}")))?;
+                return Err(error);
+            }
+        };
+        let listener = UnixListener::bind(file::SOCKET).context("listen")?;
+        record(&State::Created)?;
+        hello(&Hello::Created { pid: shim.pid })?;
+        shim.serve(listener, io).await
+    })
+}
+
+/// A terminal's hang-up and interrupts are not meant for containers.
+fn ignore_signals() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    for kind in [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::terminate()] {
+        let mut signals = signal(kind)?;
+        tokio::spawn(async move { while signals.recv().await.is_some() {} });
+    }
+    Ok(())
+}
+
+/// Says the one line that who started us waits for, and closes the standard output.
+fn hello(words: &Hello) -> anyhow::Result<()> {
+    let mut line = serde_json::to_vec(words)?;
+    line.push(b'\n');
+    let mut out = std::io::stdout().lock();
+    std::io::Write::write_all(&mut out, &line)?;
+    std::io::Write::flush(&mut out)?;
+    let nowhere = std::fs::File::options().write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdout(nowhere)?;
+    Ok(())
+}
+
+fn record(state: &State) -> anyhow::Result<()> {
+    write_whole(Path::new(file::STATE), &serde_json::to_vec(state)?).context("record the state")
+}
+
+/// The streams of the container, as the shim holds them.
+struct Streams {
+    stdout: Arc<Pipe>,
+    /// With a terminal there is one stream only.
+    stderr: Option<Pipe>,
+}
+
+struct ShimProcess {
+    config: Config,
+    runtime: Runtime,
+    pid: i32,
+    state: watch::Sender<State>,
+    output: broadcast::Sender<(bool, Bytes)>,
+    stdin: Mutex<Option<Arc<Pipe>>>,
+    terminal: Option<Arc<Pipe>>,
+    log: Mutex<Option<Log>>,
+}
+
+async fn create(config: Config) -> anyhow::Result<(Arc<ShimProcess>, Streams)> {
+    let log = match &config.log_path {
+        Some(path) => Some(Log::open(path).with_context(|| format!("open the log {}", path.display()))?),
+        None => None,
+    };
+    let runtime = Runtime::known(config.runtime.clone(), config.root.clone());
+    let mut command = runtime.command();
+    command.args(["--log", file::RUNTIME_LOG, "--log-format", "json"]);
+    command.args(["create", "--bundle", ".", "--pid-file", file::PID]);
+    let console = config.terminal.then(|| UnixListener::bind("console.sock")).transpose()?;
+    let mut pipes = None;
+    if console.is_some() {
+        command.args(["--console-socket", "console.sock"]).stdout(Stdio::null()).stderr(Stdio::null());
+    } else {
+        let (out, err) = (nix::unistd::pipe()?, nix::unistd::pipe()?);
+        for end in [&out.0, &err.0] {
+            close_on_exec(end)?;
+        }
+        command.stdout(Stdio::from(out.1)).stderr(Stdio::from(err.1));
+        let mut stdin = None;
+        if config.stdin {
+            let (reader, writer) = nix::unistd::pipe()?;
+            close_on_exec(&writer)?;
+            command.stdin(Stdio::from(reader));
+            stdin = Some(writer);
+        }
+        pipes = Some((out.0, err.0, stdin));
+    }
+    command.arg(&config.id);
+    let mut child = command.spawn().with_context(|| format!("start {}", config.runtime.display()))?;
+    // Our copies of the container's ends go with the command.
+    drop(command);
+    let master = match &console {
+        Some(console) => tokio::select! {
+            master = receive(console) => Some(master?),
+            status = child.wait() => bail!("{}", failure(status?)),
+        },
+        None => None,
+    };
+    let status = child.wait().await?;
+    if !status.success() {
+        bail!("{}", failure(status));
+    }
+    let pid = std::fs::read_to_string(file::PID)?.trim().parse().context("read the process id")?;
+    let terminal = master.map(|fd| Pipe::new(fd).map(Arc::new)).transpose()?;
+    let (streams, stdin) = match (&terminal, pipes) {
+        (Some(terminal), _) => {
+            (Streams { stdout: terminal.clone(), stderr: None }, config.stdin.then(|| terminal.clone()))
+        }
+        (None, Some((out, err, stdin))) => {
+            let stdin = stdin.map(|fd| Pipe::new(fd).map(Arc::new)).transpose()?;
+            (Streams { stdout: Arc::new(Pipe::new(out)?), stderr: Some(Pipe::new(err)?) }, stdin)
+        }
+        (None, None) => bail!("the container has no streams"),
+    };
+    let shim = ShimProcess {
+        runtime,
+        pid,
+        state: watch::Sender::new(State::Created),
+        output: broadcast::Sender::new(BEHIND),
+        stdin: Mutex::new(stdin),
+        terminal,
+        log: Mutex::new(log),
+        config,
+    };
+    Ok((Arc::new(shim), streams))
+}
+
+fn close_on_exec(fd: &OwnedFd) -> nix::Result<()> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map(drop)
+}
+
+fn failure(status: std::process::ExitStatus) -> String {
+    match std::fs::read_to_string(file::RUNTIME_LOG) {
+        Ok(log) if !log.trim().is_empty() => plain(&log),
+        _ => format!("the OCI runtime ended with {status}"),
+    }
+}
+
+/// The master side of the terminal that the OCI runtime has made.
+async fn receive(listener: &UnixListener) -> anyhow::Result<OwnedFd> {
+    let (stream, _) = listener.accept().await?;
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    tokio::task::spawn_blocking(move || {
+        let mut buffer = [0; 4096];
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(fds) = control
+                && let Some(fd) = fds.first()
+            {
+                // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+                return Ok(unsafe { OwnedFd::from_raw_fd(*fd) });
+            }
+        }
+        bail!("the OCI runtime sent no terminal")
+    })
+    .await?
+}
+
+impl ShimProcess {
+    async fn serve(self: Arc<Self>, listener: UnixListener, streams: Streams) -> anyhow::Result<()> {
+        let mut copies = vec![tokio::spawn(self.clone().copy(streams.stdout, "stdout"))];
+        if let Some(stderr) = streams.stderr {
+            copies.push(tokio::spawn(self.clone().copy(Arc::new(stderr), "stderr")));
+        }
+        let pid = Pid::from_raw(self.pid);
+        let waiting = tokio::task::spawn_blocking(move || waitpid(pid, None));
+        let answering = tokio::spawn(self.clone().answer_all(listener));
+        let ended = waiting.await?;
+        let _ = tokio::time::timeout(DRAIN, futures::future::join_all(copies)).await;
+        let state = self.ending(ended);
+        record(&state)?;
+        if let Err(error) = self.runtime.delete(&self.config.id).await {
+            eprintln!("removing the container: {error:#}");
+        }
+        self.state.send_replace(state);
+        tokio::time::sleep(FAREWELL).await;
+        answering.abort();
+        let _ = std::fs::remove_file(file::SOCKET);
+        Ok(())
+    }
+
+    fn ending(&self, ended: nix::Result<WaitStatus>) -> State {
+        let (exit_code, mut message) = match ended {
+            Ok(WaitStatus::Exited(_, code)) => (code, String::new()),
+            Ok(WaitStatus::Signaled(_, signal, _)) => (128 + signal as i32, String::new()),
+            other => (255, format!("how it ended is not known: {other:?}")),
+        };
+        let started_at_ns = match *self.state.borrow() {
+            State::Running { started_at_ns } => started_at_ns,
+            _ => 0,
+        };
+        let killed = exit_code != 0 && cgroup::oom_kills(&self.config.cgroup) > 0;
+        let reason = match exit_code {
+            0 => "Completed",
+            _ if killed => "OOMKilled",
+            _ => "Error",
+        };
+        if killed {
+            message = "the container went over its memory limit".into();
+        }
+        State::Exited { started_at_ns, finished_at_ns: now_ns(), exit_code, reason: reason.into(), message }
+    }
+
+    /// Copies one stream to the log and to those who are attached, until it ends.
+    async fn copy(self: Arc<Self>, from: Arc<Pipe>, stream: &'static str) {
+        let mut lines = Lines::new(stream);
+        let mut buffer = vec![0; 32 << 10];
+        loop {
+            let read = match from.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(read) => buffer.get(..read).unwrap_or_default(),
+            };
+            if let Some(log) = self.log.lock().as_mut()
+                && let Err(error) = lines.write(log, read)
+            {
+                eprintln!("lines of the log are lost: {error}");
+            }
+            if self.output.receiver_count() > 0 {
+                let _ = self.output.send((stream == "stderr", Bytes::copy_from_slice(read)));
+            }
+        }
+        if let Some(log) = self.log.lock().as_mut() {
+            let _ = lines.flush(log);
+        }
+    }
+
+    async fn answer_all(self: Arc<Self>, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let shim = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = shim.answer(stream).await {
+                            eprintln!("answering: {error:#}");
+                        }
+                    });
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    async fn answer(&self, stream: UnixStream) -> anyhow::Result<()> {
+        let mut stream = BufReader::new(stream);
+        loop {
+            let mut line = String::new();
+            let mut limited = tokio::io::AsyncReadExt::take(&mut stream, MAX_ASK);
+            if limited.read_line(&mut line).await? == 0 {
+                return Ok(());
+            }
+            let ask: Ask = serde_json::from_str(&line)?;
+            let attach = matches!(ask, Ask::Attach { .. });
+            let stdin = matches!(ask, Ask::Attach { stdin: true });
+            // From here on nothing is missed, also while the answer is on its way.
+            let output = attach.then(|| self.output.subscribe());
+            let answer = self.act(ask).await.unwrap_or_else(|e| Answer::Error(format!("{e:#}")));
+            let mut bytes = serde_json::to_vec(&answer)?;
+            bytes.push(b'\n');
+            stream.write_all(&bytes).await?;
+            if let (Some(output), Answer::Done) = (output, &answer) {
+                return self.attached(stream, output, stdin).await;
+            }
+        }
+    }
+
+    async fn act(&self, ask: Ask) -> anyhow::Result<Answer> {
+        match ask {
+            Ask::State => Ok(Answer::State(self.state.borrow().clone())),
+            Ask::Start => {
+                if *self.state.borrow() != State::Created {
+                    bail!("it was started before");
+                }
+                self.runtime.run(["start", &self.config.id]).await?;
+                let state = State::Running { started_at_ns: now_ns() };
+                record(&state)?;
+                self.state.send_if_modified(|now| {
+                    let first = *now == State::Created;
+                    if first {
+                        now.clone_from(&state);
+                    }
+                    first
+                });
+                Ok(Answer::State(state))
+            }
+            Ask::Kill { signal } => {
+                // The process is our child: as long as it has not been waited for, the number is its own.
+                if !self.state.borrow().is_final() {
+                    let signal = nix::sys::signal::Signal::try_from(signal)?;
+                    match nix::sys::signal::kill(Pid::from_raw(self.pid), signal) {
+                        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Ok(Answer::Done)
+            }
+            Ask::Wait => {
+                let mut state = self.state.subscribe();
+                let last = state.wait_for(State::is_final).await?.clone();
+                Ok(Answer::State(last))
+            }
+            Ask::ReopenLog => {
+                if let Some(log) = self.log.lock().as_mut() {
+                    log.reopen()?;
+                }
+                Ok(Answer::Done)
+            }
+            Ask::Attach { .. } => Ok(Answer::Done),
+        }
+    }
+
+    async fn attached(
+        &self,
+        stream: BufReader<UnixStream>,
+        mut output: broadcast::Receiver<(bool, Bytes)>,
+        stdin: bool,
+    ) -> anyhow::Result<()> {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let input = async {
+            let mut target = self.stdin.lock().clone().filter(|_| stdin);
+            while let Some(frame) = frame::read(&mut reader).await? {
+                match (frame, &target, &self.terminal) {
+                    (Frame::CloseStdin, ..) if stdin && self.config.stdin_once => {
+                        target = None;
+                        self.stdin.lock().take();
+                    }
+                    (Frame::Stdin(bytes), Some(target), _) => target.write_all(&bytes).await?,
+                    (Frame::Resize(size), _, Some(terminal)) => terminal.resize(size)?,
+                    _ => {}
+                }
+            }
+            anyhow::Ok(())
+        };
+        let mut state = self.state.subscribe();
+        let shown = async {
+            loop {
+                tokio::select! {
+                    biased;
+                    piece = output.recv() => {
+                        // One who is too slow is let go.
+                        let (error, bytes) = piece?;
+                        let frame = if error { Frame::Stderr(bytes) } else { Frame::Stdout(bytes) };
+                        frame::write(&mut writer, &frame).await?;
+                    }
+                    last = async { state.wait_for(State::is_final).await.map(|s| s.clone()) } => {
+                        let words = serde_json::to_vec(&last?)?;
+                        return anyhow::Ok(frame::write(&mut writer, &Frame::End(words.into())).await?);
+                    }
+                }
+            }
+        };
+        tokio::pin!(input, shown);
+        // The end of the input alone is no end; one who hangs up is noticed when something is to be shown.
+        let result = tokio::select! {
+            _ = &mut input => {
+                if stdin && self.config.stdin_once {
+                    self.stdin.lock().take();
+                }
+                shown.await
+            }
+            result = &mut shown => result,
+        };
+        if stdin && self.config.stdin_once {
+            self.stdin.lock().take();
+        }
+        result
+    }
+}

@@ -1,0 +1,123 @@
+//! An engine in a temporary folder, and pods and containers of busybox.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use coracle_cri_api::v1;
+use coracle_oci::engine::{Container, Pod};
+use coracle_oci::{Engine, Settings, State};
+use oci_spec::image::ImageConfiguration;
+use serde_json::json;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// One node, as far as it matters here.
+pub struct Host {
+    pub dir: tempfile::TempDir,
+    pub engine: Engine,
+    pub ends: UnboundedReceiver<(String, State)>,
+    pub image: ImageConfiguration,
+}
+
+/// A layer with busybox under the names of its applets.
+fn layer(dir: &Path) -> PathBuf {
+    let layer = dir.join("layer");
+    std::fs::create_dir_all(layer.join("bin")).unwrap();
+    std::fs::create_dir_all(layer.join("etc")).unwrap();
+    std::fs::create_dir_all(layer.join("tmp")).unwrap();
+    let busybox = Path::new("/bin/busybox");
+    assert!(busybox.is_file(), "install busybox-static: apt-get install busybox-static");
+    std::fs::copy(busybox, layer.join("bin/busybox")).unwrap();
+    for applet in
+        ["sh", "echo", "cat", "sleep", "ip", "ping", "id", "hostname", "dd", "stty", "wc", "nc", "true"]
+    {
+        std::os::unix::fs::symlink("busybox", layer.join("bin").join(applet)).unwrap();
+    }
+    std::fs::write(layer.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nweb:x:33:34::/:/bin/sh\n").unwrap();
+    layer
+}
+
+impl Host {
+    pub async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        layer(dir.path());
+        let (engine, ends) = Self::open(dir.path()).await;
+        let image = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
+            "config": {"Env": ["GREETING=hello"]}});
+        Self { dir, engine, ends, image: serde_json::from_value(image).unwrap() }
+    }
+
+    async fn open(dir: &Path) -> (Engine, UnboundedReceiver<(String, State)>) {
+        let settings = Settings {
+            dir: dir.join("state"),
+            runtime: "runc".into(),
+            shim_command: vec![env!("CARGO_BIN_EXE_coracle-oci-shim").into()],
+            cdi_dirs: vec![dir.join("cdi")],
+        };
+        Engine::open(settings).await.unwrap()
+    }
+
+    /// As after a restart of the service.
+    pub async fn restart(&mut self) {
+        (self.engine, self.ends) = Self::open(self.dir.path()).await;
+    }
+
+    pub async fn pod(&self, id: &str, address: [u8; 4]) -> v1::PodSandboxConfig {
+        let config = v1::PodSandboxConfig { hostname: id.to_owned(), ..Default::default() };
+        let pod = Pod { id, config: &config, hostname: id, address: Some(address.into()) };
+        self.engine.make_pod(pod).await.unwrap();
+        config
+    }
+
+    /// Creates a container of these arguments in a pod; answers its log's path.
+    pub async fn create(
+        &self,
+        pod: &str,
+        id: &str,
+        args: &[&str],
+        change: impl FnOnce(&mut v1::ContainerConfig),
+    ) -> anyhow::Result<PathBuf> {
+        let mut config = v1::ContainerConfig {
+            command: args.iter().map(|a| (*a).to_owned()).collect(),
+            ..Default::default()
+        };
+        change(&mut config);
+        let log = self.dir.path().join(format!("{id}.log"));
+        let sandbox = v1::PodSandboxConfig { hostname: pod.to_owned(), ..Default::default() };
+        let container = Container {
+            id,
+            sandbox_id: pod,
+            config: &config,
+            sandbox: &sandbox,
+            image: &self.image,
+            layers: vec![self.dir.path().join("layer")],
+            log_path: Some(log.clone()),
+        };
+        self.engine.create(container).await?;
+        Ok(log)
+    }
+
+    /// The next end that is told.
+    pub async fn end(&mut self) -> (String, i32, String) {
+        let ended = tokio::time::timeout(Duration::from_secs(20), self.ends.recv()).await.unwrap();
+        match ended.unwrap() {
+            (id, State::Exited { exit_code, reason, .. }) => (id, exit_code, reason),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The text of a log, without times.
+    pub fn log(path: &Path) -> String {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines().map(|l| format!("{}\n", l.split_once(' ').unwrap().1)).collect()
+    }
+
+    pub async fn finish(self) {
+        for id in self.engine.containers() {
+            self.engine.remove(&id).await.unwrap();
+        }
+        for id in self.engine.pods() {
+            self.engine.remove_pod(&id).await.unwrap();
+        }
+        assert!(self.engine.layers_in_use().is_empty());
+    }
+}

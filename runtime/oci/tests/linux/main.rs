@@ -1,0 +1,5 @@
+//! Real containers: needs root, runc and Debian's busybox-static. The network is each test's own namespace.
+
+mod containers;
+mod host;
+mod networks;
