@@ -214,6 +214,8 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
             ("cluster-dns", dns_address(&options.service_cidr)),
             ("dns-port", options.dns_port.to_string()),
             ("forward-dns", options.forward_dns.to_string()),
+            ("network", options.network.clone()),
+            ("service-cidr", options.service_cidr.clone()),
         ],
     );
     [server, runtime, node]

@@ -9,8 +9,9 @@ pub mod cache;
 pub mod events;
 pub mod feed;
 pub mod plan;
+pub mod routed;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub struct Options {
     pub cluster_dns: Option<SocketAddr>,
     /// Who is asked for names of other domains; none: nobody.
     pub upstreams: Vec<SocketAddr>,
+    /// Profile `routed`; `None` is profile `loopback`.
+    pub routed: Option<routed::Options>,
 }
 
 /// Runs until `shutdown`; a server or runtime that is away is waited for.
@@ -54,7 +57,7 @@ pub async fn run_with(options: Options, shutdown: CancellationToken) -> anyhow::
         cluster_domain: options.cluster_domain.clone(),
         cluster_dns: options.cluster_dns,
         upstreams: options.upstreams.clone(),
-        resolve_only: false,
+        resolve_only: options.routed.is_some(),
     };
     let (tables, latest) = watch::channel(None);
     let feed = feed::Feed {
@@ -63,13 +66,34 @@ pub async fn run_with(options: Options, shutdown: CancellationToken) -> anyhow::
         node_name: options.node_name.clone(),
         cache: cache.clone(),
     };
+    let dns = options.cluster_dns.and_then(|dns| match dns.ip() {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    });
+    let in_kernel = options.routed.is_some();
+    let me = options.routed.clone().map(|routed| routed::Me {
+        client: options.client.clone(),
+        node_name: options.node_name.clone(),
+        node_ip: options.node_ip.clone(),
+        cluster_dns: dns,
+        options: routed,
+    });
+    let (end, routes) = (shutdown.child_token(), latest.clone());
+    let kernel = async {
+        match me {
+            Some(me) => me.run(routes, end.clone()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(kernel);
     tokio::select! {
-        () = watches => {}
-        result = plan_tables(&cache, &settings, tables) => result?,
-        () = feed.run(latest) => {}
-        () = shutdown.cancelled() => {}
+        () = watches => Ok(()),
+        result = plan_tables(&cache, &settings, tables) => result,
+        () = feed.run(latest) => Ok(()),
+        // Its clean end takes a moment, and is waited for.
+        result = &mut kernel => return result,
+        () = shutdown.cancelled(), if !in_kernel => Ok(()),
     }
-    Ok(())
 }
 
 /// The resolvers of this host, by `/etc/resolv.conf`.

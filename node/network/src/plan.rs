@@ -113,12 +113,13 @@ fn service_entry(
     };
     let inside = locality(&spec.internal_traffic_policy);
     let outside = locality(&spec.external_traffic_policy);
+    let spread = matches!(outside, Locality::Anywhere);
     for port in spec.ports.iter().flatten() {
         let Some(protocol) = protocol(port.protocol.as_deref()) else { continue };
         let all = |locality| {
             endpoints::of_port(port, slices, spec.publish_not_ready_addresses.unwrap_or(false), locality)
         };
-        let mut listen = |address: &str, number: u32, endpoints: Vec<feed::Endpoint>| {
+        let mut listen = |address: &str, number: u32, endpoints: Vec<feed::Endpoint>, masquerade: bool| {
             if settings
                 .cluster_dns
                 .is_some_and(|dns| u32::from(dns.port()) == number && dns.ip().to_string() == address)
@@ -131,20 +132,21 @@ fn service_entry(
                 protocol: protocol.into(),
                 endpoints,
                 port_name: port.name.clone().unwrap_or_default(),
+                masquerade,
             });
         };
         if let Some(number) = port_number(port.port) {
             for address in cluster_ips(service) {
-                listen(&address, number, all(inside));
+                listen(&address, number, all(inside), false);
             }
             for address in external_ips(service, kind) {
-                listen(&address, number, all(outside));
+                listen(&address, number, all(outside), spread);
             }
         }
         if let Some(number) = port.node_port.and_then(port_number)
             && matches!(kind, "NodePort" | "LoadBalancer")
         {
-            listen(&settings.node_ip, number, all(outside));
+            listen(&settings.node_ip, number, all(outside), spread);
         }
     }
     Some(entry)

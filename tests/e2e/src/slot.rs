@@ -6,6 +6,8 @@ use anyhow::{Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 
 const SLOTS: u8 = 11;
+/// The port of the cluster's DNS: one that needs no privilege.
+pub const DNS_PORT: u16 = 10_053;
 
 /// Held as long as the cluster lives.
 pub struct Slot {
@@ -33,6 +35,18 @@ impl Slot {
             format!("--pod-cidr=127.{}.0.0/16", 76 + n),
             format!("--service-cidr=127.{}.0.0/16", 100 + n),
             format!("--node-ip=127.0.{}.1", 100 + n),
+            format!("--dns-port={DNS_PORT}"),
         ]
+    }
+
+    /// The address ranges, as `coracle server` takes them.
+    pub fn ranges(&self) -> [String; 2] {
+        let n = self.number;
+        [format!("--pod-cidr=127.{}.0.0/16", 76 + n), format!("--service-cidr=127.{}.0.0/16", 100 + n)]
+    }
+
+    /// The address of a server, counted from 0; all of them may use the same port.
+    pub fn server(&self, index: usize) -> String {
+        format!("127.0.{}.{}", 100 + self.number, 11 + index)
     }
 }

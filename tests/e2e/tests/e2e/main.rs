@@ -1,9 +1,11 @@
 //! Real clients on the real binary. Each test says its profile.
 
 mod bad_input;
+mod cluster;
 mod faults;
 mod hello;
 mod kube_rs;
 mod languages;
+mod network;
 mod pods;
 mod readme;
