@@ -41,11 +41,13 @@ fn pods_reach_each_other_and_addresses_of_the_node() {
             network::add_local(&bridge, wasm).await.unwrap();
         }
         let listener = std::net::TcpListener::bind((wasm, 80)).unwrap();
+        let answering = listener.try_clone().unwrap();
+        std::thread::spawn(move || answering.accept().map(drop));
         let c = format!("c-{}", pods[0]);
         for (script, fine) in [
             ("ping -c 1 -W 2 10.9.1.3", true),
             ("ping -c 1 -W 2 10.9.1.1", true),
-            ("nc -z -w 2 10.9.1.9 80", true),
+            ("nc -w 2 10.9.1.9 80 < /dev/null", true),
             ("ping -c 1 -W 1 10.9.1.77", false),
             ("ip route | cat; ip route | grep -q 'default via 10.9.1.1'", true),
         ] {
