@@ -9,3 +9,4 @@ mod languages;
 mod network;
 mod pods;
 mod readme;
+mod serverless;
