@@ -19,7 +19,7 @@ use crate::dispatch::dispatch;
 use crate::filters::impersonation;
 use crate::path::{self, ResourcePath};
 use crate::query::{Query, WriteOptions};
-use crate::request::{RequestContext, UserInfo};
+use crate::request::{RequestContext, UserInfo, Warnings};
 use crate::state::{Served, Shared};
 use crate::{filters, respond};
 
@@ -215,8 +215,16 @@ async fn resource(
             Status::method_not_allowed()
         });
     }
+    if verb != "watch" && query.get("resourceVersion") != Some("0") {
+        // What any other server has answered is to be seen here too.
+        let read = shared.objects.store().linearizable().boxed().await;
+        read.map_err(|error| crate::errors::store(error, &served.gr))?;
+    }
     let cx = context(&served, &request, user, verb, &path, &query);
-    dispatch(Target { shared, served, cx }, request, path, query, inside).await
+    let warnings = cx.warnings.clone();
+    let mut response = dispatch(Target { shared, served, cx }, request, path, query, inside).await?;
+    respond::warn(&mut response, &warnings.take());
+    Ok(response)
 }
 
 fn context(
@@ -245,5 +253,6 @@ fn context(
         field_validation: options.validation(),
         field_manager: options.field_manager.unwrap_or(agent),
         now: Timestamp::now(),
+        warnings: Warnings::default(),
     }
 }

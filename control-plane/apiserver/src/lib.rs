@@ -49,7 +49,7 @@ pub use dynamic::ResourceSource;
 pub use inprocess::InProcess;
 pub use kubelet_proxy::{KubeletProxy, NodeEndpoint, NotImplemented, ResolveNode};
 pub use objects::Objects;
-pub use request::{FieldValidation, RequestContext, UserInfo};
+pub use request::{FieldValidation, RequestContext, UserInfo, Warnings};
 pub use resource::{ResourceDef, ScalePaths, Subresource, SubresourceAction};
 pub use server::{ApiServer, ApiServerBuilder};
 pub use strategy::{Column, PlainStrategy, Strategy, StrategyContext};

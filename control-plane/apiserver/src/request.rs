@@ -1,6 +1,7 @@
 //! What is known of a call: who, which verb, which object. Filters fill it; everything after them reads it.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 
@@ -54,6 +55,28 @@ pub enum FieldValidation {
     Strict,
 }
 
+/// What a call's plugins tell its client in `Warning` headers. Clones share one list.
+#[derive(Clone, Debug, Default)]
+pub struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Warnings {
+    /// Most warnings of one call.
+    const MAX: usize = 64;
+
+    /// Adds one, unless it is there or there are too many.
+    pub fn add(&self, warning: String) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() < Self::MAX && !all.contains(&warning) {
+            all.push(warning);
+        }
+    }
+
+    /// Takes all.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// One call.
 #[derive(Clone, Debug)]
 pub struct RequestContext {
@@ -85,4 +108,6 @@ pub struct RequestContext {
     pub field_manager: String,
     /// When the call came in.
     pub now: Timestamp,
+    /// What the client is told beside the answer.
+    pub warnings: Warnings,
 }

@@ -1,9 +1,11 @@
 //! Objects that every cluster has from its first second: the system's namespaces, and the Service through which pods find the
 //! API server. Default service accounts are a controller's business.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use axum::body::Body;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use coracle_api::status::Status;
 use coracle_apiserver::{ApiServer, UserInfo};
 use http::{Method, Request, header};
@@ -12,15 +14,21 @@ use tower::ServiceExt;
 
 use crate::namespace::SYSTEM;
 use crate::options::RegistryOptions;
-use crate::value::{at, same, text};
+use crate::value::text;
 
 /// Most bytes of an answer.
 const ANSWER_MAX: usize = 1 << 20;
 
+/// What can run pods: a shared process for wasm, one process for each wasm pod, Linux containers.
+const RUNTIMES: [&str; 3] = ["wasm", "wasm-isolated", "runc"];
+
+/// Who makes volumes of the class `local`: a controller of this project.
+const LOCAL_PROVISIONER: &str = "coracle.dev/local";
+
 /// The identity that creates these objects.
 const USER: &str = "system:apiserver";
 
-/// Creates what is missing and brings the endpoints of `kubernetes` up to date. Safe to repeat.
+/// Creates what is missing. Safe to repeat. The endpoints of `kubernetes` are kept by who knows which servers live.
 ///
 /// # Errors
 /// The first answer of the server that is neither a success nor "already exists".
@@ -30,18 +38,59 @@ pub async fn bootstrap(server: &ApiServer, options: &RegistryOptions) -> Result<
         ensure(server, "/api/v1/namespaces", &namespace).await?;
     }
     crate::authz::defaults::reconcile(server).await?;
+    for (path, object) in classes(options) {
+        ensure(server, path, &object).await?;
+    }
     ensure(server, "/api/v1/namespaces/default/services", &kubernetes_service(options)).await?;
     ensure(server, "/api/v1/namespaces/kube-system/services", &dns_service(options)).await?;
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     let wanted = kubernetes_slice(options);
     ensure(server, slices, &wanted).await?;
-    let path = format!("{slices}/kubernetes");
-    let found = call(server, Method::GET, &path, None).await?;
-    let current = ["/endpoints", "/ports"].iter().all(|p| same(at(&found, p), at(&wanted, p)));
-    if !current {
-        call(server, Method::PUT, &path, Some(&wanted)).await?;
+    if let Some(ca_pem) = &options.ca_pem {
+        ensure(server, "/api/v1/namespaces/kube-public/configmaps", &cluster_info(options, ca_pem)).await?;
     }
     Ok(())
+}
+
+/// What a node that joins is told before it can trust anybody: where the cluster is, and its authority. The token that it
+/// joins with has signed it.
+fn cluster_info(options: &RegistryOptions, ca_pem: &str) -> Value {
+    let server = format!("https://{}", SocketAddr::from(options.api_server));
+    let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "", "cluster": {
+        "server": server, "certificate-authority-data": STANDARD.encode(ca_pem),
+    }}]});
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "cluster-info", "namespace": "kube-public"},
+        "data": {"kubeconfig": format!("{kubeconfig:#}\n")},
+    })
+}
+
+/// The classes that every cluster has: priorities of the system, the runtimes of this project, storage on the nodes' own disks.
+fn classes(options: &RegistryOptions) -> Vec<(&'static str, Value)> {
+    let mut all = Vec::new();
+    for (name, value, description) in crate::priority_class::SYSTEM {
+        all.push((
+            "/apis/scheduling.k8s.io/v1/priorityclasses",
+            json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
+                "value": value, "description": description}),
+        ));
+    }
+    for name in RUNTIMES {
+        all.push((
+            "/apis/node.k8s.io/v1/runtimeclasses",
+            json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name}),
+        ));
+    }
+    if options.default_storage_class {
+        all.push((
+            "/apis/storage.k8s.io/v1/storageclasses",
+            json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+                "metadata": {"name": "local", "annotations": {crate::storage::DEFAULT_CLASS: "true"}},
+                "provisioner": LOCAL_PROVISIONER, "volumeBindingMode": "WaitForFirstConsumer"}),
+        ));
+    }
+    all
 }
 
 /// The Service `default/kubernetes`: the first address of the range, port 443.

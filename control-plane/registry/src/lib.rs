@@ -54,14 +54,12 @@ mod workload;
 
 use std::sync::Arc;
 
-use coracle_apiserver::authn::TokenAuthenticator;
-use coracle_apiserver::{Admission, ApiServerBuilder, ResourceDef};
-use coracle_store::{Range, Store};
-use serde_json::Value;
-
 pub use authz::Authorizers;
 pub use bootstrap::bootstrap;
 pub use check::Cidr;
+use coracle_apiserver::authn::TokenAuthenticator;
+use coracle_apiserver::{Admission, ApiServerBuilder, ResourceDef};
+use coracle_store::Store;
 pub use options::{OptionsError, RegistryOptions};
 
 /// The built-in kinds and what goes with them.
@@ -90,10 +88,10 @@ impl Builtin {
     }
 }
 
-/// The built-in kinds. Call it once a server: the allocator of Service addresses lives in it, and learns from `store` what is taken.
+/// The built-in kinds. Call it once a server.
 ///
 /// # Errors
-/// Options that cannot hold together; a store that cannot be read.
+/// Options that cannot hold together.
 pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, OptionsError> {
     options.check()?;
     let tokens = authn::Tokens::new(options, store)?;
@@ -113,7 +111,7 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
         resource_quota::resource(),
         secret::resource(),
         service_account::resource(tokens.service_accounts.clone()),
-        service::resource(options, &services(store)?),
+        service::resource(options),
         controller_revision::resource(),
         daemonset::resource(),
         deployment::resource(),
@@ -140,15 +138,9 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
     resources.extend(subject_access_review::resources(&authorizer));
     Ok(Builtin {
         resources,
-        admission: admission::chain(),
+        admission: admission::chain(options),
         mounts: authn::discovery::mounts(&tokens.service_accounts.key().key_set(), options.api_server).into(),
         authenticators: tokens.authenticators(),
         authorizer,
     })
-}
-
-/// Every stored Service; one that is not JSON holds nothing.
-fn services(store: &Store) -> Result<Vec<Value>, OptionsError> {
-    let found = store.range(&Range::prefix("/registry/core/services/")).map_err(OptionsError::Store)?;
-    Ok(found.kvs.iter().filter_map(|kv| serde_json::from_slice(&kv.value.json).ok()).collect())
 }

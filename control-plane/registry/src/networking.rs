@@ -6,6 +6,8 @@ mod network_policy;
 
 use coracle_apiserver::ResourceDef;
 
+pub use ingress::CLASS_ANNOTATION;
+
 /// The group.
 const GROUP: &str = "networking.k8s.io";
 

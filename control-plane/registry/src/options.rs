@@ -22,8 +22,16 @@ pub struct RegistryOptions {
     pub api_server: (IpAddr, u16),
     /// Signs the tokens of service accounts; without one, a key that is lost at the end.
     pub token_key: Option<Arc<TokenKey>>,
+    /// The authority's certificate (PEM), published in `kube-public/cluster-info`; None publishes nothing.
+    pub ca_pem: Option<String>,
     /// Tokens that are known from the start.
     pub fixed_tokens: Vec<(String, UserInfo)>,
+    /// Seconds that a pod stays on a node that is not ready, and on one that cannot be reached, unless it says otherwise.
+    pub toleration_seconds: (i64, i64),
+    /// Whether a StorageClass `local` is made, which claims get that name none.
+    pub default_storage_class: bool,
+    /// Whether Ingresses are accepted in the versions that Kubernetes removed.
+    pub legacy_manifests: bool,
     /// The client for nodes, for logs and `nodes/proxy`; without it they answer 503.
     pub kubelet: Option<KubeletProxy>,
 }
@@ -38,7 +46,11 @@ impl Default for RegistryOptions {
             node_ports: (30000, 32767),
             api_server: (IpAddr::from([127, 0, 0, 1]), 6443),
             token_key: None,
+            ca_pem: None,
             fixed_tokens: Vec::new(),
+            toleration_seconds: (300, 300),
+            default_storage_class: true,
+            legacy_manifests: false,
             kubelet: None,
         }
     }
@@ -59,9 +71,6 @@ pub enum OptionsError {
     /// There is no key for tokens.
     #[error("making a key for the tokens of service accounts")]
     TokenKey(#[source] coracle_apiserver::ca::Error),
-    /// What is stored cannot be read.
-    #[error("reading the Services of the store")]
-    Store(#[source] coracle_store::Error),
 }
 
 impl RegistryOptions {

@@ -3,8 +3,10 @@
 mod bind;
 mod columns;
 pub mod defaults;
+mod ephemeral_containers;
 mod evict;
 pub(crate) mod logs;
+mod resize;
 mod update;
 pub mod validation;
 pub mod warnings;
@@ -14,8 +16,9 @@ pub use logs::LogResolver;
 use std::sync::Arc;
 
 use coracle_api::field::{Error, Path};
+use coracle_api::meta;
 use coracle_api::status::Status;
-use coracle_apiserver::{Column, ResourceDef, Strategy, StrategyContext, Subresource};
+use coracle_apiserver::{Column, ResourceDef, Strategy, StrategyContext, Subresource, SubresourceAction};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -30,6 +33,7 @@ pub fn resource(options: &RegistryOptions) -> ResourceDef {
         .categories(&["all"])
         .subresource(attach)
         .subresource(Subresource::handler("binding", "Binding", &["create"], Arc::new(bind::Bind)))
+        .subresource(changed_by("ephemeralcontainers", Arc::new(ephemeral_containers::EphemeralContainers)))
         .subresource(
             Subresource::handler("eviction", "Eviction", &["create"], Arc::new(evict::Evict))
                 .group_version("policy", "v1"),
@@ -43,7 +47,25 @@ pub fn resource(options: &RegistryOptions) -> ResourceDef {
         ))
         .subresource(port_forward)
         .subresource(proxy)
+        .subresource(changed_by("resize", Arc::new(resize::Resize)))
         .subresource(Subresource::status("Pod"))
+}
+
+/// A subresource that reads and changes the whole pod under rules of its own.
+fn changed_by(name: &str, strategy: Arc<dyn Strategy>) -> Subresource {
+    Subresource::new(name, "Pod", &["get", "patch", "update"], SubresourceAction::Object(strategy))
+}
+
+/// The old pod with the new one's `resourceVersion`, so that conflicts are seen.
+fn kept(new: &Value, old: &Value) -> Value {
+    let mut pod = old.clone();
+    for field in ["resourceVersion", "managedFields"] {
+        let given = at(new, &format!("/metadata/{field}")).clone();
+        if !given.is_null() {
+            meta::set_metadata(&mut pod, field, given);
+        }
+    }
+    pod
 }
 
 /// What Pods add to the server.

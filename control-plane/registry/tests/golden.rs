@@ -32,6 +32,8 @@ async fn server() -> ApiServer {
     let options = RegistryOptions {
         pod_cidr: Cidr::parse("10.42.0.0/16").expect("range"),
         api_server: ("10.0.0.1".parse().expect("address"), 6443),
+        // There was no StorageClass.
+        default_storage_class: false,
         ..RegistryOptions::default()
     };
     let server = coracle_registry::builtin(&options, &store)

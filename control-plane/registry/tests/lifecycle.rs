@@ -197,8 +197,6 @@ async fn the_end_of_a_pod() {
     let (_, evicted) = call(&server, "GET", &format!("{PODS}/c"), Value::Null).await;
     assert_eq!(evicted["metadata"]["deletionGracePeriodSeconds"], 30);
     assert_eq!(call(&server, "POST", &format!("{PODS}/c/eviction"), eviction).await.0, 201);
-    // Exec says that it is not there.
-    assert_eq!(call(&server, "POST", &format!("{PODS}/c/exec"), Value::Null).await.0, 501);
 }
 
 #[tokio::test]

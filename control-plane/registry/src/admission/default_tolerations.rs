@@ -1,4 +1,4 @@
-//! Every pod stays five minutes on a node that is not ready or not reachable, unless it says otherwise.
+//! Every pod stays for a while on a node that is not ready or not reachable, unless it says otherwise.
 
 use coracle_api::status::Status;
 use coracle_apiserver::{Admission, Attributes, Operation};
@@ -6,10 +6,13 @@ use serde_json::{Value, json};
 
 use crate::value::{list, object, text};
 
-const SECONDS: i64 = 300;
-
 /// The plugin.
-pub struct DefaultTolerationSeconds;
+pub struct DefaultTolerationSeconds {
+    /// Seconds on a node that is not ready.
+    pub not_ready: i64,
+    /// Seconds on a node that cannot be reached.
+    pub unreachable: i64,
+}
 
 #[async_trait::async_trait]
 impl Admission for DefaultTolerationSeconds {
@@ -23,13 +26,16 @@ impl Admission for DefaultTolerationSeconds {
         let Some(tolerations) = object(pod, "spec").and_then(|s| list(s, "tolerations")) else {
             return Ok(());
         };
-        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+        for (key, seconds) in [
+            ("node.kubernetes.io/not-ready", self.not_ready),
+            ("node.kubernetes.io/unreachable", self.unreachable),
+        ] {
             let covers = |t: &Value| {
                 let (k, effect) = (text(t, "/key"), text(t, "/effect"));
                 (k == key || k.is_empty()) && (effect == "NoExecute" || effect.is_empty())
             };
             if !tolerations.iter().any(covers) {
-                tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS}));
+                tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}));
             }
         }
         Ok(())

@@ -1,21 +1,26 @@
-//! `pods/eviction`: a polite delete. There are no PodDisruptionBudgets yet, so that nothing refuses it.
+//! `pods/eviction`: a polite delete, which a PodDisruptionBudget may refuse.
 
 use axum::body::Body;
 use coracle_api::meta::{self, GroupResource};
 use coracle_api::status::Status;
 use coracle_api::time;
-use coracle_apiserver::{Strategy, SubresourceHandler, SubresourceRequest};
+use coracle_apiserver::{Objects, RequestContext, Strategy, SubresourceHandler, SubresourceRequest};
 use coracle_store::Txn;
 use http::Response;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
+use crate::check;
 use crate::pod::Pod;
 use crate::subresource::{created, existing, read_json};
-use crate::value::{items, list, maybe_number, object, set, text};
+use crate::value::{at, items, list, maybe_number, number, object, present, set, text};
 
 /// How often removal is tried again when another writer came between.
 const ATTEMPTS: usize = 16;
+/// Most pods that a budget remembers as on their way out.
+const DISRUPTED_MAX: usize = 2000;
+/// Seconds after which a client may try again when a budget was not looked at yet.
+const RETRY_SECONDS: u32 = 10;
 
 /// Serves `pods/eviction`.
 pub struct Evict;
@@ -34,6 +39,8 @@ impl SubresourceHandler for Evict {
         let objects = request.objects;
         let dry_run = cx.dry_run || items(&eviction, "/deleteOptions/dryRun").iter().any(|v| v == "All");
         let requested = maybe_number(&eviction, "/deleteOptions/gracePeriodSeconds");
+        let pod = existing(&objects, "", "pods", namespace, name).await?;
+        ask_budget(&objects, &cx, &pod, dry_run).await?;
         for _ in 0..ATTEMPTS {
             let pod = existing(&objects, "", "pods", namespace, name).await?;
             let grace = Pod.grace_period(&pod, requested).unwrap_or(0);
@@ -58,7 +65,107 @@ impl SubresourceHandler for Evict {
     }
 }
 
+/// Takes one disruption from the budget that covers a pod, if there is one.
+async fn ask_budget(
+    objects: &Objects,
+    cx: &RequestContext,
+    pod: &Value,
+    dry_run: bool,
+) -> Result<(), Status> {
+    let idle = matches!(text(pod, "/status/phase"), "Succeeded" | "Failed" | "Pending");
+    if idle || meta::deletion_timestamp(pod).is_some() {
+        return Ok(());
+    }
+    let namespace = cx.namespace.as_deref();
+    let budgets = objects.list("policy", "poddisruptionbudgets", namespace).await?;
+    let labels = at(pod, "/metadata/labels");
+    let covers = |b: &&Value| {
+        let selector = at(b, "/spec/selector");
+        !selector.is_null() && check::selector_matches(selector, labels)
+    };
+    let mut covering = budgets.iter().filter(covers);
+    let Some(budget) = covering.next() else { return Ok(()) };
+    if covering.next().is_some() {
+        let words = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+        return Err(Status::new(500, "InternalError", words));
+    }
+    if ill(pod) {
+        let healthy = number(budget, "/status/currentHealthy");
+        let wanted = number(budget, "/status/desiredHealthy");
+        let always = text(budget, "/spec/unhealthyPodEvictionPolicy") == "AlwaysAllow";
+        if always || (healthy >= wanted && wanted > 0) {
+            return Ok(());
+        }
+    }
+    let name = text(pod, "/metadata/name");
+    let now = time::seconds(cx.now);
+    if dry_run {
+        return take(&mut budget.clone(), name, &now);
+    }
+    let budget = text(budget, "/metadata/name");
+    let taken = |b: &mut Value| take(b, name, &now);
+    objects.update("policy", "poddisruptionbudgets", namespace, budget, taken).await.map(|_| ())
+}
+
+/// Whether a pod runs and is not ready.
+fn ill(pod: &Value) -> bool {
+    let ready = |c: &Value| text(c, "/type") == "Ready" && text(c, "/status") == "True";
+    !items(pod, "/status/conditions").iter().any(ready)
+}
+
+/// Counts one disruption, or says why there is none to take.
+fn take(budget: &mut Value, pod: &str, now: &str) -> Result<(), Status> {
+    let name = text(budget, "/metadata/name").to_owned();
+    let refused = |why: String| {
+        let words = "Cannot evict pod as it would violate the pod's disruption budget.";
+        Status::new(429, "TooManyRequests", words).with_cause("DisruptionBudget", why, "")
+    };
+    let gr = GroupResource::new("policy", "poddisruptionbudgets");
+    let allowed = number(budget, "/status/disruptionsAllowed");
+    let generation = meta::generation(budget);
+    if number(budget, "/status/observedGeneration") < generation {
+        let why = format!("The disruption budget {name} is still being processed by the server.");
+        return Err(refused(why).with_retry_after(RETRY_SECONDS));
+    }
+    if allowed < 0 {
+        return Err(Status::forbidden(&gr, &name, "pdb disruptions allowed is negative"));
+    }
+    if at(budget, "/status/disruptedPods").as_object().is_some_and(|m| m.len() > DISRUPTED_MAX) {
+        let words = "DisruptedPods map too big - too many evictions not confirmed by PDB controller";
+        return Err(Status::forbidden(&gr, &name, words));
+    }
+    if allowed == 0 {
+        let (wanted, healthy) =
+            (number(budget, "/status/desiredHealthy"), number(budget, "/status/currentHealthy"));
+        let why =
+            format!("The disruption budget {name} needs {wanted} healthy pods and has {healthy} currently");
+        return Err(refused(why));
+    }
+    let Some(status) = object(budget, "status") else { return Ok(()) };
+    set(status, "disruptionsAllowed", allowed - 1);
+    if let Some(map) = object(status, "disruptedPods") {
+        set(map, pod, now);
+    }
+    disruption_condition(status, allowed > 1, generation, now);
+    Ok(())
+}
+
+/// The condition `DisruptionAllowed`, whose time changes with its status.
+fn disruption_condition(status: &mut Value, allowed: bool, generation: i64, now: &str) {
+    let (word, reason) = if allowed { ("True", "SufficientPods") } else { ("False", "InsufficientPods") };
+    let Some(conditions) = list(status, "conditions") else { return };
+    let was =
+        conditions.iter().find(|c| text(c, "/type") == "DisruptionAllowed" && text(c, "/status") == word);
+    let since = was.map_or(now, |c| text(c, "/lastTransitionTime")).to_owned();
+    conditions.retain(|c| text(c, "/type") != "DisruptionAllowed");
+    conditions.push(json!({"type": "DisruptionAllowed", "status": word, "reason": reason, "message": "",
+        "observedGeneration": generation, "lastTransitionTime": since}));
+}
+
 fn mark(pod: &mut Value, grace: i64, now: &str, at: &str) -> Result<(), Status> {
+    if present(pod, "/metadata/deletionTimestamp") {
+        return Ok(());
+    }
     meta::set_metadata(pod, "deletionTimestamp", at);
     meta::set_metadata(pod, "deletionGracePeriodSeconds", grace);
     let generation = meta::generation(pod);
@@ -68,9 +175,6 @@ fn mark(pod: &mut Value, grace: i64, now: &str, at: &str) -> Result<(), Status> 
     if let Some(conditions) = object(pod, "status").and_then(|s| list(s, "conditions")) {
         conditions.retain(|c| text(c, "/type") != "DisruptionTarget");
         conditions.push(condition);
-    }
-    if let Some(metadata) = object(pod, "metadata") {
-        set(metadata, "deletionGracePeriodSeconds", grace);
     }
     Ok(())
 }

@@ -44,6 +44,18 @@ pub fn pod_spec(spec: &Value, path: &Path) -> Vec<Error> {
     errors
 }
 
+/// Errors of a container that is added to a pod, beside those of its kind. `names` are taken; its own is added.
+pub fn added_container(
+    errors: &mut Vec<Error>,
+    spec: &Value,
+    c: &Value,
+    path: &Path,
+    names: &mut Vec<String>,
+) {
+    let volumes: Vec<String> = items(spec, "/volumes").iter().map(|v| text(v, "/name").to_owned()).collect();
+    container::container(errors, c, path, &volumes, names);
+}
+
 fn restart_policy(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
     check::one_of(
         errors,

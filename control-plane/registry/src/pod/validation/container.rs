@@ -51,7 +51,14 @@ pub fn containers(errors: &mut Vec<Error>, spec: &Value, path: &Path, volumes: &
     }
 }
 
-fn container(errors: &mut Vec<Error>, c: &Value, path: &Path, volumes: &[String], names: &mut Vec<String>) {
+/// What holds for every container: name, image, ports, environment, mounts, resources, security.
+pub fn container(
+    errors: &mut Vec<Error>,
+    c: &Value,
+    path: &Path,
+    volumes: &[String],
+    names: &mut Vec<String>,
+) {
     let name = text(c, "/name");
     if name.is_empty() {
         errors.push(Error::required(&path.child("name"), ""));
