@@ -5,11 +5,12 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
@@ -140,9 +141,7 @@ impl ClusterCa {
     }
 
     fn sign(&self, mut params: CertificateParams, subject: &str, groups: &[&str]) -> Result<Identity, Error> {
-        let authority = KeyPair::from_pem(&self.key_pem).map_err(|e| wrong("the cluster authority", e))?;
-        let issuer = Issuer::from_ca_cert_pem(&self.cert_pem, authority)
-            .map_err(|e| wrong("the cluster authority", e))?;
+        let issuer = self.issuer()?;
         let pair = KeyPair::generate().map_err(|e| wrong(subject, e))?;
         params.distinguished_name = DistinguishedName::new();
         for group in groups {
@@ -154,6 +153,38 @@ impl ClusterCa {
         set_validity(&mut params, LEAF_YEARS);
         let signed = params.signed_by(&pair, &issuer).map_err(|e| wrong(subject, e))?;
         Ok(Identity { cert_pem: signed.pem(), key_pem: pair.serialize_pem() })
+    }
+
+    /// Signs a request (PEM) for these usages, in the words of `certificates.k8s.io`, and this many seconds. Of the request only
+    /// its key, subject and alternative names are taken over. Whether they may be is for others to decide.
+    pub fn sign_request(&self, request: &str, usages: &[String], seconds: i64) -> Result<String, Error> {
+        let asked = CertificateSigningRequestParams::from_pem(request).map_err(|e| wrong("a request", e))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = asked.params.distinguished_name.clone();
+        params.subject_alt_names = asked.params.subject_alt_names.clone();
+        for usage in usages {
+            match usage.as_str() {
+                "signing" | "digital signature" => params.key_usages.push(KeyUsagePurpose::DigitalSignature),
+                "key encipherment" => params.key_usages.push(KeyUsagePurpose::KeyEncipherment),
+                "client auth" => params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth),
+                "server auth" => params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth),
+                other => return Err(wrong("a request", format!("usage {other:?} is not signed here"))),
+            }
+        }
+        params.use_authority_key_identifier_extension = true;
+        let now = std::time::SystemTime::now();
+        let after = |s: i64| Duration::from_secs(s.unsigned_abs());
+        // Clocks may be a little apart.
+        params.not_before = (now - after(300)).into();
+        params.not_after = (now + after(seconds)).into();
+        let request = CertificateSigningRequestParams { params, public_key: asked.public_key };
+        let signed = request.signed_by(&self.issuer()?).map_err(|e| wrong("a request", e))?;
+        Ok(signed.pem())
+    }
+
+    fn issuer(&self) -> Result<Issuer<'static, KeyPair>, Error> {
+        let authority = KeyPair::from_pem(&self.key_pem).map_err(|e| wrong("the cluster authority", e))?;
+        Issuer::from_ca_cert_pem(&self.cert_pem, authority).map_err(|e| wrong("the cluster authority", e))
     }
 
     /// TLS for a server with this identity: HTTP/2 and HTTP/1.1, client certificates of this authority welcome but not required.

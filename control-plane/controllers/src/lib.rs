@@ -5,11 +5,15 @@
 //! Every controller is one line in [`manager`].
 #![forbid(unsafe_code)]
 
+pub mod access;
+pub mod bootstrap_tokens;
 pub mod cache;
+pub mod certificates;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
 pub mod discovery;
+pub mod disruption;
 pub mod endpoint_slice;
 pub mod events;
 pub mod expectations;
@@ -23,11 +27,16 @@ pub mod node;
 pub mod ownership;
 pub mod placement;
 pub mod pod_control;
+pub mod pod_gc;
 pub mod queue;
+pub mod quota;
 pub mod reconcile;
 pub mod replica_set;
+pub mod role_aggregation;
 pub mod stateful_set;
+pub mod ttl_after_finished;
 pub mod view;
+pub mod volume;
 pub mod write;
 
-pub use manager::{IDENTITIES, Options, run, user_of};
+pub use manager::{IDENTITIES, Options, run};

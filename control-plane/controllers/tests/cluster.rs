@@ -13,6 +13,16 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 use world::{World, deployment};
 
+/// A controller without a role would be refused everything: add one to the registry's `authz/defaults.rs`.
+#[test]
+fn every_identity_has_a_default_role() {
+    for identity in coracle_controllers::IDENTITIES.into_iter().chain(coracle_controllers::access::IDENTITIES)
+    {
+        let roles = coracle_registry::authz::component::roles(identity);
+        assert!(!roles.is_empty(), "no default role is bound to the identity {identity}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deployment_lives_and_dies() {
     let world = World::start(2).await;
@@ -162,7 +172,9 @@ async fn unschedulable_pods_say_why_and_wait() {
                 c.type_ == "PodScheduled"
                     && c.status == "False"
                     && c.reason.as_deref() == Some("Unschedulable")
-                    && c.message.as_deref() == Some("0/1 nodes are available: 1 Insufficient cpu.")
+                    && c.message.as_deref().is_some_and(|m| {
+                        m.starts_with("0/1 nodes are available: 1 Insufficient cpu. preemption: ")
+                    })
             })
         })
         .await;

@@ -115,6 +115,9 @@ fn own() -> Vec<Value> {
             &format!("system:{CSR}:certificatesigningrequests:selfnodeclient"),
             &["system:nodes"],
         ),
+        json!({"kind": "ClusterRoleBinding", "name": "coracle:node-serving-approver",
+            "subjects": [{"kind": "ServiceAccount", "name": "certificate-controller", "namespace": "kube-system"}],
+            "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": format!("system:{CSR}:kubelet-serving-approver")}}),
         // The part of a node that routes to Services and enforces policies sees them all, and the pods behind them.
         role(
             "coracle:node-network",
@@ -122,9 +125,17 @@ fn own() -> Vec<Value> {
                 {"apiGroups": [""], "resources": ["services", "endpoints", "namespaces", "nodes", "pods"], "verbs": read},
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read},
                 {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies", "ingresses", "ingressclasses"], "verbs": read},
+                {"apiGroups": ["networking.internal.knative.dev"], "resources": ["ingresses"], "verbs": read},
+                {"apiGroups": ["networking.internal.knative.dev"], "resources": ["ingresses"], "verbs": read},
             ]),
         ),
         binding("coracle:node-network", "coracle:node-network", &["system:nodes"]),
+        // Servers that join prove themselves by the secret that they send.
+        role("coracle:join", json!([{"nonResourceURLs": ["/coracle/join"], "verbs": ["post"]}])),
+        binding("coracle:join", "coracle:join", &["system:authenticated", "system:unauthenticated"]),
+        // A server that joins shows a secret of its own.
+        role("coracle:join", json!([{"nonResourceURLs": ["/coracle/join"], "verbs": ["post"]}])),
+        binding("coracle:join", "coracle:join", &["system:authenticated", "system:unauthenticated"]),
         // The built-in registry of images.
         role(
             "coracle:image-puller",
@@ -141,11 +152,23 @@ fn own() -> Vec<Value> {
 fn controllers() -> Vec<Value> {
     let mut all = Vec::new();
     let mut add = |name: &str, rules: Value| all.extend(controller(name, rules));
-    // In Kubernetes these three are the controller manager itself, or a Role in a namespace.
+    let write = json!(["get", "list", "watch", "create", "update", "patch", "delete"]);
+    let read = json!(["get", "list", "watch"]);
     add(
-        "bootstrap-signer",
-        json!([{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "create", "update", "patch"]},
-            {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch"]}]),
+        "serverless-controller",
+        json!([
+            {"apiGroups": ["serving.knative.dev", "networking.internal.knative.dev"], "resources": ["*"], "verbs": ["*"]},
+            {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"], "verbs": ["get", "list", "watch", "create", "update", "patch"]},
+            {"apiGroups": ["apps"], "resources": ["deployments", "deployments/scale"], "verbs": write},
+            {"apiGroups": [""], "resources": ["services"], "verbs": write},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": write},
+            {"apiGroups": ["networking.k8s.io"], "resources": ["ingresses", "ingressclasses"], "verbs": read},
+            {"apiGroups": ["networking.k8s.io"], "resources": ["ingresses/status"], "verbs": ["update", "patch"]},
+            {"apiGroups": [""], "resources": ["nodes", "pods", "namespaces"], "verbs": read},
+            // What the gateways measure.
+            {"apiGroups": [""], "resources": ["nodes/proxy"], "verbs": ["get"]},
+            {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]},
+        ]),
     );
     all
 }
