@@ -7,9 +7,12 @@ use anyhow::Context;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::access;
+use crate::certificates::Sign;
 use crate::cron_job::CronJobController;
 use crate::daemon_set::DaemonSetController;
 use crate::deployment::DeploymentController;
+use crate::disruption::DisruptionController;
 use crate::endpoint_slice::EndpointSliceController;
 use crate::events::Recorder;
 use crate::garbage::GarbageCollector;
@@ -17,13 +20,17 @@ use crate::informers::Informers;
 use crate::job::JobController;
 use crate::namespace::{NamespaceController, NamespaceDefaults};
 use crate::node::{NodeController, Ranges};
+use crate::pod_gc::PodCollector;
+use crate::quota::QuotaController;
 use crate::reconcile::{self, Reconciler};
 use crate::replica_set::ReplicaSetController;
 use crate::stateful_set::StatefulSetController;
+use crate::ttl_after_finished::TtlAfterFinished;
+use crate::volume::{ClaimProtection, VolumeBinder, VolumeProtection};
 use crate::write::Writer;
 
 /// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
-pub const IDENTITIES: [&str; 13] = [
+pub const IDENTITIES: [&str; 20] = [
     "shared-informers",
     "replicaset-controller",
     "deployment-controller",
@@ -32,12 +39,22 @@ pub const IDENTITIES: [&str; 13] = [
     "job-controller",
     "cronjob-controller",
     "endpointslice-controller",
+    "persistent-volume-binder",
+    "pvc-protection-controller",
+    "pv-protection-controller",
+    "ttl-after-finished-controller",
+    "pod-garbage-collector",
+    "disruption-controller",
+    "resourcequota-controller",
     "generic-garbage-collector",
     "namespace-controller",
     "service-account-controller",
     "root-ca-cert-publisher",
     "node-controller",
 ];
+
+/// The most finished pods that are kept.
+const FINISHED_PODS: usize = 12_500;
 
 /// How the controllers run.
 #[derive(Clone)]
@@ -50,6 +67,8 @@ pub struct Options {
     pub node_cidr_bits: u8,
     /// The cluster's CA, published in every namespace; None publishes nothing.
     pub root_ca_pem: Option<String>,
+    /// Signs certificates; None leaves requests for them to others.
+    pub sign: Option<Sign>,
     /// How long a node may be silent before it is unreachable.
     pub node_grace: Duration,
 }
@@ -62,6 +81,7 @@ impl Options {
             pod_cidr: Some("127.64.0.0/11".into()),
             node_cidr_bits: 18,
             root_ca_pem: None,
+            sign: None,
             node_grace: Duration::from_secs(40),
         }
     }
@@ -94,6 +114,13 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         make!(DaemonSetController, "daemon-set-controller"),
         make!(JobController, "job-controller"),
         make!(CronJobController, "cronjob-controller"),
+        make!(VolumeBinder, "persistent-volume-binder"),
+        ClaimProtection::new(caches.clone(), writer("pvc-protection-controller")),
+        VolumeProtection::new(caches.clone(), writer("pv-protection-controller")),
+        TtlAfterFinished::new(caches.clone(), writer("ttl-after-finished-controller")),
+        PodCollector::new(caches.clone(), writer("pod-garbage-collector"), FINISHED_PODS),
+        DisruptionController::new(caches.clone(), writer("disruption-controller")),
+        QuotaController::new(caches.clone(), writer("resourcequota-controller")),
         EndpointSliceController::new(caches.clone(), writer("endpointslice-controller")),
         NamespaceController::new(caches.clone(), writer("namespace-controller")),
         NamespaceDefaults::new(caches.clone(), accounts, publisher, options.root_ca_pem.clone()),
@@ -102,6 +129,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     ];
     caches.start(&client("shared-informers"), &shutdown);
     let mut tasks = JoinSet::new();
+    let (client_for, sign, stop) = (options.client_for.clone(), options.sign.clone(), shutdown.clone());
+    tasks.spawn(async move { access::run(|name| client_for(name), "shared-informers", sign, stop).await });
     tasks.spawn(garbage.watch(client("generic-garbage-collector"), shutdown.clone()));
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),

@@ -1,13 +1,18 @@
 //! What the scheduler writes: bindings, conditions and events.
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::{Event, Pod};
+use coracle_controllers::view::{Meta, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim as FullClaim, Pod};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
+use crate::cycle::{Room, Snapshot};
+use crate::plugins::volumes::{self, Claim, SELECTED_NODE};
+use crate::preemption::Preemption;
 use crate::view::PodView;
+use crate::world::World;
 
 /// Binds a pod to a node, then says so in an event.
 ///
@@ -27,6 +32,121 @@ pub async fn bind(client: &Client, pod: &PodView, node: &str) -> Result<()> {
     let message = format!("Successfully assigned {} to {node}", pod.key());
     if let Err(error) = event(client, pod, "Normal", "Scheduled", "Binding", &message).await {
         tracing::debug!(pod = pod.key(), error = format!("{error:#}"), "write an event");
+    }
+    Ok(())
+}
+
+/// How a claim gets its volume now that the node is known.
+#[derive(Debug, PartialEq)]
+pub enum VolumeBinding {
+    /// A volume that is there is kept for the claim: its name, the claim's namespace, name and uid.
+    Existing { volume: String, claim: [String; 3] },
+    /// Who provides volumes is told the node: the claim's namespace and name.
+    Provided { claim: [String; 2] },
+    /// It has a volume and is being bound to it.
+    UnderWay,
+}
+
+/// What must be bound before the pod; a claim that is on its way counts too.
+pub fn volumes(pod: &PodView, node: &str, snapshot: &Snapshot, world: &World) -> Vec<VolumeBinding> {
+    let Ok(claims) = volumes::claims(pod, world) else { return Vec::new() };
+    let room: Option<&Room> = snapshot.nodes().find(|room| room.node.name == node);
+    let waits = claims.into_iter().filter_map(|claim| match claim {
+        Claim::Waits(claim, _) => Some(claim),
+        Claim::Bound(_) => None,
+    });
+    let binding = |claim: std::sync::Arc<PersistentVolumeClaim>| {
+        if volumes::kept(&claim, world).is_some() {
+            return VolumeBinding::UnderWay;
+        }
+        let (namespace, name) = (claim.namespace().to_owned(), claim.name().to_owned());
+        match room.and_then(|room| volumes::found(&claim, room, world)) {
+            Some(volume) => VolumeBinding::Existing {
+                volume: volume.name().to_owned(),
+                claim: [namespace, name, claim.uid().to_owned()],
+            },
+            None => VolumeBinding::Provided { claim: [namespace, name] },
+        }
+    };
+    waits.map(binding).collect()
+}
+
+/// Starts the binding of volumes; that it is done shows on the claims.
+///
+/// # Errors
+/// When the API refuses.
+pub async fn bind_volumes(
+    client: &Client,
+    pod: &PodView,
+    node: &str,
+    bindings: &[VolumeBinding],
+) -> Result<()> {
+    for binding in bindings {
+        match binding {
+            VolumeBinding::UnderWay => {}
+            VolumeBinding::Existing { volume, claim: [namespace, name, uid] } => {
+                let reference = json!({
+                    "apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name, "uid": uid,
+                });
+                let body = json!({
+                    "metadata": {"annotations": {"pv.kubernetes.io/bound-by-controller": "yes"}},
+                    "spec": {"claimRef": reference},
+                });
+                let volumes = Api::<PersistentVolume>::all(client.clone());
+                volumes
+                    .patch(volume, &PatchParams::default(), &Patch::Merge(body))
+                    .await
+                    .with_context(|| format!("keep volume {volume} for {}", pod.key()))?;
+            }
+            VolumeBinding::Provided { claim: [namespace, name] } => {
+                let body = json!({"metadata": {"annotations": {SELECTED_NODE: node}}});
+                let claims = Api::<FullClaim>::namespaced(client.clone(), namespace);
+                claims
+                    .patch(name, &PatchParams::default(), &Patch::Merge(body))
+                    .await
+                    .with_context(|| format!("ask for the volume of {namespace}/{name}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Stops the pods that make room for another, which then has that node first.
+///
+/// # Errors
+/// When the API refuses; a victim that is gone already is none.
+pub async fn make_room(client: &Client, pod: &PodView, found: &Preemption) -> Result<()> {
+    let nominate = json!({"metadata": {"uid": pod.uid}, "status": {"nominatedNodeName": found.node}});
+    let pods = Api::<Pod>::namespaced(client.clone(), &pod.namespace);
+    pods.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(nominate))
+        .await
+        .with_context(|| format!("nominate {} for {}", found.node, pod.key()))?;
+    for victim in &found.victims {
+        let now = Timestamp::from_second(Timestamp::now().as_second())?;
+        let words = "default-scheduler: preempting to accommodate a higher priority pod";
+        let condition = json!({
+            "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": words,
+            "lastTransitionTime": now,
+        });
+        let status = json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [condition]}});
+        let pods = Api::<Pod>::namespaced(client.clone(), &victim.namespace);
+        let marked =
+            pods.patch_status(&victim.name, &PatchParams::default(), &Patch::Strategic(status)).await;
+        if let Err(error) = marked {
+            tracing::debug!(pod = victim.key(), %error, "mark a victim");
+        }
+        let how = DeleteParams {
+            preconditions: Some(Preconditions { uid: Some(victim.uid.clone()), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match pods.delete(&victim.name, &how).await {
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => continue,
+            other => other.with_context(|| format!("stop {} for {}", victim.key(), pod.key()))?,
+        };
+        let words = format!("Preempted by pod {} on node {}", pod.uid, found.node);
+        if let Err(error) = event(client, victim, "Normal", "Preempted", "Preempting", &words).await {
+            tracing::debug!(pod = victim.key(), error = format!("{error:#}"), "write an event");
+        }
     }
     Ok(())
 }

@@ -1,9 +1,14 @@
 //! One pod against all nodes; pure.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use crate::plugins::inter_pod::{self, Near};
+use crate::plugins::spread::{self, Constraint};
+use crate::plugins::volumes::{self, Claim};
 use crate::plugins::{FILTERS, Reasons, SCORES};
 use crate::view::{NodeView, PodView, Resources, add, subtract};
+use crate::world::World;
 
 /// A node and what is taken of it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -12,12 +17,45 @@ pub struct Room {
     pub used: Resources,
     /// Host ports that are taken, and by how many pods.
     pub host_ports: BTreeMap<String, usize>,
+    /// The pods there, by `namespace/name`.
+    pub pods: BTreeMap<String, Arc<PodView>>,
+    /// How many of them keep others away (required anti-affinity).
+    pub keep_away: usize,
+}
+
+impl Room {
+    /// A pod takes its room.
+    pub fn take(&mut self, pod: &Arc<PodView>) {
+        add(&mut self.used, &pod.requests);
+        for port in &pod.host_ports {
+            *self.host_ports.entry(port.clone()).or_default() += 1;
+        }
+        self.keep_away += usize::from(inter_pod::keeps_away(pod));
+        self.pods.insert(pod.key(), pod.clone());
+    }
+
+    /// A pod gives its room back.
+    pub fn give_back(&mut self, pod: &PodView) {
+        subtract(&mut self.used, &pod.requests);
+        for port in &pod.host_ports {
+            if let Some(count) = self.host_ports.get_mut(port) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.host_ports.remove(port);
+                }
+            }
+        }
+        self.keep_away = self.keep_away.saturating_sub(usize::from(inter_pod::keeps_away(pod)));
+        self.pods.remove(&pod.key());
+    }
 }
 
 /// Every node, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     rooms: BTreeMap<String, Room>,
+    /// Pods for which others are being stopped, by `namespace/name`: the node, and the pod.
+    nominated: BTreeMap<String, (String, Arc<PodView>)>,
 }
 
 impl Snapshot {
@@ -39,7 +77,7 @@ impl Snapshot {
 
     /// Drops what is left of a node that is gone and has no pods.
     fn tidy(&mut self, name: &str) {
-        let empty = |room: &Room| room.node.name.is_empty() && room.used.values().all(|used| *used == 0);
+        let empty = |room: &Room| room.node.name.is_empty() && room.pods.is_empty();
         if self.rooms.get(name).is_some_and(empty) {
             self.rooms.remove(name);
         }
@@ -51,219 +89,145 @@ impl Snapshot {
     }
 
     /// A pod takes its room.
-    pub fn take(&mut self, node: &str, pod: &PodView) {
-        let room = self.rooms.entry(node.to_owned()).or_default();
-        add(&mut room.used, &pod.requests);
-        for port in &pod.host_ports {
-            *room.host_ports.entry(port.clone()).or_default() += 1;
-        }
+    pub fn take(&mut self, node: &str, pod: &Arc<PodView>) {
+        self.nominated.remove(&pod.key());
+        self.rooms.entry(node.to_owned()).or_default().take(pod);
     }
 
     /// A pod gives its room back.
     pub fn give_back(&mut self, node: &str, pod: &PodView) {
-        let Some(room) = self.rooms.get_mut(node) else { return };
-        subtract(&mut room.used, &pod.requests);
-        for port in &pod.host_ports {
-            if let Some(count) = room.host_ports.get_mut(port) {
-                *count = count.saturating_sub(1);
-                if *count == 0 {
-                    room.host_ports.remove(port);
-                }
-            }
+        if let Some(room) = self.rooms.get_mut(node) {
+            room.give_back(pod);
         }
         self.tidy(node);
     }
 
-    fn nodes(&self) -> impl Iterator<Item = &Room> {
+    /// Room on a node is being made for a pod: no pod of lower priority takes it meanwhile.
+    pub fn nominate(&mut self, node: &str, pod: &Arc<PodView>) {
+        self.nominated.insert(pod.key(), (node.to_owned(), pod.clone()));
+    }
+
+    /// A pod needs the room no longer that was made for it.
+    pub fn withdraw(&mut self, key: &str) {
+        self.nominated.remove(key);
+    }
+
+    /// The nodes and what is on them.
+    pub fn nodes(&self) -> impl Iterator<Item = &Room> {
         self.rooms.values().filter(|room| !room.node.name.is_empty())
+    }
+
+    /// A node's room as a pod sees it: pods of its priority or higher that wait for the node are there already.
+    fn seen_by<'a>(&'a self, pod: &PodView, room: &'a Room) -> std::borrow::Cow<'a, Room> {
+        let key = pod.key();
+        let ahead = self.nominated.iter().filter(|(other, (node, one))| {
+            **other != key && *node == room.node.name && one.priority >= pod.priority
+        });
+        let mut seen = std::borrow::Cow::Borrowed(room);
+        for (_, (_, one)) in ahead {
+            seen.to_mut().take(one);
+        }
+        seen
     }
 }
 
+/// A pod, and what is known before its nodes are looked at.
+pub struct Cycle<'a> {
+    pub pod: &'a PodView,
+    pub snapshot: &'a Snapshot,
+    pub world: &'a World,
+    pub near: Near,
+    pub spread: Vec<Constraint>,
+    pub claims: Vec<Claim>,
+}
+
+impl<'a> Cycle<'a> {
+    /// Prepares.
+    ///
+    /// # Errors
+    /// Why the pod can be on no node at all.
+    pub fn of(pod: &'a PodView, snapshot: &'a Snapshot, world: &'a World) -> Result<Self, String> {
+        let claims = volumes::claims(pod, world)?;
+        let spread = spread::constraints(pod, snapshot, true);
+        Ok(Self { pod, snapshot, world, near: Near::of(pod, snapshot, world), spread, claims })
+    }
+
+    /// Why a node cannot take the pod; none when it can. True: stopping other pods may help.
+    pub fn refuse(&self, room: &Room) -> Option<(Reasons, bool)> {
+        let mut answers = FILTERS.iter().map(|(filter, curable)| (filter(self, room), *curable));
+        answers.find(|(reasons, _)| !reasons.is_empty())
+    }
+}
+
+/// What is to become of a pod.
+#[derive(Debug, PartialEq)]
+pub enum Choice {
+    /// The best node for it.
+    Node(String),
+    /// None will do. Why, in Kubernetes' words: `0/3 nodes are available: 2 Insufficient cpu, 1 node(s) were
+    /// unschedulable.` And the nodes where stopping other pods may help.
+    None { why: String, curable: Vec<String>, nodes: usize },
+}
+
 /// The best node for a pod.
-///
-/// # Errors
-/// Why none will do, in Kubernetes' words: `0/3 nodes are available: 2 Insufficient cpu, 1 node(s) were unschedulable.`
-pub fn choose(pod: &PodView, snapshot: &Snapshot) -> Result<String, String> {
-    let mut best: Option<(i64, &str)> = None;
+pub fn choose(pod: &PodView, snapshot: &Snapshot, world: &World) -> Choice {
+    let nodes = snapshot.nodes().count();
+    let none = |why: String| Choice::None { why, curable: Vec::new(), nodes };
+    if nodes == 0 {
+        return none("no nodes available to schedule pods".to_owned());
+    }
+    let cycle = match Cycle::of(pod, snapshot, world) {
+        Ok(cycle) => cycle,
+        Err(why) => return none(format!("0/{nodes} nodes are available: {why}.")),
+    };
+    let mut fits = Vec::new();
+    let mut curable = Vec::new();
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
-    let mut count = 0;
     for room in snapshot.nodes() {
-        count += 1;
-        let reasons = refuse(pod, room);
-        if reasons.is_empty() {
-            let score = SCORES.iter().map(|score| score(pod, room)).sum();
-            if best.is_none_or(|(most, _)| score > most) {
-                best = Some((score, &room.node.name));
+        match cycle.refuse(&snapshot.seen_by(pod, room)) {
+            None => fits.push(room),
+            Some((reasons, may_help)) => {
+                if may_help {
+                    curable.push(room.node.name.clone());
+                }
+                for reason in reasons {
+                    *refused.entry(reason).or_default() += 1;
+                }
             }
         }
-        for reason in reasons {
-            *refused.entry(reason).or_default() += 1;
-        }
     }
-    if let Some((_, name)) = best {
-        return Ok(name.to_owned());
-    }
-    if count == 0 {
-        return Err("no nodes available to schedule pods".to_owned());
+    if let Some(best) = best(&cycle, &fits) {
+        return Choice::Node(best.to_owned());
     }
     let mut words: Vec<String> =
         refused.into_iter().map(|(reason, number)| format!("{number} {reason}")).collect();
     words.sort();
-    Err(format!("0/{count} nodes are available: {}.", words.join(", ")))
+    Choice::None { why: format!("0/{nodes} nodes are available: {}.", words.join(", ")), curable, nodes }
 }
 
-fn refuse(pod: &PodView, room: &Room) -> Reasons {
-    FILTERS.iter().map(|filter| filter(pod, room)).find(|reasons| !reasons.is_empty()).unwrap_or_default()
+fn best<'a>(cycle: &Cycle<'_>, fits: &[&'a Room]) -> Option<&'a str> {
+    if let [only] = fits {
+        return Some(&only.node.name);
+    }
+    // Where others were stopped for it, it goes.
+    if let Some(room) = fits.iter().find(|room| room.node.name == cycle.pod.nominated) {
+        return Some(&room.node.name);
+    }
+    let mut sums = vec![0_i64; fits.len()];
+    for (score, weight) in SCORES {
+        for (sum, one) in sums.iter_mut().zip(score(cycle, fits)) {
+            *sum = sum.saturating_add(one.saturating_mul(weight));
+        }
+    }
+    let mut best: Option<(i64, &Room)> = None;
+    for (sum, room) in sums.into_iter().zip(fits) {
+        if best.is_none_or(|(most, _)| sum > most) {
+            best = Some((sum, room));
+        }
+    }
+    best.map(|(_, room)| room.node.name.as_str())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use k8s_openapi::api::core::v1::{Node, Pod};
-    use serde_json::{Value, json};
-
-    fn node(name: &str, extra: Value) -> NodeView {
-        let mut value = json!({
-            "metadata": {"name": name, "labels": {"disk": "ssd"}}, "spec": {},
-            "status": {"allocatable": {"cpu": "2", "memory": "4Gi", "pods": "2"}},
-        });
-        for (key, part) in extra.as_object().into_iter().flatten() {
-            value["spec"][key] = part.clone();
-        }
-        NodeView::of(&serde_json::from_value::<Node>(value).unwrap())
-    }
-
-    fn pod(spec: Value) -> PodView {
-        let mut spec = spec;
-        if spec.get("containers").is_none() {
-            spec["containers"] = json!([{"name": "a"}]);
-        }
-        PodView::of(&serde_json::from_value::<Pod>(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap())
-    }
-
-    fn snapshot(nodes: Vec<NodeView>) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        for node in nodes {
-            snapshot.set_node(node);
-        }
-        snapshot
-    }
-
-    fn cpu(amount: &str) -> Value {
-        json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": amount}}}]})
-    }
-
-    #[test]
-    fn reasons_are_in_the_words_that_users_search_for() {
-        let tainted = json!({"taints": [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]});
-        let all = snapshot(vec![
-            node("a", json!({})),
-            node("b", json!({"unschedulable": true})),
-            node("c", tainted),
-        ]);
-        assert_eq!(
-            choose(&pod(cpu("3")), &all).unwrap_err(),
-            "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {gpu: yes}, 1 node(s) were unschedulable."
-        );
-        assert_eq!(choose(&pod(cpu("1")), &all).unwrap(), "a");
-        let picky = pod(json!({"nodeSelector": {"disk": "tape"}}));
-        assert!(
-            choose(&picky, &all).unwrap_err().contains("1 node(s) didn't match Pod's node affinity/selector")
-        );
-        assert_eq!(choose(&picky, &Snapshot::default()).unwrap_err(), "no nodes available to schedule pods");
-    }
-
-    #[test]
-    fn pods_spread_and_fill_up() {
-        let mut all = snapshot(vec![node("a", json!({})), node("b", json!({}))]);
-        let one = pod(cpu("500m"));
-        let mut taken = Vec::new();
-        for _ in 0..4 {
-            let name = choose(&one, &all).unwrap();
-            all.take(&name, &one);
-            taken.push(name);
-        }
-        assert_eq!(taken, ["a", "b", "a", "b"]);
-        assert_eq!(choose(&one, &all).unwrap_err(), "0/2 nodes are available: 2 Too many pods.");
-        all.give_back("b", &one);
-        assert_eq!(choose(&one, &all).unwrap(), "b");
-    }
-
-    #[test]
-    fn a_node_that_is_gone_is_forgotten_with_its_last_pod() {
-        let mut all = snapshot(vec![node("a", json!({}))]);
-        let one = pod(cpu("1"));
-        all.take("a", &one);
-        all.remove_node("a");
-        assert!(choose(&one, &all).is_err());
-        all.set_node(node("a", json!({})));
-        assert!(choose(&pod(cpu("1500m")), &all).is_err(), "its pod still takes room");
-        all.remove_node("a");
-        all.give_back("a", &one);
-        assert!(all.rooms.is_empty());
-    }
-
-    #[test]
-    fn replicas_without_requests_spread_over_large_nodes() {
-        let large = |name: &str| {
-            let mut node = node(name, json!({}));
-            node.allocatable.insert("pods".into(), 1000);
-            node
-        };
-        let mut all = snapshot(vec![large("a"), large("b")]);
-        let one = pod(json!({}));
-        let mut taken = Vec::new();
-        for _ in 0..4 {
-            let name = choose(&one, &all).unwrap();
-            all.take(&name, &one);
-            taken.push(name);
-        }
-        assert_eq!(taken, ["a", "b", "a", "b"]);
-    }
-
-    #[test]
-    fn what_is_not_decided_yet_is_not_ignored() {
-        let all = snapshot(vec![node("a", json!({}))]);
-        let term = json!([{"topologyKey": "kubernetes.io/hostname"}]);
-        let required = json!({"requiredDuringSchedulingIgnoredDuringExecution": term});
-        for (spec, word) in [
-            (json!({"affinity": {"podAntiAffinity": required}}), "pod anti-affinity"),
-            (json!({"affinity": {"podAffinity": required}}), "pod affinity"),
-            (
-                json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "x", "whenUnsatisfiable": "DoNotSchedule"}]}),
-                "topology spread",
-            ),
-        ] {
-            assert!(choose(&pod(spec), &all).unwrap_err().contains(word), "{word}");
-        }
-    }
-
-    #[test]
-    fn tolerations_and_affinity() {
-        let tainted = json!({"taints": [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]});
-        let all = snapshot(vec![node("c", tainted)]);
-        for (toleration, fits) in [
-            (json!({"key": "gpu", "operator": "Exists"}), true),
-            (json!({"key": "gpu", "value": "yes", "effect": "NoSchedule"}), true),
-            (json!({"key": "gpu", "value": "no"}), false),
-            (json!({"operator": "Exists"}), true),
-        ] {
-            assert_eq!(
-                choose(&pod(json!({"tolerations": [toleration]})), &all).is_ok(),
-                fits,
-                "{toleration}"
-            );
-        }
-        let all = snapshot(vec![node("a", json!({}))]);
-        for (operator, values, fits) in [
-            ("In", json!(["ssd"]), true),
-            ("NotIn", json!(["ssd"]), false),
-            ("Exists", json!([]), true),
-            ("DoesNotExist", json!([]), false),
-        ] {
-            let term = json!({"matchExpressions": [{"key": "disk", "operator": operator, "values": values}]});
-            let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}});
-            assert_eq!(choose(&pod(json!({"affinity": affinity})), &all).is_ok(), fits, "{operator}");
-        }
-    }
-}
+#[path = "cycle/tests.rs"]
+mod tests;

@@ -7,8 +7,10 @@
 pub mod bind;
 pub mod cycle;
 pub mod plugins;
+pub mod preemption;
 pub mod queue;
 pub mod run;
 pub mod view;
+pub mod world;
 
 pub use run::{Options, run};

@@ -89,6 +89,22 @@ impl Queue {
         }
     }
 
+    /// Something changed that may help some pods: they are tried again once their back-off is over.
+    pub fn wake_if(&mut self, now: Instant, is: impl Fn(&PodView) -> bool) {
+        let asleep = self.pods.values_mut().filter(|waiting| waiting.again.is_some());
+        for waiting in asleep.filter(|waiting| is(&waiting.pod)) {
+            waiting.again = Some(waiting.not_before.max(now));
+        }
+    }
+
+    /// The pod waits for something that will wake it; that is no failure.
+    pub fn park(&mut self, key: &str, now: Instant) {
+        if let Some(waiting) = self.pods.get_mut(key) {
+            waiting.not_before = now;
+            waiting.again = Some(now + FLUSH);
+        }
+    }
+
     /// Moves pods whose time has come; returns when the next one's comes.
     pub fn tick(&mut self, now: Instant) -> Option<Instant> {
         let mut next: Option<Instant> = None;

@@ -10,13 +10,15 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::bind;
-use crate::cycle::{Snapshot, choose};
+use crate::cycle::{Choice, Snapshot, choose};
+use crate::preemption::{Preemption, preempt};
 use crate::queue::Queue;
 use crate::view::{NodeView, PodView};
+use crate::world::{Changed, World};
 
 /// How the scheduler runs.
 #[derive(Clone, Debug)]
@@ -40,6 +42,7 @@ struct Scheduler {
     client: Client,
     options: Options,
     snapshot: Snapshot,
+    world: World,
     queue: Queue,
     /// Every pod that takes room: bound ones, and those being bound.
     placed: HashMap<String, Placed>,
@@ -53,7 +56,7 @@ struct Scheduler {
 struct Placed {
     node: String,
     /// What it took.
-    pod: PodView,
+    pod: Arc<PodView>,
     /// How it looks since, while it is being bound.
     newer: Option<PodView>,
 }
@@ -83,10 +86,15 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     // Bounded by the semaphore: one entry for each write under way.
     let (ended, mut endings) = mpsc::unbounded_channel();
     let slots = Arc::new(Semaphore::new(options.bindings));
+    let world = World::default();
+    // Bounded by what the watches tell between two turns of the loop.
+    let (changes, mut changed) = mpsc::unbounded_channel();
+    world.start(&client, changes, &shutdown).await;
     let mut scheduler = Scheduler {
         client,
         options,
         snapshot: Snapshot::default(),
+        world,
         queue: Queue::default(),
         placed: HashMap::new(),
         explained: HashMap::new(),
@@ -106,6 +114,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
             biased;
             () = shutdown.cancelled() => return Ok(()),
             Some(ending) = endings.recv() => scheduler.ended(ending),
+            Some(change) = changed.recv() => scheduler.changed(&change),
             event = nodes.next() => match event {
                 Some(Ok(event)) => scheduler.node_event(event, &mut listed.nodes),
                 Some(Err(error)) => tracing::debug!(%error, "watch nodes"),
@@ -188,8 +197,11 @@ impl Scheduler {
             self.explained.remove(&key);
             // It may be on another node than we thought: someone else may bind too.
             self.release(&key);
+            let pod = Arc::new(pod);
             self.snapshot.take(&pod.node, &pod);
             self.placed.insert(key, Placed { node: pod.node.clone(), pod, newer: None });
+            // It may be the one that others want to be near to.
+            self.queue.wake(Instant::now());
             return;
         }
         // One that is being bound shows up without its node until the API has it.
@@ -202,10 +214,27 @@ impl Scheduler {
             self.release(&key);
         }
         if self.wants(&pod) {
+            if pod.nominated.is_empty() {
+                self.snapshot.withdraw(&key);
+            } else {
+                self.snapshot.nominate(&pod.nominated, &Arc::new(pod.clone()));
+            }
             self.queue.push(pod, Instant::now());
         } else {
+            self.snapshot.withdraw(&key);
             self.queue.remove(&key);
             self.explained.remove(&key);
+        }
+    }
+
+    fn changed(&mut self, change: &Changed) {
+        let now = Instant::now();
+        match change {
+            Changed::Anything => self.queue.wake(now),
+            Changed::Claim(claim) => self.queue.wake_if(now, |pod| {
+                let mut names = pod.claims.iter().map(|name| format!("{}/{name}", pod.namespace));
+                names.any(|name| name == *claim)
+            }),
         }
     }
 
@@ -214,6 +243,7 @@ impl Scheduler {
     }
 
     fn forget(&mut self, key: &str) {
+        self.snapshot.withdraw(key);
         self.queue.remove(key);
         self.explained.remove(key);
         self.release(key);
@@ -233,40 +263,85 @@ impl Scheduler {
             let Ok(slot) = self.slots.clone().try_acquire_owned() else { return false };
             let Some(pod) = self.queue.pop() else { return false };
             let key = pod.key();
-            match choose(&pod, &self.snapshot) {
-                Ok(node) => {
-                    self.queue.remove(&key);
-                    self.snapshot.take(&node, &pod);
-                    self.placed.insert(key, Placed { node: node.clone(), pod: pod.clone(), newer: None });
-                    let (client, ended) = (self.client.clone(), self.ended.clone());
-                    tokio::spawn(async move {
-                        let bound = bind::bind(&client, &pod, &node).await;
-                        drop(slot);
-                        let _ = ended.send(match bound {
-                            Ok(()) => Ended::Done,
-                            Err(error) => Ended::Unbound(pod, format!("{error:#}")),
+            match choose(&pod, &self.snapshot, &self.world) {
+                Choice::Node(node) => {
+                    let volumes = bind::volumes(&pod, &node, &self.snapshot, &self.world);
+                    if volumes.is_empty() {
+                        self.bind(pod, node, slot);
+                    } else {
+                        // It is tried again when its claims have their volumes; the node is fixed by then.
+                        self.queue.park(&key, Instant::now());
+                        let (client, ended) = (self.client.clone(), self.ended.clone());
+                        tokio::spawn(async move {
+                            let done = bind::bind_volumes(&client, &pod, &node, &volumes).await;
+                            drop(slot);
+                            if let Err(error) = done {
+                                tracing::warn!(pod = pod.key(), error = format!("{error:#}"), "bind volumes");
+                            }
+                            let _ = ended.send(Ended::Done);
                         });
-                    });
-                }
-                Err(why) => {
-                    self.queue.sleep(&key, Instant::now());
-                    let told = (pod.uid.clone(), why.clone());
-                    if self.explained.insert(key, told.clone()).as_ref() == Some(&told) {
-                        continue;
                     }
-                    let (client, ended) = (self.client.clone(), self.ended.clone());
-                    tokio::spawn(async move {
-                        let explained = bind::explain(&client, &pod, &why).await;
-                        drop(slot);
-                        let _ = ended.send(match explained {
-                            Ok(()) => Ended::Done,
-                            Err(error) => Ended::Unexplained(pod, format!("{error:#}")),
-                        });
-                    });
+                }
+                Choice::None { why, curable, nodes } => {
+                    let found = preempt(&pod, &curable, nodes, &self.snapshot, &self.world);
+                    self.queue.sleep(&key, Instant::now());
+                    let (preemption, why) = match found {
+                        Ok(found) => (Some(found), why),
+                        Err(words) if nodes > 0 => (None, format!("{why} preemption: {words}")),
+                        Err(_) => (None, why),
+                    };
+                    self.explain(pod, why, preemption, slot);
                 }
             }
         }
         true
+    }
+
+    fn bind(&mut self, pod: PodView, node: String, slot: OwnedSemaphorePermit) {
+        let key = pod.key();
+        let pod = Arc::new(pod);
+        self.queue.remove(&key);
+        self.snapshot.take(&node, &pod);
+        self.placed.insert(key, Placed { node: node.clone(), pod: pod.clone(), newer: None });
+        let (client, ended) = (self.client.clone(), self.ended.clone());
+        tokio::spawn(async move {
+            let bound = bind::bind(&client, &pod, &node).await;
+            drop(slot);
+            let _ = ended.send(match bound {
+                Ok(()) => Ended::Done,
+                Err(error) => Ended::Unbound((*pod).clone(), format!("{error:#}")),
+            });
+        });
+    }
+
+    // Says why a pod waits, once for each reason, and makes room for it where that helps.
+    fn explain(
+        &mut self,
+        pod: PodView,
+        why: String,
+        preemption: Option<Preemption>,
+        slot: OwnedSemaphorePermit,
+    ) {
+        let told = (pod.uid.clone(), why.clone());
+        let said = self.explained.insert(pod.key(), told.clone()).as_ref() == Some(&told);
+        if said && preemption.is_none() {
+            return;
+        }
+        if let Some(found) = &preemption {
+            self.snapshot.nominate(&found.node, &Arc::new(pod.clone()));
+        }
+        let (client, ended) = (self.client.clone(), self.ended.clone());
+        tokio::spawn(async move {
+            let mut explained = if said { Ok(()) } else { bind::explain(&client, &pod, &why).await };
+            if let Some(found) = preemption {
+                explained = explained.and(bind::make_room(&client, &pod, &found).await);
+            }
+            drop(slot);
+            let _ = ended.send(match explained {
+                Ok(()) => Ended::Done,
+                Err(error) => Ended::Unexplained(pod, format!("{error:#}")),
+            });
+        });
     }
 
     /// A write ended. A pod that could not be bound gives its room back, and is tried again if it still waits.

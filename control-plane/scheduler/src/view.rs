@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use coracle_api::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Affinity, Container, Node, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{
+    Affinity, Container, Node, Pod, Taint, Toleration, TopologySpreadConstraint, Volume,
+};
 
 /// What pods ask for and nodes have, in each resource's base unit (CPU in thousandths).
 pub type Resources = BTreeMap<String, i64>;
@@ -27,8 +29,16 @@ pub struct PodView {
     /// Host ports, as `protocol/port`.
     pub host_ports: Vec<String>,
     pub gated: bool,
-    /// A topology spread constraint forbids nodes.
-    pub spreads: bool,
+    pub labels: BTreeMap<String, String>,
+    pub spread: Vec<TopologySpreadConstraint>,
+    /// Names of its claims, in its namespace.
+    pub claims: Vec<String>,
+    /// Whether it may take the place of pods of lower priority.
+    pub preempts: bool,
+    /// The node where others were stopped for it.
+    pub nominated: String,
+    /// When it started, in seconds since the Unix epoch.
+    pub started: i64,
     /// Ended or being deleted: it takes no new node, and once ended, no room.
     pub ended: bool,
     pub deleting: bool,
@@ -69,9 +79,23 @@ impl PodView {
             affinity: spec.affinity.map(Box::new),
             tolerations: spec.tolerations.unwrap_or_default(),
             host_ports,
-            spreads: spec
-                .topology_spread_constraints
-                .is_some_and(|all| all.iter().any(|one| one.when_unsatisfiable == "DoNotSchedule")),
+            labels: meta.labels.clone().unwrap_or_default(),
+            spread: spec.topology_spread_constraints.unwrap_or_default(),
+            claims: claims(
+                spec.volumes.as_deref().unwrap_or_default(),
+                meta.name.as_deref().unwrap_or_default(),
+            ),
+            preempts: spec.preemption_policy.as_deref() != Some("Never"),
+            nominated: pod
+                .status
+                .as_ref()
+                .and_then(|status| status.nominated_node_name.clone())
+                .unwrap_or_default(),
+            started: pod
+                .status
+                .as_ref()
+                .and_then(|status| status.start_time.as_ref())
+                .map_or(0, |time| time.0.as_second()),
             gated: spec.scheduling_gates.is_some_and(|gates| !gates.is_empty()),
             ended: matches!(phase, Some("Succeeded" | "Failed")),
             deleting: meta.deletion_timestamp.is_some(),
@@ -82,6 +106,14 @@ impl PodView {
     pub fn key(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
+}
+
+fn claims(volumes: &[Volume], pod: &str) -> Vec<String> {
+    let claim = |volume: &Volume| match &volume.persistent_volume_claim {
+        Some(claim) => Some(claim.claim_name.clone()),
+        None => volume.ephemeral.as_ref().map(|_| format!("{pod}-{}", volume.name)),
+    };
+    volumes.iter().filter_map(claim).collect()
 }
 
 impl NodeView {

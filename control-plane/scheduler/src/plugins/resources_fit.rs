@@ -1,30 +1,32 @@
 //! Requests fit into what a node has left; extended resources such as GPUs too.
 
 use super::{BEST, Reasons};
-use crate::cycle::Room;
-use crate::view::PodView;
+use crate::cycle::{Cycle, Room};
 
 /// Refuses a node without room, with a reason for each resource that is short.
-pub fn filter(pod: &PodView, room: &Room) -> Reasons {
-    let short = pod.requests.iter().filter(|(name, wanted)| {
+pub fn filter(cycle: &Cycle<'_>, room: &Room) -> Reasons {
+    let short = cycle.pod.requests.iter().filter(|(name, wanted)| {
         let all = room.node.allocatable.get(*name).copied().unwrap_or(0);
         let used = room.used.get(*name).copied().unwrap_or(0);
         **wanted > 0 && all.saturating_sub(used) < **wanted
     });
-    short
-        .map(
-            |(name, _)| {
-                if name == "pods" { "Too many pods".to_owned() } else { format!("Insufficient {name}") }
-            },
-        )
-        .collect()
+    let word = |(name, _): (&String, &i64)| match name.as_str() {
+        "pods" => "Too many pods".to_owned(),
+        name => format!("Insufficient {name}"),
+    };
+    short.map(word).collect()
 }
 
 /// Prefers nodes with much room left, over CPU and memory.
-pub fn least_allocated(pod: &PodView, room: &Room) -> i64 {
+pub fn least_allocated(cycle: &Cycle<'_>, rooms: &[&Room]) -> Vec<i64> {
+    rooms.iter().map(|room| left(cycle, room)).collect()
+}
+
+fn left(cycle: &Cycle<'_>, room: &Room) -> i64 {
     let left = |name: &str| {
         let all = room.node.allocatable.get(name).copied().unwrap_or(0);
-        let used = room.used.get(name).copied().unwrap_or(0) + pod.requests.get(name).copied().unwrap_or(0);
+        let wanted = cycle.pod.requests.get(name).copied().unwrap_or(0);
+        let used = room.used.get(name).copied().unwrap_or(0) + wanted;
         if all <= 0 {
             0
         } else {

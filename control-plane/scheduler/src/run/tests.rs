@@ -10,6 +10,7 @@ fn scheduler() -> (Scheduler, mpsc::UnboundedReceiver<Ended>) {
         client,
         options: Options::default(),
         snapshot: Snapshot::default(),
+        world: World::default(),
         queue: Queue::default(),
         placed: HashMap::new(),
         explained: HashMap::new(),

@@ -1,0 +1,12 @@
+//! Volumes and claims: binding, local provisioning, reclaiming, and protection while in use.
+
+mod binder;
+mod plan;
+mod protection;
+mod provision;
+#[cfg(test)]
+mod tests;
+
+pub use binder::VolumeBinder;
+pub use plan::{fits, kept_for};
+pub use protection::{ClaimProtection, VolumeProtection};

@@ -1,0 +1,88 @@
+//! What decisions depend on besides pods and nodes: volumes, claims, classes, and the labels of namespaces.
+
+use std::sync::Arc;
+
+use coracle_api::labels::Selector;
+use coracle_controllers::cache::{Cache, Cached};
+use coracle_controllers::view::{
+    Meta, Namespace, PersistentVolume, PersistentVolumeClaim, PodDisruptionBudget, StorageClass,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::Client;
+use kube::runtime::watcher::Config;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Caches that are read while a node is chosen.
+#[derive(Clone, Default)]
+pub struct World {
+    pub namespaces: Arc<Cache<Namespace>>,
+    pub volumes: Arc<Cache<PersistentVolume>>,
+    pub claims: Arc<Cache<PersistentVolumeClaim>>,
+    pub classes: Arc<Cache<StorageClass>>,
+    pub budgets: Arc<Cache<PodDisruptionBudget>>,
+}
+
+/// Something changed that may help a pod: all of them, or those with this claim (`namespace/name`).
+#[derive(Debug, PartialEq)]
+pub enum Changed {
+    Anything,
+    Claim(String),
+}
+
+impl World {
+    /// Watches until `shutdown`, and tells what may help a waiting pod. Returns when everything is known.
+    pub async fn start(
+        &self,
+        client: &Client,
+        changed: mpsc::UnboundedSender<Changed>,
+        shutdown: &CancellationToken,
+    ) {
+        fn any<K: Cached>(cache: &Cache<K>, changed: &mpsc::UnboundedSender<Changed>) {
+            let changed = changed.clone();
+            cache.on_change(move |_, _| drop(changed.send(Changed::Anything)));
+        }
+        any(&self.volumes, &changed);
+        any(&self.classes, &changed);
+        self.claims.on_change(move |old, new| {
+            // Claims are written often by others; only what is new, bound or gone may help.
+            let bound = |claim: Option<&Arc<PersistentVolumeClaim>>| claim.map(|c| is_bound(c));
+            if let Some(claim) = new.or(old).filter(|_| bound(old) != bound(new)) {
+                drop(changed.send(Changed::Claim(format!("{}/{}", claim.namespace(), claim.name()))));
+            }
+        });
+        macro_rules! follow {
+            ($($cache:ident),*) => {$(
+                tokio::spawn(self.$cache.clone().follow(client.clone(), Config::default(), shutdown.clone()));
+            )*};
+        }
+        follow!(namespaces, volumes, claims, classes, budgets);
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = async {
+                self.namespaces.synced().await;
+                self.volumes.synced().await;
+                self.claims.synced().await;
+                self.classes.synced().await;
+                self.budgets.synced().await;
+            } => {}
+        }
+    }
+
+    /// Whether a namespace's labels match.
+    pub fn namespace_matches(&self, selector: &Selector, namespace: &str) -> bool {
+        self.namespaces.get(namespace).is_some_and(|n| selector.matches(|key| n.label(key)))
+    }
+}
+
+/// Whether a claim has its volume and both agree.
+pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+    claim.volume().is_some() && claim.annotation("pv.kubernetes.io/bind-completed").is_some()
+}
+
+/// A label selector; None (an absent one) matches nothing, an unreadable one neither.
+pub fn selector(of: Option<&LabelSelector>) -> Selector {
+    let Some(of) = of else { return Selector::nothing() };
+    let value = serde_json::to_value(of).unwrap_or_default();
+    Selector::from_label_selector(&value).unwrap_or_else(|_| Selector::nothing())
+}
