@@ -9,7 +9,10 @@ pub(crate) fn store(error: Error, gr: &GroupResource) -> Status {
         Error::Compacted { .. } => expired(),
         Error::FutureRevision { requested, current } => too_large_revision(requested, current),
         Error::Invalid(message) => Status::request_entity_too_large(message),
-        Error::NotLeader { .. } | Error::Stopped(_) => Status::service_unavailable(format!("{gr}: {error}")),
+        Error::Timeout(_) => Status::timeout(format!("{gr}: {error}"), 1),
+        Error::NotLeader { .. } | Error::Unavailable(_) | Error::Stopped(_) => {
+            Status::service_unavailable(format!("{gr}: {error}"))
+        }
         other => {
             tracing::error!(resource = %gr, error = %other, "store");
             Status::internal(other)

@@ -237,7 +237,10 @@ fn context(
 ) -> RequestContext {
     let options = WriteOptions::of(query);
     let agent = request.headers().get(header::USER_AGENT).and_then(|a| a.to_str().ok()).unwrap_or("");
-    let agent = agent.split(['/', ' ']).next().unwrap_or("").chars().take(128).collect();
+    let agent = agent.split('/').next().unwrap_or("");
+    // Clients in this process that give no name are known by their identity.
+    let agent = if agent.is_empty() { user.name.rsplit(':').next().unwrap_or("") } else { agent };
+    let agent = agent.chars().take(128).collect();
     RequestContext {
         verb,
         user,

@@ -6,10 +6,14 @@ use std::sync::Arc;
 
 use tokio::fs::{self, File};
 
+use crate::peers::{self, Fetch};
+
 /// A folder of blobs. Clones share it.
 #[derive(Clone)]
 pub struct Blobs {
     root: Arc<PathBuf>,
+    /// Asks other members for what is not here; `None`: there are none.
+    fetch: Option<Fetch>,
 }
 
 impl Blobs {
@@ -21,7 +25,19 @@ impl Blobs {
             std::fs::remove_dir_all(&uploads)?;
         }
         std::fs::create_dir_all(&uploads)?;
-        Ok(Self { root: Arc::new(root.to_path_buf()) })
+        Ok(Self { root: Arc::new(root.to_path_buf()), fetch: None })
+    }
+
+    /// The same folder, which looks at other members for what is not here.
+    pub fn with_members(&self, fetch: Fetch) -> Self {
+        Self { root: self.root.clone(), fetch: Some(fetch) }
+    }
+
+    async fn fetched(&self, hex: &str) -> io::Result<bool> {
+        match &self.fetch {
+            Some(fetch) => Box::pin(peers::fetch(self, fetch, hex)).await,
+            None => Ok(false),
+        }
     }
 
     /// Where a blob lies. `hex` are the checked 64 digits.
@@ -34,8 +50,15 @@ impl Blobs {
         self.root.join("uploads").join(id)
     }
 
-    /// Bytes of a blob, if it is here.
+    /// Bytes of a blob, if it is here or can be had.
     pub async fn size(&self, hex: &str) -> io::Result<Option<u64>> {
+        match self.size_here(hex).await? {
+            None if self.fetched(hex).await? => self.size_here(hex).await,
+            found => Ok(found),
+        }
+    }
+
+    async fn size_here(&self, hex: &str) -> io::Result<Option<u64>> {
         match fs::metadata(self.path(hex)).await {
             Ok(metadata) => Ok(Some(metadata.len())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -43,8 +66,16 @@ impl Blobs {
         }
     }
 
-    /// A blob to read, and its bytes.
+    /// A blob to read, and its bytes, if it is here or can be had.
     pub async fn open_blob(&self, hex: &str) -> io::Result<Option<(File, u64)>> {
+        match self.open_here(hex).await? {
+            None if self.fetched(hex).await? => self.open_here(hex).await,
+            found => Ok(found),
+        }
+    }
+
+    /// The same, if it is here.
+    pub async fn open_here(&self, hex: &str) -> io::Result<Option<(File, u64)>> {
         match File::open(self.path(hex)).await {
             Ok(file) => {
                 let size = file.metadata().await?.len();

@@ -6,7 +6,8 @@ use coracle_store::{Op, Range, Store, Txn, Value};
 
 use crate::error::Error;
 
-const MANIFESTS: &str = "/images/manifests/";
+/// Where manifests lie in the store.
+pub(crate) const MANIFESTS: &str = "/images/manifests/";
 const TAGS: &str = "/images/tags/";
 /// Most keys of one transaction that deletes tags.
 const BATCH: usize = 512;
@@ -32,7 +33,7 @@ fn tag_key(repository: &str, tag: &str) -> Bytes {
     format!("{TAGS}{repository}/{tag}").into()
 }
 
-fn decode(value: &Bytes) -> Option<Manifest> {
+pub(crate) fn decode(value: &Bytes) -> Option<Manifest> {
     let end = value.iter().position(|b| *b == b'\n')?;
     let media_type = std::str::from_utf8(value.get(..end)?).ok()?.to_string();
     Some(Manifest { media_type, bytes: value.slice(end + 1..) })
@@ -46,6 +47,11 @@ impl Manifests {
 
     async fn write(&self, txn: Txn) -> Result<(), Error> {
         self.store.txn(txn).await.map(|_| ()).map_err(|e| Error::internal("writing to the store", e))
+    }
+
+    /// Returns when reads see what was pushed at any member.
+    pub async fn newest(&self) -> Result<(), Error> {
+        self.store.linearizable().await.map_err(|e| Error::internal("reading the store", e))
     }
 
     /// The digest that a tag names.

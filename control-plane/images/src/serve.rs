@@ -86,6 +86,9 @@ impl Registry {
             names::repository(r)?;
         }
         let read = matches!(method, Method::GET | Method::HEAD);
+        if matches!(route, Route::Catalog | Route::Tags(_) | Route::Manifest(..)) {
+            self.manifests.newest().await?;
+        }
         match (route, &method) {
             (Route::Base, _) if read => {
                 answer(StatusCode::OK, &[(header::CONTENT_TYPE, "application/json")], Body::from("{}"))

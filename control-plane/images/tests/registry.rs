@@ -25,7 +25,8 @@ struct Fixture {
 fn fixture() -> Fixture {
     let folder = tempfile::tempdir().expect("folder");
     let store = Store::in_memory(&Options::new("unused"));
-    let router = coracle_image_registry::router(store, folder.path()).expect("router");
+    let router =
+        coracle_image_registry::ImageRegistry::open(folder.path()).expect("folders").router(store, None);
     Fixture { router, _folder: folder }
 }
 
@@ -264,4 +265,63 @@ async fn uploads_are_bounded() {
     }
     let (status, _, body) = call(&f.router, "POST", "/v2/a/blobs/uploads/", &[], b"").await;
     assert_eq!((status, code_of(&body).as_str()), (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"));
+}
+
+#[tokio::test]
+async fn a_member_gets_blobs_and_manifests_from_another() {
+    use coracle_image_registry::{Fetch, ImageRegistry, Pieces};
+    use futures::StreamExt;
+    let (one, two) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    let store = Store::in_memory(&Options::new("unused"));
+    let first = ImageRegistry::open(one.path()).expect("folders");
+    let (here, there) = (first.router(store.clone(), None), first.member_router());
+    let spoil = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let spoiled = spoil.clone();
+    let fetch: Fetch = Arc::new(move |path| {
+        let (there, spoiled) = (there.clone(), spoiled.clone());
+        Box::pin(async move {
+            let Ok(response) = there.oneshot(Request::get(&path).body(Body::empty()).ok()?).await;
+            let status = response.status();
+            let pieces = response.into_body().into_data_stream().map(move |piece| {
+                match spoiled.load(std::sync::atomic::Ordering::SeqCst) {
+                    true => Ok("something else".into()),
+                    false => piece.map_err(std::io::Error::other),
+                }
+            });
+            (status == StatusCode::OK).then(|| Box::pin(pieces) as Pieces)
+        })
+    });
+    let second = ImageRegistry::open(two.path()).expect("folders");
+    let other = second.router(store, Some(fetch));
+    let blob = b"a layer";
+    let path = format!("/v2/app/blobs/uploads/?digest={}", digest(blob));
+    assert_eq!(call(&here, "POST", &path, &[], blob).await.0, StatusCode::CREATED);
+    let path = format!("/v2/app/blobs/{}", digest(blob));
+    // What does not match its digest is not served, and not kept.
+    assert_eq!(call(&other, "GET", &path, &[], b"").await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    spoil.store(false, std::sync::atomic::Ordering::SeqCst);
+    let (status, _, body) = call(&other, "GET", &path, &[], b"").await;
+    assert_eq!((status, body.as_slice()), (StatusCode::OK, blob.as_slice()));
+    let absent = format!("/v2/app/blobs/{}", digest(b"nowhere"));
+    assert_eq!(call(&other, "GET", &absent, &[], b"").await.0, StatusCode::NOT_FOUND);
+    // A manifest that is pushed at one makes the other gather its blobs.
+    let layer = b"another layer";
+    let path = format!("/v2/app/blobs/uploads/?digest={}", digest(layer));
+    assert_eq!(call(&here, "POST", &path, &[], layer).await.0, StatusCode::CREATED);
+    let described =
+        |bytes: &[u8], kind: &str| json!({"mediaType": kind, "digest": digest(bytes), "size": bytes.len()});
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": described(blob, CONFIG_TYPE), "layers": [described(layer, LAYER_TYPE)],
+    });
+    let pushed = call(&here, "PUT", "/v2/app/manifests/v1", &[], manifest.to_string().as_bytes()).await;
+    assert_eq!(pushed.0, StatusCode::CREATED, "{}", String::from_utf8_lossy(&pushed.2));
+    let hex = digest(layer).trim_start_matches("sha256:").to_owned();
+    let file = two.path().join("blobs/sha256").join(&hex[..2]).join(&hex);
+    let gathered = async {
+        while !file.exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), gathered).await.expect("the blob is gathered");
 }

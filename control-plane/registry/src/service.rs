@@ -45,9 +45,9 @@ static COLUMNS: [Column; 7] = [
     ),
 ];
 
-/// The resource. `existing` are the Services of the store. Each call makes an allocator of its own: one a server.
-pub fn resource(options: &RegistryOptions, existing: &[Value]) -> ResourceDef {
-    let strategy = Service { allocator: Allocator::new(options.service_cidr, options.node_ports, existing) };
+/// The resource.
+pub fn resource(options: &RegistryOptions) -> ResourceDef {
+    let strategy = Service { allocator: Allocator::new(options.service_cidr, options.node_ports) };
     ResourceDef::new("", "v1", "Service", "services", Arc::new(strategy))
         .short_names(&["svc"])
         .categories(&["all"])
@@ -138,7 +138,7 @@ impl Strategy for Service {
 
     async fn abandon_create(&self, cx: &StrategyContext<'_>, obj: &Value) {
         if !cx.request.dry_run {
-            self.allocator.release(obj, None).await;
+            self.allocator.release(obj, None, cx.objects).await;
         }
     }
 
@@ -201,8 +201,8 @@ impl Strategy for Service {
         true
     }
 
-    async fn after_delete(&self, _objects: &Objects, obj: &Value) {
-        self.allocator.release(obj, None).await;
+    async fn after_delete(&self, objects: &Objects, obj: &Value) {
+        self.allocator.release(obj, None, objects).await;
     }
 }
 

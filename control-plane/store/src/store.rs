@@ -7,12 +7,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::FutureExt;
+use futures::stream::BoxStream;
 use parking_lot::Mutex;
 
 use crate::disk::{Directory, Files, Place, io_error};
 use crate::machine::Machine;
 use crate::mvcc::{Command, Effects, Window};
-use crate::raft::node::Node;
+use crate::raft::node::{Node, REMOVED};
 use crate::{Error, KeyValue, Member, Peering, Range, RangeResponse, Txn, TxnResponse, Watch};
 
 /// How a store is opened.
@@ -130,7 +131,7 @@ impl Store {
                 if let Engine::Raft(node) = &*store.engine {
                     node.upkeep().await;
                     if node.put_out().await {
-                        store.machine.hub.stop("this member was removed from the cluster");
+                        store.machine.hub.stop(REMOVED);
                         let _ = node.shutdown().await;
                         return;
                     }
@@ -246,6 +247,7 @@ impl Store {
         self.machine.hub.check()?;
         match &*self.engine {
             Engine::Memory(_) => Ok(()),
+            Engine::Raft(node) if node.handle.is_alone() => Ok(()),
             Engine::Raft(node) => node.handle.linearizable().boxed().await,
         }
     }
@@ -275,6 +277,28 @@ impl Store {
             Engine::Memory(_) => (Some(1), 0),
             Engine::Raft(node) => node.handle.leader(),
         }
+    }
+
+    /// Asks the other members, one after the other, for what [`Peering::routes`](crate::Peering) of one of them serves
+    /// under this path; `None` when none answers with success.
+    pub async fn fetch_from_members(&self, path: &str) -> Option<BoxStream<'static, std::io::Result<Bytes>>> {
+        match &*self.engine {
+            Engine::Memory(_) => None,
+            Engine::Raft(node) => node.handle.fetch(path).boxed().await,
+        }
+    }
+
+    /// Returns when the store has stopped, with the reason; never for a store in memory.
+    pub async fn ended(&self) -> String {
+        if let Engine::Raft(node) = &*self.engine {
+            let mut ended = node.handle.ended.clone();
+            let raft = ended.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            return match self.machine.hub.check() {
+                Err(Error::Stopped(reason)) => reason,
+                _ => raft.unwrap_or_default(),
+            };
+        }
+        std::future::pending().await
     }
 
     /// Forgets what only reads and watches before `revision` need.

@@ -33,7 +33,7 @@ pub async fn allocate(
         error => error,
     };
     if done.is_err() && keep {
-        allocator.release(obj, old).await;
+        allocator.release(obj, old, cx.objects).await;
     }
     done
 }

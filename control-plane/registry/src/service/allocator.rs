@@ -1,24 +1,26 @@
 //! Who holds which Service address and which node port.
 //!
-//! The store is the truth; this is a memory of it, filled at the start. A holder that gave something up without telling (its type
-//! changed, its create failed in an odd way) is found out when somebody else wants the same thing, or when the range is full.
+//! The store is the truth: a claim is a key of its own below `/coracle/allocations`, made before the Service is, so that of
+//! several servers one gets it. A claim whose holder gave something up without telling (its create failed in an odd way, its
+//! server died in between) is found out when somebody else wants the same thing, or when the range is full.
 
-use std::collections::HashMap;
-use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use coracle_api::status::Status;
 use coracle_apiserver::Objects;
+use coracle_store::{Compare, KeyValue, Op, OpResult, Range, Txn};
+use jiff::Timestamp;
 use rand::Rng;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::Mutex;
+use tokio::sync::OnceCell;
 
 use crate::check::Cidr;
 use crate::value::{items, number, text};
 
-/// How long a write may be under way: until then its holder is believed though the store does not show it yet.
-const UNDER_WAY: Duration = Duration::from_secs(120);
+/// How long a write may be under way, in seconds: until then its holder is believed though the store does not show it yet.
+const UNDER_WAY: i64 = 120;
 /// Addresses at the start of a range that are only given to who asks for them.
 const STATIC: u128 = 256;
 /// Dynamic addresses come from so many at the start of the range.
@@ -27,6 +29,11 @@ const DYNAMIC: u128 = 65_536;
 const GUESSES: usize = 32;
 /// The most that is searched.
 const SEARCH: u128 = 1 << 20;
+/// How often a claim is tried again when another server came between.
+const ATTEMPTS: usize = 8;
+
+const ADDRESSES: &str = "/coracle/allocations/addresses/";
+const PORTS: &str = "/coracle/allocations/node-ports/";
 
 /// Why nothing was allocated.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,64 +51,59 @@ pub enum Refusal {
 /// A Service: namespace and name.
 pub type Holder = (String, String);
 
+/// A claim as it is stored.
+#[derive(Serialize, Deserialize)]
 struct Claim {
-    holder: Holder,
-    at: Instant,
+    namespace: String,
+    name: String,
+    /// When it was made, in Unix seconds.
+    at: i64,
 }
 
-struct Claims<T> {
-    held: HashMap<T, Claim>,
+impl Claim {
+    fn of(kv: &KeyValue) -> Option<Self> {
+        serde_json::from_slice(&kv.value.json).ok()
+    }
+
+    fn is_of(&self, holder: &Holder) -> bool {
+        (self.namespace.as_str(), self.name.as_str()) == (holder.0.as_str(), holder.1.as_str())
+    }
 }
 
-impl<T: Eq + Hash + Copy> Claims<T> {
-    fn new() -> Self {
-        Self { held: HashMap::new() }
-    }
+/// What can be claimed.
+#[derive(Clone, Copy)]
+enum What {
+    Address(IpAddr),
+    Port(u16),
+}
 
-    fn put(&mut self, what: T, holder: &Holder) {
-        self.held.insert(what, Claim { holder: holder.clone(), at: Instant::now() });
-    }
-
-    fn release(&mut self, what: T, holder: &Holder) {
-        if self.held.get(&what).is_some_and(|c| c.holder == *holder) {
-            self.held.remove(&what);
+impl What {
+    fn key(self) -> Bytes {
+        match self {
+            Self::Address(ip) => format!("{ADDRESSES}{ip}").into(),
+            Self::Port(port) => format!("{PORTS}{port}").into(),
         }
     }
 
-    /// Whether somebody other than `holder` has it, asking the store about claims of some age.
-    async fn taken(
-        &mut self,
-        what: T,
-        holder: &Holder,
-        objects: &Objects,
-        has: impl Fn(&Value) -> bool,
-    ) -> Result<bool, Refusal> {
-        let Some(claim) = self.held.get(&what) else { return Ok(false) };
-        if claim.holder == *holder {
-            return Ok(false);
+    fn held_by(self, service: &Value) -> bool {
+        match self {
+            Self::Address(ip) => addresses(service).contains(&ip),
+            Self::Port(port) => node_ports(service).contains(&port),
         }
-        let (namespace, name) = claim.holder.clone();
-        let young = claim.at.elapsed() < UNDER_WAY;
-        let found = objects.get("", "services", Some(&namespace), &name).await.map_err(Refusal::Failed)?;
-        let gone = !found.as_ref().is_some_and(has);
-        if gone && !young {
-            self.held.remove(&what);
-            return Ok(false);
-        }
-        Ok(true)
+    }
+
+    fn of(service: &Value) -> Vec<Self> {
+        let ports = node_ports(service).into_iter().map(Self::Port);
+        addresses(service).into_iter().map(Self::Address).chain(ports).collect()
     }
 }
 
-struct State {
-    addresses: Claims<IpAddr>,
-    ports: Claims<u16>,
-}
-
-/// Addresses and node ports of Services. One per server; calls are serialised.
+/// Addresses and node ports of Services.
 pub struct Allocator {
     range: Cidr,
     ports: (u16, u16),
-    state: Mutex<State>,
+    /// Set when every Service that was there before this server has its claims.
+    ready: OnceCell<()>,
 }
 
 /// The addresses that a Service holds.
@@ -124,16 +126,84 @@ pub fn holder(service: &Value) -> Holder {
     (text(service, "/metadata/namespace").to_string(), text(service, "/metadata/name").to_string())
 }
 
-impl Allocator {
-    /// An allocator of addresses of `range` and of ports from the first to the last of `ports`, part of which `services` hold.
-    pub fn new(range: Cidr, ports: (u16, u16), services: &[Value]) -> Self {
-        let mut state = State { addresses: Claims::new(), ports: Claims::new() };
-        for service in services {
-            let holder = holder(service);
-            addresses(service).into_iter().for_each(|ip| state.addresses.put(ip, &holder));
-            node_ports(service).into_iter().for_each(|p| state.ports.put(p, &holder));
+fn failed(error: coracle_store::Error) -> Refusal {
+    Refusal::Failed(Status::service_unavailable(format!("claiming an address or a port: {error}")))
+}
+
+/// Whether a claim means nothing any more: it is old, and its holder does not have the thing.
+async fn stale(what: What, claim: Option<&Claim>, objects: &Objects) -> Result<bool, Refusal> {
+    let Some(claim) = claim else { return Ok(true) };
+    if Timestamp::now().as_second().saturating_sub(claim.at) < UNDER_WAY {
+        return Ok(false);
+    }
+    let found =
+        objects.get("", "services", Some(&claim.namespace), &claim.name).await.map_err(Refusal::Failed)?;
+    Ok(!found.is_some_and(|service| what.held_by(&service)))
+}
+
+/// Whether somebody other than `holder` has it.
+async fn taken(what: What, holder: &Holder, objects: &Objects) -> Result<bool, Refusal> {
+    let Some(kv) = objects.store().get(&what.key()) else { return Ok(false) };
+    let claim = Claim::of(&kv);
+    if claim.as_ref().is_some_and(|claim| claim.is_of(holder)) {
+        return Ok(false);
+    }
+    Ok(!stale(what, claim.as_ref(), objects).await?)
+}
+
+/// Makes it the holder's. `false`: somebody else has it.
+async fn claim(what: What, holder: &Holder, objects: &Objects) -> Result<bool, Refusal> {
+    let claim =
+        Claim { namespace: holder.0.clone(), name: holder.1.clone(), at: Timestamp::now().as_second() };
+    let value = serde_json::to_vec(&claim).map_err(|error| Refusal::Failed(Status::internal(error)))?;
+    let value = coracle_store::Value::raw(value);
+    let mut txn = Txn::create(what.key(), value.clone(), None);
+    for _ in 0..ATTEMPTS {
+        let done = objects.store().txn(txn).await.map_err(failed)?;
+        if done.succeeded {
+            return Ok(true);
         }
-        Self { range, ports, state: Mutex::new(state) }
+        let Some(OpResult::Get(Some(kv))) = done.results.first() else {
+            txn = Txn::create(what.key(), value.clone(), None);
+            continue;
+        };
+        let found = Claim::of(kv);
+        if found.as_ref().is_some_and(|found| found.is_of(holder)) {
+            return Ok(true);
+        }
+        if !stale(what, found.as_ref(), objects).await? {
+            return Ok(false);
+        }
+        txn = Txn::update(what.key(), kv.mod_revision, value.clone(), None);
+    }
+    Ok(false)
+}
+
+/// Takes it, or only looks whether that is possible.
+async fn take(what: What, holder: &Holder, objects: &Objects, keep: bool) -> Result<bool, Refusal> {
+    if keep { claim(what, holder, objects).await } else { Ok(!taken(what, holder, objects).await?) }
+}
+
+impl Allocator {
+    /// An allocator of addresses of `range` and of ports from the first to the last of `ports`.
+    pub fn new(range: Cidr, ports: (u16, u16)) -> Self {
+        Self { range, ports, ready: OnceCell::new() }
+    }
+
+    /// Sees to it that Services that were made without claims, by an older version, have theirs.
+    async fn ready(&self, objects: &Objects) -> Result<(), Refusal> {
+        let claimed = self.ready.get_or_try_init(|| async {
+            for service in objects.list("", "services", None).await.map_err(Refusal::Failed)? {
+                let holder = holder(&service);
+                for what in What::of(&service) {
+                    if objects.store().get(&what.key()).is_none() {
+                        claim(what, &holder, objects).await?;
+                    }
+                }
+            }
+            Ok(())
+        });
+        claimed.await.copied()
     }
 
     /// The first and the last node port.
@@ -157,14 +227,8 @@ impl Allocator {
         if !self.range.contains(ip) || ip == self.range.base {
             return Err(Refusal::OutOfRange);
         }
-        let mut state = self.state.lock().await;
-        if state.addresses.taken(ip, holder, objects, |s| addresses(s).contains(&ip)).await? {
-            return Err(Refusal::Taken);
-        }
-        if keep {
-            state.addresses.put(ip, holder);
-        }
-        Ok(())
+        self.ready(objects).await?;
+        if take(What::Address(ip), holder, objects, keep).await? { Ok(()) } else { Err(Refusal::Taken) }
     }
 
     /// Takes any free address.
@@ -174,7 +238,7 @@ impl Allocator {
         objects: &Objects,
         keep: bool,
     ) -> Result<IpAddr, Refusal> {
-        let mut state = self.state.lock().await;
+        self.ready(objects).await?;
         let size = self.size();
         let start = if size > STATIC * 2 { STATIC } else { 1 };
         let end = size.min(start + DYNAMIC);
@@ -186,20 +250,18 @@ impl Allocator {
         let searched = (start..size.min(SEARCH)).chain(1..start);
         for offset in guesses.into_iter().chain(searched) {
             let Some(ip) = self.address(offset) else { continue };
-            if !state.addresses.held.contains_key(&ip) {
-                if keep {
-                    state.addresses.put(ip, holder);
-                }
+            let what = What::Address(ip);
+            if objects.store().get(&what.key()).is_none() && take(what, holder, objects, keep).await? {
                 return Ok(ip);
             }
         }
-        let held: Vec<IpAddr> = state.addresses.held.keys().copied().collect();
-        for ip in held {
-            let free = !state.addresses.taken(ip, holder, objects, |s| addresses(s).contains(&ip)).await?;
-            if free && self.range.contains(ip) {
-                if keep {
-                    state.addresses.put(ip, holder);
-                }
+        let held = objects.store().range(&Range::prefix(ADDRESSES)).map_err(failed)?;
+        for kv in held.kvs {
+            let text = kv.key.get(ADDRESSES.len()..).and_then(|key| std::str::from_utf8(key).ok());
+            let Some(ip) = text.and_then(|text| text.parse().ok()) else { continue };
+            let what = What::Address(ip);
+            let free = self.range.contains(ip) && stale(what, Claim::of(&kv).as_ref(), objects).await?;
+            if free && take(what, holder, objects, keep).await? {
                 return Ok(ip);
             }
         }
@@ -235,14 +297,8 @@ impl Allocator {
         else {
             return Err(Refusal::OutOfRange);
         };
-        let mut state = self.state.lock().await;
-        if state.ports.taken(port, holder, objects, |s| node_ports(s).contains(&port)).await? {
-            return Err(Refusal::Taken);
-        }
-        if keep {
-            state.ports.put(port, holder);
-        }
-        Ok(())
+        self.ready(objects).await?;
+        if take(What::Port(port), holder, objects, keep).await? { Ok(()) } else { Err(Refusal::Taken) }
     }
 
     /// Takes any free node port but those of `except`.
@@ -253,40 +309,44 @@ impl Allocator {
         keep: bool,
         except: &[i64],
     ) -> Result<u16, Refusal> {
-        let mut state = self.state.lock().await;
+        self.ready(objects).await?;
         let (first, last) = self.ports;
         let guesses: Vec<u16> = {
             let mut rng = rand::rng();
             (0..GUESSES).filter(|_| first <= last).map(|_| rng.random_range(first..=last)).collect()
         };
         for port in guesses.into_iter().chain(first..=last) {
-            if except.contains(&i64::from(port)) {
-                continue;
-            }
-            if !state
-                .ports
-                .taken(port, &Holder::default(), objects, |s| node_ports(s).contains(&port))
-                .await?
-            {
-                if keep {
-                    state.ports.put(port, holder);
-                }
+            let what = What::Port(port);
+            // One that this Service holds already is for another of its ports.
+            let free =
+                !except.contains(&i64::from(port)) && !taken(what, &Holder::default(), objects).await?;
+            if free && take(what, holder, objects, keep).await? {
                 return Ok(port);
             }
         }
         Err(Refusal::Full)
     }
 
-    /// Gives back everything of a Service that `but` does not hold.
-    pub async fn release(&self, service: &Value, but: Option<&Value>) {
-        let holder = holder(service);
-        let (kept_ips, kept_ports) = but.map_or_else(Default::default, |s| (addresses(s), node_ports(s)));
-        let mut state = self.state.lock().await;
-        for ip in addresses(service).into_iter().filter(|ip| !kept_ips.contains(ip)) {
-            state.addresses.release(ip, &holder);
-        }
-        for port in node_ports(service).into_iter().filter(|p| !kept_ports.contains(p)) {
-            state.ports.release(port, &holder);
+    /// Gives back everything of a Service that neither `but` nor the Service as it is stored holds. What cannot be given
+    /// back now is found out later.
+    pub async fn release(&self, service: &Value, but: Option<&Value>, objects: &Objects) {
+        let (namespace, name) = holder(service);
+        let Ok(stored) = objects.get("", "services", Some(&namespace), &name).await else { return };
+        for what in What::of(service) {
+            if but.is_some_and(|but| what.held_by(but)) || stored.as_ref().is_some_and(|s| what.held_by(s)) {
+                continue;
+            }
+            let Some(kv) = objects.store().get(&what.key()) else { continue };
+            if Claim::of(&kv).is_some_and(|claim| claim.is_of(&(namespace.clone(), name.clone()))) {
+                let txn = Txn {
+                    compares: vec![Compare::ModRevision(what.key(), kv.mod_revision)],
+                    success: vec![Op::Delete { key: what.key() }],
+                    failure: Vec::new(),
+                };
+                if let Err(error) = objects.store().txn(txn).await {
+                    tracing::debug!(%error, namespace, name, "a claim is given back later");
+                }
+            }
         }
     }
 }
@@ -313,7 +373,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_given_twice() {
         let (objects, range) = (objects(), Cidr::parse("127.96.0.0/29").unwrap());
-        let a = Allocator::new(range, (30000, 30001), &[]);
+        let a = Allocator::new(range, (30000, 30001));
         let mut seen = Vec::new();
         for i in 0..6 {
             let ip = a.any_address(&who(&i.to_string()), &objects, true).await.unwrap();
@@ -329,6 +389,7 @@ mod tests {
         a.release(
             &json!({"metadata": {"namespace": "n", "name": "0"}, "spec": {"clusterIP": seen[0].to_string()}}),
             None,
+            &objects,
         )
         .await;
         assert_eq!(a.any_address(&who("x"), &objects, true).await, Ok(seen[0]));
@@ -342,10 +403,13 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn nothing_is_given_twice_at_once() {
         let objects = objects();
-        let a = Arc::new(Allocator::new(Cidr::parse("127.96.0.0/24").unwrap(), (30000, 32767), &[]));
+        // As two servers would.
+        let a: Vec<_> = (0..2)
+            .map(|_| Arc::new(Allocator::new(Cidr::parse("127.96.0.0/24").unwrap(), (30000, 32767))))
+            .collect();
         let tasks: Vec<_> = (0..200)
             .map(|i| {
-                let (a, objects) = (a.clone(), objects.clone());
+                let (a, objects) = (a[i % 2].clone(), objects.clone());
                 tokio::spawn(
                     async move { a.any_address(&who(&i.to_string()), &objects, true).await.unwrap() },
                 )

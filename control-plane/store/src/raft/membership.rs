@@ -3,6 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use http_body_util::BodyExt;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ChangeMembers};
@@ -10,12 +14,14 @@ use tokio::time::Instant;
 
 use super::handle::{Handle, detached, stopped};
 use super::{Types, Vote};
-use crate::peer::client::CallError;
+use crate::peer::client::{CallError, full};
 use crate::peer::wire::{self, Refusal};
 use crate::{Error, peer};
 
 /// How long a new member may take to catch up, and a change to be agreed upon.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a member may take to say whether it has what is asked for.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a member that cannot join yet waits.
 const JOIN_AGAIN: Duration = Duration::from_millis(500);
 
@@ -169,6 +175,27 @@ impl Handle {
             }
         }
         false
+    }
+
+    /// Asks the others for a path that one of them may serve.
+    pub async fn fetch(&self, path: &str) -> Option<BoxStream<'static, std::io::Result<Bytes>>> {
+        let peers = self.peers.as_ref()?;
+        for other in self.members().into_iter().filter(|member| member.id != self.node_id) {
+            // What comes may be large: not over the connection that raft needs.
+            let link = peers.fresh(other.id, &other.address);
+            let asked = link.send(http::Method::GET, path, full(Bytes::new()));
+            let Ok(Ok(response)) = tokio::time::timeout(FETCH_TIMEOUT, asked).await else { continue };
+            if response.status().is_success() {
+                // The connection lives as long as the way to it.
+                let pieces = response.into_body().into_data_stream().map_err(std::io::Error::other);
+                let kept = move |piece| {
+                    let _link = &link;
+                    piece
+                };
+                return Some(pieces.map(kept).boxed());
+            }
+        }
+        None
     }
 
     /// Hands leadership to another voter, where there is one, so that nobody waits for an election.

@@ -27,6 +27,9 @@ use crate::{Error, Options};
 
 /// How long a member may take to lead and to apply what it finds in its log.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Why a member that was put out ends.
+pub(crate) const REMOVED: &str =
+    "this member was removed from the cluster; it can join again with an empty data directory";
 /// A member without a leader for so long asks whether it was put out.
 const LEADERLESS: Duration = Duration::from_secs(10);
 
@@ -95,6 +98,9 @@ impl Node {
         if voters == [handle.node_id] || (fresh && join.is_empty()) {
             self.lead(fresh, &address).await?;
         } else if !voters.contains(&handle.node_id) {
+            if !fresh && !handle.members().iter().any(|member| member.id == handle.node_id) {
+                return Err(Error::Invalid(REMOVED.into()));
+            }
             handle.join(&join, &address, Instant::now() + START_TIMEOUT).await?;
         }
         let handle = handle.clone();
