@@ -4,6 +4,7 @@
 //! Nothing here does I/O, and nothing here knows what a kind means: objects are JSON.
 #![forbid(unsafe_code)]
 
+pub mod apply;
 pub mod field;
 pub mod fields;
 pub mod labels;

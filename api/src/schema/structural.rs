@@ -21,7 +21,7 @@ pub use decode::{decode, decode_patched, normalize};
 pub use defaults::apply_defaults;
 pub use parse::{MAX_NODES, parse};
 pub use prune::prune;
-pub use validate::{validate, validate_update};
+pub use validate::{item_key, validate, validate_update};
 
 /// The JSON type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -76,6 +76,11 @@ pub(crate) fn plain(call: &Call, body: &[u8]) -> Result<Value, Status> {
     }
 }
 
+/// Whether the body is a configuration to apply.
+pub(crate) fn is_apply(call: &Call) -> bool {
+    content_type(call) == crate::verbs::apply::MEDIA_TYPE
+}
+
 /// A patch of one of the types that are understood.
 pub(crate) enum PatchBody {
     /// RFC 6902.
@@ -87,18 +92,9 @@ pub(crate) enum PatchBody {
 }
 
 impl PatchBody {
-    /// Reads a body by its content type; 415 for apply and for everything unknown.
+    /// Reads a body by its content type; 415 for everything unknown.
     pub fn read(call: &Call, body: &[u8]) -> Result<Self, Status> {
         let kind = content_type(call);
-        if kind.starts_with("application/apply-patch") {
-            return Err(Status::new(
-                415,
-                "UnsupportedMediaType",
-                format!(
-                    "{kind} is not supported by this server: server-side apply is not implemented yet, use a strategic merge, merge or JSON patch"
-                ),
-            ));
-        }
         if !matches!(
             kind,
             "application/json-patch+json"

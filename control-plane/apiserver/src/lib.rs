@@ -22,6 +22,7 @@ mod filters;
 mod handler;
 pub mod inprocess;
 pub mod kubelet_proxy;
+mod managed;
 pub mod metrics;
 pub mod negotiate;
 pub mod objects;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use coracle_api::{GroupResource, Gvk};
+use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,8 @@ pub(crate) struct Served {
     /// What every stored object begins with; lists leave it out.
     pub head: Vec<u8>,
     pub fields: FieldCache,
+    /// An object before anybody set anything.
+    pub blank: Value,
     /// Cancelled when the resource is no longer served as it is here.
     pub retired: CancellationToken,
 }
@@ -34,7 +37,7 @@ pub(crate) struct Served {
 impl Served {
     pub fn new(def: Arc<ResourceDef>) -> Self {
         let api_version = def.api_version();
-        Self {
+        let mut served = Self {
             gr: def.group_resource(),
             gvk: def.gvk(),
             prefix: def.prefix(),
@@ -42,8 +45,11 @@ impl Served {
             api_version,
             fields: FieldCache::new(def.strategy.all_selectable_fields().count()),
             retired: CancellationToken::new(),
+            blank: Value::Null,
             def,
-        }
+        };
+        served.blank = crate::managed::blank(&served);
+        served
     }
 
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {

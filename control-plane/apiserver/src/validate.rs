@@ -166,6 +166,9 @@ fn field<'a>(obj: &'a Value, name: &str) -> Option<&'a Value> {
 /// 422 for options that are wrong. `kind` is CreateOptions and so on; `apply` says whether `force` means something.
 pub(crate) fn write_options(options: &WriteOptions, kind: &str, apply: bool) -> Result<(), Status> {
     let mut errors = Vec::new();
+    if apply && options.field_manager.is_none() {
+        errors.push(Error::required(&Path::new("fieldManager"), "is required for apply patch"));
+    }
     if let Some(manager) = &options.field_manager {
         let at = Path::new("fieldManager");
         if manager.len() > MAX_FIELD_MANAGER {

@@ -1,5 +1,6 @@
 //! One file a verb.
 
+pub(crate) mod apply;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod deletecollection;

@@ -14,7 +14,7 @@ use crate::call::{Call, Target};
 use crate::negotiate::{Encoding, Form};
 use crate::objects::MAX_ATTEMPTS;
 use crate::strategy::Strategy;
-use crate::{codec, respond, validate};
+use crate::{codec, managed, respond, validate};
 
 /// Under whose rules an object changes.
 #[derive(Clone)]
@@ -49,7 +49,22 @@ impl Written {
 }
 
 /// Changes the object that the target names. `change` makes the new object of the old one; it runs again after a conflict.
-pub(crate) async fn update<F>(target: &Target, rules: &Rules, mut change: F) -> Result<Written, Status>
+pub(crate) async fn update<F>(target: &Target, rules: &Rules, change: F) -> Result<Written, Status>
+where
+    F: FnMut(&Value) -> Result<Value, Status> + Send,
+{
+    run(target, rules, false, change).await
+}
+
+/// The same for a change that says itself who owns what then.
+pub(crate) async fn apply<F>(target: &Target, rules: &Rules, change: F) -> Result<Written, Status>
+where
+    F: FnMut(&Value) -> Result<Value, Status> + Send,
+{
+    run(target, rules, true, change).await
+}
+
+async fn run<F>(target: &Target, rules: &Rules, applied: bool, mut change: F) -> Result<Written, Status>
 where
     F: FnMut(&Value) -> Result<Value, Status> + Send,
 {
@@ -57,7 +72,7 @@ where
         let kv = target.fetch().await?;
         let old = codec::decode(&target.served.def, &kv).map_err(crate::errors::corrupt)?;
         let new = change(&old)?;
-        if let Some(written) = attempt(target, rules, &kv, old, new).await? {
+        if let Some(written) = attempt(target, rules, applied, &kv, old, new).await? {
             return Ok(written);
         }
     }
@@ -68,6 +83,7 @@ where
 async fn attempt(
     target: &Target,
     rules: &Rules,
+    applied: bool,
     kv: &KeyValue,
     old: Value,
     mut new: Value,
@@ -79,6 +95,9 @@ async fn attempt(
     identity(target, &mut new)?;
     versions(target, strategy, kv, &old, &mut new)?;
     system_fields(&mut new, &old);
+    if !applied {
+        managed::updated(target, &old, &mut new);
+    }
     target.admit(Operation::Update, Some(&mut new), Some(&old)).await?;
     let mut errors = Vec::new();
     match rules {
@@ -109,6 +128,7 @@ async fn commit(
 ) -> Result<Option<Written>, Status> {
     let (gr, def) = (&target.served.gr, &target.served.def);
     codec::set_revision(&mut new, kv.mod_revision);
+    managed::ignore_times(&mut new, &old);
     let ends = ends_deletion(target, &new);
     if target.cx.dry_run {
         return Ok(Some(Written { obj: new, stored: None }));
@@ -145,7 +165,7 @@ pub(crate) fn ends_deletion(target: &Target, new: &Value) -> bool {
 }
 
 /// Name and namespace must be those of the path; only the namespace may be absent.
-fn identity(target: &Target, new: &mut Value) -> Result<(), Status> {
+pub(crate) fn identity(target: &Target, new: &mut Value) -> Result<(), Status> {
     let name = target.name();
     match meta::name(new) {
         Some(given) if given == name => {}
@@ -236,7 +256,6 @@ pub(crate) fn parse_version(given: &str) -> Status {
 fn system_fields(new: &mut Value, old: &Value) {
     let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) else { return };
     metadata.remove("selfLink");
-    metadata.remove("managedFields");
     for name in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         if metadata.get(name).is_none_or(Value::is_null)
             && let Some(was) = old.pointer("/metadata").and_then(|m| m.get(name))

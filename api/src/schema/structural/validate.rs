@@ -227,7 +227,7 @@ impl Check {
         let Some(items) = &schema.items else { return };
         let before = old.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let mut seen: BTreeMap<String, ()> = BTreeMap::new();
-        let key_of = |item: &Value| key(schema, item);
+        let key_of = |item: &Value| item_key(schema, item);
         let known: BTreeMap<String, &Value> = match schema.list_type {
             Some(ListType::Map | ListType::Set) => {
                 before.iter().map(|v| (key_of(v).to_string(), v)).collect()
@@ -293,7 +293,7 @@ impl Check {
 }
 
 /// What tells the items of a set or a map apart.
-fn key(schema: &Structural, item: &Value) -> Value {
+pub fn item_key(schema: &Structural, item: &Value) -> Value {
     if schema.list_type != Some(ListType::Map) {
         return item.clone();
     }

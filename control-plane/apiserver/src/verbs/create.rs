@@ -10,7 +10,7 @@ use crate::admission::Operation;
 use crate::call::{Call, Target};
 use crate::query::WriteOptions;
 use crate::write::{Written, match_namespace};
-use crate::{codec, decode, respond, validate};
+use crate::{codec, decode, managed, respond, validate};
 
 /// How many generated names are tried.
 const MAX_NAMES: usize = 8;
@@ -45,16 +45,25 @@ async fn review(target: &mut Target, mut obj: Value) -> Result<Written, Status> 
 }
 
 /// Puts a decoded object through naming, admission, preparation and validation, and writes it.
-pub(crate) async fn insert(target: &mut Target, mut obj: Value) -> Result<Written, Status> {
+pub(crate) async fn insert(target: &mut Target, obj: Value) -> Result<Written, Status> {
+    named(target, obj, false).await
+}
+
+/// The same for an object that says itself who owns what of it.
+pub(crate) async fn insert_applied(target: &mut Target, obj: Value) -> Result<Written, Status> {
+    named(target, obj, true).await
+}
+
+async fn named(target: &mut Target, mut obj: Value, applied: bool) -> Result<Written, Status> {
     match_namespace(target, &mut obj)?;
     let prefix = match (meta::name(&obj), meta::generate_name(&obj)) {
         (None, Some(prefix)) => prefix.to_owned(),
-        _ => return attempt(target, obj).await,
+        _ => return attempt(target, obj, applied).await,
     };
     for _ in 0..MAX_NAMES {
         let mut named = obj.clone();
         meta::set_name(&mut named, &names::generate(&prefix));
-        match attempt(target, named).await {
+        match attempt(target, named, applied).await {
             Err(e) if e.is_already_exists() => {}
             other => return other,
         }
@@ -62,9 +71,12 @@ pub(crate) async fn insert(target: &mut Target, mut obj: Value) -> Result<Writte
     Err(Status::generate_name_conflict(&target.served.gr, &prefix))
 }
 
-async fn attempt(target: &mut Target, mut obj: Value) -> Result<Written, Status> {
+async fn attempt(target: &mut Target, mut obj: Value, applied: bool) -> Result<Written, Status> {
     target.cx.name = meta::name(&obj).map(str::to_owned);
     target.served.def.strategy.default(&mut obj);
+    if !applied {
+        managed::created(target, &mut obj);
+    }
     target.admit(Operation::Create, Some(&mut obj), None).await?;
     let strategy = target.served.def.strategy.clone();
     system_fields(target, &mut obj);
@@ -108,8 +120,7 @@ async fn store(target: &Target, obj: &mut Value) -> Result<Written, Status> {
 
 /// What only the server sets.
 fn system_fields(target: &Target, obj: &mut Value) {
-    for name in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"]
-    {
+    for name in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
         meta::remove_metadata(obj, name);
     }
     meta::set_metadata(obj, "creationTimestamp", coracle_api::time::seconds(target.cx.now));

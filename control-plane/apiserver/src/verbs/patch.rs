@@ -12,6 +12,9 @@ use crate::{respond, validate};
 
 /// Patches the object (or its status).
 pub(crate) async fn patch(call: Call, rules: Rules) -> Result<Response<Body>, Status> {
+    if decode::is_apply(&call) {
+        return super::apply::apply(call, rules).await;
+    }
     let body = call.body.clone();
     let options = WriteOptions::of(&call.query);
     let patch = PatchBody::read(&call, &body)?;

@@ -1,6 +1,7 @@
 //! The `scale` subresource: `autoscaling/v1` Scale over a resource's own fields.
 
 use axum::body::Body;
+use coracle_api::apply::{Operation, Scope};
 use coracle_api::field::{Error, Path};
 use coracle_api::{Gvk, Status, labels, meta};
 use http::{Response, StatusCode};
@@ -10,8 +11,8 @@ use crate::call::{Call, Target};
 use crate::decode::{self, PatchBody};
 use crate::query::WriteOptions;
 use crate::resource::ScalePaths;
-use crate::write::{Rules, update as write};
-use crate::{codec, respond, validate};
+use crate::write::{Rules, Written, apply as write_applied, update as write};
+use crate::{codec, managed, respond, validate};
 
 /// Reads or changes the scale.
 pub(crate) async fn scale(call: Call, paths: ScalePaths) -> Result<Response<Body>, Status> {
@@ -22,7 +23,10 @@ pub(crate) async fn scale(call: Call, paths: ScalePaths) -> Result<Response<Body
     }
     let options = WriteOptions::of(&call.query);
     let body = call.body.clone();
-    let written = if call.cx.verb == "patch" {
+    let written = if decode::is_apply(&call) && call.cx.verb == "patch" {
+        validate::write_options(&options, "PatchOptions", true)?;
+        apply(&call, &paths, options.force == Some(true)).await?
+    } else if call.cx.verb == "patch" {
         let patch = PatchBody::read(&call, &body)?;
         validate::write_options(&options, "PatchOptions", false)?;
         let gvk = Gvk::new("autoscaling", "v1", "Scale");
@@ -37,6 +41,27 @@ pub(crate) async fn scale(call: Call, paths: ScalePaths) -> Result<Response<Body
         write(&call.target, &Rules::Main, |old| change(&call.target, old, &scale, &paths)).await?
     };
     respond::object(&call, StatusCode::OK, &of(&written.obj, &paths))
+}
+
+/// Applies a scale: the replicas, as a configuration of the whole object would.
+async fn apply(call: &Call, paths: &ScalePaths, force: bool) -> Result<Written, Status> {
+    let document = coracle_api::yaml::one_document(&call.body)
+        .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
+    let scale = document.value;
+    let mut config = json!({"metadata": {"name": call.name()}});
+    meta::set_gvk(&mut config, &call.served.gvk);
+    if let Some(replicas) = scale.pointer("/spec/replicas") {
+        set(&mut config, &paths.spec_replicas, replicas.clone());
+    }
+    let mut writer = managed::writer(&call.target, Operation::Apply);
+    writer.time = String::new();
+    write_applied(&call.target, &Rules::Main, |old| {
+        let (_, list) = super::apply::merged(call, old, true, &config, &writer, Scope::Spec, force)?;
+        let mut new = change(&call.target, old, &scale, paths)?;
+        managed::put(&mut new, list);
+        Ok(new)
+    })
+    .await
 }
 
 fn read(call: &Call, body: &[u8]) -> Result<Value, Status> {

@@ -13,8 +13,9 @@ use serde_json::Value;
 use std::sync::Arc;
 
 use super::json_path::JsonPath;
+use super::rules::Rules;
 use crate::table;
-use crate::value::{at, flag, items, number, present, text};
+use crate::value::{flag, items, number, present, text};
 
 /// One served version of a custom kind.
 pub(super) struct CustomResource {
@@ -24,6 +25,7 @@ pub(super) struct CustomResource {
     /// Whether stored objects may differ from what this version serves.
     converts: bool,
     schema: Arc<Structural>,
+    rules: Option<Rules>,
     columns: Vec<Column>,
     cells: Vec<(String, JsonPath)>,
     has_status: bool,
@@ -55,6 +57,7 @@ impl CustomResource {
             stored: format!("{group}/{storage}"),
             // An earlier schema may have left other fields or other defaults.
             converts: several || number(definition, "/metadata/generation") > 1,
+            rules: Rules::of(&schema),
             schema,
             columns,
             cells,
@@ -65,6 +68,16 @@ impl CustomResource {
             deprecation,
             gvk,
         }
+    }
+}
+
+impl CustomResource {
+    /// What the rules say is added where the schema has nothing against an object: rules rely on its types.
+    fn checked(&self, mut errors: Vec<Error>, obj: &Value, old: Option<&Value>) -> Vec<Error> {
+        if let (Some(rules), true) = (&self.rules, errors.is_empty()) {
+            errors.extend(rules.validate(&self.schema, obj, old));
+        }
+        errors
     }
 }
 
@@ -139,11 +152,11 @@ impl Strategy for CustomResource {
     }
 
     fn validate_create(&self, obj: &Value) -> Vec<Error> {
-        structural::validate(&self.schema, obj)
+        self.checked(structural::validate(&self.schema, obj), obj, None)
     }
 
     fn validate_update(&self, new: &Value, old: &Value) -> Vec<Error> {
-        structural::validate_update(&self.schema, new, old)
+        self.checked(structural::validate_update(&self.schema, new, old), new, Some(old))
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value) -> Vec<Error> {
@@ -189,7 +202,7 @@ impl Strategy for CustomResource {
 
     fn to_storage(&self, obj: &mut Value) {
         if let Some(map) = obj.as_object_mut() {
-            map.insert("apiVersion".into(), at(&Value::from(self.stored.as_str()), "").clone());
+            map.insert("apiVersion".into(), self.stored.as_str().into());
         }
     }
 }

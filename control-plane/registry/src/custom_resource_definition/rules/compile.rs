@@ -1,0 +1,155 @@
+//! Reading an expression, within bounds.
+
+use kube_cel::cel::Program;
+use kube_cel::cel::common::ast::{EntryExpr, Expr, IdedExpr};
+
+/// The longest expression, in bytes, and the deepest.
+const MAX_LENGTH: usize = 8 * 1024;
+const MAX_DEPTH: usize = 64;
+
+/// The stack that reading and evaluating get: the parser and the interpreter recurse.
+const STACK: usize = 64 << 20;
+
+/// Names that are neither variables of a rule nor of its loops: types, and the first part of functions' names.
+const KNOWN: [&str; 27] = [
+    "bool",
+    "bytes",
+    "double",
+    "int",
+    "list",
+    "map",
+    "null_type",
+    "string",
+    "type",
+    "uint",
+    "timestamp",
+    "duration",
+    "optional",
+    "math",
+    "sets",
+    "ip",
+    "cidr",
+    "base64",
+    "format",
+    "jsonpatch",
+    "strings",
+    "lists",
+    "google",
+    "url",
+    "quantity",
+    "semver",
+    "dyn",
+];
+
+/// An expression that was read.
+pub(super) struct Expression {
+    pub program: Program,
+    pub depth: usize,
+    /// How deep its loops are nested.
+    pub loops: u32,
+    pub size: usize,
+    /// How many of its functions may make text much longer than it was.
+    pub growths: u32,
+    pub uses_old: bool,
+}
+
+/// Runs work on a thread with a large stack; `None` if it panicked.
+pub(super) fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work).ok()?;
+        thread.join().ok()
+    })
+}
+
+/// Reads an expression; the error is in words. Call it with a large stack.
+pub(super) fn compile(text: &str) -> Result<Expression, String> {
+    if text.len() > MAX_LENGTH {
+        return Err(format!("an expression may not be longer than {MAX_LENGTH} bytes"));
+    }
+    let program = Program::compile(text).map_err(|e| e.to_string())?;
+    let mut walk = Walk::default();
+    walk.expr(program.expression(), 1, 0);
+    if let Some(name) = walk.unknown {
+        return Err(format!("undeclared reference to '{name}' (in container '')"));
+    }
+    if walk.depth > MAX_DEPTH {
+        return Err(format!("an expression may not be nested more than {MAX_DEPTH} levels deep"));
+    }
+    Ok(Expression {
+        program,
+        depth: walk.depth,
+        loops: walk.loops,
+        size: walk.size,
+        growths: walk.growths,
+        uses_old: walk.uses_old,
+    })
+}
+
+#[derive(Default)]
+struct Walk {
+    depth: usize,
+    loops: u32,
+    size: usize,
+    growths: u32,
+    uses_old: bool,
+    unknown: Option<String>,
+    scope: Vec<String>,
+}
+
+impl Walk {
+    fn expr(&mut self, at: &IdedExpr, depth: usize, loops: u32) {
+        self.depth = self.depth.max(depth);
+        self.loops = self.loops.max(loops);
+        self.size += 1;
+        let below = depth + 1;
+        match &at.expr {
+            Expr::Unspecified | Expr::Literal(_) => {}
+            Expr::Ident(name) => self.ident(name),
+            Expr::Call(call) => {
+                if matches!(call.func_name.as_str(), "replace" | "format" | "join") {
+                    self.growths += 1;
+                }
+                if let Some(target) = &call.target {
+                    self.expr(target, below, loops);
+                }
+                call.args.iter().for_each(|arg| self.expr(arg, below, loops));
+            }
+            Expr::Comprehension(c) => {
+                self.expr(&c.iter_range, below, loops);
+                self.expr(&c.accu_init, below, loops);
+                let known = self.scope.len();
+                self.scope.extend([c.iter_var.clone(), c.accu_var.clone()]);
+                self.scope.extend(c.iter_var2.clone());
+                for part in [&c.loop_cond, &c.loop_step, &c.result] {
+                    self.expr(part, below, loops + 1);
+                }
+                self.scope.truncate(known);
+            }
+            Expr::List(list) => list.elements.iter().for_each(|e| self.expr(e, below, loops)),
+            Expr::Map(map) => map.entries.iter().for_each(|e| self.entry(&e.expr, below, loops)),
+            Expr::Struct(s) => s.entries.iter().for_each(|e| self.entry(&e.expr, below, loops)),
+            Expr::Select(select) => self.expr(&select.operand, below, loops),
+        }
+    }
+
+    fn entry(&mut self, entry: &EntryExpr, depth: usize, loops: u32) {
+        match entry {
+            EntryExpr::StructField(field) => self.expr(&field.value, depth, loops),
+            EntryExpr::MapEntry(entry) => {
+                self.expr(&entry.key, depth, loops);
+                self.expr(&entry.value, depth, loops);
+            }
+        }
+    }
+
+    fn ident(&mut self, name: &str) {
+        self.uses_old |= name == "oldSelf";
+        let known = matches!(name, "self" | "oldSelf")
+            || name.starts_with('@')
+            || KNOWN.contains(&name)
+            || self.scope.iter().any(|n| n == name);
+        if !known {
+            self.unknown.get_or_insert_with(|| name.to_owned());
+        }
+    }
+}

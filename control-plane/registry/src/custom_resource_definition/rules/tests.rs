@@ -1,0 +1,132 @@
+use coracle_api::schema::structural::parse;
+use serde_json::json;
+
+use super::*;
+
+fn run(schema: Value, object: Value, old: Option<Value>) -> Vec<String> {
+    let schema = parse(&schema, &root()).unwrap_or_else(|e| panic!("{e:?}"));
+    let Some(rules) = Rules::of(&schema) else { panic!("no rules") };
+    rules.validate(&schema, &object, old.as_ref()).iter().map(ToString::to_string).collect()
+}
+
+fn one(rule: Value, object: Value, old: Option<Value>) -> Vec<String> {
+    let schema = json!({
+        "type": "object",
+        "properties": {"spec": {
+            "type": "object", "x-kubernetes-validations": [rule],
+            "properties": {
+                "n": {"type": "integer"}, "max": {"type": "integer"}, "s": {"type": "string"},
+                "when": {"type": "string", "format": "date-time"}, "my-name": {"type": "string"}, "a_b": {"type": "string"},
+                "list": {"type": "array", "items": {"type": "integer"}},
+                "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+            },
+        }},
+    });
+    run(schema, json!({"spec": object}), old.map(|o| json!({"spec": o})))
+}
+
+#[test]
+fn rules_and_their_words() {
+    let table = [
+        (json!({"rule": "self.n <= self.max"}), json!({"n": 2, "max": 3}), vec![]),
+        (
+            json!({"rule": "self.n <= self.max"}),
+            json!({"n": 4, "max": 3}),
+            vec!["spec: Invalid value: \"object\": failed rule: self.n <= self.max"],
+        ),
+        (
+            json!({"rule": "self.n < 1", "message": "too many"}),
+            json!({"n": 4}),
+            vec!["spec: Invalid value: \"object\": too many"],
+        ),
+        (
+            json!({"rule": "self.n < 1", "messageExpression": "'has ' + string(self.n)"}),
+            json!({"n": 4}),
+            vec!["spec: Invalid value: \"object\": has 4"],
+        ),
+        (
+            json!({"rule": "self.n < 1", "message": "no", "reason": "FieldValueForbidden", "fieldPath": ".n"}),
+            json!({"n": 4}),
+            vec!["spec.n: Forbidden: no"],
+        ),
+        (json!({"rule": "self.list.all(x, x > 0)"}), json!({"list": [1, 2]}), vec![]),
+        (json!({"rule": "self.list.exists(x, x == self.n)"}), json!({"list": [1, 2], "n": 2}), vec![]),
+        (json!({"rule": "has(self.s) && self.s.startsWith('a')"}), json!({"s": "abc"}), vec![]),
+        (json!({"rule": "!has(self.s)"}), json!({}), vec![]),
+        (
+            json!({"rule": "self.my__dash__name == 'x' && self.a_b == 'y'"}),
+            json!({"my-name": "x", "a_b": "y"}),
+            vec![],
+        ),
+        (
+            json!({"rule": "self.labels.all(k, k.matches('^[a-z-]+$'))"}),
+            json!({"labels": {"a-b": "c"}}),
+            vec![],
+        ),
+        (json!({"rule": "self.labels['a-b'] == 'c'"}), json!({"labels": {"a-b": "c"}}), vec![]),
+        (
+            json!({"rule": "self.when > timestamp('2020-01-01T00:00:00Z')"}),
+            json!({"when": "2021-01-01T00:00:00Z"}),
+            vec![],
+        ),
+        (
+            json!({"rule": "self.s.isSorted() || self.list.sum() == 6"}),
+            json!({"s": "x", "list": [1, 2, 3]}),
+            vec![],
+        ),
+    ];
+    for (rule, object, words) in table {
+        assert_eq!(one(rule.clone(), object, None), words, "{rule}");
+    }
+}
+
+#[test]
+fn transitions_see_what_was() {
+    let rule = json!({"rule": "self.n >= oldSelf.n"});
+    assert!(one(rule.clone(), json!({"n": 1}), None).is_empty());
+    assert!(one(rule.clone(), json!({"n": 3}), Some(json!({"n": 2}))).is_empty());
+    assert_eq!(one(rule, json!({"n": 1}), Some(json!({"n": 2}))).len(), 1);
+    let optional = json!({"rule": "oldSelf.hasValue() || self.n == 0", "optionalOldSelf": true});
+    assert_eq!(one(optional.clone(), json!({"n": 1}), None).len(), 1);
+    assert!(one(optional, json!({"n": 1}), Some(json!({"n": 0}))).is_empty());
+    // What did not change is not checked again.
+    let always = json!({"rule": "self.n < 1"});
+    assert!(one(always, json!({"n": 5}), Some(json!({"n": 5}))).is_empty());
+}
+
+#[test]
+fn expensive_rules_are_refused() {
+    let many: Vec<i64> = (0..5000).collect();
+    let nested = json!({"rule": "self.list.all(a, self.list.all(b, a + b >= 0))"});
+    assert_eq!(
+        one(nested.clone(), json!({"list": many}), None),
+        [format!("spec: Invalid value: \"object\": {OVER_BUDGET}")]
+    );
+    assert!(one(nested, json!({"list": [1, 2, 3]}), None).is_empty());
+    let grows = json!({"rule": "self.s.replace('a', self.s).size() > 0"});
+    assert_eq!(one(grows, json!({"s": "a".repeat(1 << 20)}), None).len(), 1);
+}
+
+#[test]
+fn expressions_that_do_not_compile() {
+    let wrong = |rule: &str| {
+        let schema = json!({"type": "object", "x-kubernetes-validations": [{"rule": rule}]});
+        let schema = parse(&schema, &root()).unwrap_or_else(|e| panic!("{e:?}"));
+        check(&schema, &Path::new("s"))
+    };
+    assert!(wrong("self.n > 0").is_empty());
+    let deep = format!("{}true", "!".repeat(2000));
+    let parens = format!("{}1{} == 1", "(".repeat(3000), ")".repeat(3000));
+    for rule in ["self.n <", "other.n > 0", "self.n == 'a", deep.as_str(), parens.as_str(), &"a".repeat(9000)]
+    {
+        let errors = wrong(rule);
+        if rule == parens {
+            continue; // Brackets leave no trace in what was read.
+        }
+        assert_eq!(errors.len(), 1, "{rule}");
+        assert!(
+            errors[0].to_string().starts_with("s.x-kubernetes-validations[0].rule: Invalid value: "),
+            "{rule}"
+        );
+    }
+}
