@@ -64,6 +64,13 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         let ranges = [("--pod-cidr", &options.pod_cidr), ("--service-cidr", &options.service_cidr)];
         wasm_host_command.extend(ranges.into_iter().flat_map(|(flag, range)| [flag.into(), range.into()]));
     }
+    let routed = (options.network == Network::Routed).then(|| coracle_cri::Routed {
+        cluster_cidr: options.pod_cidr.clone(),
+        cni_conf_dir: options.cni_conf_dir,
+        oci_runtime: options.oci_runtime,
+        shim_command: vec![me.clone().into(), "oci-shim".into()],
+        cdi_dirs: options.cdi_spec_dir,
+    });
     coracle_cri::serve(
         coracle_cri::Options {
             socket: options.socket,
@@ -71,7 +78,9 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
             registries,
             wasm_host_command,
             compile_command: vec![me.into(), "compile-wasm".into()],
-            pod_cidr: options.pod_cidr,
+            // In profile routed the flag says what all pods of the cluster have; the node's own part is given later.
+            pod_cidr: if routed.is_some() { String::new() } else { options.pod_cidr },
+            routed,
         },
         shutdown,
     )

@@ -1,7 +1,8 @@
 //! What node agent and runtime tell each other by annotation, beyond CRI's own fields.
 
-/// On the config of a sandbox, `true`: some of its containers are Linux containers, so it needs a network namespace.
-/// Without it, a sandbox of the default handler has an address and wasm containers only.
+/// On the config of a sandbox, `true`: some of its containers are Linux containers, so it needs a network namespace;
+/// `false`: it has an address and wasm containers only. Without it (from a kubelet that does not know it) a sandbox of the
+/// default handler gets a namespace where the runtime can make one.
 pub const LINUX_CONTAINERS: &str = "coracle.dev/linux-containers";
 
 /// On `Image.spec` of ImageStatus and ListImages: what the image holds, [`WASM`] or [`LINUX`].

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use coracle_cri_api::v1;
-use coracle_images::ImageRecord;
+use coracle_images::{ImageRecord, Platform};
 use coracle_wasm::client::Error as HostFailure;
 use coracle_wasm::protocol::State as Life;
 use tonic::Status;
 
-use crate::record::{ContainerRecord, now_ns};
+use crate::record::{ContainerRecord, SandboxRecord, now_ns};
 use crate::sandboxes::json;
 use crate::service::{Service, durable, new_id, refused};
 use crate::state::Filter;
@@ -29,8 +29,16 @@ impl Service {
         let mut config =
             request.config.ok_or_else(|| Status::invalid_argument("the container has no config"))?;
         let asked = config.image.clone().unwrap_or_default().image;
-        let image = self.image(&asked)?;
+        let image = self.image_for(&asked, &sandbox.runtime_handler)?;
         let id = new_id();
+        if image.platform == Platform::Linux {
+            return self.create_linux_container(id, sandbox, config, image).await;
+        }
+        if sandbox.host_network {
+            return Err(Status::unimplemented(
+                "wasm pods have an address of their own: hostNetwork is for Linux containers",
+            ));
+        }
         // Checked before anything is compiled or made.
         let nowhere = std::path::Path::new("");
         spec::container(&id, &sandbox.id, nowhere, &config, &sandbox.config)?;
@@ -58,6 +66,8 @@ impl Service {
             log_path,
             created_at_ns: now_ns(),
             state: made.state,
+            linux: false,
+            stop_signal: String::new(),
         };
         let Some(pending) = self.state.add_container(record.clone()) else {
             host.remove_container(&id).await.map_err(refused)?;
@@ -70,6 +80,73 @@ impl Service {
         Ok(id)
     }
 
+    async fn create_linux_container(
+        &self,
+        id: String,
+        sandbox: SandboxRecord,
+        config: v1::ContainerConfig,
+        image: ImageRecord,
+    ) -> Result<String, Status> {
+        let metadata = config.metadata.clone().unwrap_or_default();
+        if metadata.name.is_empty() {
+            return Err(Status::invalid_argument("the container metadata has no name"));
+        }
+        let log_path = spec::log_path(&sandbox.config, &config)?;
+        if let Some(dir) = log_path.parent() {
+            tokio::fs::create_dir_all(dir).await.map_err(|e| {
+                Status::internal(format!("creating the log directory {}: {e}", dir.display()))
+            })?;
+        }
+        let reservation = self.state.reserve_container(&sandbox.id, &metadata)?;
+        let settings = self.configuration(&image)?;
+        let stop_signal =
+            settings.config().as_ref().and_then(|c| c.stop_signal().clone()).unwrap_or_default();
+        let mut kept = config.clone();
+        kept.envs.clear();
+        name_image(&mut kept, &image);
+        let record = ContainerRecord {
+            id: id.clone(),
+            sandbox_id: sandbox.id.clone(),
+            config: kept,
+            image_ref: images::reference(&image),
+            image_id: image.id.clone(),
+            log_path,
+            created_at_ns: now_ns(),
+            state: Life::Created,
+            linux: true,
+            stop_signal,
+        };
+        self.create_linux(&record, &config, &sandbox, &image).await?;
+        let Some(pending) = self.state.add_container(record.clone()) else {
+            self.linux.engine()?.remove(&id).await.map_err(|e| Status::internal(format!("{e:#}")))?;
+            return Err(Status::failed_precondition(format!("sandbox {} was stopped meanwhile", sandbox.id)));
+        };
+        drop(reservation);
+        tracing::info!(container = id, name = record.name(), pod = sandbox.pod(), "Linux container created");
+        self.announce(&record, v1::ContainerEventType::ContainerCreatedEvent);
+        durable(pending).await?;
+        Ok(id)
+    }
+
+    async fn start_linux(&self, record: &ContainerRecord) -> Result<(), Status> {
+        match self.linux.engine()?.start(&record.id).await {
+            Ok(state) => self.observe(&record.id, crate::linux::life(state)).await,
+            Err(error) => {
+                let words = format!("{error:#}");
+                let ended = Life::Exited {
+                    started_at_ns: 0,
+                    finished_at_ns: now_ns(),
+                    exit_code: START_FAILED,
+                    reason: "StartError".into(),
+                    message: words.clone(),
+                };
+                self.observe(&record.id, ended).await?;
+                let _ = self.linux.engine()?.stop(&record.id, "", Duration::ZERO).await;
+                Err(Status::internal(format!("container {}: {words}", record.name())))
+            }
+        }
+    }
+
     /// Starts a created container. One that fails to start has exited, with the reason.
     pub async fn start_container(&self, id: &str) -> Result<(), Status> {
         let record = self.container(id)?;
@@ -79,6 +156,9 @@ impl Service {
                 "container {} is {state}, not created",
                 record.id
             )));
+        }
+        if record.linux {
+            return self.start_linux(&record).await;
         }
         let host = self.host.client().await?;
         match host.start_container(&record.id).await {
@@ -108,6 +188,9 @@ impl Service {
             return Ok(());
         }
         let grace = Duration::from_secs(timeout.clamp(0, MAX_GRACE).unsigned_abs());
+        if record.linux {
+            return self.stop_linux(&record, grace).await;
+        }
         let host = self.host.client().await?;
         self.stop_on_host(&host, &record, grace).await
     }
@@ -115,9 +198,15 @@ impl Service {
     /// Removes a container, killing it if it runs; of one that is not there: fine. Its log stays.
     pub async fn remove_container(&self, id: &str) -> Result<(), Status> {
         let Some(record) = self.state.container(id) else { return Ok(()) };
-        let host = self.host.client().await?;
-        self.stop_on_host(&host, &record, Duration::ZERO).await?;
-        host.remove_container(&record.id).await.map_err(refused)?;
+        if record.linux {
+            let engine = self.linux.engine()?;
+            self.stop_linux(&record, Duration::ZERO).await?;
+            engine.remove(&record.id).await.map_err(|e| Status::internal(format!("{e:#}")))?;
+        } else {
+            let host = self.host.client().await?;
+            self.stop_on_host(&host, &record, Duration::ZERO).await?;
+            host.remove_container(&record.id).await.map_err(refused)?;
+        }
         self.samples.forget(&record.id);
         if let Some(pending) = self.state.remove_container(&record.id) {
             durable(pending).await?;
@@ -153,17 +242,25 @@ impl Service {
         if !matches!(record.state, Life::Running { .. }) {
             return Err(Status::failed_precondition(format!("container {} does not run", record.id)));
         }
+        if record.linux {
+            let reopened = self.linux.engine()?.reopen_log(&record.id).await;
+            return reopened.map_err(|e| Status::internal(format!("{e:#}")));
+        }
         self.host.client().await?.reopen_log(&record.id).await.map_err(refused)
     }
 
-    /// Limits of a running wasm container are fixed: only what they are already can be asked for.
-    pub fn update_container_resources(
+    /// Changes limits. Those of a running wasm container are fixed: only what they are already can be asked for.
+    pub async fn update_container_resources(
         &self,
         request: &v1::UpdateContainerResourcesRequest,
     ) -> Result<(), Status> {
         let record = self.container(&request.container_id)?;
-        let now = record.config.linux.and_then(|l| l.resources).unwrap_or_default();
         let asked = request.linux.clone().unwrap_or_default();
+        if record.linux {
+            let updated = self.linux.engine()?.update(&record.id, &asked).await;
+            return updated.map_err(|e| Status::internal(format!("container {}: {e:#}", record.id)));
+        }
+        let now = record.config.linux.and_then(|l| l.resources).unwrap_or_default();
         let memory = |r: &v1::LinuxContainerResources| r.memory_limit_in_bytes.max(0);
         let same = (memory(&asked) == 0 || memory(&asked) == memory(&now))
             && (asked.cpu_quota == 0 || spec::cpu_millis(&asked) == spec::cpu_millis(&now));

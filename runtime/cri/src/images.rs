@@ -3,8 +3,8 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use base64::Engine as _;
-use coracle_cri_api::v1;
 use coracle_cri_api::v1::image_service_server::ImageService;
+use coracle_cri_api::{annotation, v1};
 use coracle_images::{Credentials, Error, ImageRecord, Platform, Wanted};
 use tonic::{Request, Response, Status};
 
@@ -20,18 +20,28 @@ pub fn reference(image: &ImageRecord) -> String {
     own.or_else(|| image.digests.first()).unwrap_or(&image.id).clone()
 }
 
-fn show(image: &ImageRecord) -> v1::Image {
+/// An image as CRI shows it; whom a Linux image runs as is in its configuration.
+fn show(service: &Service, image: &ImageRecord) -> v1::Image {
+    let linux = image.platform == Platform::Linux;
+    let settings = linux.then(|| service.configuration(image).ok()).flatten();
+    let user = settings.and_then(|s| s.config().as_ref().and_then(|c| c.user().clone())).unwrap_or_default();
+    let user = user.split(':').next().unwrap_or_default().to_owned();
+    let uid = if linux && user.is_empty() { Some(0) } else { user.parse().ok() };
+    let platform = if linux { annotation::LINUX } else { annotation::WASM };
+    let annotations = [(annotation::PLATFORM.to_owned(), platform.to_owned())].into();
     v1::Image {
         id: image.id.clone(),
         repo_tags: image.tags.iter().cloned().collect(),
         repo_digests: image.digests.iter().cloned().collect(),
         size: image.size.max(1),
-        spec: Some(v1::ImageSpec { image: image.id.clone(), ..Default::default() }),
+        spec: Some(v1::ImageSpec { image: image.id.clone(), annotations, ..Default::default() }),
+        username: if uid.is_some() { String::new() } else { user },
+        uid: uid.map(|value| v1::Int64Value { value }),
         ..Default::default()
     }
 }
 
-fn status(error: Error) -> Status {
+pub fn status(error: Error) -> Status {
     let code = match &error {
         Error::InvalidReference { .. } | Error::Unsupported { .. } => tonic::Code::InvalidArgument,
         Error::NotFound { .. } | Error::NotPresent(_) => tonic::Code::NotFound,
@@ -77,12 +87,12 @@ fn credentials(auth: Option<v1::AuthConfig>) -> Result<Credentials, Status> {
 }
 
 impl Service {
-    /// The image of this name or id, or NotFound.
-    pub fn image(&self, name: &str) -> Result<ImageRecord, Status> {
+    /// The image of this name or id for a sandbox of this handler, or NotFound.
+    pub fn image_for(&self, name: &str, handler: &str) -> Result<ImageRecord, Status> {
         if name.is_empty() {
             return Err(Status::invalid_argument("the container has no image"));
         }
-        let found = self.images.store().find(name).map_err(status)?;
+        let found = self.images.store().find_as(name, wanted(handler)).map_err(status)?;
         found.ok_or_else(|| status(Error::NotPresent(name.to_owned())))
     }
 
@@ -96,15 +106,19 @@ impl Service {
     }
 
     async fn pull(&self, name: &str, wanted: Wanted, given: &Credentials) -> Result<String, Status> {
-        let known = self.images.store().find(name).map_err(status)?.map(|r| r.id);
+        let known = self.images.store().find_as(name, wanted).map_err(status)?.map(|r| r.id);
         let image = self.images.pull(name, wanted, given).await.map_err(status)?;
         if image.platform == Platform::Linux {
-            if known.as_deref() != Some(&image.id) {
-                self.images.store().remove(&image.id).map_err(status)?;
-            }
-            return Err(Status::invalid_argument(format!(
-                "image {name} is a Linux image: Linux containers need --network routed"
-            )));
+            return match self.linux.engine() {
+                Ok(_) => self.unpack(name, &image).await.map(|()| image.id),
+                Err(refusal) => {
+                    if known.as_deref() != Some(&image.id) {
+                        self.images.store().remove(&image.id).map_err(status)?;
+                    }
+                    let words = format!("image {name} is a Linux image: {}", refusal.message());
+                    Err(Status::invalid_argument(words))
+                }
+            };
         }
         match self.code(name, &image).await {
             Ok(artifact) => {
@@ -119,6 +133,15 @@ impl Service {
                 Err(refusal)
             }
         }
+    }
+
+    async fn unpack(&self, name: &str, image: &ImageRecord) -> Result<(), Status> {
+        self.configuration(image)?;
+        let (store, of) = (self.images.store().clone(), image.clone());
+        let unpacked = tokio::task::spawn_blocking(move || store.unpacked(&of)).await;
+        unpacked.map_err(|e| Status::internal(e.to_string()))?.map_err(status)?;
+        tracing::info!(image = name, id = image.id, layers = image.layers.len(), "Linux image pulled");
+        Ok(())
     }
 
     fn usage(&self) -> Result<v1::FilesystemUsage, Status> {
@@ -141,6 +164,11 @@ fn mount_point(dir: &std::path::Path) -> String {
     highest.display().to_string()
 }
 
+/// Handler `runc` wants a Linux image even where there is a component.
+fn wanted(handler: &str) -> Wanted {
+    if handler == "runc" { Wanted::Linux } else { Wanted::WasmFirst }
+}
+
 fn name(image: Option<v1::ImageSpec>) -> Result<String, Status> {
     let name = image.unwrap_or_default().image;
     if name.is_empty() { Err(Status::invalid_argument("no image is named")) } else { Ok(name) }
@@ -158,7 +186,7 @@ impl ImageService for Rpc {
             "" => store.list(),
             wanted => store.find(wanted).map_err(status)?.into_iter().collect(),
         };
-        Ok(Response::new(v1::ListImagesResponse { images: found.iter().map(show).collect() }))
+        Ok(Response::new(v1::ListImagesResponse { images: found.iter().map(|i| show(&self.0, i)).collect() }))
     }
 
     async fn image_status(
@@ -166,12 +194,13 @@ impl ImageService for Rpc {
         request: Request<v1::ImageStatusRequest>,
     ) -> Result<Response<v1::ImageStatusResponse>, Status> {
         let request = request.into_inner();
-        let found = self.0.images.store().find(&name(request.image)?).map_err(status)?;
+        let handler = request.image.as_ref().map(|i| i.runtime_handler.clone()).unwrap_or_default();
+        let found = self.0.images.store().find_as(&name(request.image)?, wanted(&handler)).map_err(status)?;
         let info = match &found {
             Some(record) if request.verbose => [("info".to_owned(), json(record))].into(),
             _ => Default::default(),
         };
-        Ok(Response::new(v1::ImageStatusResponse { image: found.as_ref().map(show), info }))
+        Ok(Response::new(v1::ImageStatusResponse { image: found.as_ref().map(|i| show(&self.0, i)), info }))
     }
 
     async fn pull_image(
@@ -179,10 +208,11 @@ impl ImageService for Rpc {
         request: Request<v1::PullImageRequest>,
     ) -> Result<Response<v1::PullImageResponse>, Status> {
         let request = request.into_inner();
+        let handler = request.image.as_ref().map(|i| i.runtime_handler.clone()).unwrap_or_default();
         let (name, given) = (name(request.image)?, credentials(request.auth)?);
         let service = self.0.clone();
         // A client that hangs up does not undo what was begun: its next try finds it done.
-        let pulled = tokio::spawn(async move { service.pull(&name, Wanted::WasmFirst, &given).await });
+        let pulled = tokio::spawn(async move { service.pull(&name, wanted(&handler), &given).await });
         let image_ref = pulled.await.map_err(|e| Status::internal(format!("the pull broke off: {e}")))??;
         Ok(Response::new(v1::PullImageResponse { image_ref }))
     }

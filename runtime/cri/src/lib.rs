@@ -1,4 +1,4 @@
-//! The CRI service: pods and images for a kubelet (or our agent), over wasm.
+//! The CRI service: pods and images for a kubelet (or our agent), over wasm and Linux containers.
 //!
 //! Records of sandboxes and containers are JSON files; what runs lives in a wasm-host process that outlives this one and
 //! is adopted when it comes back. Nothing here knows the Kubernetes API, and nothing here runs a guest.
@@ -7,9 +7,11 @@ pub mod address;
 pub mod compile;
 pub mod conformance;
 mod containers;
+mod exec;
 pub mod host;
 mod images;
 pub mod journal;
+pub mod linux;
 mod network;
 mod reconcile;
 mod record;
@@ -21,5 +23,6 @@ mod spec;
 mod state;
 mod stats;
 
+pub use linux::Routed;
 pub use server::{Options, end_hosts, serve};
 pub use spec::{HANDLERS, INSTANCE_ANNOTATION, PORTS_ANNOTATION};

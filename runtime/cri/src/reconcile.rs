@@ -95,6 +95,8 @@ mod tests {
             ready,
             created_at_ns: 1,
             ip: [127, 72, 0, 2].into(),
+            linux: false,
+            host_network: false,
         }
     }
 
@@ -108,6 +110,8 @@ mod tests {
             log_path: Default::default(),
             created_at_ns: 1,
             state,
+            linux: false,
+            stop_signal: String::new(),
         }
     }
 
@@ -121,6 +125,7 @@ mod tests {
                 uid: String::new(),
                 hostname: String::new(),
                 pod_ip: [127, 72, 0, 2].into(),
+                netns: None,
                 dns: Clone::clone(&dns),
                 annotations: Default::default(),
             },

@@ -20,7 +20,13 @@ pub struct SandboxRecord {
     pub ready: bool,
     /// Nanoseconds since the Unix epoch.
     pub created_at_ns: i64,
+    /// Unspecified when the pod is on the host's network.
     pub ip: Ipv4Addr,
+    /// It has namespaces, so that Linux containers can be in it.
+    #[serde(default)]
+    pub linux: bool,
+    #[serde(default)]
+    pub host_network: bool,
 }
 
 /// A container. One JSON file on disk.
@@ -40,6 +46,12 @@ pub struct ContainerRecord {
     /// Nanoseconds since the Unix epoch.
     pub created_at_ns: i64,
     pub state: State,
+    /// Whether the OCI runtime runs it, not a wasm host.
+    #[serde(default)]
+    pub linux: bool,
+    /// What asks a Linux container to end; empty: SIGTERM.
+    #[serde(default)]
+    pub stop_signal: String,
 }
 
 impl SandboxRecord {
@@ -71,7 +83,7 @@ impl SandboxRecord {
 
     /// The long form. A sandbox that is not ready has given its address back.
     pub fn status(&self) -> v1::PodSandboxStatus {
-        let ip = if self.ready { self.ip.to_string() } else { String::new() };
+        let ip = if self.ready && !self.host_network { self.ip.to_string() } else { String::new() };
         let security = self.config.linux.as_ref().and_then(|l| l.security_context.as_ref());
         let options = security.and_then(|s| s.namespace_options.clone());
         v1::PodSandboxStatus {

@@ -49,7 +49,10 @@ impl Rpc {
                 "PodRangeUnset",
                 "no pod range is set: it comes with UpdateRuntimeConfig or --pod-cidr".to_owned(),
             )),
-            Some(range) => not_local(range),
+            Some(range) => match self.0.linux.node() {
+                Some(node) => node.trouble().map(|words| ("PodNetworkFailed", words)),
+                None => not_local(range),
+            },
         };
         vec![condition("RuntimeReady", runtime), condition("NetworkReady", network)]
     }
@@ -92,7 +95,11 @@ impl RuntimeService for Rpc {
         Ok(Response::new(v1::StatusResponse {
             status: Some(v1::RuntimeStatus { conditions: self.conditions() }),
             info,
-            runtime_handlers: HANDLERS.iter().map(|h| handler(h)).collect(),
+            runtime_handlers: HANDLERS
+                .iter()
+                .filter(|h| **h != "runc" || self.0.linux.engine().is_ok())
+                .map(|h| handler(h))
+                .collect(),
             features: Some(v1::RuntimeFeatures::default()),
         }))
     }
@@ -205,7 +212,7 @@ impl RuntimeService for Rpc {
         &self,
         request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
-        self.0.update_container_resources(&request.into_inner())?;
+        self.0.update_container_resources(&request.into_inner()).await?;
         Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
 
@@ -218,8 +225,8 @@ impl RuntimeService for Rpc {
     }
 
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
-        self.0.container(&request.into_inner().container_id)?;
-        unimplemented("a wasm container has no programs to exec")
+        let response = self.0.exec_sync(request.into_inner()).await?;
+        Ok(Response::new(response))
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
@@ -282,7 +289,14 @@ impl RuntimeService for Rpc {
         let pod_cidr = config.network_config.unwrap_or_default().pod_cidr;
         if !pod_cidr.is_empty() {
             let range: Range = pod_cidr.parse().map_err(|e| Status::invalid_argument(format!("{e}")))?;
+            if self.0.linux.node().is_some_and(|n| n.fixed_range().is_some()) {
+                // The CNI configuration says which addresses there are.
+                return Ok(Response::new(v1::UpdateRuntimeConfigResponse {}));
+            }
             self.0.state.set_range(range);
+            if let Some(node) = self.0.linux.node() {
+                node.bridge(Some(range)).await?;
+            }
             let kept = Kept { pod_cidr: range.to_string() };
             crate::service::durable(self.0.settings.write("", "runtime", &kept)).await?;
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use coracle_cri_api::v1;
+use coracle_wasm::client::HostClient;
 use tonic::Status;
 
 use crate::record::{ContainerRecord, SandboxRecord, now_ns};
@@ -18,25 +19,56 @@ impl Service {
         handler: String,
     ) -> Result<String, Status> {
         spec::check_sandbox(&config, &handler)?;
+        let linux = self.linux.wants_namespace(&config, &handler)?;
+        let host_network = spec::host_network(&config);
+        if host_network && !linux {
+            return Err(Status::unimplemented(
+                "wasm pods have an address of their own: hostNetwork is for Linux containers",
+            ));
+        }
         let metadata = config.metadata.clone().unwrap_or_default();
         let host = self.host.client().await?;
-        let reservation = self.state.reserve_sandbox(&metadata)?;
-        let ip = reservation.address().ok_or_else(|| Status::internal("no address was given out"))?;
-        let id = new_id();
-        host.create_sandbox(spec::sandbox(&id, &config, ip)).await.map_err(refused)?;
+        let reservation = self.state.reserve_sandbox(&metadata, !host_network)?;
+        let ip = reservation.address().unwrap_or(crate::linux::NO_ADDRESS);
         let record = SandboxRecord {
-            id: id.clone(),
+            id: new_id(),
             config,
             runtime_handler: handler,
             ready: true,
             created_at_ns: now_ns(),
             ip,
+            linux,
+            host_network,
         };
+        let id = record.id.clone();
+        if let Err(error) = self.make(&host, &record).await {
+            self.unmake(&record).await;
+            return Err(error);
+        }
         tracing::info!(sandbox = id, pod = record.pod(), %ip, "sandbox runs");
         let pending = self.state.add_sandbox(record);
         reservation.settled();
         durable(pending).await?;
         Ok(id)
+    }
+
+    async fn make(&self, host: &HostClient, record: &SandboxRecord) -> Result<(), Status> {
+        self.connect(record).await?;
+        if record.host_network {
+            return Ok(());
+        }
+        let netns = self.netns(record);
+        host.create_sandbox(spec::sandbox(&record.id, &record.config, record.ip, netns))
+            .await
+            .map_err(refused)
+    }
+
+    /// Takes back what [`Service::make`] did before it failed.
+    async fn unmake(&self, record: &SandboxRecord) {
+        let undone = self.disconnect(record).await;
+        if let Err(error) = undone.and(self.remove_linux_pod(record, &[]).await) {
+            tracing::warn!(sandbox = record.id, "taking back a sandbox that failed: {}", error.message());
+        }
     }
 
     /// Stops a sandbox and its containers at once; again, or of one that is not there: fine.
@@ -47,15 +79,16 @@ impl Service {
     }
 
     async fn stop_record(&self, id: &str) -> Result<(), Status> {
-        if !self.state.sandbox(id).is_some_and(|s| s.ready) {
-            return Ok(());
-        }
+        let Some(record) = self.state.sandbox(id).filter(|s| s.ready) else { return Ok(()) };
         let host = self.host.client().await?;
         let filter = Filter { sandbox_id: id, ..Filter::default() };
         let containers = self.state.containers(&filter);
         let stops = containers.iter().map(|c| self.stop_on_host(&host, c, Duration::ZERO));
         futures::future::try_join_all(stops).await?;
-        host.stop_sandbox(id).await.map_err(refused)?;
+        if !record.host_network {
+            host.stop_sandbox(id).await.map_err(refused)?;
+        }
+        self.disconnect(&record).await?;
         match self.state.stop_sandbox(id) {
             Some(pending) => durable(pending).await,
             None => Ok(()),
@@ -72,6 +105,7 @@ impl Service {
         host.remove_sandbox(id).await.map_err(refused)?;
         let filter = Filter { sandbox_id: id, ..Filter::default() };
         let containers = self.state.containers(&filter);
+        self.remove_linux_pod(&record, &containers).await?;
         for pending in self.state.remove_sandbox(id) {
             durable(pending).await?;
         }

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::compile::Compiler;
 use crate::host;
 use crate::journal::Journal;
+use crate::linux::{Linux, Routed};
 use crate::rpc::{Kept, Rpc};
 use crate::service::Service;
 use crate::state::{FOLDERS, State};
@@ -47,6 +48,8 @@ pub struct Options {
     pub compile_command: Vec<OsString>,
     /// Addresses of pods until UpdateRuntimeConfig brings other ones, such as `127.64.0.0/18`; empty: none until then.
     pub pod_cidr: String,
+    /// Profile `routed`; `None` is `loopback`.
+    pub routed: Option<Routed>,
 }
 
 /// Serves until cancelled. An error at once means that nothing was begun: the folder is in use, or cannot be used.
@@ -59,8 +62,14 @@ pub async fn serve(mut options: Options, stop: CancellationToken) -> anyhow::Res
         .canonicalize()
         .with_context(|| format!("finding {}", options.state_dir.display()))?;
     let _lock = lock(&options.state_dir)?;
-    let service = Arc::new(open(&options)?);
+    let (linux, ends) = Linux::open(options.routed.as_ref(), &options.state_dir).await?;
+    let service = Arc::new(open(&options, linux)?);
     let listener = bind(&options.socket)?;
+    service.reconcile_linux().await;
+    service.sweep_code();
+    if let Some(ends) = ends {
+        tokio::spawn(service.clone().follow_linux(ends));
+    }
 
     let settings =
         host::Settings { state_dir: options.state_dir.clone(), command: options.wasm_host_command.clone() };
@@ -105,12 +114,13 @@ pub async fn end_hosts(state_dir: &Path) -> anyhow::Result<()> {
     host::shutdown(state_dir, HOST_GRACE).await
 }
 
-fn open(options: &Options) -> anyhow::Result<Service> {
+fn open(options: &Options, linux: Linux) -> anyhow::Result<Service> {
     let journal = Journal::open(&options.state_dir, &FOLDERS)?;
     let state = State::load(journal.clone())?;
     let kept = std::fs::read(options.state_dir.join("runtime.json")).ok();
     let kept = kept.and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok()).map(|k| k.pod_cidr);
-    let cidr = kept.unwrap_or_else(|| options.pod_cidr.clone());
+    let fixed = linux.node().and_then(crate::linux::Node::fixed_range);
+    let cidr = fixed.or(kept).unwrap_or_else(|| options.pod_cidr.clone());
     if !cidr.is_empty() {
         state.set_range(cidr.parse()?);
     }
@@ -118,9 +128,7 @@ fn open(options: &Options) -> anyhow::Result<Service> {
     let puller = Puller::new(Arc::new(images), options.registries.clone());
     let compiler =
         Compiler::open(&options.state_dir.join("compiled"), &engine_fingerprint(), &options.compile_command)?;
-    let service = Service::new(state, puller, compiler, journal);
-    service.sweep_code();
-    Ok(service)
+    Ok(Service::new(state, linux, puller, compiler, journal))
 }
 
 fn make_dir(dir: &Path) -> anyhow::Result<()> {

@@ -27,6 +27,7 @@ const KILL_GRACE: Duration = Duration::from_secs(10);
 pub struct Service {
     pub state: State,
     pub host: Host,
+    pub linux: crate::linux::Linux,
     pub images: coracle_images::Puller,
     pub compiler: Compiler,
     pub events: broadcast::Sender<v1::ContainerEventResponse>,
@@ -43,6 +44,7 @@ impl Service {
     /// A service over these parts.
     pub fn new(
         state: State,
+        linux: crate::linux::Linux,
         images: coracle_images::Puller,
         compiler: Compiler,
         settings: crate::journal::Journal,
@@ -50,6 +52,7 @@ impl Service {
         Self {
             state,
             host: Host::new(),
+            linux,
             images,
             compiler,
             events: broadcast::Sender::new(EVENTS),
@@ -129,6 +132,9 @@ impl Service {
         record: &ContainerRecord,
         grace: Duration,
     ) -> Result<(), Status> {
+        if record.linux {
+            return self.stop_linux(record, grace).await;
+        }
         if !matches!(record.state, Life::Running { .. }) {
             return Ok(());
         }
@@ -156,8 +162,10 @@ impl Service {
 
     /// The code of images that are here stays; other code goes.
     pub fn sweep_code(&self) {
-        let keep = self.images.store().list().into_iter().map(|r| r.layer).collect();
+        let keep =
+            self.images.store().list().into_iter().map(|r| r.layer).filter(|l| !l.is_empty()).collect();
         self.compiler.retain(&keep);
+        self.sweep_layers();
     }
 
     async fn carry_out(&self, host: &HostClient, action: Action) -> anyhow::Result<()> {
@@ -165,7 +173,10 @@ impl Service {
         match action {
             Action::CreateSandbox(id) => {
                 let Some(record) = self.state.sandbox(&id) else { return Ok(()) };
-                if let Err(error) = host.create_sandbox(spec::sandbox(&id, &record.config, record.ip)).await {
+                if let Err(error) = host
+                    .create_sandbox(spec::sandbox(&id, &record.config, record.ip, self.netns(&record)))
+                    .await
+                {
                     tracing::error!(sandbox = id, pod = record.pod(), %error, "a sandbox cannot be made again");
                     if let Some(pending) = self.state.stop_sandbox(&id) {
                         pending.durable().await?;
@@ -182,7 +193,10 @@ impl Service {
 
     async fn reconcile(&self, host: &HostClient) -> anyhow::Result<()> {
         let listing = host.list().await?;
-        let (sandboxes, containers) = self.state.snapshot();
+        let (mut sandboxes, mut containers) = self.state.snapshot();
+        // The host knows nothing of what is not its own.
+        sandboxes.retain(|s| !s.host_network);
+        containers.retain(|c| !c.linux);
         for action in plan(&sandboxes, &containers, &listing) {
             // One object that resists does not keep all others from being served.
             if let Err(error) = self.carry_out(host, action).await {

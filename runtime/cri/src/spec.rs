@@ -14,7 +14,7 @@ pub const PORTS_ANNOTATION: &str = "io.kubernetes.container.ports";
 /// On a pod or container: `fresh` wants a new instance for every request, `pooled` (the default) does not.
 pub const INSTANCE_ANNOTATION: &str = "coracle.dev/http-instance";
 /// The runtime handlers that are known; the empty one is the default.
-pub const HANDLERS: [&str; 2] = ["", "wasm"];
+pub const HANDLERS: [&str; 3] = ["", "wasm", "runc"];
 /// The largest environment, in entries.
 const MAX_ENTRIES: usize = 10_000;
 
@@ -35,13 +35,6 @@ pub fn check_sandbox(config: &v1::PodSandboxConfig, handler: &str) -> Result<(),
     if !HANDLERS.contains(&handler) {
         return Err(invalid(format!("runtime handler {handler:?} is not known; known are {HANDLERS:?}")));
     }
-    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
-    let network = security.and_then(|s| s.namespace_options.as_ref()).map(|n| n.network());
-    if network == Some(v1::NamespaceMode::Node) {
-        return Err(Status::unimplemented(
-            "wasm pods have an address of their own: hostNetwork is not supported",
-        ));
-    }
     if let Some(mapping) = config.port_mappings.iter().find(|m| m.host_port != 0) {
         return Err(Status::unimplemented(format!(
             "host port {} for container port {}: host ports are not supported yet",
@@ -51,8 +44,15 @@ pub fn check_sandbox(config: &v1::PodSandboxConfig, handler: &str) -> Result<(),
     Ok(())
 }
 
-/// The sandbox in the words of the host.
-pub fn sandbox(id: &str, config: &v1::PodSandboxConfig, ip: Ipv4Addr) -> SandboxSpec {
+/// Whether the pod asks to be on the host's network.
+pub fn host_network(config: &v1::PodSandboxConfig) -> bool {
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let network = security.and_then(|s| s.namespace_options.as_ref()).map(|n| n.network());
+    network == Some(v1::NamespaceMode::Node)
+}
+
+/// The sandbox in the words of the host. `netns` is where its sockets are made, if not among the host's own.
+pub fn sandbox(id: &str, config: &v1::PodSandboxConfig, ip: Ipv4Addr, netns: Option<PathBuf>) -> SandboxSpec {
     let metadata = config.metadata.clone().unwrap_or_default();
     let dns = config.dns_config.clone().unwrap_or_default();
     let hostname = if config.hostname.is_empty() { metadata.name.clone() } else { config.hostname.clone() };
@@ -63,6 +63,7 @@ pub fn sandbox(id: &str, config: &v1::PodSandboxConfig, ip: Ipv4Addr) -> Sandbox
         uid: metadata.uid,
         hostname,
         pod_ip: ip,
+        netns,
         dns: DnsConfig { servers: dns.servers, searches: dns.searches, options: dns.options },
         annotations: sorted(&config.annotations),
     }
@@ -300,7 +301,7 @@ mod tests {
             assert!(status.message().contains(words), "{words}: {}", status.message());
         }
         assert!(check_sandbox(&pod(), "wasm").is_ok());
-        assert!(check_sandbox(&pod(), "runc").unwrap_err().message().contains("runc"));
+        assert!(check_sandbox(&pod(), "kata").unwrap_err().message().contains("kata"));
         assert!(check_sandbox(&Default::default(), "").is_err());
         let mut host_port = pod();
         host_port.port_mappings.push(v1::PortMapping { host_port: 80, ..Default::default() });

@@ -124,8 +124,12 @@ impl State {
         (inner.sandboxes.values().cloned().collect(), inner.containers.values().cloned().collect())
     }
 
-    /// Takes the name of a sandbox, and an address for it.
-    pub fn reserve_sandbox(&self, metadata: &v1::PodSandboxMetadata) -> Result<Reservation<'_>, Status> {
+    /// Takes the name of a sandbox, and an address for it unless it is to be on the host's network.
+    pub fn reserve_sandbox(
+        &self,
+        metadata: &v1::PodSandboxMetadata,
+        addressed: bool,
+    ) -> Result<Reservation<'_>, Status> {
         let v1::PodSandboxMetadata { name, uid, namespace, attempt } = metadata;
         let key = format!("{namespace}/{name}/{uid}/{attempt}");
         let mut inner = self.inner.lock();
@@ -140,6 +144,10 @@ impl State {
             return Err(Status::already_exists(format!(
                 "attempt {attempt} of pod {namespace}/{name} is being made already"
             )));
+        }
+        if !addressed {
+            inner.reserved.insert(key.clone());
+            return Ok(Reservation { state: self, name: key, address: None });
         }
         let address = inner.addresses.allocate().map_err(|e| match e {
             crate::address::Error::Unset => {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use coracle_cri_api::v1;
-use coracle_wasm::protocol::ContainerStats;
+use coracle_wasm::protocol::{ContainerStats, State};
 use parking_lot::Mutex;
 use tonic::Status;
 
@@ -59,7 +59,28 @@ impl Service {
     async fn measure(&self, ids: &[String]) -> Result<HashMap<String, ContainerStats>, Status> {
         let host = self.host.client().await?;
         let stats = host.stats(ids).await.map_err(refused)?;
-        Ok(stats.into_iter().map(|s| (s.id.clone(), s)).collect())
+        Ok(stats.into_iter().chain(self.measure_linux(ids)).map(|s| (s.id.clone(), s)).collect())
+    }
+
+    fn measure_linux(&self, ids: &[String]) -> Vec<ContainerStats> {
+        let Ok(engine) = self.linux.engine() else { return Vec::new() };
+        let (_, containers) = self.state.snapshot();
+        let running = containers.into_iter().filter(|c| {
+            c.linux && matches!(c.state, State::Running { .. }) && (ids.is_empty() || ids.contains(&c.id))
+        });
+        let measured = running.filter_map(|c| {
+            let usage = engine.usage(&c.id)?;
+            Some(ContainerStats {
+                id: c.id,
+                sandbox_id: c.sandbox_id,
+                timestamp_ns: crate::record::now_ns(),
+                cpu_nanos: usage.cpu_nanos,
+                memory_bytes: usage.working_set_bytes,
+                instances: u32::try_from(usage.processes).unwrap_or(u32::MAX),
+                requests: 0,
+            })
+        });
+        measured.collect()
     }
 
     fn show(&self, record: &ContainerRecord, stats: &ContainerStats) -> v1::ContainerStats {

@@ -13,7 +13,7 @@ pub use services::{
 };
 
 /// What each side writes first; the last byte is the version of this protocol.
-pub const PREAMBLE: [u8; 4] = *b"CWH\x02";
+pub const PREAMBLE: [u8; 4] = *b"CWH\x03";
 
 /// The longest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -29,6 +29,8 @@ pub struct SandboxSpec {
     pub hostname: String,
     /// The pod's address; in the loopback profile one inside 127.64.0.0/11.
     pub pod_ip: Ipv4Addr,
+    /// The file of the pod's network namespace, when it has one: its sockets are made there. `None`: among the host's own.
+    pub netns: Option<PathBuf>,
     pub dns: DnsConfig,
     pub annotations: BTreeMap<String, String>,
 }

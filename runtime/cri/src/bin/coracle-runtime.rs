@@ -10,7 +10,9 @@ use coracle_images::{Mirror, RegistryConfig};
 const USAGE: &str = "usage:
   coracle-runtime serve --socket S --state-dir D [--pod-cidr C] [--mirror URL]...
   coracle-runtime wasm-host --socket S --state-dir D
-  coracle-runtime compile-wasm COMPONENT CODE";
+  coracle-runtime compile-wasm COMPONENT CODE
+  coracle-runtime oci-shim FOLDER
+serve takes --cluster-cidr C for profile routed, and then --cni-conf-dir D, --cdi-spec-dir D";
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
@@ -22,6 +24,18 @@ fn main() -> ExitCode {
             _ => usage("two paths are needed"),
         };
     }
+    if verb == "oci-shim" {
+        return match rest.as_slice() {
+            [dir] => match coracle_oci::shim::main(dir.as_ref()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("coracle-runtime: {error:#}");
+                    ExitCode::FAILURE
+                }
+            },
+            _ => usage("one folder is needed"),
+        };
+    }
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let flags = match Flags::parse(rest) {
         Ok(flags) => flags,
@@ -29,10 +43,13 @@ fn main() -> ExitCode {
     };
     let result = match verb.to_str() {
         Some("serve") => run(serve(flags)),
-        Some("wasm-host") => run(coracle_wasm::host::serve(coracle_wasm::host::HostOptions::new(
-            flags.socket,
-            flags.state_dir,
-        ))),
+        Some("wasm-host") => {
+            let mut host = coracle_wasm::host::HostOptions::new(flags.socket, flags.state_dir);
+            if let Some(pods) = flags.cluster_cidr.and_then(|c| c.parse().ok()) {
+                host.ranges.pods = pods;
+            }
+            run(coracle_wasm::host::serve(host))
+        }
         _ => return usage("no such command"),
     };
     match result {
@@ -59,6 +76,9 @@ struct Flags {
     state_dir: PathBuf,
     pod_cidr: String,
     mirrors: Vec<Mirror>,
+    cluster_cidr: Option<String>,
+    cni_conf_dir: Option<PathBuf>,
+    cdi_dirs: Vec<PathBuf>,
 }
 
 impl Flags {
@@ -72,6 +92,9 @@ impl Flags {
                 Some("--socket") => flags.socket = value.into(),
                 Some("--state-dir") => flags.state_dir = value.into(),
                 Some("--pod-cidr") => flags.pod_cidr = text()?,
+                Some("--cluster-cidr") => flags.cluster_cidr = Some(text()?),
+                Some("--cni-conf-dir") => flags.cni_conf_dir = Some(value.into()),
+                Some("--cdi-spec-dir") => flags.cdi_dirs.push(value.into()),
                 Some("--mirror") => flags.mirrors.push(Mirror { url: text()?, ..Mirror::default() }),
                 _ => return Err(format!("{flag:?} is not known")),
             }
@@ -85,11 +108,23 @@ impl Flags {
 
 async fn serve(flags: Flags) -> anyhow::Result<()> {
     let own = std::env::current_exe()?.into_os_string();
+    let mut wasm_host_command = vec![own.clone(), "wasm-host".into()];
+    if let Some(cidr) = &flags.cluster_cidr {
+        wasm_host_command.extend(["--cluster-cidr".into(), cidr.into()]);
+    }
+    let routed = flags.cluster_cidr.map(|cluster_cidr| coracle_cri::Routed {
+        cluster_cidr,
+        cni_conf_dir: flags.cni_conf_dir,
+        oci_runtime: "runc".into(),
+        shim_command: vec![own.clone(), "oci-shim".into()],
+        cdi_dirs: flags.cdi_dirs,
+    });
     let options = Options {
+        routed,
         socket: flags.socket,
         state_dir: flags.state_dir,
         registries: RegistryConfig { mirrors: flags.mirrors, default_registry: None, ..Default::default() },
-        wasm_host_command: vec![own.clone(), "wasm-host".into()],
+        wasm_host_command,
         compile_command: vec![own, "compile-wasm".into()],
         pod_cidr: flags.pod_cidr,
     };

@@ -80,6 +80,7 @@ impl Host {
             uid: "uid".into(),
             hostname: name.into(),
             pod_ip: address(),
+            netns: None,
             dns: Default::default(),
             annotations: BTreeMap::new(),
         };
