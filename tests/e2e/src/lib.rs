@@ -6,6 +6,7 @@
 
 pub mod load;
 pub mod netns;
+pub mod servers;
 pub mod slot;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use netns::{Host, Network};
 use slot::Slot;
 
 /// The user that clusters run as (`nobody`).
-const USER: u32 = 65534;
+pub(crate) const USER: u32 = 65534;
 
 /// Who runs the processes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,11 +42,17 @@ pub struct Cluster {
     slot: Option<Slot>,
     bin: PathBuf,
     network: Option<Network>,
+    more: Vec<String>,
 }
 
 impl Cluster {
     /// Starts `coracle up` in a new directory and waits for its ready line.
     pub fn start(profile: Profile) -> Result<Self> {
+        Self::start_with(profile, &[])
+    }
+
+    /// The same with more flags.
+    pub fn start_with(profile: Profile, flags: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
         let bin = dir.path().join("coracle");
         // By a process of its own: a copy made here could be inherited, open for writing, by a child of another test.
@@ -54,7 +61,8 @@ impl Cluster {
             Profile::Routed => (None, Some(Network::new(1)?)),
             _ => (Some(Slot::take()?), None),
         };
-        let mut cluster = Self { up: None, dir, profile, slot, bin, network };
+        let more = flags.iter().map(ToString::to_string).collect();
+        let mut cluster = Self { up: None, dir, profile, slot, bin, network, more };
         if cluster.unprivileged() {
             std::os::unix::fs::chown(cluster.dir.path(), Some(USER), Some(USER))?;
         }
@@ -68,6 +76,7 @@ impl Cluster {
 
     fn flags(&self) -> Vec<String> {
         let mut flags = self.slot.as_ref().map(Slot::flags).unwrap_or_default();
+        flags.extend(self.more.iter().cloned());
         flags.push(match self.host() {
             Some(host) => format!("--listen={}:6443", host.address),
             None => "--listen=127.0.0.1:0".into(),
@@ -255,7 +264,7 @@ pub fn root() -> PathBuf {
 }
 
 /// A built program: `$variable`, or a path below the repository root.
-fn binary(variable: &str, default: &str) -> Result<PathBuf> {
+pub(crate) fn binary(variable: &str, default: &str) -> Result<PathBuf> {
     let path = std::env::var_os(variable).map_or_else(|| root().join(default), PathBuf::from);
     if !path.is_file() {
         bail!("{} is missing: run `cargo xtask test`, or set {variable}", path.display());
