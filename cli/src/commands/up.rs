@@ -57,6 +57,12 @@ pub struct Options {
     /// Resolve names of other domains too, through the resolvers of this host.
     #[arg(long)]
     forward_dns: bool,
+    /// Accept Ingresses in the versions that Kubernetes removed.
+    #[arg(long)]
+    legacy_manifests: bool,
+    /// Seconds that pods stay on a node that is not ready or not reachable, unless they say otherwise.
+    #[arg(long, default_value_t = 300)]
+    default_toleration_seconds: i64,
     /// How long to wait until everything is ready, in seconds.
     #[arg(long, default_value_t = 60)]
     timeout: u64,
@@ -182,6 +188,9 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
             ("listen", options.listen.to_string()),
             ("service-cidr", options.service_cidr.clone()),
             ("pod-cidr", options.pod_cidr.clone()),
+            ("legacy-manifests", options.legacy_manifests.to_string()),
+            ("default-not-ready-toleration-seconds", options.default_toleration_seconds.to_string()),
+            ("default-unreachable-toleration-seconds", options.default_toleration_seconds.to_string()),
             ("write-kubeconfig", shown(dir.kubeconfig())),
             ("local-node", format!("{}={}", options.node_name, options.node_ip)),
         ],

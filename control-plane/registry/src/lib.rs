@@ -129,7 +129,7 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
         pod_disruption_budget::resource(),
         priority_class::resource(),
     ];
-    resources.extend(networking::resources());
+    resources.extend(networking::resources(options.legacy_manifests));
     resources.extend(storage::resources());
     resources.push(certificate_signing_request::resource(&authorizer));
     resources.extend(role::resources(&authorizer));

@@ -2,6 +2,7 @@
 
 mod ingress;
 mod ingress_class;
+mod legacy;
 mod network_policy;
 
 use coracle_apiserver::ResourceDef;
@@ -14,7 +15,11 @@ const GROUP: &str = "networking.k8s.io";
 /// Annotation of the class that an Ingress gets which names none.
 pub const DEFAULT_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
 
-/// The resources.
-pub fn resources() -> Vec<ResourceDef> {
-    vec![ingress::resource(), ingress_class::resource(), network_policy::resource()]
+/// The resources; with those of old where `legacy` is set.
+pub fn resources(legacy: bool) -> Vec<ResourceDef> {
+    let mut all = vec![ingress::resource(), ingress_class::resource(), network_policy::resource()];
+    if legacy {
+        all.extend(legacy::resources());
+    }
+    all
 }
