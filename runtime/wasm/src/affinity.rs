@@ -34,9 +34,11 @@ impl Directory {
         self.routes.load()
     }
 
-    /// Replaces the table.
+    /// Replaces the table. One writer at a time.
     pub fn store(&self, table: &ServiceTable) {
-        self.routes.store(Arc::new(Routes::new(table)));
+        let (mut next, last) = (Routes::new(table), self.routes.load());
+        next.policies_epoch = last.policies_epoch + u64::from(next.policies != last.policies);
+        self.routes.store(Arc::new(next));
     }
 
     /// The index of the endpoint for a client of the Service address `to`; 0 when there is none.

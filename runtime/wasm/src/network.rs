@@ -104,6 +104,11 @@ impl PodNetwork {
         Ok(Hop { to: hop.into(), from: same.then_some(self.address) })
     }
 
+    /// Another number whenever policies are others: connections made before are not to be used again.
+    pub fn policies_epoch(&self) -> u64 {
+        self.directory.load().policies_epoch
+    }
+
     /// Whether the pod's policies let it receive at `to` from this peer.
     pub fn may_receive(&self, transport: Transport, from: SocketAddr, to: SocketAddr) -> bool {
         match (from, to) {
@@ -112,6 +117,16 @@ impl PodNetwork {
             }
             _ => true,
         }
+    }
+
+    /// Whether the pod's policies let its guests accept a connection from this peer.
+    pub fn may_accept(&self, from: SocketAddr) -> bool {
+        let SocketAddr::V4(from) = from else { return true };
+        if *from.ip() == self.loopback {
+            return true;
+        }
+        let ports: Vec<u16> = self.everywhere.lock().keys().copied().collect();
+        self.directory.load().policies.may_accept(*from.ip(), self.address, &ports)
     }
 
     /// An address as the guest knows it.

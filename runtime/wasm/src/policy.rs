@@ -5,10 +5,10 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
 };
 
-use crate::protocol::{Policy, Rule, Transport};
+use crate::protocol::{Block, Policy, Ports, Rule, Transport};
 
 /// The policies of the table, indexed by pod.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Policies {
     rules: Vec<Vec<Rule>>,
     /// For each pod that a policy selects for what it receives: indices of `rules`.
@@ -33,10 +33,25 @@ impl Policies {
         all
     }
 
+    /// Whether no pod's receiving is restricted.
+    pub fn are_silent(&self) -> bool {
+        self.ingress.is_empty()
+    }
+
     /// Whether the pod may receive at `to` from this peer.
     pub fn may_receive(&self, transport: Transport, from: Ipv4Addr, to: SocketAddrV4) -> bool {
-        // A pod reaches itself, and its node reaches it (probes), whatever the policies say.
+        // A pod reaches itself, whatever the policies say.
         from == *to.ip() || self.allows(&self.ingress, *to.ip(), transport, from, to.port())
+    }
+
+    /// Whether the pod may receive connections from this peer at one of these ports; of none that are known: at any.
+    pub fn may_accept(&self, from: Ipv4Addr, pod: Ipv4Addr, ports: &[u16]) -> bool {
+        if ports.is_empty() {
+            let Some(policies) = self.ingress.get(&pod) else { return true };
+            let mut rules = policies.iter().filter_map(|at| self.rules.get(*at)).flatten();
+            return from == pod || rules.any(|rule| among(rule, from));
+        }
+        ports.iter().any(|port| self.may_receive(Transport::Tcp, from, SocketAddrV4::new(pod, *port)))
     }
 
     /// Whether the pod may send to this address.
@@ -58,23 +73,24 @@ impl Policies {
     }
 }
 
-fn matches(rule: &Rule, transport: Transport, peer: Ipv4Addr, port: u16) -> bool {
-    let peers = rule.peers.as_ref().is_none_or(|blocks| {
-        let within = |block: &crate::protocol::Block| {
+/// Whether a rule speaks of this peer.
+fn among(rule: &Rule, peer: Ipv4Addr) -> bool {
+    rule.peers.as_ref().is_none_or(|blocks| {
+        let within = |block: &Block| {
             block.cidr.contains(peer) && !block.except.iter().any(|range| range.contains(peer))
         };
         blocks.iter().any(within)
-    });
-    let within = |range: &crate::protocol::Ports| {
-        range.transport == transport && (range.first..=range.last).contains(&port)
-    };
-    peers && rule.ports.as_ref().is_none_or(|ports| ports.iter().any(within))
+    })
+}
+
+fn matches(rule: &Rule, transport: Transport, peer: Ipv4Addr, port: u16) -> bool {
+    let within = |range: &Ports| range.transport == transport && (range.first..=range.last).contains(&port);
+    among(rule, peer) && rule.ports.as_ref().is_none_or(|ports| ports.iter().any(within))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Block, Ports};
 
     fn block(text: &str) -> Block {
         Block { cidr: text.parse().unwrap_or_else(|e| panic!("{e}")), except: Vec::new() }

@@ -79,6 +79,8 @@ pub(crate) struct Routes {
     pub generation: u64,
     pub names: Names,
     pub policies: Policies,
+    /// Another number whenever the policies are others.
+    pub policies_epoch: u64,
     services: HashMap<(Transport, SocketAddrV4), Service>,
     endpoints: HashSet<Ipv4Addr>,
     /// Whether names of other domains may be asked for.

@@ -5,6 +5,7 @@
 //! network namespaces that the test makes.
 
 pub mod load;
+pub mod machines;
 pub mod netns;
 pub mod servers;
 pub mod slot;

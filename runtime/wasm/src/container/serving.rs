@@ -1,6 +1,11 @@
 //! Running a component that exports a wasi:http handler: its listeners, and how it is drained.
 
-use std::{io, net::SocketAddrV4, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -9,6 +14,7 @@ use super::{Container, Exit, Stop};
 use crate::{
     handler::{self, Handler},
     memory::OverLimit,
+    network::PodNetwork,
     protocol::{ErrorCode, HostError, Transport},
     services::{Handlers, accept, reset},
 };
@@ -34,6 +40,24 @@ pub(super) struct Serving {
     close: CancellationToken,
     memory_limit: Option<u64>,
     container: Arc<Container>,
+}
+
+/// A connection to the pod's own address: it stays with the handler.
+struct Direct {
+    handler: Arc<Handler>,
+    network: Arc<PodNetwork>,
+    peer: SocketAddr,
+    address: SocketAddrV4,
+}
+
+impl handler::Target for Direct {
+    fn choose(&self, _current: Option<&Arc<Handler>>) -> Option<Arc<Handler>> {
+        Some(self.handler.clone())
+    }
+
+    fn permits(&self) -> bool {
+        self.network.may_receive(Transport::Tcp, self.peer, self.address.into())
+    }
 }
 
 /// Binds the ports, starts an instance, and listens.
@@ -102,12 +126,13 @@ impl Serving {
         tokio::spawn(async move {
             let killed = handler.killed.clone();
             let draining = handler.draining.clone();
-            let target: Arc<dyn handler::Target> = Arc::new(handler);
             accept(listener, draining, |stream, peer| {
                 if !network.may_receive(Transport::Tcp, peer, address.into()) {
                     return reset(&stream);
                 }
-                let (target, close, killed) = (target.clone(), close.clone(), killed.clone());
+                let target =
+                    Arc::new(Direct { handler: handler.clone(), network: network.clone(), peer, address });
+                let (close, killed) = (close.clone(), killed.clone());
                 connections.spawn(handler::serve(stream, target, None, close, killed));
             })
             .await;

@@ -1,6 +1,6 @@
 //! Connections of clients: HTTP/1.1 and HTTP/2 with prior knowledge, straight to a handler.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use http_body_util::BodyExt;
@@ -25,13 +25,8 @@ const MAX_HEAD: usize = 64 << 10;
 pub(crate) trait Target: Send + Sync + 'static {
     /// The handler of the next request; `current` served the last one.
     fn choose(&self, current: Option<&Arc<Handler>>) -> Option<Arc<Handler>>;
-}
-
-/// Connections to a pod's own address stay with its handler.
-impl Target for Arc<Handler> {
-    fn choose(&self, _current: Option<&Arc<Handler>>) -> Option<Arc<Handler>> {
-        Some(self.clone())
-    }
+    /// Whether the client may still be served: policies change while connections last.
+    fn permits(&self) -> bool;
 }
 
 /// Serves a connection until it ends. After `close` it is ended once it has nothing in flight.
@@ -46,7 +41,13 @@ pub(crate) async fn serve(
     let current = Arc::new(Mutex::new(first));
     let service = service_fn(move |request| {
         let (target, current) = (target.clone(), current.clone());
-        async move { Ok::<_, Infallible>(answer(request, &*target, &current).await) }
+        async move {
+            if !target.permits() {
+                // Ends the connection without an answer.
+                return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+            }
+            Ok(answer(request, &*target, &current).await)
+        }
     });
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD);

@@ -16,6 +16,7 @@ use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioIo},
 };
+use parking_lot::Mutex;
 use tokio::net::{TcpSocket, TcpStream};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
@@ -34,19 +35,36 @@ type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
 #[derive(Clone)]
 pub(crate) struct Egress {
     network: Arc<PodNetwork>,
-    client: Client<Connector, WasiBody>,
+    /// The pool, and the policies' epoch that its connections were made in.
+    pool: Arc<Mutex<(u64, Pool)>>,
+}
+
+type Pool = Client<Connector, WasiBody>;
+
+fn pool(network: &Arc<PodNetwork>) -> Pool {
+    Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(Duration::from_secs(15))
+        .pool_max_idle_per_host(32)
+        .pool_timer(hyper_util::rt::TokioTimer::new())
+        .set_host(false)
+        .build(Connector { network: network.clone() })
 }
 
 impl Egress {
     /// The outgoing side of this pod.
     pub fn new(network: Arc<PodNetwork>) -> Egress {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(Duration::from_secs(15))
-            .pool_max_idle_per_host(32)
-            .pool_timer(hyper_util::rt::TokioTimer::new())
-            .set_host(false)
-            .build(Connector { network: network.clone() });
-        Egress { network, client }
+        let pool = Arc::new(Mutex::new((network.policies_epoch(), pool(&network))));
+        Egress { network, pool }
+    }
+
+    /// The connections that may be used now.
+    fn pool(&self) -> Pool {
+        let epoch = self.network.policies_epoch();
+        let mut current = self.pool.lock();
+        if current.0 != epoch {
+            *current = (epoch, pool(&self.network));
+        }
+        current.1.clone()
     }
 
     /// Where an authority leads: an address of the table or of the pod's network.
@@ -98,7 +116,7 @@ impl Egress {
             .build()
             .map_err(|_| Error::HttpRequestUriInvalid)?;
         let limit = options.and_then(|o| o.first_byte_timeout).unwrap_or(TIMEOUT);
-        let answer = tokio::time::timeout(limit, self.client.request(request));
+        let answer = tokio::time::timeout(limit, self.pool().request(request));
         let response = answer.await.map_err(|_| Error::ConnectionReadTimeout)?.map_err(refused)?;
         let response = response.map(|body| body.map_err(Error::from).boxed_unsync());
         Ok((response, Box::new(async { Ok(()) })))

@@ -44,7 +44,9 @@ fn permitted(network: &PodNetwork, address: SocketAddr, purpose: SocketAddrUse) 
         }
         SocketAddrUse::TcpListen | SocketAddrUse::UdpBind => network.owns(address),
         SocketAddrUse::TcpConnect | SocketAddrUse::UdpSend => network.may_reach(address),
-        SocketAddrUse::TcpAccept | SocketAddrUse::UdpReceive => true,
+        SocketAddrUse::TcpAccept => network.may_accept(address),
+        // An answer to what the pod sent cannot be told from the rest here.
+        SocketAddrUse::UdpReceive => true,
     }
 }
 

@@ -88,6 +88,13 @@ pub(super) fn hop(client: Ipv4Addr, endpoint: SocketAddrV4) -> Hop {
 }
 
 impl Target for Client {
+    fn permits(&self) -> bool {
+        // Without an endpoint at all the last one goes on, as long as it drains.
+        self.entry.directory.load().policies.are_silent()
+            || self.entry.service.load().endpoints.is_empty()
+            || !self.entry.order(self.from).is_empty()
+    }
+
     fn choose(&self, current: Option<&Arc<Handler>>) -> Option<Arc<Handler>> {
         match current {
             Some(current) if !current.draining.is_cancelled() => Some(current.clone()),

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use coracle_wasm::protocol::{Name, SandboxSpec, ServiceEntry, ServiceTable, Transport};
+use coracle_wasm::protocol::{Block, Name, Policy, Rule, SandboxSpec, ServiceEntry, ServiceTable, Transport};
 
 use crate::harness::{Connection, Host, Result, get, service_address};
 
@@ -104,6 +104,95 @@ async fn guests_reach_services_by_address_and_name() -> Result {
     }
     let (_, body) = get(at, "/fetch?http://elsewhere.example:8080/").await?;
     assert!(body.starts_with("error"), "{body}");
+    Ok(())
+}
+
+/// The address of a server that answers each datagram with a word.
+async fn udp_server(word: &'static str) -> Result<SocketAddrV4> {
+    let socket = tokio::net::UdpSocket::bind((Ipv4Addr::new(127, 71, 0, 1), 0)).await?;
+    let std::net::SocketAddr::V4(at) = socket.local_addr()? else { anyhow::bail!("not IPv4") };
+    tokio::spawn(async move {
+        let mut buffer = [0; 64];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer).await {
+            let _ = socket.send_to(word.as_bytes(), from).await;
+        }
+    });
+    Ok(at)
+}
+
+async fn datagram(to: SocketAddrV4) -> Result<String> {
+    let socket = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    socket.connect(to).await?;
+    socket.send(b"?").await?;
+    let mut buffer = [0; 64];
+    let length = tokio::time::timeout(Duration::from_secs(2), socket.recv(&mut buffer)).await??;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datagrams_are_led_to_endpoints_and_back() -> Result {
+    let host = Host::start().await?;
+    let address = service_address();
+    let to = SocketAddrV4::new(address, 5300);
+    let endpoints = vec![udp_server("one").await?, udp_server("two").await?];
+    let entry = ServiceEntry {
+        name: "default/names".into(),
+        port_name: String::new(),
+        transport: Transport::Udp,
+        address,
+        port: 5300,
+        endpoints,
+        affinity_seconds: None,
+    };
+    let with = |affinity_seconds, generation| ServiceTable {
+        generation,
+        services: vec![ServiceEntry { affinity_seconds, ..entry.clone() }],
+        ..ServiceTable::default()
+    };
+    assert_eq!(host.client.set_services(with(None, 1)).await?, []);
+    let mut seen = BTreeSet::new();
+    for _ in 0..40 {
+        seen.insert(datagram(to).await?);
+    }
+    assert_eq!(seen.len(), 2, "each new client goes to any endpoint: {seen:?}");
+    host.client.set_services(with(Some(60), 2)).await?;
+    let first = datagram(to).await?;
+    for _ in 0..20 {
+        assert_eq!(datagram(to).await?, first, "one client address keeps its endpoint");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_decides_who_is_served() -> Result {
+    let host = Host::start().await?;
+    let (server, friend, stranger) =
+        (web(&host, "kept").await?, web(&host, "friend").await?, web(&host, "stranger").await?);
+    let address = service_address();
+    let mut table = table(1, address, &[&server]);
+    let rule = Rule {
+        peers: Some(vec![Block { cidr: format!("{}/32", friend.pod_ip).parse().unwrap(), except: vec![] }]),
+        ports: None,
+    };
+    let policy = Policy {
+        name: "default/friends".into(),
+        pods: vec![server.pod_ip],
+        ingress: Some(vec![rule]),
+        egress: None,
+    };
+    let asks = |pod: &SandboxSpec, host: Ipv4Addr| {
+        let at = SocketAddrV4::new(pod.pod_ip, 8080);
+        async move { Ok::<_, anyhow::Error>(get(at, &format!("/fetch?http://{host}:8080/")).await?.0) }
+    };
+    for (policies, expected) in [(vec![], 200), (vec![policy], 502), (vec![], 200)] {
+        table.generation += 1;
+        table.policies = policies;
+        host.client.set_services(table.clone()).await?;
+        for to in [server.pod_ip, address] {
+            assert_eq!(asks(&friend, to).await?, 200);
+            assert_eq!(asks(&stranger, to).await?, expected);
+        }
+    }
     Ok(())
 }
 

@@ -9,4 +9,5 @@ mod languages;
 mod network;
 mod pods;
 mod readme;
+mod routed;
 mod serverless;

@@ -1,0 +1,225 @@
+//! A cluster of several machines: a server and nodes, each on a host of its own. Profile `routed`.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::netns::{Host, Network};
+use crate::{binary, eventually, guest_file, kubectl, succeed};
+
+const START: Duration = Duration::from_secs(60);
+const PODS: &str = "10.244.0.0/16";
+const SERVICES: &str = "10.96.0.0/16";
+const DNS: &str = "10.96.0.10";
+
+/// One server on the first host, and a node on each of the others.
+pub struct Machines {
+    /// What runs, with the name of its log.
+    processes: Vec<(String, Child)>,
+    dir: TempDir,
+    bin: PathBuf,
+    /// The hosts: 0 is the server's, N is the one of node N.
+    pub network: Network,
+}
+
+impl Machines {
+    /// Starts a server and so many nodes; `server` are further flags of the server.
+    pub fn start(nodes: usize, server: &[&str]) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
+        let bin = dir.path().join("coracle");
+        succeed(Command::new("cp").arg(binary("CORACLE_BIN", "target/debug/coracle")?).arg(&bin))?;
+        let network = Network::new(nodes + 1)?;
+        let mut machines = Self { processes: Vec::new(), dir, bin, network };
+        machines.serve(server)?;
+        for index in 1..=nodes {
+            machines.runtime(index)?;
+            machines.node(index)?;
+        }
+        eventually("every node is ready", START, || {
+            let nodes_ready = machines.get(&["nodes"])?;
+            let items = nodes_ready["items"].as_array().context("no items")?;
+            Ok(items.len() == nodes && items.iter().all(is_ready))
+        })
+        .with_context(|| machines.logs())?;
+        Ok(machines)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn shown(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn spawn(&mut self, host: usize, log: &str, args: &[String]) -> Result<()> {
+        let mut command = self.network.host(host)?.command(&self.bin);
+        let file = File::options().create(true).append(true).open(self.path(&format!("{log}.log")))?;
+        command.args(args).current_dir(self.dir.path()).env("HOME", self.dir.path());
+        command.env_remove("RUST_BACKTRACE");
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let child = command.spawn().with_context(|| format!("start {log}"))?;
+        self.processes.push((log.to_owned(), child));
+        Ok(())
+    }
+
+    fn serve(&mut self, more: &[&str]) -> Result<()> {
+        let address = self.network.host(0)?.address.clone();
+        let first = self.network.host(1)?.address.clone();
+        let mut args: Vec<String> = ["server", "--data-dir"].map(String::from).into();
+        args.push(self.shown("server"));
+        args.push(format!("--listen={address}:6443"));
+        args.push(format!("--pod-cidr={PODS}"));
+        args.push(format!("--service-cidr={SERVICES}"));
+        args.push(format!("--write-kubeconfig={}", self.shown("kubeconfig")));
+        args.push(format!("--local-node=node-1={first}"));
+        args.extend(more.iter().map(|flag| (*flag).to_owned()));
+        self.spawn(0, "server", &args)?;
+        let file = self.path("server/node/kubeconfig");
+        eventually("the server is ready", START, || Ok(file.is_file())).with_context(|| self.logs())
+    }
+
+    /// Starts the runtime of a node.
+    pub fn runtime(&mut self, index: usize) -> Result<()> {
+        let args = [
+            "runtime".into(),
+            format!("--socket={}", self.shown(&format!("cri-{index}.sock"))),
+            format!("--state-dir={}", self.shown(&format!("runtime-{index}"))),
+            format!("--registries={}", self.shown("server/node/registries.json")),
+            format!("--pod-cidr={PODS}"),
+            format!("--service-cidr={SERVICES}"),
+            "--network=routed".into(),
+        ];
+        self.spawn(index, &format!("runtime-{index}"), &args)?;
+        let socket = self.path(&format!("cri-{index}.sock"));
+        eventually("the runtime is ready", START, || Ok(socket.exists())).with_context(|| self.logs())
+    }
+
+    /// Starts the agent of a node.
+    pub fn node(&mut self, index: usize) -> Result<()> {
+        let address = self.network.host(index)?.address.clone();
+        let credentials = |name: &str| self.shown(&format!("server/node/{name}"));
+        // The server writes credentials for one node only.
+        let kubeconfig = if index == 1 { credentials("kubeconfig") } else { self.shown("kubeconfig") };
+        let args = [
+            "node".into(),
+            format!("--kubeconfig={kubeconfig}"),
+            format!("--name=node-{index}"),
+            format!("--node-ip={address}"),
+            format!("--runtime-endpoint=unix://{}", self.shown(&format!("cri-{index}.sock"))),
+            format!("--root-dir={}", self.shown(&format!("node-{index}"))),
+            format!("--tls-cert-file={}", credentials("serving.crt")),
+            format!("--tls-private-key-file={}", credentials("serving.key")),
+            format!("--client-ca-file={}", credentials("ca.crt")),
+            format!("--cluster-dns={DNS}"),
+            format!("--service-cidr={SERVICES}"),
+            "--network=routed".into(),
+        ];
+        self.spawn(index, &format!("node-{index}"), &args)
+    }
+
+    /// Ends a process by its log's name (`server`, `node-1`, `runtime-2`) with this signal, and waits for its end.
+    pub fn end(&mut self, name: &str, signal: Signal) -> Result<()> {
+        let at = self.processes.iter().position(|(log, _)| log == name).context("no such process")?;
+        let (_, mut child) = self.processes.remove(at);
+        kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
+        let mut ended = false;
+        eventually(&format!("{name} ends"), Duration::from_secs(20), || {
+            ended = child.try_wait()?.is_some();
+            Ok(ended)
+        })
+    }
+
+    fn client(&self, program: impl AsRef<std::path::Path>) -> Result<Command> {
+        let mut command = self.network.host(0)?.command(program.as_ref());
+        command
+            .current_dir(self.dir.path())
+            .env("HOME", self.dir.path())
+            .env("KUBECONFIG", self.path("kubeconfig"))
+            .env("KUBECACHEDIR", self.path("kubecache"))
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Runs the exact kubectl on the server's host; its standard output.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        succeed(self.client(kubectl()?)?.args(args))
+    }
+
+    /// An object or list as JSON.
+    pub fn get(&self, args: &[&str]) -> Result<Value> {
+        let mut all = vec!["get", "-o", "json"];
+        all.extend(args);
+        Ok(serde_json::from_str(&self.kubectl(&all)?)?)
+    }
+
+    /// Applies objects.
+    pub fn apply(&self, objects: &[Value]) -> Result<()> {
+        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let path = self.path("objects.json");
+        std::fs::write(&path, list.to_string())?;
+        self.kubectl(&["apply", "-f", &path.display().to_string()]).map(drop)
+    }
+
+    /// Pushes a guest under a name.
+    pub fn push(&self, guest: &str, tag: &str) -> Result<()> {
+        let built = guest_file(guest)?;
+        succeed(self.client(&self.bin)?.args(["image", "push", &built.display().to_string(), tag])).map(drop)
+    }
+
+    /// A host: 0 is the server's, N the one of node N.
+    pub fn host(&self, index: usize) -> Result<&Host> {
+        self.network.host(index)
+    }
+
+    /// The end of each process's log, for a failure.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        let mut names: Vec<_> = self.processes.iter().map(|(name, _)| name.as_str()).collect();
+        names.dedup();
+        for name in names {
+            let log = std::fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default();
+            let mut lines: Vec<_> = log.lines().rev().take(12).collect();
+            lines.reverse();
+            text += &format!("\n--- {name}\n{}\n", lines.join("\n"));
+        }
+        text
+    }
+
+    /// Ends everything in order; each process must end by itself.
+    pub fn stop(mut self) -> Result<()> {
+        for (name, signal) in
+            self.processes.iter().rev().map(|(n, _)| (n.clone(), Signal::SIGTERM)).collect::<Vec<_>>()
+        {
+            if let Err(error) = self.end(&name, signal) {
+                bail!("{error:#}; {}", self.logs());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_ready(node: &Value) -> bool {
+    let conditions = node["status"]["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        for (_, child) in &mut self.processes {
+            // What it started in turn ends with the network.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
