@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn rows() {
         let now = "2026-01-01T00:00:10Z".parse().unwrap();
-        let def = resource(&RegistryOptions::default(), &[]);
+        let def = resource(&RegistryOptions::default());
         let s = json!({"metadata": {"name": "s", "creationTimestamp": "2026-01-01T00:00:00Z"},
             "spec": {"type": "NodePort", "clusterIP": "127.96.0.9", "ports": [{"port": 80, "nodePort": 30001, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}], "selector": {"a": "b"}}});
         assert_eq!(
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn validation_table() {
-        let def = resource(&RegistryOptions::default(), &[]);
+        let def = resource(&RegistryOptions::default());
         let words = |mut spec: Value| {
             set(&mut spec, "clusterIP", "127.96.1.1");
             let mut s = json!({"metadata": {"name": "s"}, "spec": spec});
