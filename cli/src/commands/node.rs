@@ -46,6 +46,9 @@ pub struct Options {
     /// Addresses of Services; only profile `routed` asks for it.
     #[arg(long, default_value = "10.96.0.0/12")]
     pub service_cidr: String,
+    /// Where device plugins have their sockets; `device-plugins` in the root directory where it is not said.
+    #[arg(long)]
+    pub device_plugin_dir: Option<PathBuf>,
     /// The domain of the cluster's names.
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
@@ -97,7 +100,11 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         client_ca_pem: read(&options.client_ca_file)?,
         max_pods: options.max_pods,
         more_routes: gateway.router(),
-        dns: coracle_agent::context::Dns { servers: options.cluster_dns, domain: options.cluster_domain.clone() },
+        device_plugin_dir: options.device_plugin_dir,
+        dns: coracle_agent::context::Dns {
+            servers: options.cluster_dns,
+            domain: options.cluster_domain.clone(),
+        },
     };
     let feed = coracle_network::Options {
         client,

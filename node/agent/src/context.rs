@@ -1,13 +1,14 @@
 //! What every part of the agent shares.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::env::fields::Facts;
 use crate::events::Recorder;
 use crate::objects::Objects;
+use crate::pods::steps::config::Surroundings;
 use crate::runtime::Runtime;
 use crate::services::Services;
 use crate::tokens::{Issued, Tokens};
@@ -53,9 +54,23 @@ pub struct Context {
     pub memory: i64,
     /// Where pods ask for names.
     pub dns: Dns,
+    /// Devices that plugins serve.
+    pub devices: coracle_devices::manager::Manager,
+    /// Names of the runtime's handlers, as it last told.
+    pub handlers: parking_lot::RwLock<Vec<String>>,
 }
 
 impl Context {
+    /// Whether the runtime has a handler for Linux containers.
+    pub fn runs_linux(&self) -> bool {
+        self.handlers.read().iter().any(|h| !matches!(h.as_str(), "" | "wasm" | "wasm-isolated"))
+    }
+
+    /// What the config of a sandbox says besides the pod.
+    pub fn surroundings<'a>(&'a self, log_directory: &'a Path, linux: bool) -> Surroundings<'a> {
+        Surroundings { log_directory, dns: &self.dns, linux, node_memory: self.memory }
+    }
+
     /// What the downward API says besides the pod's own fields.
     pub fn facts(&self, pod_ips: Vec<String>) -> Facts {
         Facts {

@@ -2,6 +2,8 @@
 
 use k8s_openapi::api::core::v1::Container;
 
+pub mod credentials;
+
 /// Whether an image must be pulled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 pub mod context;
 pub mod env;
 pub mod events;
+pub mod hooks;
 pub mod images;
 pub mod logs;
 pub mod node;
@@ -23,6 +24,7 @@ pub mod probes;
 pub mod runtime;
 pub mod server;
 pub mod services;
+pub mod storage;
 pub mod tokens;
 pub mod volumes;
 
@@ -46,8 +48,12 @@ pub struct Options {
     pub client_ca_pem: String,
     /// Most pods at a time; the scheduler goes by it.
     pub max_pods: u32,
+    /// What other parts of the node serve under the node API.
+    pub more_routes: axum::Router,
     /// Where pods ask for names.
     pub dns: context::Dns,
+    /// Where device plugins have their sockets; `None`: `device-plugins` in the root directory.
+    pub device_plugin_dir: Option<PathBuf>,
 }
 
 /// Runs until `shutdown`. Pods run on afterwards.
@@ -55,6 +61,11 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     std::fs::create_dir_all(&options.root_dir)
         .with_context(|| format!("create the root directory {}", options.root_dir.display()))?;
     let root = std::path::absolute(&options.root_dir).context("find the root directory")?;
+    let devices = coracle_devices::manager::Manager::new(
+        options.device_plugin_dir.clone().unwrap_or_else(|| root.join("device-plugins")),
+        root.join("device-plugins").join("checkpoint.json"),
+        shutdown.clone(),
+    );
     let machine = node::machine::read();
     let (recorder, write_events) =
         events::Recorder::new(options.client.clone(), options.node_name.clone(), shutdown.clone());
@@ -72,6 +83,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         cpu_milli: machine.cpus.saturating_mul(1000),
         memory: machine.memory,
         dns: options.dns.clone(),
+        devices: devices.clone(),
+        handlers: Default::default(),
     });
     let pods = pods::source::Pods::default();
     let server = server::Server::bind(&options, context.clone(), pods.clone()).await?;
@@ -81,7 +94,17 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         follow_services,
         server.run(shutdown.clone()),
         node::run(context.clone(), machine, port, options.max_pods, shutdown.clone()),
-        pods::source::run(context, pods, shutdown.clone()),
+        pods::source::run(context.clone(), pods, shutdown.clone()),
+        logs::rotate::run(context.clone(), shutdown.clone()),
+        storage::run(context, shutdown.clone()),
+        serve_devices(devices),
     );
     Ok(())
+}
+
+/// A node without device plugins goes on.
+async fn serve_devices(devices: coracle_devices::manager::Manager) {
+    if let Err(error) = devices.run().await {
+        tracing::warn!(%error, "device plugins cannot register with this node");
+    }
 }

@@ -8,6 +8,8 @@ use tokio::fs::File;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, BufReader, SeekFrom};
 use tokio::sync::mpsc;
 
+pub mod rotate;
+
 /// The longest line that is read in one piece, in bytes: CRI writers split at 16 KiB.
 const MAX_LINE: u64 = 1 << 20;
 const CHUNK: u64 = 64 << 10;
@@ -44,6 +46,11 @@ fn parse(line: &[u8]) -> Option<Entry<'_>> {
     let tags = parts.next()?;
     let text = parts.next().unwrap_or_default();
     Some(Entry { time, whole: !tags.starts_with(b"P"), text })
+}
+
+/// What the writer of a line wrote: without time and stream; a part of a line without a newline.
+pub fn text(line: &[u8]) -> Vec<u8> {
+    render(line, &Query::default(), &mut false).unwrap_or_default()
 }
 
 /// Where the last `lines` lines begin.
@@ -141,7 +148,16 @@ where
             }
             continue;
         }
-        if !query.follow || last_look {
+        if !query.follow {
+            return Ok(());
+        }
+        // All of this file is read: when it was put aside, the container goes on in a new one.
+        if let Some(next) = successor(path, &reader).await {
+            reader = BufReader::new(next);
+            line.clear();
+            continue;
+        }
+        if last_look {
             return Ok(());
         }
         // One more look after the container is gone: its last words may have come in between.
@@ -153,6 +169,17 @@ where
             }
         }
     }
+}
+
+/// The file that has the name now, when it is another than the one that is read.
+async fn successor(path: &Path, reader: &BufReader<File>) -> Option<File> {
+    use std::os::unix::fs::MetadataExt;
+    let now = tokio::fs::metadata(path).await.ok()?;
+    let open = reader.get_ref().metadata().await.ok()?;
+    if (now.dev(), now.ino()) == (open.dev(), open.ino()) {
+        return None;
+    }
+    File::open(path).await.ok()
 }
 
 fn render(line: &[u8], query: &Query, continued: &mut bool) -> Option<Vec<u8>> {

@@ -47,7 +47,11 @@ async fn keep_node(context: &Context, machine: &machine::Machine, port: u16, max
             Ok(settled) => {
                 delay = RETRY_MIN;
                 // A node that is not yet whole (no range, runtime away) is looked at more often.
-                tokio::time::sleep(if settled { LOOK } else { Duration::from_millis(300) }).await;
+                let pause = if settled { LOOK } else { Duration::from_millis(300) };
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = context.devices.changed() => {}
+                }
             }
             Err(error) => {
                 tracing::warn!(
@@ -91,6 +95,10 @@ impl Keeper<'_> {
         if let Some(patch) = object::missing_labels(&node, name) {
             api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         }
+        let storage = crate::volumes::claims::storage(&self.context.root);
+        if let Some(patch) = object::missing_annotation(&node, &storage.to_string_lossy()) {
+            api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        }
         let handed = self.hand_over_cidr(&node).await;
         let facts = object::Facts {
             machine: self.machine,
@@ -99,6 +107,7 @@ impl Keeper<'_> {
             port: self.port,
             max_pods: self.max_pods,
             runtime: self.ask_runtime(handed).await,
+            devices: self.context.devices.amounts(),
             now: Timestamp::now(),
         };
         let ready = facts.runtime.problem.is_none();
@@ -139,6 +148,9 @@ impl Keeper<'_> {
                 return object::RuntimeFacts { version: None, problem: Some(problem) };
             }
         };
+        if let Ok(handlers) = self.context.runtime.handlers().await {
+            *self.context.handlers.write() = handlers;
+        }
         let mut problems: Vec<String> = handed.err().into_iter().collect();
         match self.context.runtime.conditions().await {
             Err(status) => {

@@ -7,5 +7,6 @@ pub mod source;
 pub mod state;
 pub mod status;
 pub mod steps;
+pub mod termination;
 pub mod unsupported;
 pub mod worker;

@@ -12,8 +12,11 @@ use tokio::task::AbortHandle;
 
 use crate::events::Recorder;
 use crate::pods::state::{Container, Doom, Phase, PodState, Probed, init_containers, main_containers};
+use crate::runtime::Runtime;
 
 pub mod check;
+
+use check::Target;
 
 /// Which probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +47,7 @@ pub struct Prober {
     results: Results,
     wake: Arc<Notify>,
     recorder: Recorder,
+    runtime: Runtime,
 }
 
 impl Drop for Prober {
@@ -54,8 +58,8 @@ impl Drop for Prober {
 
 impl Prober {
     /// `wake` is notified when a result changes.
-    pub fn new(wake: Arc<Notify>, recorder: Recorder) -> Self {
-        Self { tasks: HashMap::new(), results: Results::default(), wake, recorder }
+    pub fn new(wake: Arc<Notify>, recorder: Recorder, runtime: Runtime) -> Self {
+        Self { tasks: HashMap::new(), results: Results::default(), wake, recorder, runtime }
     }
 
     /// What is known now, by container id.
@@ -112,6 +116,7 @@ impl Prober {
                     results: self.results.clone(),
                     wake: self.wake.clone(),
                     recorder: self.recorder.clone(),
+                    runtime: self.runtime.clone(),
                 };
                 self.tasks.insert(key, tokio::spawn(task.run()).abort_handle());
             }
@@ -142,6 +147,7 @@ struct Task {
     results: Results,
     wake: Arc<Notify>,
     recorder: Recorder,
+    runtime: Runtime,
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
@@ -160,7 +166,8 @@ impl Task {
         let failure = self.probe.failure_threshold.unwrap_or(3).max(1);
         let (mut passed, mut failed) = (0, 0);
         loop {
-            match check::check(&self.probe, &self.spec, &self.ip, limit).await {
+            let target = Target { spec: &self.spec, id: &self.id, ip: &self.ip, runtime: &self.runtime };
+            match check::check(&self.probe, &target, limit).await {
                 Ok(()) => (passed, failed) = (passed + 1, 0),
                 Err(why) => {
                     (passed, failed) = (0, failed + 1);

@@ -6,11 +6,12 @@ use std::time::Duration;
 use coracle_cri_api::v1 as cri;
 use coracle_cri_api::v1::image_service_client::ImageServiceClient;
 use coracle_cri_api::v1::runtime_service_client::RuntimeServiceClient;
-use coracle_cri_api::{EndpointError, MAX_MESSAGE_BYTES};
+use coracle_cri_api::{EndpointError, MAX_MESSAGE_BYTES, annotation};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::pods::state::{Container, Phase, PodState, Sandbox};
+use crate::pods::steps::config::security::ImageUser;
 
 /// Labels by which a runtime's objects are found again; the kubelet sets the same.
 pub mod label {
@@ -43,6 +44,20 @@ pub struct Image {
     pub id: String,
     /// Bytes.
     pub size: u64,
+    /// Whom it runs as, and whether it is a Linux image.
+    pub user: ImageUser,
+}
+
+impl Image {
+    fn new(image: cri::Image) -> Self {
+        let platform = image.spec.as_ref().and_then(|s| s.annotations.get(annotation::PLATFORM));
+        let user = ImageUser {
+            uid: image.uid.map(|v| v.value),
+            name: image.username,
+            linux: platform.is_some_and(|p| p == annotation::LINUX),
+        };
+        Self { id: image.id, size: image.size, user }
+    }
 }
 
 fn timed<T>(message: T, limit: Duration) -> Request<T> {
@@ -86,6 +101,12 @@ impl Runtime {
         Ok(answer.into_inner().status.map(|s| s.conditions).unwrap_or_default())
     }
 
+    /// Names of the handlers that sandboxes can ask for.
+    pub async fn handlers(&self) -> Result<Vec<String>, Status> {
+        let answer = self.runtime.clone().status(timed(cri::StatusRequest { verbose: false }, LOOK)).await?;
+        Ok(answer.into_inner().runtime_handlers.into_iter().map(|h| h.name).collect())
+    }
+
     /// Tells the runtime the range of pod addresses of this node.
     pub async fn set_pod_cidr(&self, pod_cidr: &str) -> Result<(), Status> {
         let config =
@@ -125,10 +146,12 @@ impl Runtime {
             .into_iter()
             .flat_map(|n| std::iter::once(n.ip.clone()).chain(n.additional_ips.iter().map(|a| a.ip.clone())));
         let state = status.as_ref().map_or(listed.state, |s| s.state);
+        let linux = listed.annotations.get(annotation::LINUX_CONTAINERS).is_some_and(|v| v == "true");
         Ok(Some(Sandbox {
             id: listed.id.clone(),
             ready: state == cri::PodSandboxState::SandboxReady as i32,
             attempt: listed.metadata.as_ref().map_or(0, |m| m.attempt),
+            linux,
             created_at: listed.created_at,
             ips: ips.filter(|ip| !ip.is_empty()).collect(),
         }))
@@ -233,24 +256,33 @@ impl Runtime {
         absent_is_fine(self.runtime.clone().remove_container(timed(request, ACT)).await)
     }
 
+    /// After its log was renamed: the container goes on in a new file of the old name.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), Status> {
+        let request = cri::ReopenContainerLogRequest { container_id: id.to_owned() };
+        self.runtime.clone().reopen_container_log(timed(request, LOOK)).await?;
+        Ok(())
+    }
+
     /// The image of this name, if the runtime has it.
     pub async fn image(&self, name: &str) -> Result<Option<Image>, Status> {
         let request = cri::ImageStatusRequest { image: Some(image_spec(name)), verbose: false };
         let answer = self.images.clone().image_status(timed(request, LOOK)).await;
         match answer {
-            Ok(answer) => Ok(answer.into_inner().image.map(|i| Image { id: i.id, size: i.size })),
+            Ok(answer) => Ok(answer.into_inner().image.map(Image::new)),
             Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
             Err(status) => Err(status),
         }
     }
 
     /// Pulls an image and returns what CreateContainer wants.
-    pub async fn pull(&self, name: &str, sandbox: cri::PodSandboxConfig) -> Result<String, Status> {
-        let request = cri::PullImageRequest {
-            image: Some(image_spec(name)),
-            auth: None,
-            sandbox_config: Some(sandbox),
-        };
+    pub async fn pull(
+        &self,
+        name: &str,
+        auth: Option<cri::AuthConfig>,
+        sandbox: cri::PodSandboxConfig,
+    ) -> Result<String, Status> {
+        let request =
+            cri::PullImageRequest { image: Some(image_spec(name)), auth, sandbox_config: Some(sandbox) };
         // Pulls take as long as they take; deleting the pod interrupts them.
         Ok(self
             .images

@@ -51,7 +51,11 @@ impl Server {
             .await
             .with_context(|| format!("bind the node API to {}:{}", options.node_ip, options.port))?;
         let acceptor = tls::acceptor(&options.serving_cert, &options.client_ca_pem)?;
-        Ok(Self { listener, acceptor, router: router(Shared { context, pods }) })
+        Ok(Self {
+            listener,
+            acceptor,
+            router: router(Shared { context, pods }).merge(options.more_routes.clone()),
+        })
     }
 
     /// The port that it listens on.

@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
-use k8s_openapi::api::core::v1::{Container, HostPathVolumeSource, Pod, Volume};
+use coracle_api::quantity::Quantity;
+use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, HostPathVolumeSource, Pod, Volume};
 
 use crate::env::{Sources, fields::Facts};
 
+use claims::{Claimed, Claims};
+
 pub mod atomic;
+pub mod claims;
+pub mod mounting;
 pub mod mounts;
 pub mod sources;
 
@@ -40,6 +45,10 @@ pub enum Error {
 pub struct PodDir {
     /// `<root>/pods/<uid>`.
     pub path: PathBuf,
+    /// Where persistent data of this node lies.
+    storage: PathBuf,
+    /// What the pod's claims are bound to.
+    claims: Claims,
 }
 
 /// Whether a name can be one component of a path.
@@ -50,7 +59,16 @@ fn is_component(name: &str) -> bool {
 impl PodDir {
     /// The directory of a pod; `None` when the uid could name something else.
     pub fn new(root: &Path, uid: &str) -> Option<Self> {
-        is_component(uid).then(|| Self { path: root.join("pods").join(uid) })
+        is_component(uid).then(|| Self {
+            path: root.join("pods").join(uid),
+            storage: claims::storage(root),
+            claims: Claims::new(),
+        })
+    }
+
+    /// The same, with the volumes that the pod's claims are bound to.
+    pub fn with_claims(self, claims: Claims) -> Self {
+        Self { claims, ..self }
     }
 
     /// Where a volume of the pod lies on this node.
@@ -58,12 +76,29 @@ impl PodDir {
         if let Some(host_path) = &volume.host_path {
             return Some(PathBuf::from(&host_path.path));
         }
-        let plugin = if volume.empty_dir.is_some() { "kubernetes.io~empty-dir" } else { plugin(volume)? };
+        let claimed = self.claims.get(&volume.name);
+        if let Some(directory) = claimed.and_then(Claimed::directory) {
+            return Some(PathBuf::from(directory));
+        }
+        let plugin = match plugin(volume) {
+            _ if volume.empty_dir.is_some() => "kubernetes.io~empty-dir",
+            Some(plugin) => plugin,
+            None if volume.nfs.is_some() || claimed.is_some_and(|c| c.spec.nfs.is_some()) => {
+                "kubernetes.io~nfs"
+            }
+            None => return None,
+        };
         is_component(&volume.name).then(|| self.path.join("volumes").join(plugin).join(&volume.name))
+    }
+
+    /// Whether a volume is only to be read, whatever the container's mount says.
+    pub fn is_read_only(&self, volume: &Volume) -> bool {
+        self.claims.get(&volume.name).is_some_and(|c| c.read_only)
     }
 
     /// Removes everything that the pod has here.
     pub fn remove(&self) -> std::io::Result<()> {
+        mounting::unmount_below(&self.path)?;
         match std::fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -98,7 +133,9 @@ fn kind(volume: &Volume) -> String {
 /// The first volume that this node can never provide.
 pub fn unsupported(pod: &Pod) -> Option<Error> {
     volumes(pod).iter().find_map(|volume| {
-        let known = volume.empty_dir.is_some() || volume.host_path.is_some() || plugin(volume).is_some();
+        let claimed = volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
+        let mounted = volume.empty_dir.is_some() || volume.host_path.is_some() || volume.nfs.is_some();
+        let known = claimed || mounted || plugin(volume).is_some();
         (!known).then(|| Error::Unsupported { volume: volume.name.clone(), kind: kind(volume) })
     })
 }
@@ -120,18 +157,97 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
             check_host_path(host_path).map_err(failed)?;
             continue;
         }
+        if let Some(claimed) = dir.claims.get(&volume.name) {
+            claimed.supported().map_err(|kind| Error::Unsupported { volume: volume.name.clone(), kind })?;
+        }
         let path =
             dir.volume(volume).ok_or_else(|| failed("the name of the volume is not a file name".into()))?;
+        if let Some(directory) = dir.claims.get(&volume.name).and_then(Claimed::directory) {
+            check_directory(dir, Path::new(directory)).map_err(failed)?;
+            continue;
+        }
+        let fresh = !path.exists();
         std::fs::create_dir_all(&path).map_err(|e| failed(format!("create {}: {e}", path.display())))?;
-        if volume.empty_dir.is_some() {
+        let claimed = dir.claims.get(&volume.name);
+        if let Some(share) = volume.nfs.clone().or_else(|| claimed.and_then(Claimed::nfs)) {
+            let options = claimed.and_then(|c| c.spec.mount_options.clone()).unwrap_or_default();
+            mounting::nfs(&share, &options, &path).map_err(failed)?;
+            continue;
+        }
+        if let Some(source) = &volume.empty_dir {
+            if fresh {
+                empty_dir(source, &path).map_err(failed)?;
+                own(pod, &path).map_err(failed)?;
+            }
             continue;
         }
         let files = sources::files(pod, volume, sources, facts).map_err(failed)?;
         let target = Dir::open_ambient_dir(&path, ambient_authority())
             .map_err(|e| failed(format!("open {}: {e}", path.display())))?;
-        changed |= atomic::write(&target, &files).map_err(|e| failed(e.to_string()))?;
+        let written = atomic::write(&target, &files).map_err(|e| failed(e.to_string()))?;
+        if written {
+            own(pod, &path).map_err(failed)?;
+        }
+        changed |= written;
     }
     Ok(changed)
+}
+
+/// Any user of the pod may write there.
+fn empty_dir(source: &EmptyDirVolumeSource, path: &Path) -> Result<(), String> {
+    if source.medium.as_deref() == Some("Memory") && nix::unistd::geteuid().is_root() {
+        let limit = source.size_limit.as_ref().and_then(|q| Quantity::parse(&q.0).ok());
+        return mounting::memory(path, limit.and_then(|q| u64::try_from(q.value()).ok()).filter(|b| *b > 0));
+    }
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(path, open).map_err(|e| format!("open {} to all: {e}", path.display()))
+}
+
+/// Gives what is in a volume to the pod's `fsGroup`. Only root can, and only root's pods have other users.
+fn own(pod: &Pod, path: &Path) -> Result<(), String> {
+    let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    let group = context.and_then(|c| c.fs_group).and_then(|g| u32::try_from(g).ok());
+    match group.filter(|_| nix::unistd::geteuid().is_root()) {
+        Some(group) => {
+            give(path, group, 0).map_err(|e| format!("give {} to group {group}: {e}", path.display()))
+        }
+        None => Ok(()),
+    }
+}
+
+fn give(path: &Path, group: u32, depth: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::{PermissionsExt, lchown};
+    let metadata = std::fs::symlink_metadata(path)?;
+    lchown(path, None, Some(group))?;
+    if metadata.is_symlink() {
+        return Ok(());
+    }
+    let mode = metadata.permissions().mode() & 0o7777;
+    let more = if metadata.is_dir() { 0o2070 } else { (mode & 0o700) >> 3 };
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode | more))?;
+    if metadata.is_dir() && depth < 64 {
+        for entry in std::fs::read_dir(path)?.take(100_000) {
+            give(&entry?.path(), group, depth + 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// A directory of a persistent volume: those that are made on demand are made at their first mount.
+fn check_directory(dir: &PodDir, path: &Path) -> Result<(), String> {
+    let relative = path.components().any(|c| c == std::path::Component::ParentDir);
+    if !path.is_absolute() || relative {
+        return Err(format!("path {:?} of the volume must be absolute and without ..", path.display()));
+    }
+    if path.parent() == Some(dir.storage.as_path()) && !path.exists() {
+        std::fs::create_dir_all(path).map_err(|e| format!("create {}: {e}", path.display()))?;
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        return std::fs::set_permissions(path, open).map_err(|e| format!("open {}: {e}", path.display()));
+    }
+    match path.exists() {
+        true => Ok(()),
+        false => Err(format!("path {:?} does not exist", path.display())),
+    }
 }
 
 fn check_host_path(volume: &HostPathVolumeSource) -> Result<(), String> {
@@ -154,9 +270,21 @@ fn check_host_path(volume: &HostPathVolumeSource) -> Result<(), String> {
         "File" if !path.is_file() => {
             Err(format!("hostPath type check failed: {} is not a file", volume.path))
         }
+        "Socket" | "CharDevice" | "BlockDevice" => check_node(path, kind, &volume.path),
         "" | "Directory" | "File" => Ok(()),
         other => Err(format!("hostPath type {other} is not supported by this node")),
     }
+}
+
+fn check_node(path: &Path, kind: &str, shown: &str) -> Result<(), String> {
+    use std::os::unix::fs::FileTypeExt;
+    let found = std::fs::metadata(path).map(|m| m.file_type());
+    let fits = found.is_ok_and(|t| match kind {
+        "Socket" => t.is_socket(),
+        "CharDevice" => t.is_char_device(),
+        _ => t.is_block_device(),
+    });
+    if fits { Ok(()) } else { Err(format!("hostPath type check failed: {shown} is not a {kind}")) }
 }
 
 /// Mounts of one container: container path, path on this node, read-only.

@@ -166,10 +166,10 @@ impl Manager {
         state.plugins.iter().map(amount).collect()
     }
 
-    /// Whether a plugin serves this resource, or did.
+    /// Whether a plugin serves this resource, or did before the agent was restarted.
     pub fn knows(&self, resource: &str) -> bool {
         let state = self.inner.state.lock();
-        state.plugins.contains_key(resource) || state.ledger.is_held(resource)
+        state.plugins.contains_key(resource) || state.ledger.is_registered(resource)
     }
 
     /// Devices of a container that has them already: those of a restart are those of before.
@@ -349,7 +349,9 @@ impl Registration for Manager {
             generation,
         };
         state.plugins.insert(request.resource_name.clone(), plugin);
+        state.ledger.register(&request.resource_name);
         drop(state);
+        self.write().map_err(|e| Status::internal(e.to_string()))?;
         tokio::spawn(self.clone().follow(request.resource_name, request.endpoint, generation));
         Ok(Response::new(Empty {}))
     }

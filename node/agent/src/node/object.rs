@@ -10,7 +10,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
+use coracle_devices::manager::Amount;
+
 use super::machine::Machine;
+use crate::storage::DIRECTORY_ANNOTATION;
 
 /// The Kubernetes version whose kubelet this agent stands in for.
 pub const VERSION: &str = "v1.36.2+coracle";
@@ -38,6 +41,8 @@ pub struct Facts<'a> {
     pub max_pods: u32,
     /// The runtime.
     pub runtime: RuntimeFacts,
+    /// Devices of plugins.
+    pub devices: Vec<Amount>,
     /// The clock.
     pub now: Timestamp,
 }
@@ -69,6 +74,13 @@ pub fn node(name: &str) -> Node {
     Node { metadata, ..Default::default() }
 }
 
+/// The patch that tells where persistent data may lie on the node.
+pub fn missing_annotation(node: &Node, directory: &str) -> Option<Value> {
+    let said = node.metadata.annotations.as_ref().and_then(|a| a.get(DIRECTORY_ANNOTATION));
+    (said.map(String::as_str) != Some(directory))
+        .then(|| json!({"metadata": {"annotations": {DIRECTORY_ANNOTATION: directory}}}))
+}
+
 /// The patch that gives a Node the labels that it must have.
 pub fn missing_labels(node: &Node, name: &str) -> Option<Value> {
     let existing = node.metadata.labels.clone().unwrap_or_default();
@@ -89,12 +101,22 @@ pub fn status(node: &Node, facts: &Facts<'_>) -> NodeStatus {
     .into_iter()
     .map(|(name, amount)| (name.to_owned(), Quantity(amount)))
     .collect();
+    // What others advertise on this Node (`kubectl patch --subresource=status`) stays.
+    let with_devices = |old: Option<BTreeMap<String, Quantity>>, of: fn(&Amount) -> usize| {
+        let mut all: BTreeMap<String, Quantity> =
+            old.unwrap_or_default().into_iter().filter(|(name, _)| name.contains('/')).collect();
+        all.extend(amounts.clone());
+        all.extend(facts.devices.iter().map(|d| (d.resource.clone(), Quantity(of(d).to_string()))));
+        all
+    };
+    let capacity = with_devices(old.capacity.clone(), |d| d.capacity);
+    let allocatable = with_devices(old.allocatable.clone(), |d| d.allocatable);
     let address = |kind: &str, address: &str| NodeAddress { type_: kind.into(), address: address.into() };
     let before = old.node_info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default();
     NodeStatus {
         addresses: Some(vec![address("InternalIP", &facts.address), address("Hostname", &facts.name)]),
-        capacity: Some(amounts.clone()),
-        allocatable: Some(amounts),
+        capacity: Some(capacity),
+        allocatable: Some(allocatable),
         conditions: Some(conditions(&old, facts)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(facts.port) }),
@@ -177,6 +199,7 @@ mod tests {
                 version: Some("coracle://0.1.0".into()),
                 problem: problem.map(str::to_owned),
             },
+            devices: Vec::new(),
             now: Timestamp::UNIX_EPOCH,
         };
         status(&node("node-1"), &facts)

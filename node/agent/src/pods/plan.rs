@@ -3,7 +3,7 @@
 //! A plan is short: the worker carries it out, looks again and asks again, until nothing is left to do.
 
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::backoff::Backoff;
 use super::state::{
@@ -110,6 +110,9 @@ pub fn plan(input: Input<'_>) -> Plan {
         return clean_up(input);
     }
     let mut plan = Plan::default();
+    if let Some(at) = deadline(input) {
+        plan.wake_at(at);
+    }
     if !input.memory.mounted {
         if let Some(error) = &input.memory.mount_error
             && error.retry_at > input.now
@@ -120,7 +123,7 @@ pub fn plan(input: Input<'_>) -> Plan {
         return Plan::act(Action::Mount);
     }
     match input.state.sandbox() {
-        Some(sandbox) if sandbox.ready => {}
+        Some(sandbox) if sandbox.ready && (sandbox.linux || !input.memory.needs_linux) => {}
         newest => {
             let attempt = newest.map_or(0, |s| s.attempt.saturating_add(1));
             return new_sandbox(input, attempt);
@@ -163,7 +166,11 @@ fn new_sandbox(input: Input<'_>, attempt: u32) -> Plan {
 /// Whether the pod has come to its end: it will not run again.
 pub fn ended(input: Input<'_>) -> bool {
     let phase = input.pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    if matches!(phase, Some("Succeeded" | "Failed")) || input.memory.refused.is_some() {
+    if matches!(phase, Some("Succeeded" | "Failed"))
+        || input.memory.refused.is_some()
+        || input.memory.failed.is_some()
+        || deadline(input).is_some_and(|at| at <= input.now)
+    {
         return true;
     }
     let policy = restart_policy(input.pod);
@@ -183,6 +190,13 @@ pub fn ended(input: Input<'_>) -> bool {
             && !input.memory.waiting.contains_key(&spec.name)
     };
     !containers.is_empty() && containers.iter().all(over)
+}
+
+/// When the pod has been active for as long as it may.
+pub fn deadline(input: Input<'_>) -> Option<Timestamp> {
+    let seconds = input.pod.spec.as_ref()?.active_deadline_seconds?;
+    let start = input.pod.status.as_ref()?.start_time.as_ref()?.0;
+    start.saturating_add(SignedDuration::from_secs(seconds)).ok()
 }
 
 /// Whether a container that ended starts again.

@@ -125,6 +125,9 @@ async fn follow_api(context: &Arc<Context>, pods: &Pods) {
                 let known: Vec<String> = pods.entries.lock().keys().cloned().collect();
                 known.iter().filter(|uid| !listed.contains(*uid)).for_each(|uid| pods.gone(uid));
                 if std::mem::take(&mut first) {
+                    if let Err(error) = context.devices.retain(|uid| listed.contains(uid)) {
+                        tracing::warn!(%error, "devices of pods that are gone could not be taken back");
+                    }
                     tokio::spawn(adopt_orphans(context.clone(), pods.clone(), listed.clone()));
                 }
             }

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use k8s_openapi::jiff::Timestamp;
 
 use super::backoff::Backoff;
+use crate::runtime::Image;
 
 /// The sandboxes and containers of one pod, newest first.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +28,8 @@ pub struct Sandbox {
     pub attempt: u32,
     /// Nanoseconds since 1970.
     pub created_at: i64,
+    /// It was made for Linux containers too.
+    pub linux: bool,
     /// Its addresses, the main one first.
     pub ips: Vec<String>,
 }
@@ -160,6 +163,12 @@ pub struct Memory {
     pub backoff: BTreeMap<String, Backoff>,
     /// By container id.
     pub probed: BTreeMap<String, Probed>,
+    /// Some container has a Linux image: the sandbox has to be made for that.
+    pub needs_linux: bool,
+    /// By container name: images that were seen to before the sandbox was made.
+    pub images: BTreeMap<String, Image>,
+    /// The pod has failed here, whatever its containers do: reason and message.
+    pub failed: Option<(String, String)>,
     /// What this node cannot do for the pod: it is refused for good.
     pub refused: Option<(String, String)>,
     /// The sandbox was torn down after the end of the pod.

@@ -21,6 +21,14 @@ pub fn status(input: Input<'_>, node_ip: &str) -> PodStatus {
         (_, Some(end @ ("Succeeded" | "Failed"))) => {
             (end.to_owned(), old.reason.clone(), old.message.clone())
         }
+        _ if input.memory.failed.is_some() => {
+            let (reason, message) = input.memory.failed.clone().unwrap_or_default();
+            ("Failed".to_owned(), Some(reason), Some(message))
+        }
+        _ if super::plan::deadline(input).is_some_and(|at| at <= input.now) => {
+            let message = "Pod was active on the node longer than the specified deadline";
+            ("Failed".to_owned(), Some("DeadlineExceeded".to_owned()), Some(message.to_owned()))
+        }
         (Some((reason, message)), _) => ("Pending".to_owned(), Some(reason.clone()), Some(message.clone())),
         _ => (phase::phase(input, &inits, &mains).to_owned(), None, None),
     };

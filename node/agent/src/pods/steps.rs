@@ -2,4 +2,7 @@
 
 pub mod config;
 pub mod container;
+pub mod devices;
+pub mod hosts;
+pub mod sandbox;
 pub mod volumes;

@@ -10,14 +10,17 @@ use tokio::time::Instant;
 
 use super::plan::{Action, Input, Plan, plan};
 use super::state::{Fate, Memory, PodState, Waiting};
-use super::steps::{container, volumes};
-use super::{status, steps, unsupported};
+use super::steps::{container, sandbox, volumes};
+use super::termination;
+use super::{status, unsupported};
 use crate::context::Context;
 use crate::images;
 use crate::probes::Prober;
 use crate::volumes::{Error as VolumeError, PodDir};
 
+mod limits;
 pub mod report;
+mod stop;
 
 /// Volumes made from objects are brought up to date this often.
 const REFRESH: Duration = Duration::from_secs(30);
@@ -64,7 +67,7 @@ impl Worker {
     /// A worker for the pod that `wanted` holds.
     pub fn new(context: Arc<Context>, wanted: watch::Receiver<Wanted>, wake: Arc<Notify>) -> Self {
         let now = wanted.borrow().clone();
-        let prober = Prober::new(wake.clone(), context.recorder.clone());
+        let prober = Prober::new(wake.clone(), context.recorder.clone(), context.runtime.clone());
         Self {
             pod: (*now.pod).clone(),
             fate: now.fate,
@@ -177,8 +180,16 @@ impl Worker {
             return Ok(Done::Again);
         }
         self.refresh().await;
+        let look_again = self.check_limits().await;
+        if self.memory.failed.is_some()
+            && !matches!(self.fate, Fate::Gone)
+            && look_again == Some(Timestamp::UNIX_EPOCH)
+        {
+            return Ok(Done::Again);
+        }
+        self.free_devices();
         self.write_status().await?;
-        Ok(Done::Wait(wake))
+        Ok(Done::Wait(wake.into_iter().chain(look_again).min()))
     }
 
     async fn look(&mut self) -> anyhow::Result<()> {
@@ -189,6 +200,7 @@ impl Worker {
             .pod_state(&uid)
             .await
             .map_err(|e| anyhow::anyhow!("ask the runtime: {}", container::words(&e)))?;
+        self.read_last_words();
         if self.fate == Fate::Runs {
             self.prober.fit(&self.pod, &self.state);
         } else {
@@ -255,7 +267,10 @@ impl Worker {
             Action::RemoveSandbox { id } => {
                 runtime.remove_sandbox(&id).await.map_err(|e| failed("remove the sandbox", e))?
             }
-            Action::RemoveFiles => self.remove_files().await?,
+            Action::RemoveFiles => {
+                self.free_devices();
+                self.remove_files().await?;
+            }
             Action::Delete => {
                 self.write_status().await?;
                 self.delete().await?;
@@ -299,13 +314,17 @@ impl Worker {
     }
 
     async fn run_sandbox(&mut self, attempt: u32) {
-        let logs = self.context.log_directory(&self.pod);
-        let config = steps::config::sandbox(&self.pod, attempt, &logs.to_string_lossy(), &self.context.dns);
-        let handler = self.pod.spec.as_ref().and_then(|s| s.runtime_class_name.clone()).unwrap_or_default();
-        match self.context.runtime.run_sandbox(config, &handler).await {
-            Ok(_) => self.memory.sandbox_error = None,
+        let (context, pod) = (self.context.clone(), self.pod.clone());
+        let mut wanted = self.wanted.clone();
+        let made = tokio::select! {
+            made = sandbox::run(&context, &pod, attempt, &mut self.memory) => made,
+            // Images are pulled first, which may take long.
+            _ = wanted.wait_for(|w| w.fate != Fate::Runs) => return,
+        };
+        match made {
+            Ok(()) => self.memory.sandbox_error = None,
             Err(error) => {
-                let message = format!("Failed to create pod sandbox: {}", container::words(&error));
+                let message = format!("Failed to create pod sandbox: {error}");
                 self.context.recorder.pod(&self.pod, None, true, "FailedCreatePodSandBox", message.clone());
                 let before = self.memory.sandbox_error.as_ref();
                 self.memory.sandbox_error =
@@ -329,7 +348,8 @@ impl Worker {
             tracing::debug!(pod = %self.name(), container = name, "pulling again");
         }
         let started = {
-            let step = container::start(&context, &pod, &state, &spec, attempt);
+            let seen = self.memory.images.remove(name);
+            let step = container::start(&context, &pod, &state, &spec, attempt, seen);
             tokio::pin!(step);
             let first = tokio::time::timeout(SLOW, &mut step).await;
             match first {
@@ -345,10 +365,14 @@ impl Worker {
             }
         };
         match started {
-            None | Some(Ok(())) => {
+            None | Some(Ok(container::Outcome::Started)) => {
                 self.memory.waiting.remove(name);
             }
-            Some(Err(failure)) if failure.reason == "RunContainerError" => {
+            Some(Ok(container::Outcome::NeedsLinux)) => {
+                self.memory.waiting.remove(name);
+                self.memory.needs_linux = true;
+            }
+            Some(Err(failure)) if matches!(failure.reason, "RunContainerError" | "PostStartHookError") => {
                 // The runtime keeps it as exited: the crash back-off takes over from here.
                 self.memory.waiting.remove(name);
                 tracing::warn!(pod = %self.name(), container = name, "{}", failure.message);
@@ -403,19 +427,21 @@ impl Worker {
         all.into_iter().find(|c| c.name == name).and_then(|c| c.image.clone()).unwrap_or_default()
     }
 
-    async fn stop(&mut self, containers: Vec<(String, String, String)>, grace: i64) -> anyhow::Result<()> {
-        let mut stops = Vec::new();
-        for (id, name, why) in containers {
-            if !why.is_empty() {
-                self.context.recorder.pod(&self.pod, Some(&name), false, "Killing", why);
+    /// Fills in how containers ended, in their own words.
+    fn read_last_words(&mut self) {
+        let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+        let Some(dir) = PodDir::new(&self.context.root, &uid) else { return };
+        let logs = self.context.log_directory(&self.pod);
+        for ended in self.state.containers.iter_mut().filter(|c| c.phase == super::state::Phase::Exited) {
+            let all = super::state::init_containers(&self.pod)
+                .iter()
+                .chain(super::state::main_containers(&self.pod));
+            let Some(spec) = all.into_iter().find(|c| c.name == ended.name) else { continue };
+            let log = logs.join(&ended.name).join(format!("{}.log", ended.attempt));
+            if let Some(words) = termination::message(&dir, spec, ended, &log) {
+                ended.message = words;
             }
-            let runtime = self.context.runtime.clone();
-            stops.push(async move { runtime.stop_container(&id, grace).await });
         }
-        for result in futures::future::join_all(stops).await {
-            result.map_err(|e| anyhow::anyhow!("stop a container: {}", container::words(&e)))?;
-        }
-        Ok(())
     }
 
     /// ConfigMaps and Secrets that changed, into the volumes of a running pod.

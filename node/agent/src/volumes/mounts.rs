@@ -52,7 +52,7 @@ pub fn resolve(
         mounts.push(Mount {
             container_path: mount.mount_path.clone(),
             host_path: host_path.to_string_lossy().into_owned(),
-            read_only: from_object || mount.read_only.unwrap_or(false),
+            read_only: from_object || mount.read_only.unwrap_or(false) || dir.is_read_only(volume),
         });
     }
     Ok(mounts)
@@ -69,7 +69,11 @@ fn make_sub_path(root: &Path, sub_path: &str, volume: &Volume) -> Result<(), Str
     if dir.metadata(path).is_ok() {
         return Ok(());
     }
-    if volume.empty_dir.is_none() && volume.host_path.is_none() {
+    let from_object = volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.projected.is_some()
+        || volume.downward_api.is_some();
+    if from_object {
         return Err(format!("subPath {sub_path:?} does not exist in volume {:?}", volume.name));
     }
     dir.create_dir_all(path)

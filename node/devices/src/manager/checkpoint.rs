@@ -1,5 +1,6 @@
 //! Who has which devices, on disk: a JSON file that is replaced as a whole.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -14,6 +15,8 @@ const MAX_BYTES: u64 = 64 << 20;
 struct File {
     version: u32,
     entries: Vec<Entry>,
+    #[serde(default)]
+    resources: BTreeSet<String>,
 }
 
 /// What was written last; nothing, when nothing ever was.
@@ -29,12 +32,13 @@ pub fn read(path: &Path) -> io::Result<Ledger> {
     if file.version != 1 {
         return Err(io::Error::other(format!("version {} is not known", file.version)));
     }
-    Ok(Ledger::from_entries(file.entries))
+    Ok(Ledger::read(file.entries, file.resources))
 }
 
 /// On disk when this returns.
 pub fn write(path: &Path, ledger: &Ledger) -> io::Result<()> {
-    let file = File { version: 1, entries: ledger.entries().to_vec() };
+    let file =
+        File { version: 1, entries: ledger.entries().to_vec(), resources: ledger.registered().clone() };
     let fresh = path.with_extension("new");
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;

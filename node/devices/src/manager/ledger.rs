@@ -30,11 +30,27 @@ pub struct Ledger {
     /// By resource: ids and whether they are healthy.
     known: BTreeMap<String, BTreeMap<String, bool>>,
     entries: Vec<Entry>,
+    /// Resources that a plugin ever served.
+    registered: BTreeSet<String>,
 }
 
 impl Ledger {
-    pub(super) fn from_entries(entries: Vec<Entry>) -> Self {
-        Self { known: BTreeMap::new(), entries }
+    pub(super) fn read(entries: Vec<Entry>, registered: BTreeSet<String>) -> Self {
+        Self { known: BTreeMap::new(), entries, registered }
+    }
+
+    /// Notes that a plugin serves a resource.
+    pub fn register(&mut self, resource: &str) {
+        self.registered.insert(resource.to_owned());
+    }
+
+    /// Whether a plugin serves a resource, or did.
+    pub fn is_registered(&self, resource: &str) -> bool {
+        self.registered.contains(resource)
+    }
+
+    pub(super) fn registered(&self) -> &BTreeSet<String> {
+        &self.registered
     }
 
     pub(super) fn entries(&self) -> &[Entry] {
@@ -54,11 +70,6 @@ impl Ledger {
     /// How many of them are healthy.
     pub fn healthy(&self, resource: &str) -> usize {
         self.known.get(resource).map_or(0, |d| d.values().filter(|healthy| **healthy).count())
-    }
-
-    /// Whether some container has devices of a resource.
-    pub fn is_held(&self, resource: &str) -> bool {
-        self.entries.iter().any(|e| e.resource == resource)
     }
 
     /// What a container has, by resource.

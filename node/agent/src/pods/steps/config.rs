@@ -1,9 +1,10 @@
 //! Pure: the CRI messages that make a pod's sandbox and containers.
 
 use std::collections::HashMap;
+use std::path::Path;
 
-use coracle_api::quantity::Quantity;
-use coracle_cri_api::v1 as cri;
+use coracle_cri_api::{annotation, v1 as cri};
+use coracle_devices::v1beta1::ContainerAllocateResponse;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::json;
 
@@ -12,8 +13,26 @@ use crate::env::expand;
 use crate::runtime::label;
 use crate::volumes::mounts::Mount;
 
+mod dns;
+pub mod resources;
+pub mod security;
+
+use security::ImageUser;
+
+/// What a sandbox's config says besides the pod.
+pub struct Surroundings<'a> {
+    /// Where logs lie.
+    pub log_directory: &'a Path,
+    /// Where pods ask for names.
+    pub dns: &'a Dns,
+    /// Some container is a Linux container.
+    pub linux: bool,
+    /// Bytes of this machine.
+    pub node_memory: i64,
+}
+
 /// The config of a sandbox; the same for every call that needs it.
-pub fn sandbox(pod: &Pod, attempt: u32, log_directory: &str, cluster: &Dns) -> cri::PodSandboxConfig {
+pub fn sandbox(pod: &Pod, attempt: u32, of: &Surroundings<'_>) -> cri::PodSandboxConfig {
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref();
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
@@ -22,13 +41,12 @@ pub fn sandbox(pod: &Pod, attempt: u32, log_directory: &str, cluster: &Dns) -> c
     hostname.truncate(hostname.char_indices().take_while(|(i, c)| i + c.len_utf8() <= 63).count());
     let mut labels: HashMap<String, String> = meta.labels.clone().unwrap_or_default().into_iter().collect();
     labels.extend(identity(pod));
-    let node_network = spec.and_then(|s| s.host_network).unwrap_or(false);
-    let network = if node_network { cri::NamespaceMode::Node } else { cri::NamespaceMode::Pod };
-    let namespaces = cri::NamespaceOption {
-        network: network.into(),
-        pid: cri::NamespaceMode::Container.into(),
-        ..Default::default()
-    };
+    let security = spec.and_then(|s| s.security_context.as_ref());
+    let sysctls = security.into_iter().flat_map(|s| s.sysctls.iter().flatten());
+    let mut annotations: HashMap<String, String> =
+        meta.annotations.clone().unwrap_or_default().into_iter().collect();
+    // What a user writes there is not for the user to say.
+    annotations.insert(annotation::LINUX_CONTAINERS.to_owned(), of.linux.to_string());
     cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name,
@@ -37,16 +55,15 @@ pub fn sandbox(pod: &Pod, attempt: u32, log_directory: &str, cluster: &Dns) -> c
             attempt,
         }),
         hostname: hostname.trim_end_matches(['-', '.']).to_owned(),
-        log_directory: log_directory.to_owned(),
-        dns_config: Some(dns(pod, cluster)),
+        log_directory: of.log_directory.to_string_lossy().into_owned(),
+        dns_config: Some(dns::config(pod, of.dns)),
         port_mappings: port_mappings(pod),
         labels,
-        annotations: meta.annotations.clone().unwrap_or_default().into_iter().collect(),
+        annotations,
         linux: Some(cri::LinuxPodSandboxConfig {
-            security_context: Some(cri::LinuxSandboxSecurityContext {
-                namespace_options: Some(namespaces),
-                ..Default::default()
-            }),
+            security_context: Some(security::sandbox(pod)),
+            resources: Some(resources::sandbox(pod, of.node_memory)),
+            sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
             ..Default::default()
         }),
     }
@@ -60,29 +77,6 @@ pub fn identity(pod: &Pod) -> [(String, String); 3] {
         (label::POD_NAMESPACE.into(), meta.namespace.clone().unwrap_or_default()),
         (label::POD_UID.into(), meta.uid.clone().unwrap_or_default()),
     ]
-}
-
-fn dns(pod: &Pod, cluster: &Dns) -> cri::DnsConfig {
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let spec = pod.spec.as_ref();
-    let mut config = cri::DnsConfig::default();
-    let policy = spec.and_then(|s| s.dns_policy.as_deref()).unwrap_or("ClusterFirst");
-    let node_network = spec.and_then(|s| s.host_network).unwrap_or(false);
-    if policy == "ClusterFirstWithHostNet" || policy == "ClusterFirst" && !node_network {
-        let domain = &cluster.domain;
-        config.servers = cluster.servers.iter().map(ToString::to_string).collect();
-        config.searches = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
-        config.options = vec!["ndots:5".into()];
-    }
-    if let Some(own) = spec.and_then(|s| s.dns_config.as_ref()) {
-        config.servers.extend(own.nameservers.iter().flatten().cloned());
-        config.searches.extend(own.searches.iter().flatten().cloned());
-        config.options.extend(own.options.iter().flatten().filter_map(|o| {
-            let name = o.name.as_ref()?;
-            Some(o.value.as_ref().map_or_else(|| name.clone(), |value| format!("{name}:{value}")))
-        }));
-    }
-    config
 }
 
 fn protocol(name: Option<&str>) -> cri::Protocol {
@@ -107,15 +101,34 @@ fn port_mappings(pod: &Pod) -> Vec<cri::PortMapping> {
         .collect()
 }
 
+/// What a container's config says besides its spec.
+#[derive(Default)]
+pub struct Ingredients {
+    /// 0 for the first.
+    pub attempt: u32,
+    /// What CreateContainer is to use.
+    pub image: String,
+    /// Whom the image runs as.
+    pub user: ImageUser,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Its volumes.
+    pub mounts: Vec<Mount>,
+    /// Its devices.
+    pub devices: ContainerAllocateResponse,
+    /// Bytes of this machine.
+    pub node_memory: i64,
+}
+
 /// The config of a container.
-pub fn container(
-    pod: &Pod,
-    spec: &Container,
-    attempt: u32,
-    image: &str,
-    env: Vec<(String, String)>,
-    mounts: Vec<Mount>,
-) -> Result<cri::ContainerConfig, String> {
+///
+/// # Errors
+/// The words of a `CreateContainerConfigError`.
+pub fn container(pod: &Pod, spec: &Container, of: Ingredients) -> Result<cri::ContainerConfig, String> {
+    let Ingredients { attempt, image, user, mut env, mounts, devices, node_memory } = of;
+    // What a plugin sets, nobody overrides.
+    env.retain(|(name, _)| !devices.envs.contains_key(name));
+    env.extend(devices.envs.into_iter());
     let lookup = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
     let expanded = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter().flatten().map(|text| expand::expand(text, lookup)).collect()
@@ -123,24 +136,42 @@ pub fn container(
     let mut labels: HashMap<String, String> = identity(pod).into_iter().collect();
     labels.insert(label::CONTAINER_NAME.into(), spec.name.clone());
     let (command, args) = (expanded(&spec.command), expanded(&spec.args));
+    let mut annotations = annotations(pod, spec, attempt);
+    annotations.extend(devices.annotations);
+    let plugin_mounts = devices.mounts.into_iter().map(|m| cri::Mount {
+        container_path: m.container_path,
+        host_path: m.host_path,
+        readonly: m.read_only,
+        ..Default::default()
+    });
+    let nodes = devices.devices.into_iter().map(|d| cri::Device {
+        container_path: d.container_path,
+        host_path: d.host_path,
+        permissions: d.permissions,
+    });
     Ok(cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata { name: spec.name.clone(), attempt }),
         image: Some(cri::ImageSpec {
-            image: image.to_owned(),
+            image,
             user_specified_image: spec.image.clone().unwrap_or_default(),
             ..Default::default()
         }),
         command,
         args,
         working_dir: spec.working_dir.clone().unwrap_or_default(),
-        mounts: mounts.into_iter().map(mount).collect(),
+        mounts: mounts.into_iter().map(mount).chain(plugin_mounts).collect(),
+        devices: nodes.collect(),
+        cdi_devices: devices.cdi_devices.into_iter().map(|d| cri::CdiDevice { name: d.name }).collect(),
         labels,
-        annotations: annotations(pod, spec, attempt),
+        annotations,
         log_path: format!("{}/{attempt}.log", spec.name),
         stdin: spec.stdin.unwrap_or(false),
         stdin_once: spec.stdin_once.unwrap_or(false),
         tty: spec.tty.unwrap_or(false),
-        linux: Some(cri::LinuxContainerConfig { resources: Some(resources(spec)?), security_context: None }),
+        linux: Some(cri::LinuxContainerConfig {
+            resources: Some(resources::container(pod, spec, node_memory)?),
+            security_context: Some(security::container(pod, spec, &user)?),
+        }),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
         ..Default::default()
     })
@@ -163,7 +194,9 @@ fn annotations(pod: &Pod, spec: &Container, attempt: u32) -> HashMap<String, Str
         ("io.kubernetes.pod.terminationGracePeriod".to_owned(), grace.to_string()),
     ]);
     // Pods say by annotation how their handlers run; containers inherit it.
-    let own = pod.metadata.annotations.iter().flatten().filter(|(key, _)| key.starts_with("coracle.dev/"));
+    let granted = [coracle_devices::annotation::CAPABILITIES, coracle_devices::annotation::DEVICES];
+    let own = pod.metadata.annotations.iter().flatten();
+    let own = own.filter(|(key, _)| key.starts_with("coracle.dev/") && !granted.contains(&key.as_str()));
     annotations.extend(own.map(|(key, value)| (key.clone(), value.clone())));
     let ports: Vec<_> = spec
         .ports
@@ -181,22 +214,4 @@ fn annotations(pod: &Pod, spec: &Container, attempt: u32) -> HashMap<String, Str
         annotations.insert("io.kubernetes.container.ports".into(), json!(ports).to_string());
     }
     annotations
-}
-
-fn resources(spec: &Container) -> Result<cri::LinuxContainerResources, String> {
-    let of = |limits: bool, name: &str| -> Result<Option<Quantity>, String> {
-        let resources = spec.resources.as_ref();
-        let list = resources.and_then(|r| if limits { r.limits.as_ref() } else { r.requests.as_ref() });
-        let quantity = list.and_then(|l| l.get(name));
-        quantity.map(|q| Quantity::parse(&q.0).map_err(|e| format!("{name} {:?}: {e}", q.0))).transpose()
-    };
-    let limit = of(true, "cpu")?.map(|q| q.milli_value());
-    let request = of(false, "cpu")?.map(|q| q.milli_value()).or(limit).unwrap_or(0);
-    Ok(cri::LinuxContainerResources {
-        cpu_period: if limit.is_some() { 100_000 } else { 0 },
-        cpu_quota: limit.map_or(0, |milli| milli.saturating_mul(100).max(1000)),
-        cpu_shares: (request.saturating_mul(1024) / 1000).max(2),
-        memory_limit_in_bytes: of(true, "memory")?.map_or(0, |q| q.value()),
-        ..Default::default()
-    })
 }

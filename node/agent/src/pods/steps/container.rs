@@ -1,16 +1,26 @@
-//! Starting a container: its image, its config, create, start; with the kubelet's Events and reasons.
+//! Starting a container: its image, its config, create, start, its `postStart` hook; with the kubelet's Events and reasons.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use coracle_cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use tonic::Status;
 
-use super::{config, volumes};
+use super::config::{self, Ingredients};
+use super::{devices, hosts, volumes};
 use crate::context::Context;
 use crate::env;
-use crate::images::{self, Policy};
-use crate::pods::state::{Phase, PodState};
-use crate::volumes::{PodDir, container_mounts};
+use crate::hooks;
+use crate::images::{self, Policy, credentials};
+use crate::objects::Kind;
+use crate::pods::state::{Phase, PodState, Sandbox};
+use crate::pods::termination;
+use crate::probes::check::Target;
+use crate::runtime::Image;
+use crate::volumes::container_mounts;
+
+/// How long a `postStart` hook may take: it has no limit in Kubernetes, and a pod cannot wait for ever.
+const POST_START: Duration = Duration::from_secs(600);
 
 /// Why a container did not start: the reason and the words of its waiting state.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +29,15 @@ pub struct Failure {
     pub reason: &'static str,
     /// For people.
     pub message: String,
+}
+
+/// What came of a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It runs.
+    Started,
+    /// Its image is a Linux image, and the sandbox was not made for that.
+    NeedsLinux,
 }
 
 fn failure(reason: &'static str, message: impl Into<String>) -> Failure {
@@ -30,26 +49,30 @@ pub fn words(status: &Status) -> String {
     format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }
 
-/// Starts one container of a pod in the sandbox that counts.
+/// Starts one container of a pod in the sandbox that counts. `seen` is its image where that was seen to already.
 pub async fn start(
     context: &Context,
     pod: &Pod,
     state: &PodState,
     spec: &Container,
     attempt: u32,
-) -> Result<(), Failure> {
+    seen: Option<Image>,
+) -> Result<Outcome, Failure> {
     let recorder = &context.recorder;
     let sandbox = state.sandbox().ok_or_else(|| failure("CreateContainerError", "the pod has no sandbox"))?;
     let logs = context.log_directory(pod);
-    let sandbox_config = config::sandbox(pod, sandbox.attempt, &logs.to_string_lossy(), &context.dns);
-    let image = match image(context, pod, spec, sandbox_config.clone()).await {
-        Ok(image) => image,
-        Err(error) => {
-            recorder.pod(pod, Some(&spec.name), true, "Failed", format!("Error: {}", error.reason));
-            return Err(error);
-        }
+    let sandbox_config = config::sandbox(pod, sandbox.attempt, &context.surroundings(&logs, sandbox.linux));
+    let image = match seen {
+        Some(image) => Ok(image),
+        None => image(context, pod, spec, sandbox_config.clone()).await,
     };
-    let made = make_config(context, pod, spec, attempt, &image, sandbox.ips.clone()).await;
+    let image = image.inspect_err(|error| {
+        recorder.pod(pod, Some(&spec.name), true, "Failed", format!("Error: {}", error.reason));
+    })?;
+    if image.user.linux && !sandbox.linux && context.runs_linux() {
+        return Ok(Outcome::NeedsLinux);
+    }
+    let made = make_config(context, pod, spec, attempt, image, sandbox).await;
     let made = made.map_err(|message| {
         recorder.pod(pod, Some(&spec.name), true, "Failed", format!("Error: {message}"));
         failure("CreateContainerConfigError", message)
@@ -70,7 +93,31 @@ pub async fn start(
         failure("RunContainerError", status.message())
     })?;
     recorder.pod(pod, Some(&spec.name), false, "Started", format!("Container started: {}", spec.name));
-    Ok(())
+    post_start(context, pod, spec, &id, sandbox).await?;
+    Ok(Outcome::Started)
+}
+
+/// The container counts as started when its hook is done; one whose hook fails is ended.
+async fn post_start(
+    context: &Context,
+    pod: &Pod,
+    spec: &Container,
+    id: &str,
+    sandbox: &Sandbox,
+) -> Result<(), Failure> {
+    let Some(hook) = spec.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) else { return Ok(()) };
+    let ip = sandbox.ips.first().map(String::as_str).unwrap_or_default();
+    let target = Target { spec, id, ip, runtime: &context.runtime };
+    let Err(why) = hooks::run(hook, &target, POST_START).await else { return Ok(()) };
+    let message = format!("PostStartHook failed: {why}");
+    context.recorder.pod(pod, Some(&spec.name), true, "FailedPostStartHook", message.clone());
+    let words = format!("FailedPostStartHook: container {} is killed", spec.name);
+    context.recorder.pod(pod, Some(&spec.name), false, "Killing", words);
+    let grace = crate::pods::state::grace_seconds(pod, crate::pods::state::Fate::Runs);
+    if let Err(status) = context.runtime.stop_container(id, grace).await {
+        tracing::warn!(container = id, message = status.message(), "a container whose hook failed runs on");
+    }
+    Err(failure("PostStartHookError", message))
 }
 
 async fn make_config(
@@ -78,26 +125,40 @@ async fn make_config(
     pod: &Pod,
     spec: &Container,
     attempt: u32,
-    image: &str,
-    pod_ips: Vec<String>,
-) -> Result<coracle_cri_api::v1::ContainerConfig, String> {
+    image: Image,
+    sandbox: &Sandbox,
+) -> Result<cri::ContainerConfig, String> {
     let sources = volumes::read(context, pod, env::references(spec)).await.map_err(|e| e.to_string())?;
     let services = context.services.env(pod).await;
-    let env =
-        env::build(pod, spec, services, &sources, &context.facts(pod_ips)).map_err(|e| e.to_string())?;
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    let dir = PodDir::new(&context.root, uid).ok_or("the pod's uid is not a file name")?;
-    let mounts = container_mounts(pod, spec, &dir, &env)?;
-    config::container(pod, spec, attempt, image, env, mounts)
+    let facts = context.facts(sandbox.ips.clone());
+    let env = env::build(pod, spec, services, &sources, &facts).map_err(|e| e.to_string())?;
+    let dir = volumes::place(context, pod).await.map_err(|e| e.to_string())?;
+    let linux = image.user.linux;
+    let mut mounts = container_mounts(pod, spec, &dir, &env)?;
+    mounts.extend(termination::mount(&dir, spec, attempt, linux)?);
+    if linux {
+        mounts.extend(hosts::mount(pod, spec, &dir, &sandbox.ips)?);
+    }
+    let devices = devices::allocate(context, pod, spec, linux).await?;
+    let of = Ingredients {
+        attempt,
+        image: image.id,
+        user: image.user,
+        env,
+        mounts,
+        devices,
+        node_memory: context.memory,
+    };
+    config::container(pod, spec, of)
 }
 
 /// The image of a container, pulled if its policy asks for that.
-async fn image(
+pub async fn image(
     context: &Context,
     pod: &Pod,
     spec: &Container,
-    sandbox: coracle_cri_api::v1::PodSandboxConfig,
-) -> Result<String, Failure> {
+    sandbox: cri::PodSandboxConfig,
+) -> Result<Image, Failure> {
     let recorder = &context.recorder;
     let name = spec.image.as_deref().unwrap_or_default();
     let policy = images::policy(spec);
@@ -116,7 +177,7 @@ async fn image(
         (Policy::IfNotPresent | Policy::Never, Some(image)) => {
             let message = format!("Container image \"{name}\" already present on machine");
             recorder.pod(pod, Some(&spec.name), false, "Pulled", message);
-            Ok(image.id)
+            Ok(image)
         }
         (Policy::Never, None) => {
             let message = format!("Container image \"{name}\" is not present with pull policy of Never");
@@ -126,18 +187,52 @@ async fn image(
         (Policy::Always, _) | (Policy::IfNotPresent, None) => {
             recorder.pod(pod, Some(&spec.name), false, "Pulling", format!("Pulling image \"{name}\""));
             let started = Instant::now();
-            let pulled = context.runtime.pull(name, sandbox).await.map_err(|status| {
+            let pulled = pull(context, pod, name, sandbox).await.map_err(|status| {
                 let message = format!("Failed to pull image \"{name}\": {}", words(&status));
-                recorder.pod(pod, Some(&spec.name), true, "Failed", message.clone());
+                recorder.pod(pod, Some(&spec.name), true, "Failed", message);
                 failure("ErrImagePull", words(&status))
             })?;
             let took = images::words(started.elapsed());
-            let size = context.runtime.image(name).await.ok().flatten().map_or(0, |i| i.size);
+            let found = context.runtime.image(name).await.ok().flatten();
+            let size = found.as_ref().map_or(0, |i| i.size);
             let message = format!(
                 "Successfully pulled image \"{name}\" in {took} ({took} including waiting). Image size: {size} bytes."
             );
             recorder.pod(pod, Some(&spec.name), false, "Pulled", message);
-            Ok(pulled)
+            Ok(Image { id: pulled, size, user: found.map(|i| i.user).unwrap_or_default() })
         }
+    }
+}
+
+/// Pulls with each of the pod's secrets that fits until one does; without any, as nobody.
+async fn pull(
+    context: &Context,
+    pod: &Pod,
+    image: &str,
+    sandbox: cri::PodSandboxConfig,
+) -> Result<String, Status> {
+    let secrets = pod.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten());
+    let references: Vec<_> = secrets.map(|s| (Kind::Secret, s.name.clone())).collect();
+    let auths = if references.is_empty() {
+        Vec::new()
+    } else {
+        match volumes::read(context, pod, references).await {
+            Ok(found) => credentials::matching(image, found.values().flatten().map(|keys| keys.as_ref())),
+            Err(error) => {
+                tracing::warn!(pod = pod.metadata.name, %error, "pull secrets could not be read: pulling without");
+                Vec::new()
+            }
+        }
+    };
+    let mut last = None;
+    for auth in auths {
+        match context.runtime.pull(image, Some(auth), sandbox.clone()).await {
+            Ok(pulled) => return Ok(pulled),
+            Err(status) => last = Some(status),
+        }
+    }
+    match last {
+        Some(status) => Err(status),
+        None => context.runtime.pull(image, None, sandbox).await,
     }
 }
