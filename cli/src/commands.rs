@@ -7,9 +7,14 @@ pub mod get;
 pub mod gpu_plugin;
 pub mod image;
 pub mod logs;
+pub mod member;
 pub mod node;
+pub mod oci_shim;
 pub mod runtime;
 pub mod server;
+pub mod snapshot;
+pub mod top;
+pub mod ui;
 pub mod up;
 pub mod wasm_host;
 

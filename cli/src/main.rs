@@ -9,7 +9,10 @@ mod supervise;
 use std::process::ExitCode;
 
 use clap::Parser;
-use commands::{apply, compile_wasm, delete, get, gpu_plugin, image, logs, node, runtime, server, up, wasm_host};
+use commands::{
+    apply, compile_wasm, delete, get, gpu_plugin, image, logs, member, node, oci_shim, runtime, server,
+    snapshot, top, ui, up, wasm_host,
+};
 
 #[derive(Parser)]
 #[command(name = "coracle", version, about = "Kubernetes rebuilt around WebAssembly")]
@@ -18,6 +21,12 @@ enum Command {
     Up(up::Options),
     /// Run a control-plane member: store, API server, controllers, scheduler, image registry.
     Server(server::Options),
+    /// List and remove the servers of a cluster.
+    #[command(subcommand)]
+    Member(member::Command),
+    /// Save a cluster into a file, or make a new one out of it.
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// Run a node agent.
     Node(node::Options),
     /// Run the CRI service.
@@ -27,6 +36,9 @@ enum Command {
     /// Run pods' sandboxes (the runtime starts this).
     #[command(hide = true)]
     WasmHost(wasm_host::Options),
+    /// Hold a Linux container (the runtime starts this).
+    #[command(hide = true)]
+    OciShim(oci_shim::Options),
     /// Compile a component to native code (the runtime starts this).
     #[command(hide = true)]
     CompileWasm(compile_wasm::Options),
@@ -41,6 +53,10 @@ enum Command {
     Logs(logs::Options),
     /// Delete objects by name or manifest.
     Delete(delete::Options),
+    /// Show nodes and pods in the terminal, live.
+    Top(top::Options),
+    /// Print the address of the web page, with your token.
+    Ui(ui::Options),
 }
 
 fn main() -> ExitCode {
@@ -50,16 +66,21 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Up(options) => up::run(options),
         Command::Server(options) => server::run(options),
+        Command::Member(command) => member::run(command),
+        Command::Snapshot(command) => snapshot::run(command),
         Command::Node(options) => node::run(options),
         Command::Runtime(options) => runtime::run(options),
         Command::GpuPlugin(options) => gpu_plugin::run(options),
         Command::WasmHost(options) => wasm_host::run(options),
+        Command::OciShim(options) => oci_shim::run(&options),
         Command::CompileWasm(options) => return compile_wasm::run(&options),
         Command::Image(command) => image::run(command),
         Command::Apply(options) => apply::run(options),
         Command::Get(options) => get::run(options),
         Command::Logs(options) => logs::run(options),
         Command::Delete(options) => delete::run(options),
+        Command::Top(options) => top::run(options),
+        Command::Ui(options) => ui::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

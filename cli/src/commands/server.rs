@@ -1,4 +1,13 @@
 //! `coracle server`: store, API server, registry of images, controllers and scheduler in one process.
+//!
+//! Several of them make a cluster of which any one may be lost: the first makes it, the others join with `--join`.
+
+mod admin;
+pub mod archive;
+mod election;
+mod endpoints;
+mod join;
+pub mod membership;
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -10,12 +19,14 @@ use clap::Args;
 use coracle_apiserver::authn::TokenKey;
 use coracle_apiserver::ca::{ClusterCa, kubeconfig};
 use coracle_apiserver::{ApiServer, KubeletProxy, UserInfo};
+use coracle_image_registry::{Fetch, ImageRegistry};
 use coracle_registry::authz::component;
 use coracle_registry::{Cidr, RegistryOptions};
 use coracle_store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use self::membership::Membership;
 use crate::data_dir::make_private;
 use crate::kubeconfig::write_secret;
 
@@ -27,12 +38,36 @@ pub struct Options {
     /// Where to serve; port 0 takes a free one, and keeps it at the next start.
     #[arg(long, default_value = "127.0.0.1:6443")]
     pub listen: SocketAddr,
-    /// Addresses of Services.
-    #[arg(long, default_value = "127.96.0.0/12")]
-    pub service_cidr: Cidr,
-    /// Addresses of pods.
-    #[arg(long, default_value = "127.64.0.0/11")]
-    pub pod_cidr: Cidr,
+    /// The address that clients and other servers are told; needed where --listen names none of this host.
+    #[arg(long)]
+    pub advertise: Option<IpAddr>,
+    /// Where to listen for the other servers; otherwise a free port, kept, at the address that is advertised.
+    #[arg(long)]
+    pub peer_listen: Option<SocketAddr>,
+    /// Join the cluster of this server (https://HOST:PORT). Only the first start needs it.
+    #[arg(long, requires = "credential")]
+    pub join: Option<String>,
+    /// The cluster's join token: the file `server-token` of its first server, or `coracle member token`.
+    #[arg(long, group = "credential", env = "CORACLE_JOIN_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// A file that holds the join token.
+    #[arg(long, group = "credential")]
+    pub token_file: Option<PathBuf>,
+    /// Addresses of Services, fixed when the cluster is made [default: 127.96.0.0/12].
+    #[arg(long)]
+    pub service_cidr: Option<Cidr>,
+    /// Addresses of pods, fixed when the cluster is made [default: 127.64.0.0/11].
+    #[arg(long)]
+    pub pod_cidr: Option<Cidr>,
+    /// Accept Ingresses in the versions that Kubernetes removed (extensions/v1beta1, networking.k8s.io/v1beta1).
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub legacy_manifests: bool,
+    /// Seconds that pods stay on a node that is not ready, unless they say otherwise.
+    #[arg(long, default_value_t = 300)]
+    pub default_not_ready_toleration_seconds: i64,
+    /// Seconds that pods stay on a node that cannot be reached, unless they say otherwise.
+    #[arg(long, default_value_t = 300)]
+    pub default_unreachable_toleration_seconds: i64,
     /// Where to write the administrator's kubeconfig.
     #[arg(long)]
     pub write_kubeconfig: Option<PathBuf>,
@@ -52,25 +87,34 @@ pub fn run(options: Options) -> Result<()> {
 
 async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
     let listener = listen(&options).await?;
-    let address = listener.local_addr()?;
+    let address = advertised(&options, listener.local_addr()?)?;
     let url = format!("https://{address}");
+    let membership = member_of(&options).await?;
+    let (service_cidr, pod_cidr) =
+        (membership.services(options.service_cidr)?, membership.pods(options.pod_cidr)?);
     let ca = ClusterCa::open(options.data_dir.join("pki")).context("the cluster's certificate authority")?;
+    let ca = Arc::new(ca);
     let admin_token = token(&options.data_dir.join("pki/admin.token"))?;
     let node_token = token(&options.data_dir.join("pki/node.token"))?;
 
-    let store = Store::open(coracle_store::Options::new(options.data_dir.join("store")))
-        .await
-        .with_context(|| format!("open the store in {}", options.data_dir.join("store").display()))?;
+    let images = ImageRegistry::open(&options.data_dir.join("images"))?;
+    let store = open_store(&options, &membership, address.ip(), images.member_router()).await?;
     let kubelet = ca.ensure_client(
         "apiserver-kubelet-client",
         coracle_apiserver::kubelet_proxy::CLIENT_USER,
         &["system:masters"],
     )?;
     let registry_options = RegistryOptions {
-        service_cidr: options.service_cidr,
-        pod_cidr: options.pod_cidr,
+        service_cidr,
+        pod_cidr,
         api_server: (address.ip(), address.port()),
         kubelet: Some(KubeletProxy::new(ca.client_config(Some(&kubelet))?)),
+        ca_pem: Some(ca.cert_pem().to_owned()),
+        legacy_manifests: options.legacy_manifests,
+        toleration_seconds: (
+            options.default_not_ready_toleration_seconds,
+            options.default_unreachable_toleration_seconds,
+        ),
         token_key: Some(Arc::new(TokenKey::open(&ca.dir().join("sa.key"))?)),
         fixed_tokens: vec![
             (admin_token.clone(), UserInfo::new("kubernetes-admin", &["system:masters"])),
@@ -79,38 +123,151 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         ..RegistryOptions::default()
     };
     let builtin = coracle_registry::builtin(&registry_options, &store)?;
-    let images = coracle_image_registry::router(store.clone(), &options.data_dir.join("images"))?;
+    let fetch: Fetch = Arc::new({
+        let store = store.clone();
+        move |path| {
+            let store = store.clone();
+            Box::pin(async move { store.fetch_from_members(&path).await })
+        }
+    });
+    let admin = admin::router(admin::Admin {
+        store: store.clone(),
+        membership: membership.clone(),
+        data_dir: options.data_dir.clone(),
+        ca_pem: ca.cert_pem().to_owned(),
+    });
     let builder = ApiServer::builder(Arc::new(store.clone()))
-        .mount("/v2", images)
+        .mount("/v2", images.router(store.clone(), Some(fetch)))
+        .mount("/coracle", admin)
+        .mount(coracle_ui::PATH, coracle_ui::router())
         .advertise(address.to_string())
         .shutdown(shutdown.clone());
     let server = builtin.install(builder).build();
 
-    let names = names(&options, address.ip());
-    let identity = ca.ensure_server("apiserver", "kube-apiserver", &names)?;
+    let mut identity = ca.ensure_server("apiserver", "kube-apiserver", &names(service_cidr, address.ip()))?;
+    // Servers that join know the authority by its hash, and find it here.
+    identity.cert_pem += ca.cert_pem();
     let serving = tokio::spawn({
         let (server, tls) = (server.clone(), ca.server_config(&identity)?);
         async move { server.serve(listener, tls).await }
     });
-    coracle_registry::bootstrap(&server, &registry_options)
-        .await
-        .context("create the system's own objects")?;
-    write_credentials(&options, &ca, &url, &admin_token, &node_token)?;
-
-    let components = tokio::spawn(components(
-        server.clone(),
-        options.pod_cidr.to_string(),
-        ca.cert_pem().to_owned(),
-        shutdown.clone(),
-    ));
-    // Who does not read it is served all the same.
-    let _ = writeln!(std::io::stdout(), "coracle server is ready: {url}");
-    tracing::info!(%url, "ready");
-    let served = serving.await.context("the API server's task")?;
+    let ended = tokio::spawn({
+        let (store, shutdown) = (store.clone(), shutdown.clone());
+        async move {
+            let reason = store.ended().await;
+            shutdown.cancel();
+            reason
+        }
+    });
+    let started = async {
+        bootstrap(&server, &registry_options, &shutdown).await?;
+        if let Some(token) = join::renew(&store, ca.cert_pem(), true).await.context("make a join token")? {
+            write_secret(&options.data_dir.join("server-token"), &format!("{token}\n"))?;
+        }
+        write_credentials(&options, &ca, &url, &admin_token, &node_token)
+    };
+    let started = started.await;
+    if started.is_ok() {
+        // Who does not read it is served all the same.
+        let _ = writeln!(std::io::stdout(), "coracle server is ready: {url}");
+        tracing::info!(%url, "ready");
+        let publisher = kube::Client::new(
+            server.service_as(UserInfo::new("system:apiserver", &["system:masters"])),
+            "default",
+        );
+        let member = membership.member;
+        tokio::join!(
+            components(&server, member, pod_cidr.to_string(), ca.clone(), shutdown.clone()),
+            endpoints::publish(store.clone(), publisher, member, address, shutdown.clone()),
+        );
+    }
     shutdown.cancel();
-    components.await.context("the controllers' task")?;
+    let served = serving.await.context("the API server's task")?;
+    if ended.is_finished() {
+        bail!("the store ended: {}", ended.await?);
+    }
     store.shutdown().await.context("close the store")?;
+    started?;
     served.context("serve")
+}
+
+/// Which cluster this server belongs to: the one it was in before, the one it is to join, or a new one.
+async fn member_of(options: &Options) -> Result<Membership> {
+    if let Some(membership) = Membership::read(&options.data_dir)? {
+        return Ok(membership);
+    }
+    let membership = match &options.join {
+        None => Membership::first(
+            options.service_cidr.unwrap_or(RegistryOptions::default().service_cidr),
+            options.pod_cidr.unwrap_or(RegistryOptions::default().pod_cidr),
+        ),
+        Some(url) => {
+            let token = match (&options.token, &options.token_file) {
+                (Some(token), _) => token.clone(),
+                (None, Some(path)) => {
+                    std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?
+                }
+                (None, None) => bail!("--join needs --token or --token-file"),
+            };
+            if options.data_dir.join("store/state.redb").exists() {
+                bail!("{} holds a cluster of its own, and cannot join another", options.data_dir.display());
+            }
+            let (membership, keys) = join::ask(url, &token).await?;
+            membership::write_keys(&options.data_dir.join("pki"), &keys)?;
+            membership
+        }
+    };
+    membership.write(&options.data_dir)?;
+    Ok(membership)
+}
+
+async fn open_store(
+    options: &Options,
+    membership: &Membership,
+    ip: IpAddr,
+    routes: axum::Router,
+) -> Result<Store> {
+    let asked = options.peer_listen.unwrap_or(SocketAddr::new(ip, 0));
+    let listener = bind(asked, &options.data_dir.join("peer-port")).await?;
+    let address = SocketAddr::new(ip, listener.local_addr()?.port());
+    let mut peering = membership.peering(&options.data_dir.join("pki"), listener, address)?;
+    peering.routes = routes;
+    let dir = options.data_dir.join("store");
+    let store = coracle_store::Options { node_id: membership.member, ..coracle_store::Options::new(&dir) };
+    let opened = Store::open_member(store, peering).await;
+    opened.with_context(|| format!("open the store in {}", dir.display()))
+}
+
+/// Creates the system's own objects. Without a leader it is tried until there is one.
+async fn bootstrap(
+    server: &ApiServer,
+    options: &RegistryOptions,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    loop {
+        let status = match coracle_registry::bootstrap(server, options).await {
+            Ok(()) => return Ok(()),
+            Err(status) => status,
+        };
+        // Another server may do the same at the same time.
+        if !matches!(status.code, 409 | 429 | 500..=599) {
+            return Err(status).context("create the system's own objects");
+        }
+        tracing::warn!(error = %status, "the system's own objects cannot be created yet");
+        tokio::select! {
+            () = shutdown.cancelled() => bail!("stopped before the system's own objects were there"),
+            () = tokio::time::sleep(std::time::Duration::from_millis(500)) => {}
+        }
+    }
+}
+
+/// The address that others are told.
+fn advertised(options: &Options, listening: SocketAddr) -> Result<SocketAddr> {
+    let ip = options.advertise.unwrap_or(listening.ip());
+    if ip.is_unspecified() {
+        bail!("--listen {listening} names no address that others can reach: give --advertise ADDRESS");
+    }
+    Ok(SocketAddr::new(ip, listening.port()))
 }
 
 /// Port 0 means a free port, but the same one after a restart, since clients know it.
@@ -120,24 +277,27 @@ async fn listen(options: &Options) -> Result<TcpListener> {
         let folder = options.data_dir.join(folder);
         make_private(&folder).with_context(|| format!("create {}", folder.display()))?;
     }
-    let kept = options.data_dir.join("port");
-    let mut address = options.listen;
+    bind(options.listen, &options.data_dir.join("port")).await
+}
+
+async fn bind(asked: SocketAddr, kept: &Path) -> Result<TcpListener> {
+    let mut address = asked;
     if address.port() == 0
-        && let Ok(text) = std::fs::read_to_string(&kept)
+        && let Ok(text) = std::fs::read_to_string(kept)
     {
         address.set_port(text.trim().parse().with_context(|| format!("read {}", kept.display()))?);
     }
     let listener = TcpListener::bind(address).await.with_context(|| {
         let hint = format!("; remove {} to take another port", kept.display());
-        format!("listen on {address}{}", if options.listen.port() == 0 { hint.as_str() } else { "" })
+        format!("listen on {address}{}", if asked.port() == 0 { hint.as_str() } else { "" })
     })?;
-    if options.listen.port() == 0 {
-        write_secret(&kept, &listener.local_addr()?.port().to_string())?;
+    if asked.port() == 0 {
+        write_secret(kept, &listener.local_addr()?.port().to_string())?;
     }
     Ok(listener)
 }
 
-fn names(options: &Options, ip: IpAddr) -> Vec<String> {
+fn names(service_cidr: Cidr, ip: IpAddr) -> Vec<String> {
     let mut names: Vec<String> = [
         "localhost",
         "kubernetes",
@@ -148,10 +308,10 @@ fn names(options: &Options, ip: IpAddr) -> Vec<String> {
     .map(String::from)
     .into();
     names.push(ip.to_string());
-    if !ip.is_loopback() || ip.to_string() != "127.0.0.1" {
+    if ip.to_string() != "127.0.0.1" {
         names.push("127.0.0.1".into());
     }
-    names.extend(first_address(options.service_cidr.base).map(|address| address.to_string()));
+    names.extend(first_address(service_cidr.base).map(|address| address.to_string()));
     names
 }
 
@@ -207,29 +367,59 @@ fn write_credentials(
     write_secret(&dir.join("kubeconfig"), &kubeconfig(url, ca.cert_pem(), &client, None))
 }
 
-async fn components(server: ApiServer, pod_cidr: String, root_ca_pem: String, shutdown: CancellationToken) {
-    let controllers = {
-        let server = server.clone();
-        let client_for = Arc::new(move |name: &str| {
-            kube::Client::new(server.service_as(component::controller(name)), "default")
-        });
-        coracle_controllers::Options {
-            pod_cidr: Some(pod_cidr),
-            root_ca_pem: Some(root_ca_pem),
-            ..coracle_controllers::Options::new(client_for)
-        }
-    };
-    let scheduler =
-        kube::Client::new(server.service_as(component::scheduler()), "default");
-    let (controllers, scheduler) = tokio::join!(
-        coracle_controllers::run(controllers, shutdown.clone()),
-        coracle_scheduler::run(scheduler, coracle_scheduler::Options::default(), shutdown.clone()),
+/// Runs controllers and scheduler while this server holds their Leases.
+/// Signs certificates with the cluster's authority.
+fn signer(ca: &Arc<ClusterCa>) -> coracle_controllers::certificates::Sign {
+    let ca = ca.clone();
+    Arc::new(move |request, usages, seconds| Ok(ca.sign_request(request, usages, seconds)?))
+}
+
+async fn components(
+    server: &ApiServer,
+    member: u64,
+    pod_cidr: String,
+    ca: Arc<ClusterCa>,
+    shutdown: CancellationToken,
+) {
+    let client = |user| kube::Client::new(server.service_as(user), "default");
+    let candidate =
+        |name, user| election::Candidate { client: client(user), name, identity: format!("server-{member}") };
+    let controllers = candidate("kube-controller-manager", component::controller(component::INFORMERS)).run(
+        shutdown.clone(),
+        |term| {
+            let server = server.clone();
+            let client_for = Arc::new(move |name: &str| {
+                kube::Client::new(server.service_as(component::controller(name)), "default")
+            });
+            let options = coracle_controllers::Options {
+                pod_cidr: Some(pod_cidr.clone()),
+                root_ca_pem: Some(ca.cert_pem().to_owned()),
+                sign: Some(signer(&ca)),
+                ..coracle_controllers::Options::new(client_for)
+            };
+            let serverless = coracle_serverless::Options {
+                client: client(component::controller(coracle_serverless::IDENTITY)),
+                domain: "example.com".into(),
+                cluster_domain: "cluster.local".into(),
+            };
+            async move {
+                let serverless = coracle_serverless::run(serverless, term.clone());
+                let (ended, ()) = tokio::join!(coracle_controllers::run(options, term.clone()), serverless);
+                ended
+            }
+        },
     );
-    for (part, result) in [("controllers", controllers), ("scheduler", scheduler)] {
+    let scheduler = candidate("kube-scheduler", component::scheduler()).run(shutdown.clone(), |term| {
+        coracle_scheduler::run(client(component::scheduler()), coracle_scheduler::Options::default(), term)
+    });
+    // A member without its controllers is of no use: what ends ends all, so that a supervisor starts it again.
+    let part = |name: &'static str, result: Result<()>| {
         if let Err(error) = result {
-            tracing::error!(part, error = format!("{error:#}"), "stopped");
+            tracing::error!(part = name, error = format!("{error:#}"), "stopped");
         }
-    }
-    // A member without its controllers is of no use: end, so that the supervisor starts it again.
-    shutdown.cancel();
+        shutdown.cancel();
+    };
+    tokio::join!(async { part("controllers", controllers.await) }, async {
+        part("scheduler", scheduler.await)
+    },);
 }

@@ -136,6 +136,9 @@ fn own() -> Vec<Value> {
         // A server that joins shows a secret of its own.
         role("coracle:join", json!([{"nonResourceURLs": ["/coracle/join"], "verbs": ["post"]}])),
         binding("coracle:join", "coracle:join", &["system:authenticated", "system:unauthenticated"]),
+        // The files of the web page, which hold nothing of the cluster.
+        role("coracle:ui", json!([{"nonResourceURLs": ["/ui", "/ui/*"], "verbs": ["get", "head"]}])),
+        binding("coracle:ui", "coracle:ui", &["system:authenticated", "system:unauthenticated"]),
         // The built-in registry of images.
         role(
             "coracle:image-puller",

@@ -1,0 +1,117 @@
+//! `coracle snapshot`: the whole state of a cluster in one file, and a new cluster out of it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Subcommand};
+use coracle_store::Store;
+use futures::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+
+use super::server::{archive, membership};
+use crate::data_dir::make_private;
+use crate::kubeconfig::Cluster;
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Save the cluster's objects and keys while it runs. The file opens the cluster: keep it as you keep keys.
+    Save(Save),
+    /// Make the data directory of a new server out of a saved cluster. Other servers join it anew.
+    Restore(Restore),
+}
+
+#[derive(Args)]
+pub struct Save {
+    /// Where to write it.
+    file: PathBuf,
+    #[command(flatten)]
+    cluster: Cluster,
+}
+
+#[derive(Args)]
+pub struct Restore {
+    /// What `save` wrote.
+    file: PathBuf,
+    /// The data directory of `coracle server` (of `coracle up`: its folder `server`); it must not exist, or be empty.
+    #[arg(long)]
+    data_dir: PathBuf,
+}
+
+pub fn run(command: Command) -> Result<()> {
+    super::run_client(async {
+        match command {
+            Command::Save(options) => save(&options).await,
+            Command::Restore(options) => restore(&options).await,
+        }
+    })
+}
+
+async fn save(options: &Save) -> Result<()> {
+    let (client, _) = options.cluster.client().await?;
+    let mut part = options.file.clone().into_os_string();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let saved = download(&client, &part).await;
+    let kept = saved.and_then(|()| {
+        // What cannot be read back is no snapshot.
+        let folder = tempfile::tempdir_in(
+            part.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+        )?;
+        archive::unpack(&part, &folder.path().join("state"))?;
+        std::fs::rename(&part, &options.file).with_context(|| format!("write {}", options.file.display()))
+    });
+    if kept.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    kept?;
+    super::print(format!("saved to {}\n", options.file.display()))
+}
+
+async fn download(client: &kube::Client, part: &Path) -> Result<()> {
+    let request = http::Request::get("/coracle/snapshot").body(Vec::new())?;
+    let body = client.request_stream(request).await?;
+    let mut body = std::pin::pin!(body);
+    let mut out = tokio::fs::OpenOptions::new();
+    let out = out.write(true).create(true).truncate(true).mode(0o600).open(part).await;
+    let mut out = out.with_context(|| format!("write {}", part.display()))?;
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let read = body.read(&mut piece).await.context("read the snapshot")?;
+        if read == 0 {
+            break;
+        }
+        out.write_all(piece.get(..read).unwrap_or_default()).await?;
+    }
+    out.sync_all().await?;
+    Ok(())
+}
+
+async fn restore(options: &Restore) -> Result<()> {
+    let dir = &options.data_dir;
+    match std::fs::read_dir(dir) {
+        Ok(mut entries) => ensure!(entries.next().is_none(), "{} is not empty", dir.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => bail!("{}: {error}", dir.display()),
+    }
+    make_private(dir).with_context(|| format!("create {}", dir.display()))?;
+    let folder = tempfile::tempdir_in(dir)?;
+    let state = folder.path().join("state");
+    let head = archive::unpack(&options.file, &state)?;
+    // A cluster of its own: members of the lost one that may still live are strangers to it.
+    let restored = membership::Membership {
+        cluster: hex::encode(rand::random::<[u8; 16]>()),
+        member: 1,
+        join: Vec::new(),
+        ..head.membership
+    };
+    membership::write_keys(&dir.join("pki"), &head.keys)?;
+    let revision =
+        Store::restore(&dir.join("store"), &state, restored.member).await.context("restore the store")?;
+    // Last: without it the directory is none of a server.
+    restored.write(dir)?;
+    super::print(format!(
+        "restored to {}, at revision {revision}; start `coracle server --data-dir {}`\n",
+        dir.display(),
+        dir.display()
+    ))
+}
