@@ -36,14 +36,15 @@ pub(crate) fn scope(target: &Target) -> Scope {
     }
 }
 
-/// Who makes a call.
+/// Who makes a call. A scale is recorded without a time, as Kubernetes does.
 pub(crate) fn writer(target: &Target, operation: Operation) -> Writer {
+    let scale = target.cx.subresource.as_deref() == Some("scale");
     Writer {
         manager: target.cx.field_manager.clone(),
         operation,
         api_version: target.served.api_version.clone(),
         subresource: target.cx.subresource.clone().unwrap_or_default(),
-        time: time::seconds(target.cx.now),
+        time: if scale { String::new() } else { time::seconds(target.cx.now) },
     }
 }
 

@@ -53,8 +53,7 @@ async fn apply(call: &Call, paths: &ScalePaths, force: bool) -> Result<Written, 
     if let Some(replicas) = scale.pointer("/spec/replicas") {
         set(&mut config, &paths.spec_replicas, replicas.clone());
     }
-    let mut writer = managed::writer(&call.target, Operation::Apply);
-    writer.time = String::new();
+    let writer = managed::writer(&call.target, Operation::Apply);
     write_applied(&call.target, &Rules::Main, |old| {
         let (_, list) = super::apply::merged(call, old, true, &config, &writer, Scope::Spec, force)?;
         let mut new = change(&call.target, old, &scale, paths)?;

@@ -48,8 +48,8 @@ struct Compiled {
 /// Everything wrong with the rules of a schema.
 pub(super) fn check(schema: &Structural, path: &Path) -> Vec<Error> {
     let mut errors = Vec::new();
-    if schema.has_rules() {
-        with_stack(|| drop(Rules::build(schema, path, &mut errors)));
+    if schema.has_rules() && with_stack(|| drop(Rules::build(schema, path, &mut errors))).is_none() {
+        errors.push(Error::internal(path, "the rules of the schema could not be read"));
     }
     errors
 }
