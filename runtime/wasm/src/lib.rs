@@ -19,6 +19,7 @@ mod linker;
 mod log;
 mod memory;
 mod names;
+mod netns;
 mod network;
 mod policy;
 mod program;

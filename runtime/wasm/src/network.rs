@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::Arc,
     time::Duration,
@@ -12,6 +13,7 @@ use parking_lot::Mutex;
 use crate::{
     affinity::Directory,
     names::Found,
+    netns::Netns,
     protocol::{SandboxSpec, Transport},
     routes::{Ranges, Refusal},
 };
@@ -20,6 +22,8 @@ use crate::{
 pub(crate) struct PodNetwork {
     pub address: Ipv4Addr,
     pub loopback: Ipv4Addr,
+    /// Where its sockets are made, when not among the host's own.
+    netns: Option<Netns>,
     hostname: String,
     searches: Vec<String>,
     ranges: Ranges,
@@ -54,24 +58,56 @@ pub(crate) async fn elsewhere(name: String) -> Vec<IpAddr> {
 
 impl PodNetwork {
     /// The network of a sandbox.
-    pub fn new(spec: &SandboxSpec, ranges: Ranges, directory: Arc<Directory>) -> PodNetwork {
+    ///
+    /// # Errors
+    /// When the pod's network namespace is not there.
+    pub fn new(spec: &SandboxSpec, ranges: Ranges, directory: Arc<Directory>) -> io::Result<PodNetwork> {
         let [_, b, c, d] = spec.pod_ip.octets();
-        PodNetwork {
+        let netns = spec.netns.as_deref().map(Netns::open).transpose()?;
+        Ok(PodNetwork {
             address: spec.pod_ip,
-            // The pod's twin in the upper half of 127/8, where no pod or Service lives.
-            loopback: Ipv4Addr::new(127, b | 0x80, c, d),
+            loopback: match netns {
+                // Its own, which it shares with the pod's Linux containers.
+                Some(_) => Ipv4Addr::LOCALHOST,
+                // The pod's twin in the upper half of 127/8, where no pod or Service lives.
+                None => Ipv4Addr::new(127, b | 0x80, c, d),
+            },
+            netns,
             hostname: spec.hostname.to_ascii_lowercase(),
             searches: spec.dns.searches.clone(),
             ranges,
             directory,
             everywhere: Mutex::default(),
+        })
+    }
+
+    /// Makes sockets where the pod's are made. It must not wait.
+    pub fn within<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        match &self.netns {
+            Some(netns) => netns.within(work),
+            None => Ok(work()),
         }
+    }
+
+    /// Makes a socket where the pod's are made.
+    pub async fn run<F: Future>(&self, work: F) -> io::Result<F::Output> {
+        match &self.netns {
+            Some(netns) => netns.run(work).await,
+            None => Ok(work.await),
+        }
+    }
+
+    /// The address that a handler listens on: a namespace has more than the pod's own.
+    pub fn listening(&self) -> Ipv4Addr {
+        if self.netns.is_some() { Ipv4Addr::UNSPECIFIED } else { self.address }
     }
 
     /// The address to bind when a guest binds `address`; `None` when it is none of the pod's.
     pub fn bind(&self, address: SocketAddr) -> Option<SocketAddr> {
         let IpAddr::V4(ip) = address.ip() else { return None };
-        let ip = if ip.is_unspecified() || ip == self.address {
+        let ip = if ip.is_unspecified() && self.netns.is_some() {
+            ip
+        } else if ip.is_unspecified() || ip == self.address {
             self.address
         } else if ip == Ipv4Addr::LOCALHOST {
             self.loopback
@@ -88,6 +124,9 @@ impl PodNetwork {
             let fine = routes.may_reach(&self.ranges, to);
             return if fine { Ok(Hop { to, from: None }) } else { Err(Refusal::Denied) };
         };
+        if self.netns.is_some() && to.ip().is_loopback() {
+            return Ok(Hop { to: to.into(), from: None });
+        }
         if *to.ip() == Ipv4Addr::LOCALHOST || *to.ip() == self.loopback {
             let everywhere = self.everywhere.lock().contains_key(&to.port());
             let ip = if everywhere { self.address } else { self.loopback };
@@ -140,12 +179,17 @@ impl PodNetwork {
 
     /// Whether the pod may bind here: the guard behind [`PodNetwork::bind`].
     pub fn owns(&self, address: SocketAddr) -> bool {
-        address.ip() == IpAddr::V4(self.address) || address.ip() == IpAddr::V4(self.loopback)
+        let ip = address.ip();
+        ip == IpAddr::V4(self.address)
+            || ip == IpAddr::V4(self.loopback)
+            || (self.netns.is_some() && ip.is_unspecified() && ip.is_ipv4())
     }
 
     /// Whether the pod may reach this address: the guard behind [`PodNetwork::connect`].
     pub fn may_reach(&self, to: SocketAddr) -> bool {
-        self.owns(to) || self.directory.load().may_reach(&self.ranges, to)
+        self.owns(to)
+            || (self.netns.is_some() && to.ip().is_loopback())
+            || self.directory.load().may_reach(&self.ranges, to)
     }
 
     /// What a name leads to, as the pod's resolver would answer.

@@ -39,7 +39,22 @@ async fn serve(State(content): State<Content>, Path(path): Path<String>) -> Resp
 impl Registry {
     /// Starts on a free port of this machine.
     pub async fn start() -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    /// Starts on a free port in a network namespace.
+    pub async fn start_in(netns: std::path::PathBuf) -> Self {
+        let bind = move || {
+            let file = std::fs::File::open(netns).unwrap();
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap()
+        };
+        let listener = std::thread::spawn(bind).join().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Self::serve(tokio::net::TcpListener::from_std(listener).unwrap())
+    }
+
+    fn serve(listener: tokio::net::TcpListener) -> Self {
         let address = listener.local_addr().unwrap();
         let content = Content::default();
         let router = axum::Router::new()
@@ -52,10 +67,41 @@ impl Registry {
 
     /// Puts a component there.
     pub fn push(&self, repository: &str, tag: &str, wasm: &[u8]) {
-        let config = b"{}".to_vec();
+        let kinds = ["application/vnd.wasm.config.v0+json", "application/wasm"];
+        self.put(repository, tag, kinds, b"{}".to_vec(), wasm);
+    }
+
+    /// Puts a Linux image of busybox there.
+    pub fn push_linux(&self, repository: &str, tag: &str) -> Vec<u8> {
+        let config = json!({"architecture": "amd64", "os": "linux", "config": {"Env": ["FROM=image"]},
+            "rootfs": {"type": "layers", "diff_ids": []}});
+        let kinds = ["application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar"];
+        self.put(repository, tag, kinds, config.to_string().into_bytes(), &busybox())
+    }
+
+    /// Puts an index there that offers a component and a Linux image.
+    pub fn push_both(&self, repository: &str, tag: &str) {
+        let wasm = crate::programs::wasm(crate::programs::WORKER);
+        let kinds = ["application/vnd.wasm.config.v0+json", "application/wasm"];
+        let manifests = [
+            (self.push_linux(repository, "linux"), "linux", "amd64"),
+            (self.put(repository, "wasm", kinds, b"{}".to_vec(), &wasm), "wasi", "wasm"),
+        ];
+        let manifests = manifests.map(|(bytes, os, architecture)| {
+            json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "size": bytes.len(),
+                "digest": digest(&bytes), "platform": {"os": os, "architecture": architecture}})
+        });
+        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": manifests})
+        .to_string()
+        .into_bytes();
+        self.content.lock().unwrap().insert(format!("{repository}/manifests/{tag}"), index);
+    }
+
+    fn put(&self, repository: &str, tag: &str, kinds: [&str; 2], config: Vec<u8>, layer: &[u8]) -> Vec<u8> {
         let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": {"mediaType": "application/vnd.wasm.config.v0+json", "size": 2, "digest": digest(&config)},
-            "layers": [{"mediaType": "application/wasm", "size": wasm.len(), "digest": digest(wasm)}]})
+            "config": {"mediaType": kinds[0], "size": config.len(), "digest": digest(&config)},
+            "layers": [{"mediaType": kinds[1], "size": layer.len(), "digest": digest(layer)}]})
         .to_string()
         .into_bytes();
         let mut content = self.content.lock().unwrap();
@@ -63,6 +109,25 @@ impl Registry {
             content.insert(format!("{repository}/manifests/{key}"), manifest.clone());
         }
         content.insert(digest(&config), config);
-        content.insert(digest(wasm), wasm.to_vec());
+        content.insert(digest(layer), layer.to_vec());
+        manifest
     }
+}
+
+/// A layer with Debian's busybox under the names of its applets.
+fn busybox() -> Vec<u8> {
+    let program = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+    let mut layer = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(program.len() as u64);
+    layer.append_data(&mut header, "bin/busybox", program.as_slice()).unwrap();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    for applet in ["sh", "cat", "echo", "ip", "ping", "sleep", "stat", "true", "wc"] {
+        layer.append_link(&mut header, format!("bin/{applet}"), "busybox").unwrap();
+    }
+    layer.into_inner().unwrap()
 }

@@ -17,6 +17,8 @@ pub struct Service {
     /// Its pods are in 127.72.0.0/14, a /24 of their own: `127.<a>.<b>.0/24`.
     net: (u32, u32),
     child: Option<Child>,
+    /// The network namespace of profile `routed`, and its CNI configuration.
+    routed: Option<(String, Option<PathBuf>)>,
 }
 
 fn program(what: &str) -> Program {
@@ -36,9 +38,41 @@ impl Service {
             registry,
             net: (72 + index / 256, index % 256),
             child: None,
+            routed: None,
         };
         service.spawn().await;
         service
+    }
+
+    /// Starts a runtime of profile `routed` in a namespace of its own; it can pull `worker:v1` and `busybox:v1`.
+    pub async fn start_routed(cni: Option<&str>) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+        let netns = format!("coracle-cri-{}-{serial}", std::process::id());
+        for args in [vec!["netns", "add", &netns], vec!["-n", &netns, "link", "set", "lo", "up"]] {
+            assert!(Command::new("ip").args(args).status().unwrap().success(), "this test needs root");
+        }
+        let registry = Registry::start_in(PathBuf::from("/run/netns").join(&netns)).await;
+        registry.push("worker", "v1", &wasm(WORKER));
+        registry.push_linux("busybox", "v1");
+        let dir = tempfile::tempdir().unwrap();
+        let cni = cni.map(|text| {
+            let conf = dir.path().join("cni");
+            std::fs::create_dir(&conf).unwrap();
+            std::fs::write(conf.join("10-mynet.json"), text).unwrap();
+            conf
+        });
+        let routed = Some((netns, cni));
+        let mut service = Self { dir, registry, net: (0, 0), child: None, routed };
+        service.spawn().await;
+        service
+    }
+
+    /// What a program says in the namespace of profile `routed`.
+    pub fn in_namespace(&self, command: &[&str]) -> String {
+        let (netns, _) = self.routed.as_ref().unwrap();
+        let out = Command::new("ip").args(["netns", "exec", netns]).args(command).output().unwrap();
+        String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr)
     }
 
     pub fn state_dir(&self) -> PathBuf {
@@ -58,18 +92,30 @@ impl Service {
     pub async fn spawn(&mut self) {
         let log =
             std::fs::OpenOptions::new().append(true).create(true).open(self.dir.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_coracle-runtime"))
-            .arg("serve")
+        let program = env!("CARGO_BIN_EXE_coracle-runtime");
+        let mut command = match &self.routed {
+            None => Command::new(program),
+            Some((netns, _)) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{netns}")).arg(program);
+                command
+            }
+        };
+        let pods = match &self.routed {
+            None => format!("127.{}.{}.0/24", self.net.0, self.net.1),
+            Some(_) => "10.71.0.0/24".to_owned(),
+        };
+        command.arg("serve");
+        if let Some((_, cni)) = &self.routed {
+            command.args(["--cluster-cidr", if cni.is_some() { "10.22.0.0/16" } else { "10.71.0.0/16" }]);
+            command.args(cni.iter().flat_map(|dir| ["--cni-conf-dir".as_ref(), dir.as_os_str()]));
+        }
+        let child = command
             .arg("--socket")
             .arg(self.dir.path().join("cri.sock"))
             .arg("--state-dir")
             .arg(self.state_dir())
-            .args([
-                "--pod-cidr",
-                &format!("127.{}.{}.0/24", self.net.0, self.net.1),
-                "--mirror",
-                &format!("http://{}", self.registry.address),
-            ])
+            .args(["--pod-cidr", &pods, "--mirror", &format!("http://{}", self.registry.address)])
             .env("RUST_LOG", "info")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -94,13 +140,18 @@ impl Service {
     }
 
     pub async fn suite(&self) -> Suite {
-        let programs = Programs {
+        self.suite_of(Programs {
             speaks_and_fails: program("fail"),
             failure: 1,
             sleeps: program("sleep"),
             writes_note: program("write"),
             reads_note: program("read"),
-        };
+        })
+        .await
+    }
+
+    /// A suite with other programs.
+    pub async fn suite_of(&self, programs: Programs) -> Suite {
         conformance::connect(Target {
             endpoint: self.endpoint(),
             programs,
@@ -139,5 +190,38 @@ impl Drop for Service {
         if let Ok(Err(error)) = ended.join() {
             eprintln!("ending the wasm host: {error:#}");
         }
+        self.clear_namespace();
+    }
+}
+
+impl Service {
+    /// Ends what this test has left in its namespace, and removes that.
+    fn clear_namespace(&self) {
+        let Some((netns, _)) = &self.routed else { return };
+        for folder in ["containers", "pods"] {
+            let entries =
+                std::fs::read_dir(self.state_dir().join("oci").join(folder)).into_iter().flatten().flatten();
+            for dir in entries.map(|e| e.path()) {
+                let pid = std::fs::read_to_string(dir.join("pid")).ok().and_then(|p| p.trim().parse().ok());
+                let ended =
+                    std::fs::read_to_string(dir.join("state.json")).unwrap_or_default().contains("exited");
+                if let Some(pid) = pid.filter(|_| !ended) {
+                    let _ = nix::sys::signal::kill(
+                        nix::unistd::Pid::from_raw(pid),
+                        nix::sys::signal::Signal::SIGKILL,
+                    );
+                    // Its shim sees the end and cleans up.
+                    std::thread::sleep(Duration::from_millis(300));
+                }
+                for mount in ["rootfs", "shm", "net", "ipc", "uts"] {
+                    let _ = Command::new("umount")
+                        .arg("--lazy")
+                        .arg(dir.join(mount))
+                        .stderr(Stdio::null())
+                        .status();
+                }
+            }
+        }
+        let _ = Command::new("ip").args(["netns", "delete", netns]).status();
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Container, Exit, Stop};
@@ -21,6 +21,9 @@ use crate::{
 
 /// How long a draining handler waits for clients to use their open connections once more, and so to learn that they close.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// Why a handler is not served.
 pub(super) enum Failure {
@@ -66,7 +69,7 @@ pub(super) async fn start(container: &Arc<Container>, handlers: &Arc<Handlers>) 
     let mut listeners = Vec::new();
     for port in &container.ports {
         let address = SocketAddrV4::new(address, *port);
-        let listener = TcpListener::bind(address).await;
+        let listener = listen(&container.sandbox.network, *port);
         let listener = listener.map_err(|error| Failure::Refused(taken(container, address, &error)))?;
         listeners.push((address, listener));
     }
@@ -94,6 +97,13 @@ pub(super) async fn start(container: &Arc<Container>, handlers: &Arc<Handlers>) 
         serving.listen(listener, address);
     }
     Ok(serving)
+}
+
+fn listen(network: &PodNetwork, port: u16) -> io::Result<TcpListener> {
+    let socket = network.within(TcpSocket::new_v4)??;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddrV4::new(network.listening(), port).into())?;
+    socket.listen(BACKLOG)
 }
 
 fn taken(container: &Container, address: SocketAddrV4, error: &io::Error) -> HostError {

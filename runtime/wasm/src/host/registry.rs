@@ -120,7 +120,11 @@ impl Registry {
         if let Some(holder) = holder {
             return invalid(format!("the address {} is pod {}'s", spec.pod_ip, holder.pod()));
         }
-        let network = PodNetwork::new(&spec, self.ranges, self.services.directory.clone());
+        let network =
+            PodNetwork::new(&spec, self.ranges, self.services.directory.clone()).map_err(|error| {
+                let words = format!("the network namespace of pod {}/{}: {error}", spec.namespace, spec.name);
+                HostError::new(ErrorCode::Internal, words)
+            })?;
         let id = spec.id.clone();
         sandboxes.insert(id, Arc::new(Sandbox::new(spec, network, now_ns())));
         Ok(())

@@ -158,7 +158,7 @@ impl Connector {
             };
             io::Error::new(kind, refusal)
         })?;
-        let stream = tokio::time::timeout(TIMEOUT, dial(hop)).await??;
+        let stream = tokio::time::timeout(TIMEOUT, dial_as(&self.network, hop)).await??;
         stream.set_nodelay(true)?;
         Ok(TokioIo::new(stream))
     }
@@ -166,7 +166,19 @@ impl Connector {
 
 /// Connects, from the pod's address where there is one to bind.
 pub(crate) async fn dial(hop: Hop) -> io::Result<TcpStream> {
-    let socket = if hop.to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    connect(socket(hop)?, hop).await
+}
+
+/// As [`dial`], from where the pod's sockets are made.
+async fn dial_as(network: &PodNetwork, hop: Hop) -> io::Result<TcpStream> {
+    connect(network.within(|| socket(hop))??, hop).await
+}
+
+fn socket(hop: Hop) -> io::Result<TcpSocket> {
+    if hop.to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+}
+
+async fn connect(socket: TcpSocket, hop: Hop) -> io::Result<TcpStream> {
     if let Some(from) = hop.from {
         choose_port_at_connect(&socket)?;
         socket.bind(SocketAddr::new(from.into(), 0))?;

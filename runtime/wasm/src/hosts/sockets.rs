@@ -19,6 +19,8 @@ pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
     use wasmtime_wasi::{p2::bindings::sockets as two, p3::bindings::sockets as three};
     two::tcp::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
     two::udp::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
+    two::tcp_create_socket::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
+    two::udp_create_socket::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
     two::ip_name_lookup::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
     three::types::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
     three::ip_name_lookup::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)

@@ -10,10 +10,12 @@ use wasmtime_wasi::p2::{
         ip_name_lookup,
         network::{self, ErrorCode},
         tcp::{self, HostTcpSocket, IpAddressFamily, IpSocketAddress, ShutdownType, TcpSocket},
+        tcp_create_socket,
         udp::{
             self, HostIncomingDatagramStream, HostOutgoingDatagramStream, HostUdpSocket, IncomingDatagram,
             IncomingDatagramStream, OutgoingDatagram, OutgoingDatagramStream, UdpSocket,
         },
+        udp_create_socket,
     },
 };
 
@@ -50,6 +52,20 @@ impl network::Host for PodSocketsView<'_> {
 }
 
 impl tcp::Host for PodSocketsView<'_> {}
+
+impl tcp_create_socket::Host for PodSocketsView<'_> {
+    fn create_tcp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
+        let create = || tcp_create_socket::Host::create_tcp_socket(&mut self.inner, family);
+        self.network.within(create).unwrap_or_else(|_| Err(ErrorCode::Unknown.into()))
+    }
+}
+
+impl udp_create_socket::Host for PodSocketsView<'_> {
+    async fn create_udp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
+        let create = udp_create_socket::Host::create_udp_socket(&mut self.inner, family);
+        self.network.run(create).await.unwrap_or_else(|_| Err(ErrorCode::Unknown.into()))
+    }
+}
 
 macro_rules! forward {
     ($trait:ident, $resource:ty; $($name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {

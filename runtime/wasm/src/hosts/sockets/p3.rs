@@ -125,7 +125,8 @@ impl HostTcpSocket for PodSocketsView<'_> {
     }
 
     fn create(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
-        HostTcpSocket::create(&mut self.inner, family)
+        let made = self.network.within(|| HostTcpSocket::create(&mut self.inner, family));
+        made.unwrap_or_else(|_| Err(ErrorCode::Other(None).into()))
     }
 
     fn get_local_address(&mut self, this: Resource<TcpSocket>) -> SocketResult<IpSocketAddress> {
@@ -205,7 +206,8 @@ impl HostUdpSocket for PodSocketsView<'_> {
     }
 
     async fn create(&mut self, family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
-        HostUdpSocket::create(&mut self.inner, family).await
+        let made = self.network.run(HostUdpSocket::create(&mut self.inner, family)).await;
+        made.unwrap_or_else(|_| Err(ErrorCode::Other(None).into()))
     }
 
     fn get_local_address(&mut self, this: Resource<UdpSocket>) -> SocketResult<IpSocketAddress> {
