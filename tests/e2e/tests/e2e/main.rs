@@ -7,6 +7,8 @@ mod hello;
 mod kube_rs;
 mod languages;
 mod network;
+mod node;
+mod objects;
 mod pods;
 mod readme;
 mod routed;

@@ -1,0 +1,238 @@
+//! Several servers: any one may be lost; and what is left when all are. Profile: loopback.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use coracle_e2e::servers::Servers;
+use coracle_e2e::{eventually, succeed};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use serde_json::json;
+
+/// Row: high availability: three servers under writes, each killed in turn: nothing acknowledged is lost, watchers see each revision once
+#[test]
+fn mission_m26_three_servers_any_one_lost() -> Result<()> {
+    let mut servers = Servers::start(3)?;
+    ensure!(servers.coracle(2, &["member", "list"])?.matches("voter").count() == 2);
+    let stop = Arc::new(AtomicBool::new(false));
+    let written = Arc::new(AtomicUsize::new(0));
+    let runtime = tokio::runtime::Runtime::new()?;
+    let paths: Vec<PathBuf> = (0..3).map(|index| servers.kubeconfig(index)).collect();
+    let writer = runtime.spawn(write(paths.clone(), stop.clone(), written.clone()));
+    let watcher = runtime.spawn(watch(paths, stop.clone()));
+    for index in 0..3 {
+        progress(&servers, &written, "before the kill")?;
+        servers.kill(index)?;
+        // Others go on: writes, reads, and what controllers do.
+        progress(&servers, &written, &format!("while server {index} is away"))?;
+        let other = (index + 1) % 3;
+        servers.kubectl(other, &["create", "ns", &format!("made-{index}")])?;
+        eventually("the controllers work", Duration::from_secs(30), || {
+            let name = format!("made-{index}");
+            servers.kubectl(other, &["-n", &name, "get", "serviceaccount", "default"]).map(|_| true)
+        })?;
+        servers.restart(index)?;
+    }
+    progress(&servers, &written, "at the end")?;
+    stop.store(true, Ordering::Relaxed);
+    let acknowledged = runtime.block_on(writer)??;
+    let seen = runtime.block_on(watcher)??;
+    // Each server, by itself, has all that was acknowledged.
+    for index in 0..3 {
+        let held = runtime.block_on(async {
+            let maps = config_maps(&servers.kubeconfig(index)).await?;
+            anyhow::Ok(maps.list(&ListParams::default().labels("test=m26")).await?)
+        })?;
+        let held: BTreeMap<_, _> = held.items.into_iter().map(|map| (name(&map), value(&map))).collect();
+        for (name, value) in &acknowledged {
+            ensure!(
+                held.get(name) == Some(value),
+                "server {index} lost {name}={value}: {:?}",
+                held.get(name)
+            );
+        }
+    }
+    // The watch, taken up at one server after the other, told each revision once and in order, and missed none.
+    ensure!(
+        seen.windows(2).all(|pair| pair[0].0 < pair[1].0),
+        "revisions of the watch are not in order: {seen:?}"
+    );
+    for made in &acknowledged {
+        ensure!(seen.iter().any(|(_, map)| map == made), "the watch missed {made:?}");
+    }
+    Ok(())
+}
+
+/// Waits until fifty more writes are acknowledged.
+fn progress(servers: &Servers, written: &AtomicUsize, when: &str) -> Result<()> {
+    let goal = written.load(Ordering::Relaxed) + 50;
+    eventually(&format!("writes go on {when}"), Duration::from_secs(30), || {
+        Ok(written.load(Ordering::Relaxed) >= goal)
+    })
+    .with_context(|| servers.logs())
+}
+
+async fn config_maps(kubeconfig: &PathBuf) -> Result<Api<ConfigMap>> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    config.connect_timeout = Some(Duration::from_secs(1));
+    Ok(Api::namespaced(Client::try_from(config)?, "default"))
+}
+
+/// Creates objects through one server after the other; returns those that were acknowledged.
+async fn write(
+    servers: Vec<PathBuf>,
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicUsize>,
+) -> Result<Vec<(String, String)>> {
+    let mut clients = Vec::new();
+    for path in &servers {
+        clients.push(config_maps(path).await?);
+    }
+    let mut acknowledged = Vec::new();
+    let mut n = 0_usize;
+    while !stop.load(Ordering::Relaxed) {
+        n += 1;
+        let (name, value) = (format!("m26-{n}"), n.to_string());
+        let map = serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": {"test": "m26"}}, "data": {"value": value},
+        }))?;
+        let maps = &clients[n % clients.len()];
+        // A server that is away, or a write whose outcome is not known: the next name.
+        if maps.create(&PostParams::default(), &map).await.is_ok() {
+            acknowledged.push((name, value));
+            written.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    Ok(acknowledged)
+}
+
+/// Watches from the start, going on at the next server wherever a watch ends; returns every object with its revision.
+async fn watch(servers: Vec<PathBuf>, stop: Arc<AtomicBool>) -> Result<Vec<(u64, (String, String))>> {
+    let mut seen = Vec::new();
+    let mut revision = "0".to_owned();
+    for round in 0.. {
+        let maps = config_maps(&servers[round % servers.len()]).await?;
+        if revision == "0" {
+            revision = match maps.list(&ListParams::default().labels("test=none")).await {
+                Ok(list) => list.metadata.resource_version.context("a list without revision")?,
+                Err(_) => continue,
+            };
+        }
+        let params = WatchParams::default().labels("test=m26").timeout(5);
+        let Ok(events) = maps.watch(&params, &revision).await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let mut events = std::pin::pin!(events);
+        let ended = stop.load(Ordering::Relaxed);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(WatchEvent::Added(map) | WatchEvent::Modified(map)) => {
+                    let at = map.metadata.resource_version.clone().context("no resourceVersion")?;
+                    seen.push((at.parse()?, (name(&map), value(&map))));
+                    revision = at;
+                }
+                Ok(WatchEvent::Bookmark(mark)) => revision = mark.metadata.resource_version,
+                Ok(WatchEvent::Error(status)) if status.code == 410 => bail!("the watch was told {status:?}"),
+                Ok(WatchEvent::Error(_) | WatchEvent::Deleted(_)) | Err(_) => break,
+            }
+        }
+        // One that was begun after the last write has told all.
+        if ended {
+            break;
+        }
+    }
+    Ok(seen)
+}
+
+fn name(map: &ConfigMap) -> String {
+    map.metadata.name.clone().unwrap_or_default()
+}
+
+fn value(map: &ConfigMap) -> String {
+    map.data.as_ref().and_then(|data| data.get("value")).cloned().unwrap_or_default()
+}
+
+/// Row: state: `coracle snapshot save`, everything lost, `restore`: all objects are back, tokens and certificates too, and revisions go on upward
+#[test]
+fn mission_m02_snapshot_saved_everything_lost_and_restored() -> Result<()> {
+    let mut servers = Servers::start(1)?;
+    let file = |name: &str, text: &str| -> Result<String> {
+        let path = servers.dir().join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    };
+    let manifest = file("m02.yaml", MANIFEST)?;
+    servers.kubectl(0, &["create", "ns", "precious"])?;
+    servers.kubectl(0, &["apply", "-f", &manifest])?;
+    let wanted = ["-n", "precious", "get", "configmap/kept", "secret/kept", "service/kept", "-o", "json"];
+    let before: serde_json::Value = serde_json::from_str(&servers.kubectl(0, &wanted)?)?;
+    let saved = servers.dir().join("snapshot.db").display().to_string();
+    servers.coracle(0, &["snapshot", "save", &saved])?;
+    servers.kubectl(0, &["-n", "precious", "create", "configmap", "too-late"])?;
+    let old_config = std::fs::read(servers.kubeconfig(0))?;
+    servers.kill(0)?;
+    std::fs::remove_dir_all(servers.data_dir(0))?;
+
+    let data_dir = servers.data_dir(0).display().to_string();
+    let damaged = servers.dir().join("damaged.db");
+    let mut bytes = std::fs::read(&saved)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&damaged, bytes)?;
+    let restore = |from: &str| {
+        succeed(servers.command(servers.binary()).args([
+            "snapshot",
+            "restore",
+            from,
+            "--data-dir",
+            &data_dir,
+        ]))
+    };
+    let refused = restore(&damaged.display().to_string());
+    ensure!(refused.is_err_and(|error| error.to_string().contains("checksum does not match")));
+    restore(&saved)?;
+    let again = restore(&saved);
+    ensure!(again.is_err_and(|error| error.to_string().contains("is not empty")));
+    servers.restart(0)?;
+    // The credentials of before still open it.
+    std::fs::write(servers.kubeconfig(0), old_config)?;
+    let after: serde_json::Value = serde_json::from_str(&servers.kubectl(0, &wanted)?)?;
+    ensure!(before["items"] == after["items"], "{before:#}\nbecame\n{after:#}");
+    servers.kubectl_fails(0, &["-n", "precious", "get", "configmap", "too-late"])?;
+    let revision = |text: &str| text.trim().parse::<u64>();
+    let kept = revision(before["items"][0]["metadata"]["resourceVersion"].as_str().context("a revision")?)?;
+    servers.kubectl(0, &["-n", "precious", "create", "configmap", "new"])?;
+    let path = "-o=jsonpath={.metadata.resourceVersion}";
+    let new = revision(&servers.kubectl(0, &["-n", "precious", "get", "configmap", "new", path])?)?;
+    ensure!(new > kept);
+    // It can grow again.
+    let second = servers.add()?;
+    servers.kubectl(second, &["-n", "precious", "get", "configmap", "kept", "new"])?;
+    servers.stop(second)
+}
+
+const MANIFEST: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: kept, namespace: precious}
+data: {a: b}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: kept, namespace: precious}
+stringData: {password: hunter2}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: kept, namespace: precious}
+spec: {selector: {app: kept}, ports: [{port: 80}]}
+";
