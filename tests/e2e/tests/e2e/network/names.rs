@@ -13,13 +13,16 @@ use super::{SOON, apply, cluster, fetch, reaches, ready, web};
 fn mission_m14_names_of_services_resolve_in_pods_and_for_programs() -> Result<()> {
     let mut cluster = cluster()?;
     let hello = json!({"app": "hello"});
+    cluster.kubectl(&["create", "namespace", "other"])?;
+    eventually("the namespace has its account", SOON, || {
+        cluster.kubectl(&["-n", "other", "get", "serviceaccount", "default"]).map(|_| true)
+    })?;
     apply(
         &cluster,
         &[
             web("default", "served", hello.clone(), json!({})),
             web("default", "asks", json!({}), json!({})),
             web("default", "db-0", json!({"app": "db"}), json!({"hostname": "db-0", "subdomain": "db"})),
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "other"}}),
             web("other", "far", json!({}), json!({})),
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "hello"},
                 "spec": {"selector": hello, "ports": [{"name": "http", "port": 8080}]}}),
