@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cluster;
+mod custom_resources;
 mod faults;
 mod hello;
 mod kube_rs;

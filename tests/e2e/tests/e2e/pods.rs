@@ -14,10 +14,10 @@ use super::hello;
 mod ending;
 mod lifecycle;
 
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A cluster with the tests' programs in its registry, and its node's name.
-fn cluster(guests: &[&str]) -> Result<(Cluster, String)> {
+pub(crate) fn cluster(guests: &[&str]) -> Result<(Cluster, String)> {
     let cluster = Cluster::start(Profile::Loopback)?;
     for guest in guests {
         cluster.push(guest, &format!("{guest}:v1"))?;
@@ -27,7 +27,7 @@ fn cluster(guests: &[&str]) -> Result<(Cluster, String)> {
 }
 
 /// A bare pod of one container that carries out `steps`.
-fn steps(node: &str, name: &str, policy: &str, steps: &[&str]) -> Value {
+pub(crate) fn steps(node: &str, name: &str, policy: &str, steps: &[&str]) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {
@@ -37,14 +37,19 @@ fn steps(node: &str, name: &str, policy: &str, steps: &[&str]) -> Value {
     })
 }
 
-fn apply(cluster: &Cluster, objects: &[Value]) -> Result<()> {
+pub(crate) fn apply(cluster: &Cluster, objects: &[Value]) -> Result<()> {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     let file = cluster.file("objects.json", &list.to_string())?;
     cluster.kubectl(&["apply", "-f", &file]).map(drop)
 }
 
 /// Waits until the pod's status is as wanted; returns it.
-fn status(cluster: &Cluster, pod: &str, what: &str, met: impl Fn(&Value) -> bool) -> Result<Value> {
+pub(crate) fn status(
+    cluster: &Cluster,
+    pod: &str,
+    what: &str,
+    met: impl Fn(&Value) -> bool,
+) -> Result<Value> {
     let mut last = Value::Null;
     eventually(&format!("pod {pod}: {what}"), SOON, || {
         last = cluster.get(&["pod", pod])?["status"].take();
@@ -54,7 +59,7 @@ fn status(cluster: &Cluster, pod: &str, what: &str, met: impl Fn(&Value) -> bool
     Ok(last)
 }
 
-fn has(text: &str, words: &[&str]) -> Result<()> {
+pub(crate) fn has(text: &str, words: &[&str]) -> Result<()> {
     let missing: Vec<_> = words.iter().filter(|word| !text.contains(**word)).collect();
     ensure!(missing.is_empty(), "no {missing:?} in\n{text}");
     Ok(())
@@ -110,11 +115,11 @@ fn what_is_refused(cluster: &Cluster, node: &str) -> Result<()> {
     absent["spec"]["containers"][0]["volumeMounts"] =
         json!([{"name": "v", "mountPath": "/v", "subPath": "nowhere"}]);
     absent["spec"]["volumes"] = file["spec"]["volumes"].clone();
-    let mut hooked = steps(node, "hooked", "Never", &["print ran without its hook"]);
-    hooked["spec"]["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 1}}});
-    apply(cluster, &[file, absent, hooked])?;
-    let words = "spec.containers[0].lifecycle is not supported by this node";
-    let refused = status(cluster, "hooked", "says why", |status| status.to_string().contains(words))?;
+    let mut mapped = steps(node, "mapped", "Never", &["print ran as root"]);
+    mapped["spec"]["hostUsers"] = json!(false);
+    apply(cluster, &[file, absent, mapped])?;
+    let words = "spec.hostUsers is not supported by this node";
+    let refused = status(cluster, "mapped", "says why", |status| status.to_string().contains(words))?;
     ensure!(refused["phase"] != "Running" && refused["phase"] != "Succeeded", "{refused:#}");
     for (pod, reason, words) in [
         ("file", "CreateContainerError", "a wasm container mounts directories only"),
@@ -208,7 +213,7 @@ fn switch(node: &str, name: &str) -> Value {
     })
 }
 
-fn ready(status: &Value) -> bool {
+pub(crate) fn ready(status: &Value) -> bool {
     status["conditions"]
         .as_array()
         .is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
