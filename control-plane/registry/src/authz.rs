@@ -61,6 +61,14 @@ impl Authorizer for Authorizers {
         if self.allowed(request) {
             return Decision::Allow;
         }
+        tracing::debug!(
+            user = request.user.name,
+            verb = request.verb,
+            resource = request.resource,
+            subresource = request.subresource,
+            path = request.path,
+            "refused"
+        );
         Decision::Deny { reason: self.rbac.missing(request).unwrap_or_default() }
     }
 }

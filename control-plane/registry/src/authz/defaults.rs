@@ -16,7 +16,7 @@ use super::escalation::GROUP;
 use super::rules::{self, Rule};
 use crate::bootstrap::call;
 use crate::check::selector_matches;
-use crate::value::{at, items, present, text};
+use crate::value::{at, items, items_mut, list, present, text};
 
 const TABLE: &str = include_str!("default_roles.jsonl");
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
@@ -197,7 +197,23 @@ fn complete(line: Value) -> Value {
             out[key] = value.clone();
         }
     }
+    if text(&line, "/name").starts_with("system:controller:") {
+        patches(&mut out);
+    }
     out
+}
+
+/// Our controllers patch where Kubernetes' update: who may update may patch.
+fn patches(role: &mut Value) {
+    for rule in items_mut(role, "rules") {
+        let verbs = items(rule, "/verbs");
+        if verbs.iter().any(|v| v == "update")
+            && !verbs.iter().any(|v| v == "patch")
+            && let Some(verbs) = list(rule, "verbs")
+        {
+            verbs.push("patch".into());
+        }
+    }
 }
 
 /// What is to be written for a default object so that it is there and whole; `None` where nothing is.

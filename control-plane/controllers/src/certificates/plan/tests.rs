@@ -51,7 +51,8 @@ fn who_is_approved() {
 fn names_of_others_are_not_ones_own() {
     let (one, two): (IpAddr, IpAddr) = ("127.0.1.1".parse().unwrap(), "127.0.2.1".parse().unwrap());
     let asks = |dns: &str, address| Subject { dns: vec![dns.into()], addresses: vec![address], ..node("a") };
-    let others = || [("a", &[one][..]), ("b", &[two][..])].into_iter();
+    let known = [("a", [one]), ("b", [two])];
+    let others = || known.iter().map(|(name, addresses)| (*name, addresses.as_slice()));
     assert!(own_names(&asks("a", one), others()));
     assert!(!own_names(&asks("a", two), others()));
     assert!(!own_names(&asks("b", one), others()));
