@@ -74,6 +74,8 @@ impl NodeAuthorizer {
             ("", "secrets", None) => reads && needed(Kind::Secret),
             ("", "configmaps", None) => reads && needed(Kind::ConfigMap),
             ("", "serviceaccounts", None) => ask.verb == "get" && needed(Kind::Account),
+            // A node removes the data of volumes that lie on it, and then its finalizer.
+            ("", "persistentvolumes", None) => reads || ask.verb == "patch",
             ("", "persistentvolumeclaims", None) => ask.verb == "get" && needed(Kind::Claim),
             ("", "persistentvolumeclaims", Some("status")) => {
                 matches!(ask.verb, "get" | "update" | "patch") && needed(Kind::Claim)
