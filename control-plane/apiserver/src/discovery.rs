@@ -31,7 +31,8 @@ impl Document {
     }
 }
 
-type Groups<'a> = BTreeMap<&'a str, BTreeMap<Version<'a>, Vec<&'a ResourceDef>>>;
+/// Groups in the order in which their resources were registered: clients that look for a short name take the first.
+type Groups<'a> = Vec<(&'a str, BTreeMap<Version<'a>, Vec<&'a ResourceDef>>)>;
 
 /// Versions sort as clients prefer them: v2, v1, v1beta2, v1alpha1.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,19 +63,26 @@ impl PartialOrd for Version<'_> {
 impl Discovery {
     /// The documents for these resources; `address` is what clients in any network are told to use.
     pub fn new(resources: &[Arc<ResourceDef>], address: &str) -> Self {
-        let mut groups: Groups<'_> = BTreeMap::new();
+        let mut groups: Groups<'_> = Vec::new();
         for def in resources {
-            let versions = groups.entry(def.group.as_str()).or_default();
-            versions.entry(Version(&def.version)).or_default().push(def);
+            let known = groups.iter().position(|(name, _)| *name == def.group);
+            let at = known.unwrap_or(groups.len());
+            if known.is_none() {
+                groups.push((def.group.as_str(), BTreeMap::new()));
+            }
+            if let Some((_, versions)) = groups.get_mut(at) {
+                versions.entry(Version(&def.version)).or_default().push(def);
+            }
         }
-        for versions in groups.values_mut() {
+        for (_, versions) in &mut groups {
             versions.values_mut().for_each(|defs| defs.sort_by(|a, b| a.plural.cmp(&b.plural)));
         }
         let mut plain = BTreeMap::new();
         let mut add = |path: String, value: Value| {
             plain.insert(path, Document::new(value));
         };
-        let core: Vec<&str> = groups.get("").into_iter().flat_map(|v| v.keys().map(|v| v.0)).collect();
+        let core = groups.iter().find(|(name, _)| name.is_empty());
+        let core: Vec<&str> = core.into_iter().flat_map(|(_, v)| v.keys().map(|v| v.0)).collect();
         add(
             "/api".into(),
             json!({

@@ -43,6 +43,8 @@ pub struct ResourceDef {
     pub schema: Option<Arc<Structural>>,
     /// That schema as it is published.
     pub published: Option<Arc<Value>>,
+    /// The kind whose merge keys hold in a strategic merge patch, for a kind that the table of types does not know.
+    pub merges_as: Option<Gvk>,
     /// Group under which objects are stored, where two groups serve the same objects; by default `group`.
     pub storage_group: Option<String>,
 }
@@ -70,6 +72,7 @@ impl ResourceDef {
             ttl: None,
             schema: None,
             published: None,
+            merges_as: None,
             storage_group: None,
         }
     }

@@ -96,7 +96,24 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
     options.check()?;
     let tokens = authn::Tokens::new(options, store)?;
     let authorizer = Authorizers::new(store);
-    let mut resources = vec![
+    let resources = resources(options, &tokens, &authorizer);
+    Ok(Builtin {
+        resources,
+        admission: admission::chain(options),
+        mounts: authn::discovery::mounts(&tokens.service_accounts.key().key_set(), options.api_server).into(),
+        authenticators: tokens.authenticators(),
+        authorizer,
+    })
+}
+
+/// Every kind, core first, then group by group in the order of Kubernetes: a client that looks for a short name takes the
+/// first.
+fn resources(
+    options: &RegistryOptions,
+    tokens: &authn::Tokens,
+    authorizer: &Arc<Authorizers>,
+) -> Vec<ResourceDef> {
+    let mut all = vec![
         config_map::resource(),
         endpoints::resource(options),
         event::core(),
@@ -117,30 +134,28 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
         deployment::resource(),
         replicaset::resource(),
         statefulset::resource(),
+        event::grouped(),
+    ];
+    all.extend(token_review::resources(tokens));
+    all.extend(subject_access_review::resources(authorizer));
+    all.extend([
         horizontal_pod_autoscaler::v2(),
         horizontal_pod_autoscaler::v1(),
         cron_job::resource(),
         job::resource(),
-        lease::resource(),
-        endpoint_slice::resource(options),
-        event::grouped(),
+        certificate_signing_request::resource(authorizer),
+    ]);
+    all.extend(networking::resources(options.legacy_manifests));
+    all.push(pod_disruption_budget::resource());
+    all.extend(role::resources(authorizer));
+    all.extend(role_binding::resources(authorizer));
+    all.extend(storage::resources());
+    all.extend([
         custom_resource_definition::resource(),
-        runtime_class::resource(),
-        pod_disruption_budget::resource(),
         priority_class::resource(),
-    ];
-    resources.extend(networking::resources(options.legacy_manifests));
-    resources.extend(storage::resources());
-    resources.push(certificate_signing_request::resource(&authorizer));
-    resources.extend(role::resources(&authorizer));
-    resources.extend(role_binding::resources(&authorizer));
-    resources.extend(token_review::resources(&tokens));
-    resources.extend(subject_access_review::resources(&authorizer));
-    Ok(Builtin {
-        resources,
-        admission: admission::chain(options),
-        mounts: authn::discovery::mounts(&tokens.service_accounts.key().key_set(), options.api_server).into(),
-        authenticators: tokens.authenticators(),
-        authorizer,
-    })
+        lease::resource(),
+        runtime_class::resource(),
+        endpoint_slice::resource(options),
+    ]);
+    all
 }

@@ -22,7 +22,7 @@ pub(crate) async fn patch(call: Call, rules: Rules) -> Result<Response<Body>, St
     let mut warnings = Vec::new();
     let served = call.served.clone();
     let written = write(&call.target, &rules, |old| {
-        let patched = patch.apply(old, &served.gvk)?;
+        let patched = patch.apply(old, served.def.merges_as.as_ref().unwrap_or(&served.gvk))?;
         let decoded = decode::patched(&call, &patched)?;
         let mut object = decoded.object;
         served.def.strategy.default(&mut object);

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use coracle_api::field::{Error, root};
+use coracle_api::meta::Gvk;
 use coracle_api::schema::structural::{self, Structural};
 use coracle_api::status::Status;
 use coracle_apiserver::{Column, ResourceDef, Strategy, StrategyContext, Subresource};
@@ -29,6 +30,7 @@ pub fn resources() -> Vec<ResourceDef> {
             .subresource(Subresource::status("Ingress"));
         def.schema = Some(schema.clone());
         def.published = Some(published.clone());
+        def.merges_as = Some(Gvk::new(super::GROUP, "v1", "Ingress"));
         def
     };
     GROUPS.into_iter().map(one).collect()
