@@ -85,6 +85,17 @@ impl Selection {
         }))
     }
 
+    /// Whether an object that is not stored matches: by its labels, name and namespace.
+    pub fn matches_value(&self, object: &serde_json::Value) -> bool {
+        let text = |at: &str| object.pointer(at).and_then(|v| v.as_str()).map(str::to_owned);
+        self.labels.matches_object(object)
+            && self.fields.matches(|field| match field {
+                NAME => text("/metadata/name"),
+                NAMESPACE => text("/metadata/namespace"),
+                _ => None,
+            })
+    }
+
     fn labels_match(&self, kv: &KeyValue) -> Result<bool, Status> {
         let found = labels_of(kv).map_err(crate::errors::corrupt)?;
         Ok(self.labels.matches(|key| found.get(key).map(|v| v.0.as_ref())))

@@ -144,6 +144,11 @@ pub trait Strategy: Send + Sync + 'static {
         Ok(())
     }
 
+    /// The objects of a kind that is stored nowhere (metrics), of one namespace or of all. None: objects are stored.
+    fn computed(&self, _namespace: Option<&str>) -> Option<Vec<Value>> {
+        None
+    }
+
     /// Whether an update may create the object (Leases, nodes' status do not; most kinds answer 404).
     fn allow_create_on_update(&self) -> bool {
         false

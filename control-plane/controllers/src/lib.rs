@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod autoscaler;
 pub mod bootstrap_tokens;
 pub mod cache;
 pub mod certificates;

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access;
+use crate::autoscaler::{self, AutoscalerController};
 use crate::certificates::Sign;
 use crate::cron_job::CronJobController;
 use crate::daemon_set::DaemonSetController;
@@ -30,7 +31,7 @@ use crate::volume::{ClaimProtection, VolumeBinder, VolumeProtection};
 use crate::write::Writer;
 
 /// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
-pub const IDENTITIES: [&str; 20] = [
+pub const IDENTITIES: [&str; 21] = [
     "shared-informers",
     "replicaset-controller",
     "deployment-controller",
@@ -45,6 +46,7 @@ pub const IDENTITIES: [&str; 20] = [
     "ttl-after-finished-controller",
     "pod-garbage-collector",
     "disruption-controller",
+    "horizontal-pod-autoscaler",
     "resourcequota-controller",
     "generic-garbage-collector",
     "namespace-controller",
@@ -71,6 +73,8 @@ pub struct Options {
     pub sign: Option<Sign>,
     /// How long a node may be silent before it is unreachable.
     pub node_grace: Duration,
+    /// How HorizontalPodAutoscalers are looked at.
+    pub autoscaler: autoscaler::Options,
 }
 
 impl Options {
@@ -83,6 +87,7 @@ impl Options {
             root_ca_pem: None,
             sign: None,
             node_grace: Duration::from_secs(40),
+            autoscaler: autoscaler::Options::default(),
         }
     }
 }
@@ -97,7 +102,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let recorder = |name: &str, component: &str| Recorder::new(writer(name), component);
     let caches = Arc::new(Informers::default());
     let garbage = GarbageCollector::new(writer("generic-garbage-collector"));
-    let node = "node-controller";
+    let (node, scaler) = ("node-controller", "horizontal-pod-autoscaler");
     // Most write and tell under one name.
     let own = |name: &str| (writer(name), recorder(name, name));
     macro_rules! make {
@@ -119,6 +124,12 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         VolumeProtection::new(caches.clone(), writer("pv-protection-controller")),
         TtlAfterFinished::new(caches.clone(), writer("ttl-after-finished-controller")),
         PodCollector::new(caches.clone(), writer("pod-garbage-collector"), FINISHED_PODS),
+        AutoscalerController::new(
+            caches.clone(),
+            writer(scaler),
+            recorder(scaler, scaler),
+            options.autoscaler,
+        ),
         DisruptionController::new(caches.clone(), writer("disruption-controller")),
         QuotaController::new(caches.clone(), writer("resourcequota-controller")),
         EndpointSliceController::new(caches.clone(), writer("endpointslice-controller")),

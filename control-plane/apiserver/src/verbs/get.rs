@@ -18,6 +18,11 @@ pub(crate) async fn get(call: Call) -> Result<Response<Body>, Status> {
         let revision = revision(text).map_err(Status::plain)?;
         not_older_than(&call, revision).await?;
     }
+    if let Some(objects) = call.served.def.strategy.computed(call.cx.namespace.as_deref()) {
+        let name = call.cx.name.as_deref();
+        let found = objects.iter().find(|o| o.pointer("/metadata/name").and_then(|n| n.as_str()) == name);
+        return respond::object(&call, StatusCode::OK, found.ok_or_else(|| call.not_found())?);
+    }
     let kv = call.fetch().await?;
     respond::stored(&call, StatusCode::OK, &kv)
 }

@@ -54,6 +54,11 @@ struct Plan {
 pub(crate) async fn list(call: Call) -> Result<Response<Body>, Status> {
     let prefix = call.served.list_prefix(call.cx.namespace.as_deref());
     let selection = Selection::of(&call.served, &call.query, None)?;
+    if let Some(mut objects) = call.served.def.strategy.computed(call.cx.namespace.as_deref()) {
+        objects.retain(|o| selection.matches_value(o));
+        let page = Page { revision: call.shared.objects.store().revision(), ..Page::default() };
+        return respond(&call, StatusCode::OK, &objects, &page);
+    }
     let plan = plan(&call, &prefix).await?;
     let (kvs, page) = read(&call, &prefix, &selection, &plan).await?;
     let plain = call.accepted.form == Form::Object && call.accepted.encoding == Encoding::Json;

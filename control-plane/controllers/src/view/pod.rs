@@ -115,6 +115,7 @@ pub struct PodStatus {
     pub container_statuses: Vec<ContainerStatus>,
     pub init_container_statuses: Vec<ContainerStatus>,
     pub reason: Option<String>,
+    pub start_time: Option<Time>,
     pub nominated_node_name: Option<String>,
 }
 
