@@ -158,6 +158,13 @@ fn controllers() -> Vec<Value> {
     let write = json!(["get", "list", "watch", "create", "update", "patch", "delete"]);
     let read = json!(["get", "list", "watch"]);
     add(
+        "metrics-server",
+        json!([
+            {"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": read},
+            {"apiGroups": [""], "resources": ["nodes/proxy"], "verbs": ["get"]},
+        ]),
+    );
+    add(
         "serverless-controller",
         json!([
             {"apiGroups": ["serving.knative.dev", "networking.internal.knative.dev"], "resources": ["*"], "verbs": ["*"]},
