@@ -13,6 +13,7 @@ use crate::status::Status;
 
 /// The most managers that only updated an object; the oldest beyond are counted as one.
 const MAX_UPDATERS: usize = 10;
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const OLDEST: &str = "ancient-changes";
 /// Who owned the fields of an object that nobody owned when it was first applied.
 const BEFORE: &str = "before-first-apply";
@@ -184,8 +185,9 @@ pub fn after_update(
 ) -> Vec<Entry> {
     let mut found = compare(node, old, new);
     found.filter(|name| scope.keeps(name));
-    let mut own = found.changed();
-    take(&mut entries, &found, &own, |_| false);
+    let Comparison { added, removed, modified } = found;
+    let mut own = union(added, &modified);
+    take(&mut entries, &removed, &own, |_| false);
     strip(&mut own);
     if !own.is_empty() {
         match entries.iter_mut().find(|e| e.writer.is(writer)) {
@@ -201,13 +203,13 @@ pub fn after_update(
 }
 
 /// Takes what changed and what is gone from all managers but those that are `spared`.
-fn take(entries: &mut Vec<Entry>, found: &Comparison, changed: &Fields, spared: impl Fn(&Entry) -> bool) {
+fn take(entries: &mut Vec<Entry>, removed: &Fields, changed: &Fields, spared: impl Fn(&Entry) -> bool) {
     for entry in entries.iter_mut().filter(|e| !spared(e)) {
         if !changed.is_empty() {
             entry.fields = difference(&entry.fields, changed);
         }
-        if !found.removed.is_empty() {
-            entry.fields = difference(&entry.fields, &found.removed);
+        if !removed.is_empty() {
+            entry.fields = difference(&entry.fields, removed);
         }
     }
     entries.retain(|e| !e.fields.is_empty());
@@ -305,16 +307,32 @@ pub fn apply(apply: &Apply<'_>) -> Result<(Value, Vec<Entry>), ApplyError> {
     let mut found = compare(node, live, &result);
     found.filter(|name| scope.keeps(name));
     let changed = found.changed();
-    let conflicts = if apply.force { Vec::new() } else { conflicts(&entries, writer, &changed) };
+    let mut contested = changed.clone();
+    if writer.manager == "kubectl"
+        && let Some(own) = applied_before(node, live)
+    {
+        contested = difference(&contested, &own);
+    }
+    let conflicts = if apply.force { Vec::new() } else { conflicts(&entries, writer, &contested) };
     if !conflicts.is_empty() {
         return Err(ApplyError::Conflicts(conflicts));
     }
-    take(&mut entries, &found, &changed, |e| e.writer.is(writer));
+    take(&mut entries, &found.removed, &changed, |e| e.writer.is(writer));
     for entry in entries.iter_mut().filter(|e| e.writer.is(writer)) {
         strip(&mut entry.fields);
     }
     entries.retain(|e| !e.fields.is_empty());
     Ok((result, entries))
+}
+
+/// The fields that kubectl set when it still kept the last configuration in an annotation, as far as they are as it set them.
+/// It may take them over when it begins to apply on the server's side.
+fn applied_before(node: Node<'_>, live: &Value) -> Option<Fields> {
+    let text = live.pointer("/metadata/annotations")?.get(LAST_APPLIED)?.as_str()?;
+    let last: Value = serde_json::from_str(text).ok()?;
+    let set = field_set(node, &last);
+    let found = compare(node, &last, live);
+    Some([found.modified, found.added, found.removed].iter().fold(set, |set, other| difference(&set, other)))
 }
 
 fn conflicts(entries: &[Entry], writer: &Writer, changed: &Fields) -> Vec<Conflict> {

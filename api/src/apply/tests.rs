@@ -140,6 +140,21 @@ fn an_update_takes_what_it_changes() {
 }
 
 #[test]
+fn kubectl_takes_over_what_it_applied_itself() {
+    let last = map(json!({"a": "1", "b": "1"}));
+    let mut live = map(json!({"a": "1", "b": "changed"}));
+    live["metadata"]["annotations"] =
+        json!({"kubectl.kubernetes.io/last-applied-configuration": last.to_string()});
+    let owner = writer("kubectl-client-side-apply", Operation::Update);
+    let entries = after_update(node("ConfigMap"), &json!({}), &live, Vec::new(), &owner, Scope::Everything);
+    live["metadata"]["managedFields"] = encode(entries).unwrap();
+    let taken = run("ConfigMap", &live, map(json!({"a": "2"})), "kubectl", false).unwrap();
+    assert_eq!(taken["data"], json!({"a": "2", "b": "changed"}));
+    assert!(run("ConfigMap", &live, map(json!({"b": "2"})), "kubectl", false).is_err());
+    assert!(run("ConfigMap", &live, map(json!({"a": "2"})), "other", false).is_err());
+}
+
+#[test]
 fn items_stay_where_they_were() {
     let list = |names: &[&str]| -> Value { names.iter().map(|n| json!({"name": n})).collect() };
     let object = |names: &[&str]| json!({"spec": {"containers": list(names)}});

@@ -7,6 +7,7 @@ mod faults;
 mod hello;
 mod kube_rs;
 mod languages;
+mod linux;
 mod network;
 mod node;
 mod objects;
