@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::{BasicNode, Config, Raft, ReadPolicy, SnapshotPolicy};
+use openraft::{BasicNode, Config, Raft, RaftState, ReadPolicy, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -94,11 +94,21 @@ impl Node {
         let mut ended = handle.ended.clone();
         let end = async move { drop(ended.wait_for(Option::is_some).await) };
         peer::server::serve(peering, handle.clone(), self.place.dir.join("incoming.snapshot"), end)?;
-        let voters: Vec<u64> = handle.raft.voter_ids().collect();
+        // From raft itself: its metrics may not have been told yet.
+        let raft = handle.raft.clone();
+        let known = detached(async move {
+            let configured = |state: &RaftState<Types>| {
+                let membership = state.membership_state.effective();
+                let nodes: Vec<u64> = membership.nodes().map(|(id, _)| *id).collect();
+                (membership.voter_ids().collect::<Vec<u64>>(), nodes)
+            };
+            raft.with_raft_state(configured).await
+        });
+        let (voters, nodes) = known.await?.map_err(stopped)?;
         if voters == [handle.node_id] || (fresh && join.is_empty()) {
             self.lead(fresh, &address).await?;
         } else if !voters.contains(&handle.node_id) {
-            if !fresh && !handle.members().iter().any(|member| member.id == handle.node_id) {
+            if !fresh && !nodes.contains(&handle.node_id) {
                 return Err(Error::Invalid(REMOVED.into()));
             }
             handle.join(&join, &address, Instant::now() + START_TIMEOUT).await?;
