@@ -1,16 +1,17 @@
-//! `coracle image`: build a guest and push it to the built-in registry as a CNCF wasm artifact.
+//! `coracle image`: build a guest and push it to the built-in registry as a CNCF wasm artifact; push OCI image layouts.
 
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
+use oci_client::Reference;
 use oci_client::client::{
     Certificate, CertificateEncoding, ClientConfig, ClientProtocol, Config, ImageLayer,
 };
 use oci_client::secrets::RegistryAuth;
 
-use crate::kubeconfig::Cluster;
+use crate::kubeconfig::{Cluster, RegistryAccess};
 
 /// The media types of the CNCF wasm artifact layout.
 const CONFIG_TYPE: &str = "application/vnd.wasm.config.v0+json";
@@ -28,9 +29,9 @@ pub enum Command {
         #[command(flatten)]
         cluster: Cluster,
     },
-    /// Push a component or a core module.
+    /// Push a component, a core module, or an image of any kind.
     Push {
-        /// The .wasm file.
+        /// The .wasm file, or the folder of an OCI image layout (with its index.json).
         file: PathBuf,
         /// The name to push as, such as `hello:v1`.
         tag: String,
@@ -90,22 +91,15 @@ fn build(folder: &Path) -> Result<PathBuf> {
 
 async fn push(file: &Path, tag: &str, cluster: &Cluster) -> Result<()> {
     let access = cluster.registry().await?;
+    if file.is_dir() {
+        let digest = push_layout(file, tag, access).await?;
+        return super::print(format!("pushed {tag} ({digest})\n"));
+    }
     let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
     if !bytes.starts_with(b"\0asm") || bytes.len() < 8 {
         bail!("{} is not a wasm file (a component or a core module in binary form)", file.display());
     }
-    let reference = format!("{}/{tag}", access.authority)
-        .parse()
-        .with_context(|| format!("{tag:?} is not an image name such as hello:v1"))?;
-    let client = oci_client::Client::new(ClientConfig {
-        protocol: ClientProtocol::Https,
-        tls_certs_only: access
-            .ca_der
-            .into_iter()
-            .map(|data| Certificate { encoding: CertificateEncoding::Der, data })
-            .collect(),
-        ..ClientConfig::default()
-    });
+    let (reference, client) = (reference(tag, &access)?, client(&access));
     let digest = sha256(&bytes);
     let config = serde_json::json!({
         "created": jiff::Timestamp::now().to_string(),
@@ -121,6 +115,83 @@ async fn push(file: &Path, tag: &str, cluster: &Cluster) -> Result<()> {
         .await
         .with_context(|| format!("push {tag} to {}", access.authority))?;
     super::print(format!("pushed {tag} ({digest})\n"))
+}
+
+fn reference(tag: &str, access: &RegistryAccess) -> Result<Reference> {
+    let named = format!("{}/{tag}", access.authority).parse();
+    named.with_context(|| format!("{tag:?} is not an image name such as hello:v1"))
+}
+
+fn client(access: &RegistryAccess) -> oci_client::Client {
+    let certificate = |data: &Vec<u8>| Certificate { encoding: CertificateEncoding::Der, data: data.clone() };
+    oci_client::Client::new(ClientConfig {
+        protocol: ClientProtocol::Https,
+        tls_certs_only: access.ca_der.iter().map(certificate).collect(),
+        ..ClientConfig::default()
+    })
+}
+
+/// The most manifests and blobs of a layout, and the levels of indexes in it.
+const MAX_ENTRIES: usize = 1024;
+
+/// Pushes what the index of a layout names; an index of several becomes the tag's own.
+async fn push_layout(dir: &Path, tag: &str, access: RegistryAccess) -> Result<String> {
+    let (reference, client) = (reference(tag, &access)?, client(&access));
+    let auth = RegistryAuth::Basic("coracle".into(), access.token);
+    client.store_auth_if_needed(reference.resolve_registry(), &auth).await;
+    let path = dir.join("index.json");
+    let index = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let index: serde_json::Value =
+        serde_json::from_slice(&index).with_context(|| format!("parse {}", path.display()))?;
+    let entries = index["manifests"].as_array().context("the layout's index has no manifests")?;
+    let (mut wanted, mut order) = (entries.clone(), Vec::new());
+    // What is named goes before what names it.
+    while let Some(entry) = wanted.pop() {
+        if order.len() >= MAX_ENTRIES {
+            bail!("the layout has more than {MAX_ENTRIES} entries");
+        }
+        let (digest, bytes) = blob(dir, &entry)?;
+        let kind = entry["mediaType"].as_str().unwrap_or_default();
+        if kind.contains("manifest") || kind.contains("image.index") {
+            let manifest: serde_json::Value = serde_json::from_slice(&bytes)?;
+            let inner = ["manifests", "layers"].map(|k| manifest[k].as_array().cloned().unwrap_or_default());
+            wanted.extend(inner.into_iter().flatten());
+            wanted.extend(manifest.get("config").cloned());
+            order.push((digest, bytes, Some(kind.to_owned())));
+        } else {
+            order.push((digest, bytes, None));
+        }
+    }
+    for (digest, bytes, kind) in order.into_iter().rev() {
+        let doing = || format!("push {digest} to {}", access.authority);
+        match kind {
+            None => drop(client.push_blob(&reference, bytes, &digest).await.with_context(doing)?),
+            Some(kind) => {
+                let by_digest = reference.clone_with_digest(digest.clone());
+                let kind = kind.parse().context("the media type of a manifest")?;
+                client.push_manifest_raw(&by_digest, bytes, kind).await.with_context(doing)?;
+            }
+        }
+    }
+    let (top, kind) = match entries.as_slice() {
+        [one] => (blob(dir, one)?.1, one["mediaType"].as_str().unwrap_or_default().to_owned()),
+        _ => (serde_json::to_vec(&index)?, "application/vnd.oci.image.index.v1+json".to_owned()),
+    };
+    let digest = sha256(&top);
+    let kind = kind.parse().context("the media type of a manifest")?;
+    client.push_manifest_raw(&reference, top, kind).await.with_context(|| format!("push {tag}"))?;
+    Ok(digest)
+}
+
+/// The digest of an entry, and the blob that it names.
+fn blob(dir: &Path, entry: &serde_json::Value) -> Result<(String, Vec<u8>)> {
+    let digest = entry["digest"].as_str().context("an entry of the layout has no digest")?;
+    let hex =
+        digest.strip_prefix("sha256:").filter(|h| h.len() == 64 && h.chars().all(|c| c.is_ascii_hexdigit()));
+    let hex = hex.with_context(|| format!("{digest:?} is not a sha256 digest"))?;
+    let path = dir.join("blobs/sha256").join(hex);
+    let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    Ok((digest.to_owned(), bytes))
 }
 
 /// The version field of a binary says whether it is a component (layer 1) or a core module (layer 0).

@@ -4,6 +4,7 @@
 //! address ranges of its own, so that tests may run beside each other. Profile `routed`: every process runs as root in
 //! network namespaces that the test makes.
 
+pub mod layout;
 pub mod load;
 pub mod machines;
 pub mod netns;
