@@ -1,5 +1,7 @@
 //! The example guests that are not written in Rust, each built with its language's own tool from a package registry.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -48,6 +50,8 @@ pub fn build_all() -> Result<Vec<PathBuf>> {
             let tools = tools.as_ref().context("the tools were just installed")?;
             let staged = tempfile::Builder::new().suffix(".wasm").tempfile_in(&out)?.into_temp_path();
             (guest.build)(tools, &source, &staged).with_context(|| format!("build {}", guest.source))?;
+            // Tests read it as another user.
+            std::fs::set_permissions(&staged, Permissions::from_mode(0o644))?;
             std::fs::rename(&staged, &target)?;
         }
         built.push(target);

@@ -36,13 +36,7 @@ static COLUMNS: [Column; 5] = [
 
 /// The resource.
 pub fn resource(options: &RegistryOptions) -> ResourceDef {
-    // A cluster whose pods live on loopback addresses has endpoints there; so has the API server.
-    let mut own = vec![options.pod_cidr];
-    let (api_server, _) = options.api_server;
-    if api_server.is_loopback() && options.pod_cidr.base.is_loopback() {
-        own.push(Cidr { base: api_server, bits: if api_server.is_ipv4() { 32 } else { 128 } });
-    }
-    let strategy = EndpointSlice { own };
+    let strategy = EndpointSlice { own: options.loopback_endpoints() };
     ResourceDef::new("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", Arc::new(strategy))
 }
 

@@ -23,7 +23,7 @@ static COLUMNS: [Column; 3] = [
 
 /// The resource.
 pub fn resource(options: &RegistryOptions) -> ResourceDef {
-    let strategy = Endpoints { own: vec![options.pod_cidr] };
+    let strategy = Endpoints { own: options.loopback_endpoints() };
     ResourceDef::new("", "v1", "Endpoints", "endpoints", Arc::new(strategy)).short_names(&["ep"])
 }
 

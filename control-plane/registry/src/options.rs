@@ -74,6 +74,20 @@ pub enum OptionsError {
 }
 
 impl RegistryOptions {
+    /// Ranges whose addresses endpoints may have although they are loopback: a cluster whose pods live on loopback addresses has
+    /// its pods, API server and nodes there. Nodes are 127.0.N.1; 127.0.0.0/24 is the host's own.
+    pub fn loopback_endpoints(&self) -> Vec<Cidr> {
+        let mut own = vec![self.pod_cidr];
+        let (api_server, _) = self.api_server;
+        if self.pod_cidr.base.is_loopback() {
+            if api_server.is_loopback() {
+                own.push(Cidr { base: api_server, bits: if api_server.is_ipv4() { 32 } else { 128 } });
+            }
+            own.extend((0..8).map(|n| Cidr { base: [127, 0, 1 << n, 0].into(), bits: 24 - n }));
+        }
+        own
+    }
+
     /// Whether the choices can hold together.
     ///
     /// # Errors

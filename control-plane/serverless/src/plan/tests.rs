@@ -72,6 +72,7 @@ fn a_deployment_tells_the_container_its_port_and_names() {
     assert_eq!(deployment["metadata"]["name"], "hello-00003-deployment");
     assert_eq!(deployment["spec"]["replicas"], 1);
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["name"], "user-container");
     assert_eq!(container["ports"], json!([{"containerPort": 8080}]));
     let env: HashMap<&str, &str> = container["env"]
         .as_array()
