@@ -8,6 +8,7 @@ mod election;
 mod endpoints;
 mod join;
 pub mod membership;
+pub mod tuning;
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -68,6 +69,8 @@ pub struct Options {
     /// Seconds that pods stay on a node that cannot be reached, unless they say otherwise.
     #[arg(long, default_value_t = 300)]
     pub default_unreachable_toleration_seconds: i64,
+    #[command(flatten)]
+    pub tuning: tuning::Tuning,
     /// Where to write the administrator's kubeconfig.
     #[arg(long)]
     pub write_kubeconfig: Option<PathBuf>,
@@ -136,7 +139,9 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         data_dir: options.data_dir.clone(),
         ca_pem: ca.cert_pem().to_owned(),
     });
+    let metrics = coracle_metrics::Objects::default();
     let builder = ApiServer::builder(Arc::new(store.clone()))
+        .resources(coracle_metrics::resources(&metrics))
         .mount("/v2", images.router(store.clone(), Some(fetch)))
         .mount("/coracle", admin)
         .mount(coracle_ui::PATH, coracle_ui::router())
@@ -177,7 +182,16 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         );
         let member = membership.member;
         tokio::join!(
-            components(&server, member, pod_cidr.to_string(), ca.clone(), shutdown.clone()),
+            components(&server, member, pod_cidr.to_string(), &options.tuning, ca.clone(), shutdown.clone()),
+            coracle_metrics::run(
+                kube::Client::new(
+                    server.service_as(component::controller(coracle_metrics::IDENTITY)),
+                    "default"
+                ),
+                metrics,
+                options.tuning.metrics(),
+                shutdown.clone(),
+            ),
             endpoints::publish(store.clone(), publisher, member, address, shutdown.clone()),
         );
     }
@@ -378,6 +392,7 @@ async fn components(
     server: &ApiServer,
     member: u64,
     pod_cidr: String,
+    tuning: &tuning::Tuning,
     ca: Arc<ClusterCa>,
     shutdown: CancellationToken,
 ) {
@@ -391,12 +406,12 @@ async fn components(
             let client_for = Arc::new(move |name: &str| {
                 kube::Client::new(server.service_as(component::controller(name)), "default")
             });
-            let options = coracle_controllers::Options {
+            let options = tuning.controllers(coracle_controllers::Options {
                 pod_cidr: Some(pod_cidr.clone()),
                 root_ca_pem: Some(ca.cert_pem().to_owned()),
                 sign: Some(signer(&ca)),
                 ..coracle_controllers::Options::new(client_for)
-            };
+            });
             let serverless = coracle_serverless::Options {
                 client: client(component::controller(coracle_serverless::IDENTITY)),
                 domain: "example.com".into(),

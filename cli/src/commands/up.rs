@@ -63,6 +63,8 @@ pub struct Options {
     /// Seconds that pods stay on a node that is not ready or not reachable, unless they say otherwise.
     #[arg(long, default_value_t = 300)]
     default_toleration_seconds: i64,
+    #[command(flatten)]
+    tuning: super::server::tuning::Tuning,
     /// How long to wait until everything is ready, in seconds.
     #[arg(long, default_value_t = 60)]
     timeout: u64,
@@ -168,6 +170,19 @@ fn lock(dir: &DataDir) -> Result<Flock<std::fs::File>> {
     })
 }
 
+/// What the server is told of tuning: load balancers of profile `loopback` have the upper half of the node's /24 unless
+/// another pool is given.
+fn tuning(options: &Options) -> Vec<(&'static str, String)> {
+    let mut tuning = options.tuning.clone();
+    if let (None, "loopback", IpAddr::V4(node)) =
+        (&tuning.load_balancer_cidr, options.network.as_str(), options.node_ip)
+    {
+        let [a, b, c, _] = node.octets();
+        tuning.load_balancer_cidr = Some(format!("{a}.{b}.{c}.128/25"));
+    }
+    tuning.flags()
+}
+
 fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     let shown = |path: PathBuf| path.display().to_string();
     let program = |name: &'static str, home: PathBuf, args: Vec<(&str, String)>| Program {
@@ -183,17 +198,21 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     let server = program(
         "server",
         dir.server(),
-        vec![
-            ("data-dir", shown(dir.server())),
-            ("listen", options.listen.to_string()),
-            ("service-cidr", options.service_cidr.clone()),
-            ("pod-cidr", options.pod_cidr.clone()),
-            ("legacy-manifests", options.legacy_manifests.to_string()),
-            ("default-not-ready-toleration-seconds", options.default_toleration_seconds.to_string()),
-            ("default-unreachable-toleration-seconds", options.default_toleration_seconds.to_string()),
-            ("write-kubeconfig", shown(dir.kubeconfig())),
-            ("local-node", format!("{}={}", options.node_name, options.node_ip)),
-        ],
+        [
+            vec![
+                ("data-dir", shown(dir.server())),
+                ("listen", options.listen.to_string()),
+                ("service-cidr", options.service_cidr.clone()),
+                ("pod-cidr", options.pod_cidr.clone()),
+                ("legacy-manifests", options.legacy_manifests.to_string()),
+                ("default-not-ready-toleration-seconds", options.default_toleration_seconds.to_string()),
+                ("default-unreachable-toleration-seconds", options.default_toleration_seconds.to_string()),
+                ("write-kubeconfig", shown(dir.kubeconfig())),
+                ("local-node", format!("{}={}", options.node_name, options.node_ip)),
+            ],
+            tuning(options),
+        ]
+        .concat(),
     );
     let runtime = program(
         "runtime",

@@ -22,6 +22,7 @@ pub mod garbage;
 pub mod history;
 pub mod informers;
 pub mod job;
+pub mod load_balancer;
 pub mod manager;
 pub mod namespace;
 pub mod node;

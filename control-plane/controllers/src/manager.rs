@@ -19,6 +19,7 @@ use crate::events::Recorder;
 use crate::garbage::GarbageCollector;
 use crate::informers::Informers;
 use crate::job::JobController;
+use crate::load_balancer::{LoadBalancers, Pool};
 use crate::namespace::{NamespaceController, NamespaceDefaults};
 use crate::node::{NodeController, Ranges};
 use crate::pod_gc::PodCollector;
@@ -31,7 +32,7 @@ use crate::volume::{ClaimProtection, VolumeBinder, VolumeProtection};
 use crate::write::Writer;
 
 /// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
-pub const IDENTITIES: [&str; 21] = [
+pub const IDENTITIES: [&str; 22] = [
     "shared-informers",
     "replicaset-controller",
     "deployment-controller",
@@ -45,6 +46,7 @@ pub const IDENTITIES: [&str; 21] = [
     "pv-protection-controller",
     "ttl-after-finished-controller",
     "pod-garbage-collector",
+    "service-controller",
     "disruption-controller",
     "horizontal-pod-autoscaler",
     "resourcequota-controller",
@@ -73,6 +75,8 @@ pub struct Options {
     pub sign: Option<Sign>,
     /// How long a node may be silent before it is unreachable.
     pub node_grace: Duration,
+    /// Addresses for Services of type LoadBalancer, an IPv4 range; None gives them none.
+    pub load_balancer_range: Option<String>,
     /// How HorizontalPodAutoscalers are looked at.
     pub autoscaler: autoscaler::Options,
 }
@@ -87,6 +91,7 @@ impl Options {
             root_ca_pem: None,
             sign: None,
             node_grace: Duration::from_secs(40),
+            load_balancer_range: None,
             autoscaler: autoscaler::Options::default(),
         }
     }
@@ -103,6 +108,11 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let caches = Arc::new(Informers::default());
     let garbage = GarbageCollector::new(writer("generic-garbage-collector"));
     let (node, scaler) = ("node-controller", "horizontal-pod-autoscaler");
+    let balancer = "service-controller";
+    let pool = options.load_balancer_range.as_deref().map(|range| {
+        Pool::parse(range).with_context(|| format!("{range:?} is no IPv4 range for load balancers"))
+    });
+    let pool = pool.transpose()?;
     // Most write and tell under one name.
     let own = |name: &str| (writer(name), recorder(name, name));
     macro_rules! make {
@@ -124,6 +134,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         VolumeProtection::new(caches.clone(), writer("pv-protection-controller")),
         TtlAfterFinished::new(caches.clone(), writer("ttl-after-finished-controller")),
         PodCollector::new(caches.clone(), writer("pod-garbage-collector"), FINISHED_PODS),
+        LoadBalancers::new(caches.clone(), writer(balancer), recorder(balancer, balancer), pool),
         AutoscalerController::new(
             caches.clone(),
             writer(scaler),

@@ -15,6 +15,37 @@ pub struct Service {
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: ServiceSpec,
+    #[serde(default)]
+    pub status: ServiceStatus,
+}
+
+/// Where a Service can be reached from outside.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceStatus {
+    pub load_balancer: LoadBalancerStatus,
+}
+
+/// Addresses of a load balancer.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerStatus {
+    pub ingress: Vec<LoadBalancerIngress>,
+}
+
+/// One address of a load balancer.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LoadBalancerIngress {
+    pub ip: Option<String>,
+}
+
+impl Service {
+    /// Its load balancer's IPv4 addresses.
+    pub fn addresses(&self) -> Vec<std::net::Ipv4Addr> {
+        let all = self.status.load_balancer.ingress.iter();
+        all.filter_map(|one| one.ip.as_deref()?.parse().ok()).collect()
+    }
 }
 
 /// What endpoints depend on.
@@ -29,6 +60,9 @@ pub struct ServiceSpec {
     pub type_: Option<String>,
     pub ip_families: Vec<String>,
     pub publish_not_ready_addresses: bool,
+    pub load_balancer_class: Option<String>,
+    #[serde(rename = "loadBalancerIP")]
+    pub load_balancer_ip: Option<String>,
 }
 
 /// A port of a Service.
