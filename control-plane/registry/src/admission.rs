@@ -4,6 +4,7 @@ mod default_tolerations;
 mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
+mod node_restriction;
 mod pod_security;
 mod priority;
 mod resource_quota;
@@ -25,6 +26,7 @@ pub fn chain(options: &RegistryOptions) -> Vec<Arc<dyn Admission>> {
     vec![
         Arc::new(namespace_lifecycle::NamespaceLifecycle),
         Arc::new(limit_ranger::LimitRanger),
+        Arc::new(node_restriction::NodeRestriction),
         Arc::new(service_account::ServiceAccount),
         Arc::new(pod_security::PodSecurity),
         Arc::new(priority::Priority),

@@ -2,8 +2,10 @@
 
 pub mod bootstrap_token;
 pub mod discovery;
+pub mod image_token;
 pub mod service_account;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use coracle_apiserver::authn::{TokenAuthenticator, TokenKey, TokenList};
@@ -22,7 +24,9 @@ pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 pub struct Tokens {
     /// Tokens that this cluster signed.
     pub service_accounts: Arc<ServiceAccountTokens>,
-    /// Tokens that are looked up.
+    /// Signs.
+    pub key: Arc<TokenKey>,
+    /// Tokens that are looked up, or that this cluster signed for other ends.
     pub others: Vec<Arc<dyn TokenAuthenticator>>,
 }
 
@@ -38,10 +42,12 @@ impl Tokens {
         };
         let objects = objects(store);
         Ok(Self {
-            service_accounts: Arc::new(ServiceAccountTokens::new(key, objects.clone())),
+            service_accounts: Arc::new(ServiceAccountTokens::new(key.clone(), objects.clone())),
+            key: key.clone(),
             others: vec![
                 Arc::new(TokenList::new(options.fixed_tokens.iter().cloned())),
-                Arc::new(bootstrap_token::BootstrapTokens::new(objects)),
+                Arc::new(bootstrap_token::BootstrapTokens::new(objects.clone())),
+                Arc::new(image_token::ImageTokens::new(key, objects)),
             ],
         })
     }
@@ -51,6 +57,13 @@ impl Tokens {
         let mut all = self.others.clone();
         all.push(self.service_accounts.clone());
         all
+    }
+
+    /// The pages that go with tokens. `server` is where the API server listens.
+    pub fn mounts(&self, server: (IpAddr, u16)) -> Vec<(&'static str, axum::Router)> {
+        let mut mounts = Vec::from(discovery::mounts(&self.key.key_set(), server));
+        mounts.push(image_token::mount(self.key.clone()));
+        mounts
     }
 
     /// The user of a token and those of the audiences that it is meant for; no audiences means the API server.

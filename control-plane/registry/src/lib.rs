@@ -100,7 +100,7 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
     Ok(Builtin {
         resources,
         admission: admission::chain(options),
-        mounts: authn::discovery::mounts(&tokens.service_accounts.key().key_set(), options.api_server).into(),
+        mounts: tokens.mounts(options.api_server),
         authenticators: tokens.authenticators(),
         authorizer,
     })

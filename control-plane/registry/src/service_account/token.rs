@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::authn::service_account::{Claims, Named, Private, ServiceAccountTokens, uid};
 use crate::authn::{ISSUER, service_account};
+use crate::authz::node::node_of;
 use crate::subresource::existing;
 use crate::value::{items, maybe_number, object, present, set, text};
 
@@ -75,6 +76,13 @@ impl TokenRequests {
             ..Private::default()
         };
         bind(objects, &mut private, spec).await?;
+        if let Some(node) = node_of(&cx.user)
+            && private.node.as_ref().is_none_or(|n| n.name != node)
+        {
+            let gr = GroupResource::new("", "serviceaccounts");
+            let why = format!("node {node:?} may ask only for tokens that are bound to a pod on it");
+            return Err(Status::forbidden(&gr, name, why));
+        }
         let seconds = maybe_number(spec, "/expirationSeconds").unwrap_or(DEFAULT_SECONDS).min(MAX_GIVEN);
         let end = cx.now.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
         let claims = Claims {
@@ -163,6 +171,7 @@ async fn bind(objects: &Objects, private: &mut Private, spec: &Value) -> Result<
         return Err(Status::bad_request(words));
     }
     if let Some(node) = Some(text(&found, "/spec/nodeName")).filter(|n| !n.is_empty()) {
+        // A Node that is gone has no uid.
         let found = objects.get("", "nodes", None, node).await?;
         private.node = Some(Named {
             name: node.to_owned(),
