@@ -68,8 +68,13 @@ impl Recorder {
         message: impl Into<String>,
     ) {
         let init = crate::pods::state::init_containers(pod);
+        let main = crate::pods::state::main_containers(pod);
         let field = container.map(|name| {
-            let list = if init.iter().any(|c| c.name == name) { "initContainers" } else { "containers" };
+            let list = match name {
+                name if init.iter().any(|c| c.name == name) => "initContainers",
+                name if main.iter().any(|c| c.name == name) => "containers",
+                _ => "ephemeralContainers",
+            };
             format!("spec.{list}{{{name}}}")
         });
         let about = ObjectReference {

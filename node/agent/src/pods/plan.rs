@@ -7,8 +7,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::backoff::Backoff;
 use super::state::{
-    Container, Doom, Fate, Memory, Phase, PodState, grace_seconds, init_containers, is_sidecar,
-    main_containers, restart_policy,
+    Container, Doom, Fate, Memory, Phase, PodState, ephemeral_containers, grace_seconds, init_containers,
+    is_sidecar, main_containers, restart_policy,
 };
 
 /// One thing to do.
@@ -133,6 +133,10 @@ pub fn plan(input: Input<'_>) -> Plan {
     if init(input, &mut plan) {
         for spec in main_containers(input.pod) {
             start_if_due(input, spec, restart_policy(input.pod), &mut plan);
+        }
+        // Each runs once.
+        for spec in ephemeral_containers(input.pod) {
+            start_if_due(input, &spec, "Never", &mut plan);
         }
     }
     plan.actions.extend(prune(input));

@@ -196,6 +196,20 @@ pub fn main_containers(pod: &Pod) -> &[Spec] {
     pod.spec.as_ref().map(|s| s.containers.as_slice()).unwrap_or_default()
 }
 
+/// Ephemeral containers of a pod: those that were added to look into it.
+pub fn ephemeral_containers(pod: &Pod) -> Vec<Spec> {
+    let added = pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
+    // They have every field of a container that they may use.
+    let spec = |one| serde_json::from_value(serde_json::to_value(one).ok()?).ok();
+    added.iter().filter_map(spec).collect()
+}
+
+/// The container of that name, of whatever kind.
+pub fn find_container(pod: &Pod, name: &str) -> Option<Spec> {
+    let own = init_containers(pod).iter().chain(main_containers(pod)).find(|spec| spec.name == name).cloned();
+    own.or_else(|| ephemeral_containers(pod).into_iter().find(|spec| spec.name == name))
+}
+
 /// Whether an init container is a sidecar: it starts in order and then runs along.
 pub fn is_sidecar(container: &Spec) -> bool {
     container.restart_policy.as_deref() == Some("Always")

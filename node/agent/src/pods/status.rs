@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::plan::Input;
-use super::state::{Fate, init_containers, main_containers};
+use super::state::{Fate, ephemeral_containers, init_containers, main_containers};
 
 pub mod containers;
 pub mod phase;
@@ -17,6 +17,8 @@ pub fn status(input: Input<'_>, node_ip: &str) -> PodStatus {
         init_containers(input.pod).iter().map(|spec| containers::status(input, spec, true)).collect();
     let mains: Vec<ContainerStatus> =
         main_containers(input.pod).iter().map(|spec| containers::status(input, spec, false)).collect();
+    let ephemeral: Vec<ContainerStatus> =
+        ephemeral_containers(input.pod).iter().map(|spec| containers::status(input, spec, false)).collect();
     let (phase, reason, message) = match (&input.memory.refused, old.phase.as_deref()) {
         (_, Some(end @ ("Succeeded" | "Failed"))) => {
             (end.to_owned(), old.reason.clone(), old.message.clone())
@@ -39,6 +41,7 @@ pub fn status(input: Input<'_>, node_ip: &str) -> PodStatus {
     PodStatus {
         conditions: Some(conditions),
         container_statuses: (!refused).then_some(mains),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         init_container_statuses: (!inits.is_empty() && !refused).then_some(inits),
         host_ip: Some(node_ip.to_owned()),
         host_ips: Some(vec![HostIP { ip: node_ip.to_owned() }]),

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::plan::{Action, Input, Plan, plan};
-use super::state::{Fate, Memory, PodState, Waiting};
+use super::state::{Fate, Memory, PodState, Waiting, find_container};
 use super::steps::{container, sandbox, volumes};
 use super::termination;
 use super::{status, unsupported};
@@ -336,9 +336,7 @@ impl Worker {
     }
 
     async fn start(&mut self, name: &str, attempt: u32) -> anyhow::Result<()> {
-        let all =
-            super::state::init_containers(&self.pod).iter().chain(super::state::main_containers(&self.pod));
-        let Some(spec) = all.into_iter().find(|c| c.name == name).cloned() else { return Ok(()) };
+        let Some(spec) = find_container(&self.pod, name) else { return Ok(()) };
         // What this turn changed (a sandbox) must be seen by the config.
         let (context, pod, state) = (self.context.clone(), self.pod.clone(), self.state.clone());
         let before = self.memory.waiting.get(name).cloned();
@@ -422,9 +420,7 @@ impl Worker {
     }
 
     fn image_of(&self, name: &str) -> String {
-        let all =
-            super::state::init_containers(&self.pod).iter().chain(super::state::main_containers(&self.pod));
-        all.into_iter().find(|c| c.name == name).and_then(|c| c.image.clone()).unwrap_or_default()
+        find_container(&self.pod, name).and_then(|c| c.image).unwrap_or_default()
     }
 
     /// Fills in how containers ended, in their own words.
@@ -433,12 +429,9 @@ impl Worker {
         let Some(dir) = PodDir::new(&self.context.root, &uid) else { return };
         let logs = self.context.log_directory(&self.pod);
         for ended in self.state.containers.iter_mut().filter(|c| c.phase == super::state::Phase::Exited) {
-            let all = super::state::init_containers(&self.pod)
-                .iter()
-                .chain(super::state::main_containers(&self.pod));
-            let Some(spec) = all.into_iter().find(|c| c.name == ended.name) else { continue };
+            let Some(spec) = find_container(&self.pod, &ended.name) else { continue };
             let log = logs.join(&ended.name).join(format!("{}.log", ended.attempt));
-            if let Some(words) = termination::message(&dir, spec, ended, &log) {
+            if let Some(words) = termination::message(&dir, &spec, ended, &log) {
                 ended.message = words;
             }
         }

@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::*;
 use crate::logs;
-use crate::pods::state::{Container, init_containers, main_containers};
+use crate::pods::state::{Container, find_container};
 use crate::runtime::label;
 
 /// Answers with the log as plain text.
@@ -39,8 +39,7 @@ async fn answer(
     let previous = flag(query, "previous");
     let pod = shared.pods.find(namespace, name);
     let pod = pod.ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{name}\" not found\n")))?;
-    let known = init_containers(&pod).iter().chain(main_containers(&pod)).any(|c| c.name == container);
-    if !known {
+    if find_container(&pod, container).is_none() {
         return Err((StatusCode::NOT_FOUND, format!("container {container} not found in pod {name}\n")));
     }
     let uid = pod.metadata.uid.clone().unwrap_or_default();

@@ -49,7 +49,8 @@ async fn ip(args: &[&str]) -> anyhow::Result<String> {
 pub async fn prepare(service_cidr: &str, node_ip: &str, dns: Option<Ipv4Addr>) -> anyhow::Result<()> {
     let doing = "profile routed needs root: make the device for Services";
     if ip(&["link", "show", DEVICE]).await.is_err() {
-        ip(&["link", "add", DEVICE, "type", "dummy"]).await.context(doing)?;
+        // A bridge without a port: every kernel that runs this profile has bridges, not every one has dummy devices.
+        ip(&["link", "add", DEVICE, "type", "bridge"]).await.context(doing)?;
     }
     ip(&["link", "set", DEVICE, "up"]).await.context(doing)?;
     if let Some(dns) = dns {
@@ -65,6 +66,7 @@ pub async fn prepare(service_cidr: &str, node_ip: &str, dns: Option<Ipv4Addr>) -
 pub async fn remove() {
     let removed = [
         run("nft", &["delete", "table", "ip", TABLE], "").await,
+        run("nft", &["delete", "table", "bridge", TABLE], "").await,
         ip(&["route", "flush", "proto", PROTOCOL]).await,
         ip(&["link", "delete", DEVICE]).await,
     ];

@@ -70,10 +70,27 @@ pub fn script(
     jump policies
   }}
 }}
-",
+{bridge}",
         chains = services.chains,
         policy_chains = policies.chains,
         verdicts = policies.verdicts,
+        bridge = between_neighbours(&policies),
+    )
+}
+
+/// Pods with namespaces on one bridge reach each other without this node's routing: their new connections are judged there.
+/// Not every kernel follows connections across a bridge, so that only TCP, which says what is new, is judged.
+fn between_neighbours(policies: &Policies) -> String {
+    let judged = policies.verdicts.replace("    ct state established,related accept\n", "");
+    format!(
+        "table bridge {TABLE}\ndelete table bridge {TABLE}\ntable bridge {TABLE} {{
+{chains}{judged}  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    ether type ip tcp flags & (syn | ack) == syn jump policies
+  }}
+}}
+",
+        chains = policies.chains,
     )
 }
 

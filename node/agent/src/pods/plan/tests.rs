@@ -175,3 +175,41 @@ fn only_two_dead_containers_are_kept() {
     let plan = decide(&pod, Fate::Runs, &state, &mounted(), 0);
     assert_eq!(plan.actions, [Action::RemoveContainer { id: "a0".into() }]);
 }
+
+#[test]
+fn a_deadline_ends_a_pod() {
+    let mut pod = pod("Always", &[], &["a"]);
+    pod.spec.as_mut().expect("a spec").active_deadline_seconds = Some(60);
+    let start_time = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(100));
+    pod.status =
+        Some(k8s_openapi::api::core::v1::PodStatus { start_time: Some(start_time), ..Default::default() });
+    let running = state(&[("a", 0, Phase::Running, 0)]);
+    let early = decide(&pod, Fate::Runs, &running, &mounted(), 159);
+    assert_eq!((early.actions.len(), early.wake), (0, Some(at(160))));
+    let late = decide(&pod, Fate::Runs, &running, &mounted(), 160);
+    assert!(matches!(late.actions.as_slice(), [Action::Stop { .. }]), "{late:?}");
+}
+
+#[test]
+fn a_linux_image_wants_another_sandbox() {
+    let pod = pod("Always", &[], &["a"]);
+    let mut memory = mounted();
+    memory.needs_linux = true;
+    let plan = decide(&pod, Fate::Runs, &state(&[]), &memory, 0);
+    let expected = [Action::StopSandbox { id: "s".into() }, Action::RunSandbox { attempt: 1 }];
+    assert_eq!(plan.actions, expected);
+    let mut made = state(&[]);
+    made.sandboxes[0].linux = true;
+    assert_eq!(decide(&pod, Fate::Runs, &made, &memory, 0).actions, [start("a", 0, None)]);
+}
+
+#[test]
+fn an_ephemeral_container_runs_once() {
+    let mut pod = pod("Always", &[], &["a"]);
+    let added = serde_json::from_value(json!([{"name": "debug", "image": "tools:v1"}])).expect("containers");
+    pod.spec.as_mut().expect("a spec").ephemeral_containers = added;
+    let running = state(&[("a", 0, Phase::Running, 0)]);
+    assert_eq!(decide(&pod, Fate::Runs, &running, &mounted(), 0).actions, [start("debug", 0, None)]);
+    let ended = state(&[("a", 0, Phase::Running, 0), ("debug", 0, Phase::Exited, 1)]);
+    assert_eq!(decide(&pod, Fate::Runs, &ended, &mounted(), 1000).actions, []);
+}

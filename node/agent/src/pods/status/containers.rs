@@ -38,10 +38,15 @@ pub fn old_status<'a>(input: Input<'a>, name: &str) -> Option<&'a ContainerStatu
     let status = input.pod.status.as_ref()?;
     let all =
         status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let all = all.chain(status.ephemeral_container_statuses.iter().flatten());
     all.into_iter().find(|s| s.name == name)
 }
 
 fn policy<'a>(input: Input<'a>, spec: &Spec, init: bool) -> &'a str {
+    let ephemeral = input.pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref());
+    if ephemeral.unwrap_or_default().iter().any(|e| e.name == spec.name) {
+        return "Never";
+    }
     match (init, is_sidecar(spec), restart_policy(input.pod)) {
         (true, true, _) => "Always",
         (true, false, "Never") => "Never",
