@@ -12,9 +12,9 @@ use crate::toolchain;
 /// Builds every guest; returns the component files, `target/guests/<name>.wasm`.
 pub fn build_all() -> Result<Vec<PathBuf>> {
     let toolchain = toolchain::ensure()?;
-    // Both workspaces build into one folder, so each finds the other's too.
+    // All workspaces build into one folder, so each finds the other's too.
     let mut built = BTreeSet::new();
-    for workspace in ["examples/hello", "tests/guests"] {
+    for workspace in ["examples/hello", "examples/operator", "tests/guests"] {
         let dir = root().join(workspace);
         if dir.join("Cargo.toml").is_file() {
             built.extend(build(&dir, toolchain)?);

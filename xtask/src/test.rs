@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that CI runs, in the order that fails soonest.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -29,16 +30,26 @@ pub fn run(options: &Options) -> Result<()> {
     if !options.fast {
         languages::build_all()?;
     }
-    let kubectl = kubectl::install()?;
+    let clients = (kubectl::install()?, kubectl::python()?);
     step("build", started);
-    run_tests(options, &kubectl)?;
+    run_tests(options, &clients)?;
     step("done", started);
     Ok(())
 }
 
 /// What the tests call and a bare machine may lack.
 fn prerequisites() -> Result<()> {
-    let needed = [("ip", "iproute2"), ("setpriv", "util-linux"), ("curl", "curl")];
+    let needed = [
+        ("ip", "iproute2"),
+        ("setpriv", "util-linux"),
+        ("script", "bsdutils"),
+        ("curl", "curl"),
+        ("nft", "nftables"),
+        ("runc", "runc"),
+        ("busybox", "busybox-static"),
+        ("chromium", "chromium"),
+        ("chromedriver", "chromium-driver"),
+    ];
     let missing: Vec<_> = needed
         .iter()
         .filter(|(program, _)| {
@@ -54,7 +65,7 @@ fn prerequisites() -> Result<()> {
         .with_context(|| format!("the tests need {}", missing.join(", ")))
 }
 
-fn run_tests(options: &Options, kubectl: &std::path::Path) -> Result<()> {
+fn run_tests(options: &Options, (kubectl, python): &(PathBuf, PathBuf)) -> Result<()> {
     shown(cargo().args(["build", "--workspace", "--bins"]).current_dir(root()))?;
     let mut command = cargo();
     command
@@ -62,7 +73,8 @@ fn run_tests(options: &Options, kubectl: &std::path::Path) -> Result<()> {
         .current_dir(root())
         .env("CORACLE_BIN", root().join("target/debug/coracle"))
         .env("CORACLE_GUESTS", guests::folder())
-        .env("CORACLE_KUBECTL", kubectl);
+        .env("CORACLE_KUBECTL", kubectl)
+        .env("CORACLE_PYTHON", python);
     if options.fast {
         command.args(["--exclude", "coracle-e2e"]).env("CORACLE_TEST_FAST", "1");
     }

@@ -12,7 +12,7 @@ use super::hello;
 
 /// Row: self-healing: server, agent and CRI service killed in turn under 32 connections fail no request and restart no container
 #[test]
-fn killing_server_agent_and_runtime_fails_no_request() -> Result<()> {
+fn mission_m25_killing_server_agent_and_runtime_fails_no_request() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     hello::deploy(&cluster)?;
     let before = containers(&cluster)?;

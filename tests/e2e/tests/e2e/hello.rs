@@ -37,7 +37,7 @@ pub fn service_address(cluster: &Cluster) -> Result<String> {
 
 /// Row: workloads: a Deployment, its pods and its Service from manifests: tables, describe, logs, scale, replacement, deletion
 #[test]
-fn a_manifest_becomes_a_running_service() -> Result<()> {
+fn mission_m29_a_manifest_becomes_a_running_wasm_service() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     deploy(&cluster)?;
 

@@ -1,6 +1,7 @@
 //! Real clients on the real binary. Each test says its profile.
 
 mod bad_input;
+mod clients;
 mod cluster;
 mod custom_resources;
 mod faults;
@@ -15,3 +16,5 @@ mod pods;
 mod readme;
 mod routed;
 mod serverless;
+mod streams;
+mod ui;
