@@ -10,6 +10,7 @@ mod dns;
 mod names;
 mod policy;
 mod services;
+mod services;
 
 const SOON: Duration = Duration::from_secs(20);
 
