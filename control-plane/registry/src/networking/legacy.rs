@@ -25,7 +25,6 @@ pub fn resources() -> Vec<ResourceDef> {
     let one = |(group, since): (&'static str, &'static str)| {
         let strategy = Legacy { group, since, schema: schema.clone() };
         let mut def = ResourceDef::new(group, "v1beta1", "Ingress", "ingresses", Arc::new(strategy))
-            .short_names(&["ing"])
             .stored_in(super::GROUP)
             .subresource(Subresource::status("Ingress"));
         def.schema = Some(schema.clone());
