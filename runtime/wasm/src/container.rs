@@ -1,6 +1,7 @@
 //! The life of one container: created, running, exited; once.
 
 mod command;
+mod exec;
 mod serving;
 
 use std::sync::{Arc, atomic::Ordering};
@@ -125,7 +126,7 @@ impl Container {
             memory: Account::new(spec.memory_limit_bytes),
             meter: Meter::new(spec.cpu_millis),
             network: sandbox.network.clone(),
-            egress: sandbox.egress.clone(),
+            egress: sandbox.egress.trusting(&spec.mounts),
             spec,
         });
         let stop = Stop { term: CancellationToken::new(), kill: CancellationToken::new() };

@@ -1,5 +1,7 @@
 //! wasi:cli: arguments, environment, and stdout and stderr that end in the container's log.
 
+pub(crate) mod piped;
+
 use std::{
     io,
     pin::Pin,
@@ -29,11 +31,20 @@ pub(crate) fn prepare(
     spec: &ContainerSpec,
     env: &[(String, String)],
     log: &Arc<Log>,
+    piped: Option<piped::Piped>,
 ) {
-    wasi.stdout(LogOutput { log: log.clone(), stream: Stream::Stdout })
-        .stderr(LogOutput { log: log.clone(), stream: Stream::Stderr })
-        .envs(env);
-    if spec.args.is_empty() {
+    wasi.envs(env);
+    let own = piped.is_none();
+    match piped {
+        Some(piped) => piped.prepare(wasi),
+        None => {
+            wasi.stdout(LogOutput { log: log.clone(), stream: Stream::Stdout })
+                .stderr(LogOutput { log: log.clone(), stream: Stream::Stderr });
+        }
+    }
+    if !own {
+        // The arguments came with the streams.
+    } else if spec.args.is_empty() {
         wasi.arg(&spec.name);
     } else {
         wasi.args(&spec.args);
@@ -86,7 +97,9 @@ impl AsyncWrite for LineWriter {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let taken = ready!(this.log.poll_room(cx)).min(bytes.len());
-        this.lines.write(&this.log, bytes.get(..taken).unwrap_or(bytes));
+        let taken_bytes = bytes.get(..taken).unwrap_or(bytes);
+        this.lines.write(&this.log, taken_bytes);
+        this.log.tell(this.lines.stream(), taken_bytes);
         Poll::Ready(Ok(taken))
     }
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -107,6 +120,7 @@ impl Pollable for LineWriter {
 impl OutputStream for LineWriter {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         self.lines.write(&self.log, &bytes);
+        self.log.tell(self.lines.stream(), &bytes);
         Ok(())
     }
     fn flush(&mut self) -> StreamResult<()> {

@@ -1,5 +1,7 @@
 //! wasi:http towards others: a guest's requests follow the Service table and leave from the pod's address.
 
+mod tls;
+
 use std::{
     future::Future,
     io,
@@ -13,7 +15,7 @@ use std::{
 use http::{Request, Response, Uri, uri::Scheme};
 use http_body_util::BodyExt;
 use hyper_util::{
-    client::legacy::Client,
+    client::legacy::{Builder, Client},
     rt::{TokioExecutor, TokioIo},
 };
 use parking_lot::Mutex;
@@ -22,7 +24,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use crate::{
     network::{Hop, PodNetwork},
-    protocol::Transport,
+    protocol::{Mount, Transport},
     routes::Refusal,
 };
 
@@ -37,24 +39,35 @@ pub(crate) struct Egress {
     network: Arc<PodNetwork>,
     /// The pool, and the policies' epoch that its connections were made in.
     pool: Arc<Mutex<(u64, Pool)>>,
+    trust: Arc<tls::Trust>,
 }
 
 type Pool = Client<Connector, WasiBody>;
 
 fn pool(network: &Arc<PodNetwork>) -> Pool {
-    Client::builder(TokioExecutor::new())
+    pooled().build(Connector { network: network.clone() })
+}
+
+fn pooled() -> Builder {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
         .pool_idle_timeout(Duration::from_secs(15))
         .pool_max_idle_per_host(32)
         .pool_timer(hyper_util::rt::TokioTimer::new())
-        .set_host(false)
-        .build(Connector { network: network.clone() })
+        .set_host(false);
+    builder
 }
 
 impl Egress {
     /// The outgoing side of this pod.
     pub fn new(network: Arc<PodNetwork>) -> Egress {
         let pool = Arc::new(Mutex::new((network.policies_epoch(), pool(&network))));
-        Egress { network, pool }
+        Egress { network, pool, trust: Arc::new(tls::Trust::new(&[])) }
+    }
+
+    /// The same for a container that has these mounts: they say whom it trusts.
+    pub fn trusting(&self, mounts: &[Mount]) -> Egress {
+        Egress { trust: Arc::new(tls::Trust::new(mounts)), ..self.clone() }
     }
 
     /// The connections that may be used now.
@@ -66,16 +79,17 @@ impl Egress {
         }
         current.1.clone()
     }
+}
 
-    /// Where an authority leads: an address of the table or of the pod's network.
-    async fn resolve(&self, uri: &Uri) -> Result<SocketAddr, Error> {
-        let host = uri.host().ok_or(Error::HttpRequestUriInvalid)?;
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let found = self.network.resolve(bare).await;
-        let unknown = Error::DnsError { rcode: Some("NXDOMAIN".into()), info_code: None };
-        let ip = *found.get(crate::network::fastrand(found.len())).ok_or(unknown)?;
-        Ok(SocketAddr::new(ip, uri.port_u16().unwrap_or(80)))
-    }
+/// Where an authority leads: an address of the table or of the pod's network.
+async fn resolve(network: &PodNetwork, uri: &Uri) -> Result<SocketAddr, Error> {
+    let host = uri.host().ok_or(Error::HttpRequestUriInvalid)?;
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let found = network.resolve(bare).await;
+    let unknown = Error::DnsError { rcode: Some("NXDOMAIN".into()), info_code: None };
+    let ip = *found.get(crate::network::fastrand(found.len())).ok_or(unknown)?;
+    let usual = if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+    Ok(SocketAddr::new(ip, uri.port_u16().unwrap_or(usual)))
 }
 
 impl WasiHttpHooks for Egress {
@@ -102,11 +116,13 @@ impl Egress {
         mut request: Request<WasiBody>,
         options: Option<RequestOptions>,
     ) -> Result<(Response<WasiBody>, Io), Error> {
+        let limit = options.and_then(|o| o.first_byte_timeout).unwrap_or(TIMEOUT);
         if request.uri().scheme() == Some(&Scheme::HTTPS) {
-            let words = "https from a guest is not supported yet; use http inside the cluster";
-            return Err(Error::InternalError(Some(words.into())));
+            // The name stays: the peer's certificate must have it.
+            let pool = self.trust.pool(&self.network)?;
+            return answered(tokio::time::timeout(limit, pool.request(request)).await);
         }
-        let address = self.resolve(request.uri()).await?;
+        let address = resolve(&self.network, request.uri()).await?;
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
         // The pool keys by address: a Service's connections are shared, each leads to one endpoint.
         *request.uri_mut() = Uri::builder()
@@ -115,12 +131,16 @@ impl Egress {
             .path_and_query(path)
             .build()
             .map_err(|_| Error::HttpRequestUriInvalid)?;
-        let limit = options.and_then(|o| o.first_byte_timeout).unwrap_or(TIMEOUT);
-        let answer = tokio::time::timeout(limit, self.pool().request(request));
-        let response = answer.await.map_err(|_| Error::ConnectionReadTimeout)?.map_err(refused)?;
-        let response = response.map(|body| body.map_err(Error::from).boxed_unsync());
-        Ok((response, Box::new(async { Ok(()) })))
+        answered(tokio::time::timeout(limit, self.pool().request(request)).await)
     }
+}
+
+type Answer = Result<Response<hyper::body::Incoming>, hyper_util::client::legacy::Error>;
+
+fn answered(answer: Result<Answer, tokio::time::error::Elapsed>) -> Result<(Response<WasiBody>, Io), Error> {
+    let response = answer.map_err(|_| Error::ConnectionReadTimeout)?.map_err(refused)?;
+    let response = response.map(|body| body.map_err(Error::from).boxed_unsync());
+    Ok((response, Box::new(async { Ok(()) })))
 }
 
 /// A connection that failed, in the codes of wasi:http.
@@ -149,8 +169,12 @@ pub(crate) struct Connector {
 impl Connector {
     async fn open(self, uri: Uri) -> io::Result<TokioIo<TcpStream>> {
         let authority = uri.authority().map(|a| a.as_str()).unwrap_or_default();
-        let to: SocketAddr =
-            authority.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "no address"))?;
+        let to: SocketAddr = match authority.parse() {
+            Ok(address) => address,
+            Err(_) => resolve(&self.network, &uri).await.map_err(|_| {
+                io::Error::new(io::ErrorKind::NotFound, format!("{authority} has no address"))
+            })?,
+        };
         let hop = self.network.connect(Transport::Tcp, to).map_err(|refusal| {
             let kind = match refusal {
                 Refusal::Denied | Refusal::Policy => io::ErrorKind::PermissionDenied,

@@ -1,5 +1,7 @@
 //! Kinds that users make, and who owns which field: with kubectl, as users do it.
 
+mod operators;
+
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::Duration;
