@@ -52,6 +52,8 @@ impl std::ops::Deref for Lease {
 pub struct Host {
     slot: Arc<RwLock<Option<HostClient>>>,
     attached: watch::Sender<bool>,
+    /// Where it listens; known once one was attached.
+    path: Arc<std::sync::OnceLock<PathBuf>>,
 }
 
 /// Where the host is and how it is started.
@@ -65,12 +67,17 @@ pub struct Settings {
 impl Host {
     /// A way to a host that is not there yet.
     pub fn new() -> Self {
-        Self { slot: Arc::default(), attached: watch::Sender::new(false) }
+        Self { slot: Arc::default(), attached: watch::Sender::new(false), path: Arc::default() }
     }
 
     /// Whether a host is attached now.
     pub fn is_attached(&self) -> bool {
         *self.attached.borrow()
+    }
+
+    /// The socket of the host that is attached, for a connection of one's own.
+    pub fn socket(&self) -> Option<PathBuf> {
+        self.path.get().filter(|_| self.is_attached()).cloned()
     }
 
     /// The host's client; waits a while for one.
@@ -97,6 +104,7 @@ impl Host {
     /// Keeps a host attached until cancelled. The host itself goes on when this ends.
     pub async fn supervise(self, settings: Settings, listener: Arc<dyn Listener>, stop: CancellationToken) {
         let mut backoff = Duration::from_millis(50);
+        let _ = self.path.set(socket(&settings.state_dir));
         loop {
             let attach = async {
                 let (client, mut events) = connect_or_spawn(&settings).await?;

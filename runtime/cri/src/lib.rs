@@ -22,6 +22,7 @@ mod service;
 mod spec;
 mod state;
 mod stats;
+mod streaming;
 
 pub use linux::Routed;
 pub use server::{Options, end_hosts, serve};

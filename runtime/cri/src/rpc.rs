@@ -230,23 +230,21 @@ impl RuntimeService for Rpc {
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
-        self.0.container(&request.into_inner().container_id)?;
-        unimplemented("a wasm container has no programs to exec")
+        let url = self.0.exec_url(request.into_inner())?;
+        Ok(Response::new(v1::ExecResponse { url }))
     }
 
     async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
-        self.0.container(&request.into_inner().container_id)?;
-        unimplemented("attaching to a wasm container is not supported yet")
+        let url = self.0.attach_url(request.into_inner())?;
+        Ok(Response::new(v1::AttachResponse { url }))
     }
 
     async fn port_forward(
         &self,
         request: Request<v1::PortForwardRequest>,
     ) -> Answer<v1::PortForwardResponse> {
-        self.0.sandbox(&request.into_inner().pod_sandbox_id)?;
-        unimplemented(
-            "port forwarding through the runtime is not supported yet: the pod's address answers on this machine",
-        )
+        let url = self.0.port_forward_url(request.into_inner())?;
+        Ok(Response::new(v1::PortForwardResponse { url }))
     }
 
     async fn container_stats(

@@ -67,6 +67,9 @@ pub async fn serve(mut options: Options, stop: CancellationToken) -> anyhow::Res
     let listener = bind(&options.socket)?;
     service.reconcile_linux().await;
     service.sweep_code();
+    let backend = Arc::new(crate::streaming::Streams(service.clone()));
+    let streaming = coracle_streaming::Server::start(backend, stop.clone()).await;
+    let _ = service.streaming.set(streaming.context("starting the streaming server")?);
     if let Some(ends) = ends {
         tokio::spawn(service.clone().follow_linux(ends));
     }

@@ -28,6 +28,8 @@ pub struct Service {
     pub state: State,
     pub host: Host,
     pub linux: crate::linux::Linux,
+    /// Set once it serves.
+    pub streaming: std::sync::OnceLock<coracle_streaming::Server>,
     pub images: coracle_images::Puller,
     pub compiler: Compiler,
     pub events: broadcast::Sender<v1::ContainerEventResponse>,
@@ -53,6 +55,7 @@ impl Service {
             state,
             host: Host::new(),
             linux,
+            streaming: std::sync::OnceLock::new(),
             images,
             compiler,
             events: broadcast::Sender::new(EVENTS),

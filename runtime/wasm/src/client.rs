@@ -21,8 +21,8 @@ use tokio::{
 use crate::{
     frame,
     protocol::{
-        Call, ContainerSpec, ContainerStats, ContainerStatus, Event, HostError, HostInfo, ListenerError,
-        Listing, Message, Request, Response, SandboxSpec, ServiceTable,
+        Call, ContainerSpec, ContainerStats, ContainerStatus, Ended, ErrorCode, Event, HostError, HostInfo,
+        ListenerError, Listing, Message, Request, Response, SandboxSpec, ServiceTable,
     },
 };
 
@@ -209,6 +209,41 @@ impl HostClient {
     /// Stops every container within the grace, and then the process.
     pub async fn shutdown(&self, grace_ms: u64) -> Result<(), Error> {
         self.done(Request::Shutdown { grace_ms }, "Shutdown").await
+    }
+}
+
+/// Runs a program in a container with these streams; answers its exit code. On a connection of its own.
+pub async fn exec(
+    path: &Path,
+    id: &str,
+    args: Vec<String>,
+    tty: bool,
+    near: coracle_streaming::Near,
+) -> Result<i32, Error> {
+    stream(path, Request::Exec { id: id.into(), args, tty }, near).await
+}
+
+/// Joins a container with these streams; answers its exit code when it has ended. On a connection of its own.
+pub async fn attach(path: &Path, id: &str, stdin: bool, near: coracle_streaming::Near) -> Result<i32, Error> {
+    stream(path, Request::Attach { id: id.into(), stdin }, near).await
+}
+
+async fn stream(path: &Path, request: Request, near: coracle_streaming::Near) -> Result<i32, Error> {
+    let fail = |source| Error::Connect { path: path.into(), source };
+    let mut stream = UnixStream::connect(path).await.map_err(fail)?;
+    frame::handshake(&mut stream).await.map_err(fail)?;
+    let (mut reader, mut writer) = stream.into_split();
+    frame::write(&mut writer, &Call { id: 0, request }).await.map_err(fail)?;
+    match frame::read::<Message>(&mut reader).await.map_err(fail)? {
+        Some(Message::Response { result, .. }) => drop(result?),
+        _ => return Err(Error::Disconnected),
+    }
+    let ended = coracle_streaming::frame::carry(&mut reader, &mut writer, near).await.map_err(fail)?;
+    let ended: Ended =
+        ended.and_then(|words| serde_json::from_slice(&words).ok()).ok_or(Error::Disconnected)?;
+    match ended.error {
+        None => Ok(ended.exit_code),
+        Some(words) => Err(HostError::new(ErrorCode::Internal, words).into()),
     }
 }
 

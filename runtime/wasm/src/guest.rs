@@ -48,8 +48,16 @@ pub(crate) struct Guest {
 impl Guest {
     /// A store for a new instance of the container.
     pub fn store(grants: &Grants) -> wasmtime::Result<Store<Guest>> {
+        Self::store_for(grants, None)
+    }
+
+    /// As [`Guest::store`], with arguments and streams of its own.
+    pub fn store_for(
+        grants: &Grants,
+        piped: Option<hosts::cli::piped::Piped>,
+    ) -> wasmtime::Result<Store<Guest>> {
         let mut wasi = WasiCtx::builder();
-        hosts::cli::prepare(&mut wasi, &grants.spec, &grants.env, &grants.log);
+        hosts::cli::prepare(&mut wasi, &grants.spec, &grants.env, &grants.log, piped);
         hosts::filesystem::prepare(&mut wasi, &grants.spec.mounts)?;
         hosts::sockets::prepare(&mut wasi, &grants.network);
         let mut table = ResourceTable::new();

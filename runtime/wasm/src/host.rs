@@ -1,6 +1,7 @@
 //! The body of the wasm-host process: it owns the sandboxes and outlives the CRI service that made them.
 
 mod registry;
+mod streams;
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -148,16 +149,33 @@ async fn client(mut stream: UnixStream, registry: Arc<Registry>, end: Cancellati
         tracing::warn!(%error, "a client of the wasm host");
         return;
     }
-    let (mut reader, writer) = stream.into_split();
+    let (mut reader, mut writer) = stream.into_split();
+    let mut first = match frame::read::<Call>(&mut reader).await {
+        Ok(Some(Call { id, request: request @ (Request::Exec { .. } | Request::Attach { .. }) })) => {
+            let streaming = streams::serve(&registry, id, request, &mut reader, &mut writer);
+            tokio::select! {
+                result = streaming => if let Err(error) = result {
+                    tracing::debug!(%error, "streams of a container");
+                },
+                () = end.cancelled() => {}
+            }
+            return;
+        }
+        Ok(Some(call)) => Some(call),
+        _ => return,
+    };
     let (send, outbox) = mpsc::channel(1024);
     let gone = CancellationToken::new();
     tokio::spawn(write(writer, outbox, gone.clone()));
     let calls = Arc::new(Semaphore::new(MAX_CALLS));
     loop {
-        let call = tokio::select! {
-            call = frame::read::<Call>(&mut reader) => call,
-            () = gone.cancelled() => break,
-            () = end.cancelled() => break,
+        let call = match first.take() {
+            Some(call) => Ok(Some(call)),
+            None => tokio::select! {
+                call = frame::read::<Call>(&mut reader) => call,
+                () = gone.cancelled() => break,
+                () = end.cancelled() => break,
+            },
         };
         let call = match call {
             Ok(Some(call)) => call,

@@ -4,6 +4,7 @@
 //! Nothing here knows Kubernetes objects or CRI: what comes in is [`protocol`].
 
 mod affinity;
+mod applets;
 pub mod client;
 pub mod compile;
 mod container;

@@ -10,13 +10,17 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 /// The longest line in one piece; a longer one is written in parts.
 pub(crate) const MAX_LINE: usize = 16 << 10;
 /// How much may wait for the disk before a guest has to.
 const MAX_WAITING: usize = 256 << 10;
+
+/// How many pieces a follower may be behind.
+const FOLLOWED: usize = 256;
 
 /// Which of the two streams a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +53,23 @@ pub(crate) struct Log {
     waiting: Mutex<Waiting>,
     work: Notify,
     idle: Notify,
+    /// For those who watch it as it is written.
+    followers: broadcast::Sender<(Stream, Bytes)>,
 }
 
 impl Log {
+    /// What is written from now on; one who is too slow misses some.
+    pub fn follow(&self) -> broadcast::Receiver<(Stream, Bytes)> {
+        self.followers.subscribe()
+    }
+
+    /// Shows followers what a guest has written.
+    pub fn tell(&self, stream: Stream, bytes: &[u8]) {
+        if self.followers.receiver_count() > 0 {
+            let _ = self.followers.send((stream, Bytes::copy_from_slice(bytes)));
+        }
+    }
+
     /// Opens `path` to append, and starts its writer, which lives as long as the log.
     pub fn open(path: &Path) -> io::Result<Arc<Log>> {
         let log = Arc::new(Log {
@@ -60,6 +78,7 @@ impl Log {
             waiting: Mutex::default(),
             work: Notify::new(),
             idle: Notify::new(),
+            followers: broadcast::Sender::new(FOLLOWED),
         });
         let weak = Arc::downgrade(&log);
         tokio::spawn(async move {
@@ -182,6 +201,11 @@ impl Lines {
     /// Lines of one stream of one instance.
     pub fn new(stream: Stream) -> Lines {
         Lines { stream, partial: Vec::new() }
+    }
+
+    /// Which stream they are of.
+    pub fn stream(&self) -> Stream {
+        self.stream
     }
 
     /// Adds bytes; complete lines, and parts of too long ones, go to the log.

@@ -207,6 +207,19 @@ pub enum Request {
         id: String,
     },
     SetServices(ServiceTable),
+    /// Runs the container's own program, or an applet, once more. As the first call of a connection only: after
+    /// [`Response::Done`] the connection carries frames of [`coracle_streaming::frame`], the last of which is an [`Ended`].
+    Exec {
+        id: String,
+        args: Vec<String>,
+        tty: bool,
+    },
+    /// Shows what the container writes from now on, and feeds its input. As the first call of a connection only, like
+    /// [`Request::Exec`].
+    Attach {
+        id: String,
+        stdin: bool,
+    },
     /// From now on events are pushed on this connection.
     Subscribe,
     /// Stops every container within the grace, then the process.
@@ -228,6 +241,14 @@ pub enum Response {
     Stats(Vec<ContainerStats>),
     /// To SetServices; empty when every listener is open.
     Services(Vec<ListenerError>),
+}
+
+/// How a program that was run by [`Request::Exec`] ended, or the container of [`Request::Attach`]: JSON in the last frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    pub exit_code: i32,
+    /// Why it could not be run, if so.
+    pub error: Option<String>,
 }
 
 /// What the host says without being asked.

@@ -9,13 +9,14 @@ use super::{Exit, Stop};
 use crate::{
     cpu::Metered,
     guest::{Grants, Guest},
+    hosts::cli::piped::Piped,
     memory::OverLimit,
     program::Program,
 };
 
 /// Runs it to its end, or until it is stopped. There are no signals in a guest: asked to end, it ends at once.
 pub(super) async fn run(grants: &Arc<Grants>, program: &Program, stop: &Stop) -> Exit {
-    let guest = Metered { future: Box::pin(call(grants, program)), meter: grants.meter.clone() };
+    let guest = Metered { future: Box::pin(call(grants, program, None)), meter: grants.meter.clone() };
     tokio::select! {
         biased;
         () = stop.kill.cancelled() => Exit::killed(),
@@ -24,8 +25,13 @@ pub(super) async fn run(grants: &Arc<Grants>, program: &Program, stop: &Stop) ->
     }
 }
 
-async fn call(grants: &Grants, program: &Program) -> wasmtime::Result<Result<(), ()>> {
-    let mut store = Guest::store(grants)?;
+/// Runs a new instance of the program; `piped` replaces the container's arguments and streams.
+pub(super) async fn call(
+    grants: &Grants,
+    program: &Program,
+    piped: Option<Piped>,
+) -> wasmtime::Result<Result<(), ()>> {
+    let mut store = Guest::store_for(grants, piped)?;
     let pre = program.pre.clone();
     if let Ok(pre) = wasmtime_wasi::p3::bindings::CommandPre::new(pre.clone()) {
         let command = pre.instantiate_async(&mut store).await?;
@@ -39,7 +45,7 @@ async fn call(grants: &Grants, program: &Program) -> wasmtime::Result<Result<(),
     command.wasi_cli_run().call_run(&mut store).await
 }
 
-fn exit_of(grants: &Grants, result: wasmtime::Result<Result<(), ()>>) -> Exit {
+pub(super) fn exit_of(grants: &Grants, result: wasmtime::Result<Result<(), ()>>) -> Exit {
     let error = match result {
         Ok(Ok(())) => return Exit::code(0),
         Ok(Err(())) => return Exit::code(1),

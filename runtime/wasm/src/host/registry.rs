@@ -85,6 +85,9 @@ impl Registry {
             }
             Request::SetServices(table) => Ok(Response::Services(self.services.set(table).await)),
             Request::Subscribe => Ok(done()),
+            Request::Exec { .. } | Request::Attach { .. } => {
+                Err(HostError::new(ErrorCode::Invalid, "streams need a connection of their own"))
+            }
             Request::Shutdown { grace_ms } => {
                 self.shutdown(Duration::from_millis(grace_ms)).await;
                 Ok(done())
@@ -217,7 +220,7 @@ impl Registry {
         found.ok_or_else(|| HostError::new(ErrorCode::NotFound, format!("no sandbox {id}")))
     }
 
-    fn container(&self, id: &str) -> Result<Arc<Container>, HostError> {
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, HostError> {
         let found = self.containers.read().get(id).cloned();
         found.ok_or_else(|| HostError::new(ErrorCode::NotFound, format!("no container {id}")))
     }

@@ -1,0 +1,111 @@
+//! Exec and attach: the container's own program once more, an applet over its volumes, or a look at what it writes.
+
+use coracle_streaming::{Near, Output};
+
+use super::{Container, command};
+use crate::{
+    applets,
+    cpu::Metered,
+    hosts::cli::piped::Piped,
+    log::Stream,
+    protocol::{ErrorCode, HostError, Kind, State},
+};
+
+/// What a shell answers for a command that it does not find.
+const NOT_FOUND: i32 = 127;
+
+impl Container {
+    /// Runs a command with these streams; answers its exit code.
+    pub async fn exec(&self, args: Vec<String>, near: Near) -> Result<i32, HostError> {
+        let Some(name) = args.first().cloned() else {
+            return Err(HostError::new(ErrorCode::Invalid, "no command is given"));
+        };
+        if self.is_own(&name) && self.program.kind == Kind::Command {
+            return Ok(self.run_again(args, near).await);
+        }
+        let Near { stdin, output, sizes: _ } = near;
+        let spec = self.spec();
+        let place = applets::Place {
+            mounts: spec.mounts.clone(),
+            env: self.grants.env.clone(),
+            working_dir: spec.working_dir.clone(),
+        };
+        if applets::NAMES.contains(&name.as_str()) {
+            return Ok(applets::run(place, args, stdin, output).await);
+        }
+        let own = match self.program.kind {
+            Kind::Command => format!("its own program {:?}, ", self.own_name()),
+            Kind::HttpHandler => String::new(),
+        };
+        let words = format!(
+            "{name}: not found: this is a wasm container, which has {own}and for looking around {}\n",
+            applets::NAMES.join(", ")
+        );
+        let _ = output.send(Output::Stderr(words.into())).await;
+        Ok(NOT_FOUND)
+    }
+
+    fn own_name(&self) -> &str {
+        self.spec().args.first().unwrap_or(&self.spec().name)
+    }
+
+    fn is_own(&self, name: &str) -> bool {
+        let base = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        name == self.own_name() || base(name) == base(self.own_name()) || name == self.spec().name
+    }
+
+    /// A new instance of the program, with the container's volumes, environment and limits.
+    async fn run_again(&self, args: Vec<String>, near: Near) -> i32 {
+        let Near { stdin, output, sizes: _ } = near;
+        let errors = output.clone();
+        let piped = Piped { args, stdin, output };
+        let again = Box::pin(command::call(&self.grants, &self.program, Some(piped)));
+        let guest = Metered { future: again, meter: self.grants.meter.clone() };
+        let exit = tokio::select! {
+            biased;
+            () = self.stop.kill.cancelled() => super::Exit::killed(),
+            () = self.stop.term.cancelled() => super::Exit::terminated(),
+            result = guest => command::exit_of(&self.grants, result),
+        };
+        if !exit.message.is_empty() {
+            let _ = errors.send(Output::Stderr(format!("{}\n", exit.message).into())).await;
+        }
+        exit.code
+    }
+
+    /// Shows what the container writes from now on; answers its exit code when it has ended.
+    pub async fn attach(&self, stdin: bool, near: Near) -> Result<i32, HostError> {
+        if stdin {
+            let words =
+                format!("container {} is a wasm container, which has no standard input", self.spec().name);
+            return Err(HostError::new(ErrorCode::FailedPrecondition, words));
+        }
+        let mut lines = self.grants.log.follow();
+        let mut state = self.state.subscribe();
+        loop {
+            tokio::select! {
+                biased;
+                line = lines.recv() => {
+                    let (stream, bytes) = match line {
+                        Ok(line) => line,
+                        Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => continue,
+                        Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(0),
+                    };
+                    let piece = match stream {
+                        Stream::Stdout => Output::Stdout(bytes),
+                        Stream::Stderr => Output::Stderr(bytes),
+                    };
+                    if near.output.send(piece).await.is_err() {
+                        return Ok(0);
+                    }
+                }
+                ended = async { state.wait_for(|s| matches!(s, State::Exited { .. })).await.map(|s| s.clone()) } => {
+                    return Ok(match ended {
+                        Ok(State::Exited { exit_code, .. }) => exit_code,
+                        _ => 0,
+                    });
+                }
+            }
+        }
+    }
+}
