@@ -13,6 +13,7 @@ pub mod oci_shim;
 pub mod runtime;
 pub mod server;
 pub mod snapshot;
+pub mod token;
 pub mod top;
 pub mod ui;
 pub mod up;
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Logs of a server process go to standard error; `RUST_LOG` chooses what.
 fn init_logs() {
-    init_logs_at("info");
+    init_logs_at("info,openraft=warn");
 }
 
 /// A supervisor speaks only of what went wrong.

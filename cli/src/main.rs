@@ -3,6 +3,7 @@
 
 mod commands;
 mod data_dir;
+mod failover;
 mod kubeconfig;
 mod supervise;
 
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use commands::{
     apply, compile_wasm, delete, get, gpu_plugin, image, logs, member, node, oci_shim, runtime, server,
-    snapshot, top, ui, up, wasm_host,
+    snapshot, token, top, ui, up, wasm_host,
 };
 
 #[derive(Parser)]
@@ -24,6 +25,9 @@ enum Command {
     /// List and remove the servers of a cluster.
     #[command(subcommand)]
     Member(member::Command),
+    /// Make, list and delete the tokens with which nodes join.
+    #[command(subcommand)]
+    Token(token::Command),
     /// Save a cluster into a file, or make a new one out of it.
     #[command(subcommand)]
     Snapshot(snapshot::Command),
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Server(options) => server::run(options),
         Command::Member(command) => member::run(command),
         Command::Snapshot(command) => snapshot::run(command),
+        Command::Token(command) => token::run(command),
         Command::Node(options) => node::run(options),
         Command::Runtime(options) => runtime::run(options),
         Command::GpuPlugin(options) => gpu_plugin::run(options),
