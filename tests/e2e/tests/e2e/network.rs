@@ -10,7 +10,6 @@ mod dns;
 mod names;
 mod policy;
 mod services;
-mod services;
 
 const SOON: Duration = Duration::from_secs(20);
 
