@@ -33,8 +33,12 @@ impl QuotaController {
     pub fn new(caches: Arc<Informers>, writer: Writer) -> Arc<Self> {
         let this = Arc::new(Self { caches: caches.clone(), writer, queue: WorkQueue::new() });
         let own = this.clone();
-        caches.quotas.on_change(move |_, new| {
-            new.into_iter().for_each(|quota| own.queue.add(key_of(quota.as_ref())));
+        caches.quotas.on_change(move |old, new| {
+            // What admission charges changes the status; what it was charged for may not be stored yet, so that is no time to count.
+            let Some(quota) = new else { return };
+            if old.is_none() || quota.status.hard != quota.spec.hard {
+                own.queue.add(key_of(quota.as_ref()));
+            }
         });
         let own = this.clone();
         caches.pods.on_change(move |old, new| {
