@@ -37,7 +37,8 @@ fn mission_m26_three_servers_any_one_lost() -> Result<()> {
         eventually("the controllers work", Duration::from_secs(30), || {
             let name = format!("made-{index}");
             servers.kubectl(other, &["-n", &name, "get", "serviceaccount", "default"]).map(|_| true)
-        })?;
+        })
+        .with_context(|| servers.logs())?;
         servers.restart(index)?;
     }
     progress(&servers, &written, "at the end")?;
