@@ -248,7 +248,8 @@ impl Encoder {
             // The head of a zlib stream without a dictionary.
             packed.extend_from_slice(&[0x78, 0x01]);
         }
-        for block in plain.chunks(usize::from(u16::MAX)) {
+        // The empty block at the end is a flush: readers wait for more without one.
+        for block in plain.chunks(usize::from(u16::MAX)).chain([&[][..]]) {
             let length = u16::try_from(block.len()).unwrap_or(u16::MAX);
             packed.push(0);
             packed.put_u16_le(length);

@@ -128,3 +128,84 @@ fn mission_m30_a_linux_image_runs_beside_wasm() -> Result<()> {
     cluster.kubectl(&["delete", "pod", "--all", "--timeout=60s"])?;
     cluster.stop()
 }
+
+/// Row: streams: exec with input, output, exit code and terminal, cp, attach and port-forward on Linux and wasm containers of one pod
+#[test]
+fn streams_reach_linux_and_wasm_containers() -> Result<()> {
+    let mut cluster = cluster()?;
+    let shell = |script: &str| json!(["/bin/sh", "-c", script]);
+    apply(
+        &cluster,
+        &[pod(
+            "mixed",
+            json!({"terminationGracePeriodSeconds": 1, "volumes": [{"name": "shared", "emptyDir": {}}], "containers": [
+                {"name": "linux", "image": "busybox:v1", "volumeMounts": [{"name": "shared", "mountPath": "/data"}],
+                    "command": shell("i=0; while true; do i=$((i+1)); echo tick $i; sleep 0.2; done")},
+                {"name": "wasm", "image": "web:v1", "volumeMounts": [{"name": "shared", "mountPath": "/data"}],
+                    "ports": [{"containerPort": 8080}], "env": [{"name": "POD", "value": "mixed"}]},
+            ]}),
+        )],
+    )?;
+    ready(&cluster, "mixed")?;
+    let exec = |container: &str, args: &[&str]| {
+        let mut all = vec!["exec", "mixed", "-c", container, "--"];
+        all.extend(args);
+        cluster.kubectl(&all)
+    };
+    ensure!(exec("linux", &["/bin/sh", "-c", "echo $FROM; echo written > /data/note"])?.contains("image"));
+    ensure!(exec("wasm", &["cat", "/data/note"])? == "written\n");
+    ensure!(exec("wasm", &["printenv", "POD"])? == "mixed\n");
+    let failed = cluster.kubectl_fails(&["exec", "mixed", "-c", "linux", "--", "/bin/sh", "-c", "exit 5"])?;
+    ensure!(failed.contains("exit code 5"), "{failed}");
+    let unknown = cluster.kubectl_fails(&["exec", "mixed", "-c", "wasm", "--", "bash"])?;
+    ensure!(unknown.contains("exit code 127") && unknown.contains("wasm container"), "{unknown}");
+
+    // Input goes in, and a terminal has one output.
+    let input = cluster.file("input", "one\ntwo\n")?;
+    let mut command = cluster.command(coracle_e2e::kubectl()?);
+    command
+        .args(["exec", "-i", "mixed", "-c", "linux", "--", "wc", "-l"])
+        .stdin(std::fs::File::open(&input)?);
+    ensure!(coracle_e2e::succeed(&mut command)?.trim() == "2");
+    // kubectl wants a terminal of its own before it asks for one there.
+    let line = format!(
+        "{} exec -it mixed -c linux -- /bin/sh -c 'test -t 1 && stty size && echo yes'",
+        coracle_e2e::kubectl()?.display()
+    );
+    let terminal = coracle_e2e::succeed(cluster.command("script").args(["-qec", &line, "/dev/null"]))?;
+    ensure!(terminal.contains("yes"), "{terminal}");
+
+    // Files go in through one container and come out through the other.
+    cluster.kubectl(&["cp", &input, "mixed:/data/copied", "-c", "wasm"])?;
+    ensure!(exec("linux", &["cat", "/data/copied"])? == "one\ntwo\n");
+    let back = cluster.data_dir().with_file_name("back").display().to_string();
+    cluster.kubectl(&["cp", "mixed:/data/copied", &back, "-c", "linux"])?;
+    ensure!(std::fs::read_to_string(&back)? == "one\ntwo\n");
+
+    // What is written is seen as it is written.
+    let mut attached = cluster.command(coracle_e2e::kubectl()?);
+    attached.args(["attach", "mixed", "-c", "linux"]).stdout(std::process::Stdio::piped());
+    let mut attached = attached.spawn()?;
+    let stdout = attached.stdout.take().context("no stdout")?;
+    let line = std::io::BufRead::lines(std::io::BufReader::new(stdout))
+        .next()
+        .context("attach showed nothing")??;
+    let _ = attached.kill();
+    let _ = attached.wait();
+    ensure!(line.contains("tick"), "{line}");
+
+    // A port of the pod on the client's side.
+    let mut forward = cluster.command(coracle_e2e::kubectl()?);
+    forward.args(["port-forward", "pod/mixed", "18080:8080"]).stdout(std::process::Stdio::piped());
+    let mut forward = forward.spawn()?;
+    let answered = eventually("the forwarded port answers", SOON, || {
+        ensure!(cluster.curl("http://127.0.0.1:18080/")?.contains("hello from mixed"));
+        // Again: one connection more over the same tunnel.
+        Ok(cluster.curl("http://127.0.0.1:18080/")?.contains("hello from mixed"))
+    });
+    let _ = forward.kill();
+    let _ = forward.wait();
+    answered?;
+    cluster.kubectl(&["delete", "pod", "mixed", "--timeout=60s"])?;
+    cluster.stop()
+}
