@@ -18,3 +18,4 @@ mod routed;
 mod serverless;
 mod streams;
 mod ui;
+mod workloads;

@@ -73,8 +73,11 @@ fn mission_m05_the_node_agent_registers_starts_mounts_and_reports() -> Result<()
 fn mission_m07_pods_share_what_pods_share_and_live_as_told() -> Result<()> {
     let (mut cluster, node) = cluster(&["steps", "switch", "probe"])?;
     apply(&cluster, &[together(&node), hooked(&node), limited(&node), sized(&node)])?;
-    let shared = status(&cluster, "together", "runs", |s| s["phase"] == "Running")
+    // Three programs are compiled first.
+    cluster
+        .kubectl(&["wait", "--for=jsonpath={.status.phase}=Running", "pod/together", "--timeout=90s"])
         .with_context(|| describe(&cluster, "pod", "together"))?;
+    let shared = cluster.get(&["pod", "together"])?["status"].take();
     ensure!(shared["initContainerStatuses"][0]["state"]["running"].is_object(), "the sidecar: {shared:#}");
     eventually("the second reads what the first wrote", SOON, || {
         Ok(cluster.kubectl(&["logs", "together", "-c", "reads"])?.contains("/shared/note: from the first"))
