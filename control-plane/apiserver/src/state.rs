@@ -25,7 +25,7 @@ pub(crate) struct Served {
     pub api_version: String,
     /// Store prefix of all its objects.
     pub prefix: String,
-    /// What every stored object begins with; lists leave it out.
+    /// What every stored object begins with; lists leave it out. Empty for custom objects, of which lists leave out nothing.
     pub head: Vec<u8>,
     pub fields: FieldCache,
     /// An object before anybody set anything.
@@ -41,7 +41,10 @@ impl Served {
             gr: def.group_resource(),
             gvk: def.gvk(),
             prefix: def.prefix(),
-            head: crate::codec::head(&def.kind, &api_version),
+            head: match def.schema {
+                Some(_) => Vec::new(),
+                None => crate::codec::head(&def.kind, &api_version),
+            },
             api_version,
             fields: FieldCache::new(def.strategy.all_selectable_fields().count()),
             retired: CancellationToken::new(),

@@ -217,6 +217,8 @@ async fn subresources_tables_and_selectors() {
     assert_eq!(table["rows"][1]["cells"][2], Value::Null);
     let (_, green) = get(&server, &format!("{WIDGETS}?fieldSelector=spec.color%3Dgreen")).await;
     assert_eq!(green["items"].as_array().map(Vec::len), Some(1));
+    // Unlike those of built-in kinds, listed custom objects say what they are.
+    assert_eq!(green["items"][0]["kind"], "Widget");
     let (code, _) = get(&server, &format!("{WIDGETS}?fieldSelector=spec.size%3D3")).await;
     assert_eq!(code, 400);
 }

@@ -23,7 +23,9 @@ impl fmt::Display for Error {
 }
 
 fn failed(what: impl fmt::Debug) -> Error {
-    Error { code: 0, words: format!("{what:?}") }
+    let words =
+        format!("{what:?}").lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
+    Error { code: 0, words }
 }
 
 /// A client.
@@ -81,7 +83,13 @@ impl Api {
         }
     }
 
-    async fn call(&self, method: Method, path: &str, kind: &str, body: Option<&Value>) -> Result<Value, Error> {
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, Error> {
         let response = self.client.send(request(method, path, kind, body)?).await.map_err(failed)?;
         let code = response.status().as_u16();
         let mut body = response.into_body();
@@ -101,7 +109,6 @@ fn request(method: Method, path: &str, kind: &str, body: Option<&Value>) -> Resu
         .method(method)
         .uri(format!("{SERVER}{path}"))
         .header("authorization", format!("Bearer {}", token.trim()))
-        .header("host", "kubernetes.default.svc")
         .header("user-agent", "operator/0.1")
         .header("accept", "application/json");
     if !kind.is_empty() {

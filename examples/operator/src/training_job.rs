@@ -75,7 +75,10 @@ fn plan(job: &Value, pods: &[Value]) -> Plan {
     let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let started = pods.iter().any(|p| !matches!(text(p, "/status/phase"), "" | "Pending"));
     let mut status = job["status"].as_object().cloned().unwrap_or_default();
-    status.insert("replicaStatuses".into(), json!({"Worker": {"active": active, "succeeded": succeeded, "failed": failed}}));
+    status.insert(
+        "replicaStatuses".into(),
+        json!({"Worker": {"active": active, "succeeded": succeeded, "failed": failed}}),
+    );
     if retries > 0 {
         status.insert("retries".into(), retries.into());
     }
@@ -86,7 +89,14 @@ fn plan(job: &Value, pods: &[Value]) -> Plan {
         condition(&mut status, "Running", !over, "TrainingJobRunning", "the workers run", &now);
     }
     if succeeded == wanted {
-        condition(&mut status, "Succeeded", true, "TrainingJobSucceeded", "every worker ran to completion", &now);
+        condition(
+            &mut status,
+            "Succeeded",
+            true,
+            "TrainingJobSucceeded",
+            "every worker ran to completion",
+            &now,
+        );
         status.entry("completionTime").or_insert_with(|| now.clone().into());
     } else if failed > 0 {
         condition(&mut status, "Failed", true, "TrainingJobFailed", "a worker failed too often", &now);
@@ -125,7 +135,8 @@ fn condition(status: &mut Map<String, Value>, kind: &str, on: bool, reason: &str
     let state = if on { "True" } else { "False" };
     let list = status.entry("conditions").or_insert_with(|| json!([]));
     let Some(list) = list.as_array_mut() else { return };
-    let new = json!({"type": kind, "status": state, "reason": reason, "message": words, "lastTransitionTime": now});
+    let new =
+        json!({"type": kind, "status": state, "reason": reason, "message": words, "lastTransitionTime": now});
     match list.iter_mut().find(|c| c["type"] == kind) {
         Some(old) if old["status"] == state => {}
         Some(old) => *old = new,

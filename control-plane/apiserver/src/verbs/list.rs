@@ -257,7 +257,8 @@ pub(crate) fn respond(
     let served = &call.served;
     let list = match &call.accepted.form {
         Form::Object => {
-            let items: Vec<Value> = objects.iter().map(|o| without_type(o.clone())).collect();
+            let bare = |o: &Value| if served.head.is_empty() { o.clone() } else { without_type(o.clone()) };
+            let items: Vec<Value> = objects.iter().map(bare).collect();
             json!({"kind": served.def.list_kind, "apiVersion": served.api_version, "metadata": metadata(page), "items": items})
         }
         Form::Table(version) => {

@@ -3,7 +3,8 @@
 //! `RANK` and `WORLD_SIZE` say which share is its own; `EPOCHS` how long it trains.
 
 fn main() {
-    let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let number =
+        |name: &str, default: u64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
     let (rank, size, epochs) = (number("RANK", 0), number("WORLD_SIZE", 1), number("EPOCHS", 200));
     // y = 3x + 2 with noise; a multiplicative generator, so that every run is the same.
     let mut seed = 88_172_645_463_325_252_u64.wrapping_add(rank);

@@ -70,7 +70,7 @@ fn append(out: &mut Vec<u8>, head: &[u8], kv: &KeyValue) {
     let splice = kv.value.splice as usize;
     let json = &kv.value.json;
     let (true, Some(before), Some(after)) =
-        (json.starts_with(head), json.get(head.len()..splice), json.get(splice..))
+        (!head.is_empty() && json.starts_with(head), json.get(head.len()..splice), json.get(splice..))
     else {
         return kv.value.write_with_revision(kv.mod_revision, out);
     };

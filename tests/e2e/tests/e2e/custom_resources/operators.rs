@@ -55,7 +55,7 @@ fn mission_m23_an_operator_in_wasm_reconciles_custom_objects() -> Result<()> {
     eventually("the site answers", Duration::from_secs(10), || {
         Ok(curl(&format!("http://{address}/"))?.starts_with("Welcome aboard from welcome-"))
     })?;
-    let table = cluster.kubectl(&["get", "sites"])?;
+    let table = cluster.kubectl(&["get", "site"])?;
     for word in ["GREETING", "READY", "PHASE", "Welcome aboard", "Ready"] {
         ensure!(table.contains(word), "no {word} in\n{table}");
     }
