@@ -78,7 +78,8 @@ fn mission_m29_a_manifest_becomes_a_running_wasm_service() -> Result<()> {
     })?;
 
     // The same without kubectl.
-    ensure!(cluster.coracle(&["get", "pods", "-n", "hello"])?.contains("Running"));
+    let table = cluster.coracle(&["get", "pods", "-n", "hello"])?;
+    ensure!(table.contains("Running"), "{table}");
     ensure!(cluster.coracle(&["apply", "-f", &manifests(&cluster)])?.contains("unchanged"));
 
     cluster.kubectl(&["delete", "-f", &manifests(&cluster), "--timeout=60s"])?;

@@ -55,7 +55,7 @@ impl Browser {
         });
         let capabilities = capabilities.as_object().cloned().context("capabilities")?;
         let address = format!("http://127.0.0.1:{}", self.port);
-        let builder = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
+        let mut builder = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
         Ok(builder.capabilities(capabilities).connect(&address).await?)
     }
 }
@@ -93,7 +93,7 @@ async fn look(cluster: &Cluster, page: &Client) -> Result<()> {
     shows(page, "dialog h2", "Sign in").await?;
     page.find(Locator::Css("#token")).await?.send_keys("not a token").await?;
     page.find(Locator::Css("dialog button")).await?.click().await?;
-    shows(page, "#refused", "nauthorized").await?;
+    shows(page, "#refused", "not valid").await?;
     ensure!(page.find_all(Locator::Css("#nodes tbody tr")).await?.is_empty(), "nodes without a token");
 
     page.goto("about:blank").await?;
