@@ -1,9 +1,15 @@
 //! The admission chain: plugins that see every write after defaulting and before validation.
 
+use std::sync::{Mutex, PoisonError};
+
 use async_trait::async_trait;
+use bytes::Bytes;
+use coracle_api::meta;
 use coracle_api::status::Status;
+use coracle_store::{Compare, Op, Txn, Value as Stored};
 use serde_json::Value;
 
+use crate::codec;
 use crate::objects::Objects;
 use crate::request::RequestContext;
 
@@ -20,6 +26,34 @@ pub enum Operation {
     Connect,
 }
 
+/// Other objects that change in one transaction with the one that is written: all of them or none. If one of them was changed
+/// by somebody else meanwhile, the plugins are asked again.
+#[derive(Default)]
+pub struct Together(Mutex<Vec<(Bytes, u64, Stored)>>);
+
+impl Together {
+    /// Adds a change. `obj` is an object as it was read, with its `resourceVersion`, and then changed.
+    pub fn add(&self, objects: &Objects, group: &str, plural: &str, obj: &Value) -> Result<(), Status> {
+        let def = objects.known(group, plural)?;
+        let revision = meta::resource_version(obj).and_then(|v| v.parse().ok()).unwrap_or_default();
+        let key = def.key(meta::namespace(obj), meta::name(obj).unwrap_or_default());
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push((key.into(), revision, codec::to_stored(&def, obj)));
+        Ok(())
+    }
+
+    /// Makes the changes part of a transaction. False: there are none.
+    pub(crate) fn join(self, txn: &mut Txn) -> bool {
+        let all = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let any = !all.is_empty();
+        for (key, revision, value) in all {
+            txn.compares.push(Compare::ModRevision(key.clone(), revision));
+            txn.success.push(Op::Put { key, value, ttl_ms: None });
+        }
+        any
+    }
+}
+
 /// What a plugin may know.
 pub struct Attributes<'a> {
     /// What is being written.
@@ -30,6 +64,8 @@ pub struct Attributes<'a> {
     pub old: Option<&'a Value>,
     /// Other objects, read from memory.
     pub objects: &'a Objects,
+    /// What is to be written with the object; only `validate` may add to it.
+    pub together: &'a Together,
 }
 
 /// One plugin. Plugins run in the order of registration; the first error ends the call.

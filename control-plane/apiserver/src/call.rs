@@ -8,7 +8,7 @@ use coracle_api::Status;
 use coracle_store::KeyValue;
 use serde_json::Value;
 
-use crate::admission::{Attributes, Operation};
+use crate::admission::{Attributes, Operation, Together};
 use crate::negotiate::Accepted;
 use crate::query::Query;
 use crate::request::RequestContext;
@@ -46,8 +46,13 @@ impl Target {
         StrategyContext { request: &self.cx, objects: &self.shared.objects }
     }
 
-    fn attributes<'a>(&'a self, operation: Operation, old: Option<&'a Value>) -> Attributes<'a> {
-        Attributes { operation, request: &self.cx, old, objects: &self.shared.objects }
+    fn attributes<'a>(
+        &'a self,
+        operation: Operation,
+        old: Option<&'a Value>,
+        together: &'a Together,
+    ) -> Attributes<'a> {
+        Attributes { operation, request: &self.cx, old, objects: &self.shared.objects, together }
     }
 
     /// Runs the changing half of the admission chain.
@@ -57,23 +62,25 @@ impl Target {
         mut obj: Option<&mut Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
+        let none = Together::default();
         for plugin in &self.shared.admission {
-            plugin.admit(&self.attributes(operation, old), obj.as_deref_mut()).await?;
+            plugin.admit(&self.attributes(operation, old, &none), obj.as_deref_mut()).await?;
         }
         Ok(())
     }
 
-    /// Runs the checking half of the admission chain.
+    /// Runs the checking half of the admission chain; answers what is to be written with the object.
     pub async fn check_admission(
         &self,
         operation: Operation,
         obj: Option<&Value>,
         old: Option<&Value>,
-    ) -> Result<(), Status> {
+    ) -> Result<Together, Status> {
+        let together = Together::default();
         for plugin in &self.shared.admission {
-            plugin.validate(&self.attributes(operation, old), obj).await?;
+            plugin.validate(&self.attributes(operation, old, &together), obj).await?;
         }
-        Ok(())
+        Ok(together)
     }
 
     /// The name in the path.

@@ -43,7 +43,7 @@ mod validate;
 mod verbs;
 mod write;
 
-pub use admission::{Admission, Attributes, Operation};
+pub use admission::{Admission, Attributes, Operation, Together};
 pub use authz::{AdminsOnly, AuthorizationRequest, Authorizer, Decision};
 pub use connect::{SubresourceHandler, SubresourceRequest};
 pub use dynamic::ResourceSource;

@@ -48,7 +48,7 @@ impl Objects {
         self.resources.load().iter().find(|r| r.group == group && r.plural == plural).cloned()
     }
 
-    fn known(&self, group: &str, plural: &str) -> Result<Arc<ResourceDef>, Status> {
+    pub(crate) fn known(&self, group: &str, plural: &str) -> Result<Arc<ResourceDef>, Status> {
         self.resource(group, plural).ok_or_else(|| {
             Status::internal(format!("resource {} is not registered", GroupResource::new(group, plural)))
         })

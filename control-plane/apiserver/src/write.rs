@@ -9,7 +9,7 @@ use coracle_store::{KeyValue, Txn, Value as Stored};
 use http::{Response, StatusCode};
 use serde_json::Value;
 
-use crate::admission::Operation;
+use crate::admission::{Operation, Together};
 use crate::call::{Call, Target};
 use crate::negotiate::{Encoding, Form};
 use crate::objects::MAX_ATTEMPTS;
@@ -116,8 +116,8 @@ async fn attempt(
     if !errors.is_empty() {
         return Err(Status::invalid(&target.served.gvk, target.name(), errors));
     }
-    target.check_admission(Operation::Update, Some(&new), Some(&old)).await?;
-    commit(target, kv, old, new).await
+    let together = target.check_admission(Operation::Update, Some(&new), Some(&old)).await?;
+    commit(target, kv, old, new, together).await
 }
 
 async fn commit(
@@ -125,6 +125,7 @@ async fn commit(
     kv: &KeyValue,
     old: Value,
     mut new: Value,
+    together: Together,
 ) -> Result<Option<Written>, Status> {
     let (gr, def) = (&target.served.gr, &target.served.def);
     codec::set_revision(&mut new, kv.mod_revision);
@@ -146,7 +147,8 @@ async fn commit(
         return Ok(Some(Written { obj: old, stored: Some((kv.value.clone(), kv.mod_revision)) }));
     }
     let stored = codec::to_stored(def, &new);
-    let txn = Txn::update(kv.key.clone(), kv.mod_revision, stored.clone(), target.served.ttl_ms());
+    let mut txn = Txn::update(kv.key.clone(), kv.mod_revision, stored.clone(), target.served.ttl_ms());
+    together.join(&mut txn);
     let done = target.shared.objects.txn(txn, gr).await?;
     if !done.succeeded {
         return Ok(None);

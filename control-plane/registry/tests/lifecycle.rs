@@ -275,21 +275,3 @@ async fn a_lease_may_be_made_by_an_update() {
         "{status}"
     );
 }
-
-#[tokio::test]
-async fn custom_resource_definitions_are_an_empty_list_that_cannot_be_written() {
-    let server = server(&store()).await;
-    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-    let (code, list) = call(&server, "GET", path, Value::Null).await;
-    assert_eq!((code, &list["kind"]), (200, &json!("CustomResourceDefinitionList")));
-    assert_eq!(list["items"], json!([]));
-    let (code, status) = call(&server, "GET", &format!("{path}/a.example.com"), Value::Null).await;
-    assert_eq!((code, &status["reason"]), (404, &json!("NotFound")));
-    let crd = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "a.example.com"}});
-    for (method, path) in
-        [("POST", path.to_owned()), ("PUT", format!("{path}/a.example.com")), ("DELETE", path.to_owned())]
-    {
-        let (code, status) = call(&server, method, &path, crd.clone()).await;
-        assert_eq!((code, &status["reason"]), (405, &json!("MethodNotAllowed")), "{method}");
-    }
-}

@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use coracle_api::{Status, meta, names};
-use coracle_store::Txn;
+use coracle_store::{OpResult, Txn, Value as Stored};
 use http::{Response, StatusCode};
 use serde_json::Value;
 
@@ -14,6 +14,8 @@ use crate::{codec, decode, managed, respond, validate};
 
 /// How many generated names are tried.
 const MAX_NAMES: usize = 8;
+/// How often admission is asked when what it writes beside the object was changed meanwhile.
+const MAX_CHARGES: usize = 64;
 
 /// Creates the object in the body.
 pub(crate) async fn create(mut call: Call) -> Result<Response<Body>, Status> {
@@ -95,27 +97,44 @@ async fn store(target: &Target, obj: &mut Value) -> Result<Written, Status> {
     if !errors.is_empty() {
         return Err(Status::invalid(&served.gvk, target.name(), errors));
     }
-    target.check_admission(Operation::Create, Some(obj), None).await?;
     if meta::resource_version(obj).is_some_and(|v| v != "0") {
         return Err(Status::plain("resourceVersion should not be set on objects to be created"));
     }
     meta::remove_metadata(obj, "resourceVersion");
-    let exists = || Status::already_exists(&served.gr, target.name());
+    let stored = codec::to_stored(&served.def, obj);
+    for _ in 0..MAX_CHARGES {
+        if let Some(revision) = write(target, obj, &stored).await? {
+            codec::set_revision(obj, revision);
+            return Ok(Written { obj: obj.take(), stored: Some((stored, revision)) });
+        }
+        if target.cx.dry_run {
+            return Ok(Written { obj: obj.take(), stored: None });
+        }
+    }
+    Err(Status::modified(&served.gr, target.name()))
+}
+
+/// One attempt to write a new object with what admission writes beside it: the revision, or nothing when another writer came
+/// between (and for a dry run).
+async fn write(target: &Target, obj: &Value, stored: &Stored) -> Result<Option<u64>, Status> {
+    let (gr, objects) = (&target.served.gr, &target.shared.objects);
+    let together = target.check_admission(Operation::Create, Some(obj), None).await?;
+    let exists = || Status::already_exists(gr, target.name());
     let key = target.key();
     if target.cx.dry_run {
-        return match target.shared.objects.fetch(&key, &served.gr).await? {
+        return match objects.fetch(&key, gr).await? {
             Some(_) => Err(exists()),
-            None => Ok(Written { obj: obj.take(), stored: None }),
+            None => Ok(None),
         };
     }
-    let stored = codec::to_stored(&served.def, obj);
-    let done =
-        target.shared.objects.txn(Txn::create(key, stored.clone(), served.ttl_ms()), &served.gr).await?;
-    if !done.succeeded {
-        return Err(exists());
+    let mut txn = Txn::create(key, stored.clone(), target.served.ttl_ms());
+    let more = together.join(&mut txn);
+    let done = objects.txn(txn, gr).await?;
+    if done.succeeded {
+        return Ok(Some(done.revision));
     }
-    codec::set_revision(obj, done.revision);
-    Ok(Written { obj: obj.take(), stored: Some((stored, done.revision)) })
+    let there = done.results.iter().any(|r| matches!(r, OpResult::Get(Some(_))));
+    if there || !more { Err(exists()) } else { Ok(None) }
 }
 
 /// What only the server sets.

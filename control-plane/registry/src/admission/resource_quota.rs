@@ -1,5 +1,5 @@
-//! What a namespace may have at most is charged before a write is answered. A quota's status is changed only from what was
-//! read of it, so that two writers at once cannot share the last of it.
+//! What a namespace may have at most. A write is charged in the transaction that carries it out, from what was read of the
+//! quota, so that two writers at once cannot share the last of it and nothing is charged for a write that fails.
 
 use std::collections::BTreeSet;
 
@@ -33,45 +33,15 @@ impl Admission for ResourceQuota {
             return Ok(());
         }
         let quotas = attributes.objects.list("", "resourcequotas", Some(namespace)).await?;
-        let quotas: Vec<&Value> = quotas.iter().filter(|q| asked.concerns(q)).collect();
-        if quotas.is_empty() {
-            return Ok(());
-        }
-        let mut known = Vec::new();
-        for quota in &quotas {
+        for quota in quotas.iter().filter(|q| asked.concerns(q)) {
             let counted = counted(attributes.objects, namespace, quota).await?;
-            // Every quota is looked at before any is charged.
-            asked.charge(&mut (*quota).clone(), &counted)?;
-            known.push(counted);
-        }
-        if cx.dry_run {
-            return Ok(());
-        }
-        for (i, quota) in quotas.iter().enumerate() {
-            let counted = known.get(i).cloned().unwrap_or_default();
-            let charged = charge(attributes.objects, namespace, quota, |q| asked.charge(q, &counted)).await;
-            if let Err(refused) = charged {
-                for paid in quotas.iter().take(i) {
-                    charge(attributes.objects, namespace, paid, |q| asked.refund(q)).await?;
-                }
-                return Err(refused);
+            let mut charged = quota.clone();
+            asked.charge(&mut charged, &counted)?;
+            if !cx.dry_run {
+                attributes.together.add(attributes.objects, "", "resourcequotas", &charged)?;
             }
         }
         Ok(())
-    }
-}
-
-/// Changes a quota that is still there; one that is gone bounds nothing.
-async fn charge(
-    objects: &Objects,
-    namespace: &str,
-    quota: &Value,
-    change: impl FnMut(&mut Value) -> Result<(), Status> + Send,
-) -> Result<(), Status> {
-    let name = text(quota, "/metadata/name");
-    match objects.update("", "resourcequotas", Some(namespace), name, change).await {
-        Err(status) if status.is_not_found() && status.message.contains("resourcequotas") => Ok(()),
-        other => other.map(|_| ()),
     }
 }
 
@@ -213,18 +183,6 @@ impl<'a> Asked<'a> {
         }
         let name = text(quota, "/metadata/name");
         Err(self.forbidden(format!("failed quota: {name}: must specify {}", missing.join("; "))))
-    }
-
-    /// Gives back what was charged.
-    fn refund(&self, quota: &mut Value) -> Result<(), Status> {
-        let mut used = amounts(quota, "/status/used");
-        for (name, amount) in &mut used {
-            if let Some(more) = self.more.get(name) {
-                *amount = amount.sub(more);
-            }
-        }
-        write(quota, &used);
-        Ok(())
     }
 }
 

@@ -67,6 +67,8 @@ fn counts(cluster: &Cluster) -> Result<()> {
         tries.into_iter().filter_map(|t| t.join().ok()).filter(|created| *created).count()
     });
     ensure!(created == 5, "{created} secrets were created, not 5");
+    let quota = cluster.get(&["quota", "q", "-n", "team"])?;
+    ensure!(quota["status"]["used"]["count/secrets"] == "5", "{quota}");
     let said = cluster.kubectl_fails(&["create", "secret", "generic", "more", "-n", "team"])?;
     ensure!(
         said.contains(
