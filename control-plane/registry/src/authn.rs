@@ -89,7 +89,12 @@ fn objects(store: &Store) -> Objects {
     let def = |kind: &str, plural: &str| {
         Arc::new(ResourceDef::new("", "v1", kind, plural, Arc::new(PlainStrategy)))
     };
-    let resources =
-        vec![def("Pod", "pods"), def("Secret", "secrets"), def("ServiceAccount", "serviceaccounts")];
+    let node = ResourceDef::new("", "v1", "Node", "nodes", Arc::new(PlainStrategy)).cluster_scoped();
+    let resources = vec![
+        def("Pod", "pods"),
+        def("Secret", "secrets"),
+        def("ServiceAccount", "serviceaccounts"),
+        Arc::new(node),
+    ];
     Objects::new(Arc::new(store.clone()), resources)
 }

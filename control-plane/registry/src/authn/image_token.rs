@@ -84,3 +84,28 @@ fn answer(key: &TokenKey, user: &UserInfo) -> Response {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coracle_apiserver::{PlainStrategy, ResourceDef};
+    use coracle_store::{Options, Store, Txn, Value};
+
+    #[tokio::test]
+    async fn a_token_is_good_while_its_node_is_there() {
+        let store = Store::in_memory(&Options::new("unused"));
+        let nodes = ResourceDef::new("", "v1", "Node", "nodes", Arc::new(PlainStrategy)).cluster_scoped();
+        let key = Arc::new(TokenKey::generate().unwrap());
+        let tokens = ImageTokens::new(key.clone(), Objects::new(Arc::new(store.clone()), vec![nodes.into()]));
+        let given = answer(&key, &UserInfo::new("system:node:n", &["system:nodes"]));
+        let body = axum::body::to_bytes(given.into_body(), 1 << 16).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let token = body["token"].as_str().unwrap();
+        assert_eq!(tokens.authenticate(token).await, None);
+        let node =
+            Value::raw(json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n"}}).to_string());
+        store.txn(Txn::put("/registry/core/nodes/n".into(), node)).await.unwrap();
+        assert!(tokens.authenticate(token).await.is_some_and(|user| user.in_group(GROUP)));
+        assert_eq!(answer(&key, &UserInfo::new("jane", &[])).status(), StatusCode::FORBIDDEN);
+    }
+}
