@@ -372,9 +372,10 @@ fn write_credentials(
     write_secret(&dir.join("serving.crt"), &serving.cert_pem)?;
     write_secret(&dir.join("serving.key"), &serving.key_pem)?;
     write_secret(&dir.join("ca.crt"), ca.cert_pem())?;
-    // A name without a registry means the built-in one, and never a stranger's.
+    // A name without a registry means the built-in one, and never a stranger's; names of other registries are looked up
+    // there first.
     let registries = serde_json::json!({"defaultRegistry": null, "mirrors": [{
-        "url": url, "caPem": ca.cert_pem(), "credentials": {"basic": {"username": "node", "password": node_token}},
+        "url": url, "everyRegistry": true, "caPem": ca.cert_pem(), "credentials": {"basic": {"username": "node", "password": node_token}},
     }]});
     write_secret(&dir.join("registries.json"), &serde_json::to_string_pretty(&registries)?)?;
     // Last: who waits for it finds the others.

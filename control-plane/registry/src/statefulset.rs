@@ -8,7 +8,9 @@ use coracle_apiserver::{Column, ResourceDef, Strategy, StrategyContext, Subresou
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::value::{at, entries, items_mut, number, object, present, reset, same, set, set_default, text};
+use crate::value::{
+    at, entries, items, items_mut, number, object, present, reset, same, set, set_default, text,
+};
 use crate::{check, persistent_volume_claim, table, workload};
 
 static COLUMNS: [Column; 5] = [
@@ -160,7 +162,18 @@ fn spec(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
         let wrong = coracle_api::meta::validation::dns1123_label(service);
         check::words(errors, &path.child("serviceName"), service, wrong);
     }
-    workload::selected_template(errors, spec, path, "StatefulSet");
+    // Containers may mount what the claim templates make.
+    let mut with_claims = spec.clone();
+    let names: Vec<&str> =
+        items(spec, "/volumeClaimTemplates").iter().map(|claim| text(claim, "/metadata/name")).collect();
+    if let Some(pod) = with_claims.pointer_mut("/template/spec").and_then(Value::as_object_mut) {
+        let volumes = pod.entry("volumes").or_insert_with(|| json!([]));
+        if let Some(volumes) = volumes.as_array_mut() {
+            volumes.retain(|volume| !names.contains(&text(volume, "/name")));
+            volumes.extend(names.iter().map(|name| json!({"name": name, "emptyDir": {}})));
+        }
+    }
+    workload::selected_template(errors, &with_claims, path, "StatefulSet");
 }
 
 fn strategy(errors: &mut Vec<Error>, strategy: &Value, path: &Path) {

@@ -33,6 +33,8 @@ impl Default for RegistryConfig {
 pub struct Mirror {
     /// `https://host:port` or `http://host:port`.
     pub url: String,
+    /// Asked first for names of other registries too, which it has under the whole name (`gcr.io/a/b`).
+    pub every_registry: bool,
     /// Certificates (PEM) to trust for it, instead of the system's.
     pub ca_pem: Option<String>,
     /// Who we are there, unless a request brings its own for this very registry.

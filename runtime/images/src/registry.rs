@@ -69,7 +69,14 @@ pub fn sources(image: &Reference, config: &RegistryConfig, given: &Credentials) 
     }
     match config.mirrors.iter().find(|m| m.authority().0 == image.registry) {
         Some(mirror) => vec![from_mirror(mirror, true)],
-        None => vec![direct(&image.registry)],
+        None => {
+            // What stands in for every registry keeps `gcr.io/a/b` under that whole name.
+            let name = format!("{}/{}", image.registry, image.repository);
+            let stand_ins =
+                config.mirrors.iter().filter(|m| m.every_registry && !image.registry.contains(':'));
+            let stand_ins = stand_ins.map(|m| Source { repository: name.clone(), ..from_mirror(m, false) });
+            stand_ins.chain(std::iter::once(direct(&image.registry))).collect()
+        }
     }
 }
 
@@ -267,6 +274,7 @@ mod tests {
                 url: "https://127.0.0.1:6443/".into(),
                 ca_pem: Some("pem".into()),
                 credentials: Credentials::Bearer("node".into()),
+                ..Mirror::default()
             }],
             default_registry: Some("docker.io".into()),
             ..RegistryConfig::default()
@@ -298,6 +306,14 @@ mod tests {
         assert!(!asked[0].tls && asked[0].ca_pem.is_none());
         let asked = sources(&"ghcr.io/a/hello".parse().unwrap(), &config(), &Credentials::Anonymous);
         assert_eq!((asked.len(), asked[0].registry.as_str(), asked[0].tls), (1, "ghcr.io", true));
+        // Unless a mirror stands in for all, with its own credentials.
+        let mut config = config();
+        config.mirrors[0].every_registry = true;
+        let asked = sources(&"ghcr.io/a/hello".parse().unwrap(), &config, &mine);
+        let brief: Vec<_> =
+            asked.iter().map(|s| (s.registry.as_str(), s.repository.as_str(), &s.credentials)).collect();
+        let node = Credentials::Bearer("node".into());
+        assert_eq!(brief, [("127.0.0.1:6443", "ghcr.io/a/hello", &node), ("ghcr.io", "a/hello", &mine)]);
     }
 
     #[test]
