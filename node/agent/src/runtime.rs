@@ -256,6 +256,21 @@ impl Runtime {
         absent_is_fine(self.runtime.clone().remove_container(timed(request, ACT)).await)
     }
 
+    /// Gives a running container other limits.
+    pub async fn update_resources(
+        &self,
+        id: &str,
+        linux: cri::LinuxContainerResources,
+    ) -> Result<(), Status> {
+        let request = cri::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(linux),
+            ..Default::default()
+        };
+        self.runtime.clone().update_container_resources(timed(request, LOOK)).await?;
+        Ok(())
+    }
+
     /// After its log was renamed: the container goes on in a new file of the old name.
     pub async fn reopen_log(&self, id: &str) -> Result<(), Status> {
         let request = cri::ReopenContainerLogRequest { container_id: id.to_owned() };

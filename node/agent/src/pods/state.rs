@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container as Spec, Pod};
+use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements};
 use k8s_openapi::jiff::Timestamp;
 
 use super::backoff::Backoff;
@@ -169,6 +169,10 @@ pub struct Memory {
     pub images: BTreeMap<String, Image>,
     /// The pod has failed here, whatever its containers do: reason and message.
     pub failed: Option<(String, String)>,
+    /// By container id: the resources that it has.
+    pub resources: BTreeMap<String, ResourceRequirements>,
+    /// Resources that the runtime would not give a running container, and why.
+    pub resize_refused: Option<(ResourceRequirements, String)>,
     /// What this node cannot do for the pod: it is refused for good.
     pub refused: Option<(String, String)>,
     /// The sandbox was torn down after the end of the pod.

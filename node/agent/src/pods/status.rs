@@ -65,6 +65,9 @@ fn pod_ips(input: Input<'_>, old: &PodStatus) -> Vec<String> {
     }
 }
 
+/// Set while a resize cannot be done.
+const RESIZE: &str = "PodResizePending";
+
 struct Verdict {
     kind: &'static str,
     holds: bool,
@@ -98,9 +101,16 @@ fn conditions(
     let existing = old.conditions.clone().unwrap_or_default();
     let mut conditions: Vec<PodCondition> =
         verdicts.into_iter().map(|v| condition(v, &existing, input.pod, input.now)).collect();
+    let refused = input.memory.resize_refused.as_ref().filter(|_| !ended);
+    let resize = refused.map(|(_, words)| Verdict {
+        reason: Some("Infeasible"),
+        message: Some(words.clone()),
+        ..verdict(RESIZE, true)
+    });
+    conditions.extend(resize.map(|v| condition(v, &existing, input.pod, input.now)));
     // Conditions of others (readiness gates, the disruption controller) stay as they are.
     let ours: Vec<String> = conditions.iter().map(|c| c.type_.clone()).collect();
-    conditions.extend(existing.into_iter().filter(|c| !ours.contains(&c.type_)));
+    conditions.extend(existing.into_iter().filter(|c| !ours.contains(&c.type_) && c.type_ != RESIZE));
     conditions
 }
 

@@ -20,6 +20,7 @@ use crate::volumes::{Error as VolumeError, PodDir};
 
 mod limits;
 pub mod report;
+mod resize;
 mod stop;
 
 /// Volumes made from objects are brought up to date this often.
@@ -180,6 +181,7 @@ impl Worker {
             return Ok(Done::Again);
         }
         self.refresh().await;
+        self.resize().await;
         let look_again = self.check_limits().await;
         if self.memory.failed.is_some()
             && !matches!(self.fate, Fate::Gone)

@@ -70,6 +70,8 @@ fn from_container(
     status.last_state = previous.map(terminated);
     match container.phase {
         Phase::Running => {
+            status.resources = input.memory.resources.get(&container.id).cloned();
+            status.allocated_resources = status.resources.as_ref().and_then(|r| r.requests.clone());
             let started = plan::started(spec, container, input.memory);
             status.started = Some(started);
             status.ready = started && ready(input, spec, container);
