@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Logs of a server process go to standard error; `RUST_LOG` chooses what.
 fn init_logs() {
-    init_logs_at("info,openraft=warn");
+    init_logs_at("info,openraft=error");
 }
 
 /// A supervisor speaks only of what went wrong.

@@ -11,6 +11,7 @@ mod disk;
 mod error;
 mod key_value;
 mod machine;
+mod metrics;
 mod mvcc;
 mod peer;
 mod raft;

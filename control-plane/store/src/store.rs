@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::disk::{Directory, Files, Place, io_error};
 use crate::machine::Machine;
+use crate::metrics::Facts;
 use crate::mvcc::{Command, Effects, Window};
 use crate::raft::node::{Node, REMOVED};
 use crate::{Error, KeyValue, Member, Peering, Range, RangeResponse, Txn, TxnResponse, Watch};
@@ -276,6 +277,20 @@ impl Store {
         match &*self.engine {
             Engine::Memory(_) => (Some(1), 0),
             Engine::Raft(node) => node.handle.leader(),
+        }
+    }
+
+    /// Counters and gauges in the Prometheus text format.
+    pub fn metrics(&self) -> String {
+        let (revision, compacted) = (self.revision(), self.compacted_revision());
+        match &*self.engine {
+            Engine::Memory(_) => String::new(),
+            Engine::Raft(node) => {
+                let (leader, term) = node.handle.leader();
+                let (has_leader, is_leader) = (leader.is_some(), node.is_leader());
+                let members = node.handle.members().len();
+                node.handle.stats.render(&Facts { revision, compacted, members, has_leader, is_leader, term })
+            }
         }
     }
 

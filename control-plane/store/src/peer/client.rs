@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -65,6 +66,8 @@ pub(crate) struct Link {
     tls: tokio_rustls::TlsConnector,
     dial: Option<Dial>,
     open: tokio::sync::Mutex<Option<SendRequest<Body>>>,
+    /// Whether it could not be reached when it was last tried.
+    lost: AtomicBool,
 }
 
 impl Peers {
@@ -94,6 +97,7 @@ impl Peers {
             tls: self.tls.clone(),
             dial: self.dial.clone(),
             open: tokio::sync::Mutex::default(),
+            lost: AtomicBool::new(false),
         }
     }
 }
@@ -147,11 +151,20 @@ impl Link {
             return Ok(sender.clone());
         }
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect()).await;
+        let connected =
+            connected.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")));
         let sender = match connected {
-            Ok(Ok(sender)) => sender,
-            Ok(Err(error)) => return Err(CallError::Unsent(format!("{self}: {error}"))),
-            Err(_) => return Err(CallError::Unsent(format!("{self} cannot be reached"))),
+            Ok(sender) => sender,
+            Err(error) => {
+                if !self.lost.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(member = self.member, address = self.address, %error, "a member is lost");
+                }
+                return Err(CallError::Unsent(format!("{self}: {error}")));
+            }
         };
+        if self.lost.swap(false, Ordering::Relaxed) {
+            tracing::info!(member = self.member, address = self.address, "a member is back");
+        }
         Ok(open.insert(sender).clone())
     }
 

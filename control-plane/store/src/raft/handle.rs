@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::state_machine::StateMachine;
 use super::{Request, Types};
+use crate::metrics::Stats;
 use crate::mvcc::Command;
 use crate::peer::client::{CallError, Link, Peers};
 use crate::peer::wire::{self, Proposed, Refusal};
@@ -38,6 +39,7 @@ pub(crate) struct Handle {
     pub node_id: u64,
     /// The ways to the others; `None`: there are none.
     pub peers: Option<Arc<Peers>>,
+    pub stats: Arc<Stats>,
     /// Why raft ended, once it has.
     pub ended: watch::Receiver<Option<String>>,
 }
@@ -45,8 +47,17 @@ pub(crate) struct Handle {
 impl Handle {
     /// Proposes a command, wherever the leader is; returns when it is on disk of a majority and applied here.
     pub async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {
-        let command = Arc::new(command);
-        let deadline = Instant::now() + WRITE_TIMEOUT;
+        let started = Instant::now();
+        let done = self.propose_until(Arc::new(command), started + WRITE_TIMEOUT).await;
+        self.stats.wrote(started.elapsed(), done.is_ok());
+        done
+    }
+
+    async fn propose_until(
+        &self,
+        command: Arc<Command>,
+        deadline: Instant,
+    ) -> Result<Option<TxnResponse>, Error> {
         let here = || self.propose_here(command.clone());
         let proposed = self.at_leader(wire::PROPOSE, &command, deadline, here).await?;
         self.applied(proposed.log_id.index, deadline).await?;

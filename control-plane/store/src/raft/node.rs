@@ -5,6 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::async_runtime::WatchReceiver;
+use openraft::metrics::RaftServerMetrics;
+use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{BasicNode, Config, Raft, RaftState, ReadPolicy, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -20,6 +23,7 @@ use crate::disk::Place;
 use crate::disk::persister::Persister;
 use crate::disk::state::{Applied, StateDb};
 use crate::machine::Machine;
+use crate::metrics::Stats;
 use crate::mvcc::Window;
 use crate::peer::client::Peers;
 use crate::peer::{self, Peering};
@@ -77,7 +81,9 @@ impl Node {
             ending.send_replace(Some(reason));
         });
         let upkeep = Upkeep::new(options.log_bytes);
-        let handle = Handle { raft, node_id, peers, ended };
+        let stats = Arc::<Stats>::default();
+        tokio::spawn(count_leaders(raft.server_metrics(), stats.clone()));
+        let handle = Handle { raft, node_id, peers, stats, ended };
         let node = Self { handle, log, upkeep, persister, place, led: Mutex::new(Instant::now()) };
         if let Err(error) = node.start(fresh, peering).await {
             let _ = node.shutdown().await;
@@ -190,6 +196,22 @@ impl Node {
         });
         let files = files.await;
         core.and(files.map_err(|error| Error::Stopped(error.to_string()))?.map_err(Error::Stopped))
+    }
+}
+
+/// Counts and tells changes of the leader. It holds nothing of raft, so that raft ends with its last handle.
+async fn count_leaders(mut metrics: WatchReceiverOf<Types, RaftServerMetrics<Types>>, stats: Arc<Stats>) {
+    let mut last = None;
+    while metrics.changed().await.is_ok() {
+        let (leader, term) = {
+            let metrics = metrics.borrow_watched();
+            (metrics.current_leader, metrics.vote.leader_id.term)
+        };
+        if leader.is_some() && leader != last {
+            stats.led_by_another();
+            tracing::info!(leader, term, "a member leads");
+            last = leader;
+        }
     }
 }
 
