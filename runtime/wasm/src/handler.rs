@@ -5,6 +5,7 @@
 mod body;
 mod connection;
 mod instance;
+mod reuse;
 
 use std::{
     sync::{
@@ -26,6 +27,7 @@ pub(crate) use body::Body;
 use body::{GuestBody, Slot};
 pub(crate) use connection::{Target, serve};
 use instance::{Instance, Run};
+use reuse::Reuse;
 
 /// The most requests of a container that are run at once.
 const MAX_IN_FLIGHT: usize = 256;
@@ -45,6 +47,7 @@ pub(crate) struct Handler {
     grants: Arc<Grants>,
     pre: ProxyPre<crate::guest::Guest>,
     idle: Mutex<Vec<Instance>>,
+    reuse: Reuse,
     slots: Arc<Semaphore>,
     waiting: AtomicUsize,
     in_flight: AtomicUsize,
@@ -66,10 +69,12 @@ impl Handler {
             Ok(pre) => ProxyPre::P3(pre),
             Err(_) => ProxyPre::P2(wasmtime_wasi_http::p2::bindings::ProxyPre::new(program.pre.clone())?),
         };
+        let grants_allow_reuse = !grants.spec.fresh_instance;
         let handler = Arc::new(Handler {
             grants,
             pre,
             idle: Mutex::default(),
+            reuse: Reuse::new(grants_allow_reuse),
             slots: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
             waiting: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
@@ -140,19 +145,54 @@ impl Handler {
         request: Request<WasiBody>,
         slot: Slot,
     ) -> wasmtime::Result<Response<Body>> {
-        let kept = if self.grants.spec.fresh_instance { None } else { self.idle.lock().pop() };
-        let instance = match kept {
-            Some(instance) => instance,
-            None => {
-                let meter = self.grants.meter.clone();
-                Metered { future: Box::pin(self.instantiate()), meter }.await?
+        let kept = if self.reuse.allows(&request) { self.idle.lock().pop() } else { None };
+        let Some(kept) = kept else { return self.run_fresh(request, slot).await };
+        let trial = self.reuse.trial(&request);
+        let (response, mut run) = Self::head(kept, request, slot).await;
+        match (response, trial) {
+            (Ok(response), trial) => {
+                if trial.is_some() {
+                    self.reuse.works();
+                }
+                Ok(answer(response, run))
             }
-        };
+            (Err(error), Some(again)) => match run.take_slot() {
+                Some(slot) => {
+                    let answered = self.run_fresh(again, slot).await?;
+                    self.reuse.fails();
+                    self.clear();
+                    let words = "an instance that had served before did not answer; from now on each request gets its own";
+                    self.grants.log.note(&format!("{words}: {error}"));
+                    Ok(answered)
+                }
+                None => Err(error),
+            },
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// Runs a guest in an instance that has never served.
+    async fn run_fresh(
+        self: &Arc<Handler>,
+        request: Request<WasiBody>,
+        slot: Slot,
+    ) -> wasmtime::Result<Response<Body>> {
+        let meter = self.grants.meter.clone();
+        let instance = Metered { future: Box::pin(self.instantiate()), meter }.await?;
+        let (response, run) = Self::head(instance, request, slot).await;
+        Ok(answer(response?, run))
+    }
+
+    /// Runs an instance until the head of its response.
+    async fn head(
+        instance: Instance,
+        request: Request<WasiBody>,
+        slot: Slot,
+    ) -> (wasmtime::Result<Response<WasiBody>>, Run) {
         let (tell, mut head) = oneshot::channel();
         let mut run = Run::new(instance.run(request, tell), slot);
-        let response = std::future::poll_fn(|cx| run.poll_head(cx, &mut head)).await?;
-        let (parts, body) = response.into_parts();
-        Ok(Response::from_parts(parts, Body::Guest(GuestBody::new(body, run))))
+        let response = std::future::poll_fn(|cx| run.poll_head(cx, &mut head)).await;
+        (response, run)
     }
 
     async fn instantiate(self: &Arc<Handler>) -> wasmtime::Result<Instance> {
@@ -163,7 +203,7 @@ impl Handler {
 
     /// An instance has finished a request well.
     fn give_back(&self, instance: Instance) {
-        if self.grants.spec.fresh_instance || instance.served >= MAX_SERVED {
+        if self.reuse.never() || instance.served >= MAX_SERVED {
             return;
         }
         if self.draining.is_cancelled() && self.in_flight.load(Ordering::Acquire) <= 1 {
@@ -222,6 +262,12 @@ impl Handler {
         let unused = std::mem::take(&mut *self.idle.lock());
         drop(unused);
     }
+}
+
+/// A response whose body runs the guest on.
+fn answer(response: Response<WasiBody>, run: Run) -> Response<Body> {
+    let (parts, body) = response.into_parts();
+    Response::from_parts(parts, Body::Guest(GuestBody::new(body, run)))
 }
 
 /// Counts up while it lives.

@@ -103,6 +103,12 @@ impl Run {
         Run { future: Some(Box::pin(future)), slot: Some(slot) }
     }
 
+    /// The place of a guest that has ended without an answer, for another try.
+    pub fn take_slot(&mut self) -> Option<Slot> {
+        self.future = None;
+        self.slot.take()
+    }
+
     /// Whether the guest has finished.
     pub fn finished(&self) -> bool {
         self.future.is_none()
