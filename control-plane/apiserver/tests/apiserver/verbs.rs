@@ -266,8 +266,8 @@ async fn patches_of_three_types() {
         call(&s, "PATCH", path, json!({"metadata": {"resourceVersion": "1"}, "data": {"x": "y"}})).await;
     assert_eq!(stale.code, 409, "{}", stale.body);
     let apply = patch(&s, path, "application/apply-patch+yaml", "kind: ConfigMap").await;
-    assert_eq!(apply.code, 415);
-    assert!(apply.message().contains("apply"), "{}", apply.message());
+    assert_eq!(apply.code, 422);
+    assert!(apply.message().contains("fieldManager: Required value"), "{}", apply.message());
     assert_eq!(patch(&s, path, "application/json", "{}").await.message(), "415: Unsupported Media Type");
     let renamed = call(&s, "PATCH", path, json!({"metadata": {"name": "b"}})).await;
     assert_eq!(renamed.message(), "the name of the object (b) does not match the name on the URL (a)");

@@ -11,6 +11,7 @@ use kube::core::{DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::graph::{Graph, Object};
@@ -23,6 +24,8 @@ use crate::write::{self, Delete, Writer};
 
 const DISCOVERY_PERIOD: Duration = Duration::from_secs(30);
 const REMEMBERED: usize = 50_000;
+/// When an object whose owner is of a kind that is not served is looked at again.
+const UNSERVED_PERIOD: Duration = Duration::from_secs(10);
 
 /// Uids that are known to be gone. A uid never comes back.
 #[derive(Default)]
@@ -52,6 +55,8 @@ pub struct GarbageCollector {
     gone: Mutex<Gone>,
     /// What is watched, by group and kind.
     served: RwLock<HashMap<(String, String), Arc<Served>>>,
+    /// Somebody owns something of a kind that is not watched: it may be new.
+    unserved: Notify,
 }
 
 impl GarbageCollector {
@@ -63,6 +68,7 @@ impl GarbageCollector {
             graph: RwLock::default(),
             gone: Mutex::default(),
             served: RwLock::default(),
+            unserved: Notify::new(),
         })
     }
 
@@ -86,6 +92,7 @@ impl GarbageCollector {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
+                () = self.unserved.notified() => {}
             }
         }
     }
@@ -148,13 +155,17 @@ impl GarbageCollector {
         look.into_iter().for_each(|uid| self.queue.add(uid));
     }
 
+    fn kind_of(owner: &OwnerReference) -> (String, String) {
+        let group = owner.api_version.rsplit_once('/').map_or("", |(group, _)| group).to_string();
+        (group, owner.kind.clone())
+    }
+
     // Asks the API server itself: a watch that lags must not make an owner look gone.
     async fn is_gone(&self, owner: &OwnerReference, namespace: &str) -> write::Result<bool> {
         if self.gone.lock().uids.contains(&owner.uid) {
             return Ok(true);
         }
-        let group = owner.api_version.rsplit_once('/').map_or("", |(group, _)| group).to_string();
-        let Some(served) = self.served.read().get(&(group, owner.kind.clone())).cloned() else {
+        let Some(served) = self.served.read().get(&Self::kind_of(owner)).cloned() else {
             // A kind that is not served now may be served later.
             return Ok(false);
         };
@@ -193,6 +204,7 @@ impl Reconciler for GarbageCollector {
             return Ok(None);
         };
         let mut absent = HashSet::new();
+        let unserved = unknown.iter().any(|o| !self.served.read().contains_key(&Self::kind_of(o)));
         for owner in unknown {
             if self.is_gone(&owner, &object.namespace).await? {
                 absent.insert(owner.uid);
@@ -217,6 +229,9 @@ impl Reconciler for GarbageCollector {
                 _ => {}
             }
         }
-        Ok(None)
+        if unserved {
+            self.unserved.notify_one();
+        }
+        Ok(unserved.then_some(UNSERVED_PERIOD))
     }
 }
