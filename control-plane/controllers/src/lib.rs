@@ -16,6 +16,7 @@ pub mod deployment;
 pub mod discovery;
 pub mod disruption;
 pub mod endpoint_slice;
+pub mod endpoints;
 pub mod events;
 pub mod expectations;
 pub mod garbage;

@@ -15,6 +15,7 @@ use crate::daemon_set::DaemonSetController;
 use crate::deployment::DeploymentController;
 use crate::disruption::DisruptionController;
 use crate::endpoint_slice::EndpointSliceController;
+use crate::endpoints::EndpointsController;
 use crate::events::Recorder;
 use crate::garbage::GarbageCollector;
 use crate::informers::Informers;
@@ -28,13 +29,16 @@ use crate::reconcile::{self, Reconciler};
 use crate::replica_set::ReplicaSetController;
 use crate::stateful_set::StatefulSetController;
 use crate::ttl_after_finished::TtlAfterFinished;
+use crate::view::{ReplicaSet, ReplicationController};
 use crate::volume::{ClaimProtection, VolumeBinder, VolumeProtection};
 use crate::write::Writer;
 
 /// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
-pub const IDENTITIES: [&str; 22] = [
+pub const IDENTITIES: [&str; 24] = [
     "shared-informers",
     "replicaset-controller",
+    "replication-controller",
+    "endpoint-controller",
     "deployment-controller",
     "statefulset-controller",
     "daemon-set-controller",
@@ -116,14 +120,16 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     // Most write and tell under one name.
     let own = |name: &str| (writer(name), recorder(name, name));
     macro_rules! make {
-        ($controller:ident, $name:literal) => {{
+        ($controller:ty, $name:literal) => {{
             let (writer, events) = own($name);
-            $controller::new(caches.clone(), writer, events)
+            <$controller>::new(caches.clone(), writer, events)
         }};
     }
     let (accounts, publisher) = (writer("service-account-controller"), writer("root-ca-cert-publisher"));
     let controllers: Vec<Arc<dyn Reconciler>> = vec![
-        make!(ReplicaSetController, "replicaset-controller"),
+        make!(ReplicaSetController<ReplicaSet>, "replicaset-controller"),
+        make!(ReplicaSetController<ReplicationController>, "replication-controller"),
+        EndpointsController::new(caches.clone(), writer("endpoint-controller")),
         make!(DeploymentController, "deployment-controller"),
         make!(StatefulSetController, "statefulset-controller"),
         make!(DaemonSetController, "daemon-set-controller"),

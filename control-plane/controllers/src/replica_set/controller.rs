@@ -1,38 +1,82 @@
 //! Carries out the plan of a ReplicaSet.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_api::labels::Selector;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::plan::{Action, State, next_available, plan, status};
-use crate::cache::{Key, key_of};
+use crate::cache::{Cache, Cached, Key, key_of};
 use crate::events::Recorder;
 use crate::informers::Informers;
 use crate::ownership;
 use crate::pod_control::{Failure, PodControl, pod_of};
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconciler;
-use crate::view::{Meta, Pod, ReplicaSet};
+use crate::view::{Meta, Pod, ReplicaSet, ReplicationController};
 use crate::write::{self, Writer};
 
-/// Keeps the wanted number of pods of each ReplicaSet.
-pub struct ReplicaSetController {
+/// A kind that keeps a number of pods: ReplicaSets, and ReplicationControllers, which were before them.
+pub trait Keeper: Cached {
+    /// The kind.
+    const KIND: &'static str;
+    /// The controller's identity.
+    const IDENTITY: &'static str;
+
+    /// Where its objects are.
+    fn cache(caches: &Informers) -> &Arc<Cache<Self>>;
+
+    /// The object as a ReplicaSet.
+    fn set(self: &Arc<Self>) -> Arc<ReplicaSet>;
+}
+
+impl Keeper for ReplicaSet {
+    const KIND: &'static str = "ReplicaSet";
+    const IDENTITY: &'static str = "replicaset-controller";
+
+    fn cache(caches: &Informers) -> &Arc<Cache<Self>> {
+        &caches.replica_sets
+    }
+
+    fn set(self: &Arc<Self>) -> Arc<ReplicaSet> {
+        self.clone()
+    }
+}
+
+impl Keeper for ReplicationController {
+    const KIND: &'static str = "ReplicationController";
+    const IDENTITY: &'static str = "replication-controller";
+
+    fn cache(caches: &Informers) -> &Arc<Cache<Self>> {
+        &caches.replication_controllers
+    }
+
+    fn set(self: &Arc<Self>) -> Arc<ReplicaSet> {
+        let Self { metadata, spec, status } = self.as_ref().clone();
+        Arc::new(ReplicaSet { metadata, spec, status })
+    }
+}
+
+/// Keeps the wanted number of pods of each object.
+pub struct ReplicaSetController<K = ReplicaSet> {
     caches: Arc<Informers>,
     queue: WorkQueue,
     pods: PodControl,
+    kind: PhantomData<fn() -> K>,
 }
 
-impl ReplicaSetController {
+impl<K: Keeper> ReplicaSetController<K> {
     /// Registers its handlers.
     pub fn new(caches: Arc<Informers>, writer: Writer, events: Recorder) -> Arc<Self> {
-        let pods = PodControl::new(caches.clone(), writer, events, "ReplicaSet");
-        let this = Arc::new(Self { caches: caches.clone(), queue: WorkQueue::new(), pods });
+        let pods = PodControl::new(caches.clone(), writer, events, K::KIND);
+        let (queue, kind) = (WorkQueue::new(), PhantomData);
+        let this = Arc::new(Self { caches: caches.clone(), queue, pods, kind });
         let own = this.clone();
-        caches.replica_sets.on_change(move |old, new| {
+        K::cache(&caches).on_change(move |old, new| {
             if let (Some(old), None) = (old, new) {
                 own.pods.expectations.forget(&key_of(old.as_ref()));
             }
@@ -50,10 +94,10 @@ impl ReplicaSetController {
     }
 
     fn wake_adopters(&self, pod: &Pod) {
-        for rs in self.caches.replica_sets.by(&format!("namespace:{}", pod.namespace())) {
-            let selector = Selector::from_label_selector(&rs.spec.selector);
+        for keeper in K::cache(&self.caches).by(&format!("namespace:{}", pod.namespace())) {
+            let selector = Selector::from_label_selector(&keeper.set().spec.selector);
             if selector.is_ok_and(|s| ownership::matches(&s, pod)) {
-                self.queue.add(key_of(rs.as_ref()));
+                self.queue.add(key_of(keeper.as_ref()));
             }
         }
     }
@@ -71,12 +115,16 @@ impl ReplicaSetController {
         siblings.iter().flat_map(|s| self.caches.pods.by(&format!("owner:{}", s.uid()))).collect()
     }
 
-    async fn act(&self, key: &Key, rs: &ReplicaSet, action: Action) -> Result<(), Failure> {
+    async fn act(&self, key: &Key, owner: &K, rs: &ReplicaSet, action: Action) -> Result<(), Failure> {
         match action {
-            Action::Adopt { name, uid } => self.pods.adopt(rs, &name, &uid).await,
-            Action::Release { name } => self.pods.release(rs, &name).await,
-            Action::Create(count) => self.pods.create(key, rs, vec![template(rs); count]).await,
-            Action::Delete(pods) => self.pods.delete(key, rs, pods).await,
+            Action::Adopt { name, uid } => self.pods.adopt(owner, &name, &uid).await,
+            Action::Release { name } => self.pods.release(owner, &name).await,
+            Action::Create(count) => {
+                let name = json!({ "generateName": format!("{}-", rs.name()) });
+                let pod = pod_of(owner, &rs.spec.template, name);
+                self.pods.create(key, owner, vec![pod; count]).await
+            }
+            Action::Delete(pods) => self.pods.delete(key, owner, pods).await,
         }
     }
 
@@ -84,7 +132,7 @@ impl ReplicaSetController {
         if *new == rs.status {
             return Ok(());
         }
-        let path = format!("{}/status", write::path::<ReplicaSet>(rs.namespace(), rs.name()));
+        let path = format!("{}/status", write::path::<K>(rs.namespace(), rs.name()));
         let body = json!({ "metadata": { "uid": rs.uid(), "resourceVersion": rs.metadata.resource_version }, "status": new });
         match self.pods.writer().merge(&path, &body).await {
             Err(error) if !write::is_not_found(&error) => Err(error.into()),
@@ -93,15 +141,10 @@ impl ReplicaSetController {
     }
 }
 
-/// The pod that a ReplicaSet's template makes.
-fn template(rs: &ReplicaSet) -> Value {
-    pod_of(rs, &rs.spec.template, json!({ "generateName": format!("{}-", rs.name()) }))
-}
-
 #[async_trait]
-impl Reconciler for ReplicaSetController {
+impl<K: Keeper> Reconciler for ReplicaSetController<K> {
     fn name(&self) -> &'static str {
-        "replicaset-controller"
+        K::IDENTITY
     }
 
     fn queue(&self) -> &WorkQueue {
@@ -111,7 +154,8 @@ impl Reconciler for ReplicaSetController {
     async fn reconcile(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
         // Before the cache is read: what is settled now is in what is read next.
         let settled = self.pods.expectations.settled(key);
-        let Some(rs) = self.caches.replica_sets.get(key) else { return Ok(None) };
+        let Some(owner) = K::cache(&self.caches).get(key) else { return Ok(None) };
+        let rs = owner.set();
         let selector =
             Selector::from_label_selector(&rs.spec.selector).map_err(|s| anyhow::anyhow!("{s:?}"))?;
         let (pods, related, now) = (self.candidates(&rs), self.related(&rs), Timestamp::now());
@@ -119,7 +163,7 @@ impl Reconciler for ReplicaSetController {
         let (actions, own) = plan(&state);
         let mut failure = None;
         for action in actions {
-            if let Err(failed) = self.act(key, &rs, action).await {
+            if let Err(failed) = self.act(key, &owner, &rs, action).await {
                 failure = Some(failed);
             }
         }
