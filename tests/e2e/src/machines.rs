@@ -25,6 +25,7 @@ pub struct Machines {
     processes: Vec<(String, Child)>,
     dir: TempDir,
     bin: PathBuf,
+    cni: Option<PathBuf>,
     /// The hosts: 0 is the server's, N is the one of node N.
     pub network: Network,
 }
@@ -32,11 +33,22 @@ pub struct Machines {
 impl Machines {
     /// Starts a server and so many nodes; `server` are further flags of the server.
     pub fn start(nodes: usize, server: &[&str]) -> Result<Self> {
+        Self::start_with_cni(nodes, server, None)
+    }
+
+    /// As [`Self::start`], with a CNI configuration on each node.
+    pub fn start_with_cni(nodes: usize, server: &[&str], cni: Option<&str>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
         let bin = dir.path().join("coracle");
         succeed(Command::new("cp").arg(binary("CORACLE_BIN", "target/debug/coracle")?).arg(&bin))?;
         let network = Network::new(nodes + 1)?;
-        let mut machines = Self { processes: Vec::new(), dir, bin, network };
+        let mut machines = Self { processes: Vec::new(), dir, bin, cni: None, network };
+        if let Some(configuration) = cni {
+            let folder = machines.path("cni");
+            std::fs::create_dir(&folder)?;
+            std::fs::write(folder.join("10-net.conf"), configuration)?;
+            machines.cni = Some(folder);
+        }
         machines.serve(server)?;
         for index in 1..=nodes {
             machines.runtime(index)?;
@@ -72,14 +84,14 @@ impl Machines {
 
     fn serve(&mut self, more: &[&str]) -> Result<()> {
         let address = self.network.host(0)?.address.clone();
-        let first = self.network.host(1)?.address.clone();
         let mut args: Vec<String> = ["server", "--data-dir"].map(String::from).into();
         args.push(self.shown("server"));
         args.push(format!("--listen={address}:6443"));
         args.push(format!("--pod-cidr={PODS}"));
         args.push(format!("--service-cidr={SERVICES}"));
         args.push(format!("--write-kubeconfig={}", self.shown("kubeconfig")));
-        args.push(format!("--local-node=node-1={first}"));
+        // Only for the registries' credentials: nodes join with tokens.
+        args.push(format!("--local-node=nobody={address}"));
         args.extend(more.iter().map(|flag| (*flag).to_owned()));
         self.spawn(0, "server", &args)?;
         let file = self.path("server/node/kubeconfig");
@@ -88,7 +100,7 @@ impl Machines {
 
     /// Starts the runtime of a node.
     pub fn runtime(&mut self, index: usize) -> Result<()> {
-        let args = [
+        let mut args = vec![
             "runtime".into(),
             format!("--socket={}", self.shown(&format!("cri-{index}.sock"))),
             format!("--state-dir={}", self.shown(&format!("runtime-{index}"))),
@@ -97,6 +109,9 @@ impl Machines {
             format!("--service-cidr={SERVICES}"),
             "--network=routed".into(),
         ];
+        if let Some(folder) = &self.cni {
+            args.push(format!("--cni-conf-dir={}", folder.display()));
+        }
         self.spawn(index, &format!("runtime-{index}"), &args)?;
         let socket = self.path(&format!("cri-{index}.sock"));
         eventually("the runtime is ready", START, || Ok(socket.exists())).with_context(|| self.logs())
@@ -105,23 +120,22 @@ impl Machines {
     /// Starts the agent of a node.
     pub fn node(&mut self, index: usize) -> Result<()> {
         let address = self.network.host(index)?.address.clone();
-        let credentials = |name: &str| self.shown(&format!("server/node/{name}"));
-        // The server writes credentials for one node only.
-        let kubeconfig = if index == 1 { credentials("kubeconfig") } else { self.shown("kubeconfig") };
-        let args = [
+        let server = self.network.host(0)?.address.clone();
+        let mut args = vec![
             "node".into(),
-            format!("--kubeconfig={kubeconfig}"),
             format!("--name=node-{index}"),
             format!("--node-ip={address}"),
             format!("--runtime-endpoint=unix://{}", self.shown(&format!("cri-{index}.sock"))),
             format!("--root-dir={}", self.shown(&format!("node-{index}"))),
-            format!("--tls-cert-file={}", credentials("serving.crt")),
-            format!("--tls-private-key-file={}", credentials("serving.key")),
-            format!("--client-ca-file={}", credentials("ca.crt")),
             format!("--cluster-dns={DNS}"),
             format!("--service-cidr={SERVICES}"),
             "--network=routed".into(),
         ];
+        if !self.path(&format!("node-{index}")).is_dir() {
+            let token = succeed(self.client(&self.bin)?.args(["token", "create", "--token-only"]))?;
+            args.push(format!("--join=https://{server}:6443"));
+            args.push(format!("--token={}", token.trim()));
+        }
         self.spawn(index, &format!("node-{index}"), &args)
     }
 
@@ -172,6 +186,15 @@ impl Machines {
     pub fn push(&self, guest: &str, tag: &str) -> Result<()> {
         let built = guest_file(guest)?;
         succeed(self.client(&self.bin)?.args(["image", "push", &built.display().to_string(), tag])).map(drop)
+    }
+
+    /// Pushes an image of busybox.
+    pub fn push_busybox(&self, tag: &str) -> Result<()> {
+        let folder = self.path("busybox");
+        let config =
+            serde_json::json!({"Cmd": ["sleep", "100000"], "Env": ["PATH=/bin"], "StopSignal": "SIGKILL"});
+        crate::layout::busybox(&folder, config)?;
+        succeed(self.client(&self.bin)?.args(["image", "push", &folder.display().to_string(), tag])).map(drop)
     }
 
     /// A host: 0 is the server's, N the one of node N.

@@ -7,6 +7,7 @@ use coracle_e2e::{Cluster, Profile, curl, eventually};
 use serde_json::{Value, json};
 
 mod dns;
+mod ingress;
 mod names;
 mod policy;
 mod services;
