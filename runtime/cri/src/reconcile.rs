@@ -148,6 +148,8 @@ mod tests {
                 memory_limit_bytes: None,
                 cpu_millis: None,
                 fresh_instance: false,
+                stdin: false,
+                stdin_once: false,
             },
             kind: Kind::Command,
             state: state.clone(),

@@ -124,6 +124,8 @@ pub fn container(
             .filter(|m| *m > 0),
         cpu_millis: resources.and_then(cpu_millis),
         fresh_instance: fresh_instance(config, sandbox)?,
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
     })
 }
 
@@ -135,9 +137,6 @@ fn check_container(config: &v1::ContainerConfig) -> Result<(), Status> {
     let refuse = |what: &str| Err(Status::unimplemented(format!("container {}: {what}", metadata.name)));
     if config.tty {
         return refuse("a wasm container has no terminal (tty)");
-    }
-    if config.stdin {
-        return refuse("stdin is not supported for wasm containers yet");
     }
     if !config.devices.is_empty() || !config.cdi_devices.is_empty() {
         return refuse("a wasm container cannot be given devices of the host");

@@ -119,9 +119,13 @@ fn or_default(given: &[String], default: &[&str]) -> Vec<String> {
 /// What is asked for and not done is refused.
 fn check(security: &v1::LinuxContainerSecurityContext) -> Result<(), Error> {
     let options = security.namespace_options.clone().unwrap_or_default();
-    // POD is the default of the message, and what a kubelet sends for a shared process namespace only.
-    if options.pid() == v1::NamespaceMode::Target {
-        return wrong("sharing the process namespace of another container is not supported yet");
+    // A kubelet says CONTAINER where nothing is shared.
+    if security.namespace_options.is_some()
+        && matches!(options.pid(), v1::NamespaceMode::Target | v1::NamespaceMode::Pod)
+    {
+        return wrong(
+            "containers that share a process namespace (shareProcessNamespace) are not supported yet",
+        );
     }
     if options.userns_options.is_some_and(|u| u.mode() == v1::NamespaceMode::Pod) {
         return wrong("user namespaces are not supported yet");

@@ -6,9 +6,10 @@ mod serving;
 
 use std::sync::{Arc, atomic::Ordering};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -26,6 +27,9 @@ use crate::{
 
 /// The port of a handler that declares none.
 const DEFAULT_PORT: u16 = 8080;
+
+/// How many pieces of input may wait for a command.
+const STDIN_DEPTH: usize = 32;
 
 /// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +86,8 @@ pub(crate) struct Container {
     state: watch::Sender<State>,
     stop: Stop,
     handler: Mutex<Option<Arc<Handler>>>,
+    /// Of a command that has a standard input: where those who attach write to, and where it reads.
+    stdin: Mutex<(Option<mpsc::Sender<Bytes>>, Option<mpsc::Receiver<Bytes>>)>,
     /// Serialises start, stop and remove.
     pub turn: tokio::sync::Mutex<()>,
 }
@@ -129,6 +135,7 @@ impl Container {
             egress: sandbox.egress.trusting(&spec.mounts),
             spec,
         });
+        let stdin = grants.spec.stdin.then(|| mpsc::channel(STDIN_DEPTH)).unzip();
         let stop = Stop { term: CancellationToken::new(), kill: CancellationToken::new() };
         Ok(Container {
             sandbox,
@@ -139,6 +146,7 @@ impl Container {
             state: watch::Sender::new(State::Created),
             stop,
             handler: Mutex::default(),
+            stdin: Mutex::new(stdin),
             turn: tokio::sync::Mutex::default(),
         })
     }
@@ -192,7 +200,8 @@ impl Container {
             Kind::Command => {
                 let started_at_ns = self.running();
                 tokio::spawn(async move {
-                    let exit = command::run(&container.grants, &container.program, &container.stop);
+                    let stdin = container.stdin.lock().1.take();
+                    let exit = command::run(&container.grants, &container.program, stdin, &container.stop);
                     let exit = exit.await;
                     container.exited(started_at_ns, exit, stopped).await;
                 });

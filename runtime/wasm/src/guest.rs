@@ -48,16 +48,13 @@ pub(crate) struct Guest {
 impl Guest {
     /// A store for a new instance of the container.
     pub fn store(grants: &Grants) -> wasmtime::Result<Store<Guest>> {
-        Self::store_for(grants, None)
+        Self::store_for(grants, hosts::cli::Streams::Log)
     }
 
-    /// As [`Guest::store`], with arguments and streams of its own.
-    pub fn store_for(
-        grants: &Grants,
-        piped: Option<hosts::cli::piped::Piped>,
-    ) -> wasmtime::Result<Store<Guest>> {
+    /// As [`Guest::store`], with other streams.
+    pub fn store_for(grants: &Grants, streams: hosts::cli::Streams) -> wasmtime::Result<Store<Guest>> {
         let mut wasi = WasiCtx::builder();
-        hosts::cli::prepare(&mut wasi, &grants.spec, &grants.env, &grants.log, piped);
+        hosts::cli::prepare(&mut wasi, &grants.spec, &grants.env, &grants.log, streams);
         hosts::filesystem::prepare(&mut wasi, &grants.spec.mounts)?;
         hosts::sockets::prepare(&mut wasi, &grants.network);
         let mut table = ResourceTable::new();

@@ -13,7 +13,7 @@ pub use services::{
 };
 
 /// What each side writes first; the last byte is the version of this protocol.
-pub const PREAMBLE: [u8; 4] = *b"CWH\x03";
+pub const PREAMBLE: [u8; 4] = *b"CWH\x04";
 
 /// The longest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -70,6 +70,10 @@ pub struct ContainerSpec {
     pub cpu_millis: Option<u32>,
     /// A new instance for each request, instead of pooled ones.
     pub fresh_instance: bool,
+    /// A command has a standard input, which those who attach feed.
+    pub stdin: bool,
+    /// It ends with the first of them.
+    pub stdin_once: bool,
 }
 
 /// A directory or file of the host that a container sees.

@@ -123,6 +123,54 @@ async fn a_restart_of_the_service_restarts_no_linux_container() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_can_be_on_the_hosts_network() {
+    let service = Service::start_routed(None).await;
+    let suite = service.suite_of(programs()).await;
+    let mut config = suite.pod_config("on-the-host");
+    let options = v1::NamespaceOption { network: v1::NamespaceMode::Node.into(), ..Default::default() };
+    config.linux = Some(v1::LinuxPodSandboxConfig {
+        security_context: Some(v1::LinuxSandboxSecurityContext {
+            namespace_options: Some(options),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    let pod = suite.run(config).await.unwrap();
+    assert_eq!(pod.ip().await.unwrap(), "", "it has the node's");
+    let id = runs(&pod, "linux", &shell("exec sleep 100000")).await;
+    let said = exec(&suite, &id, "ip link").await;
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(!text.contains("eth0") && text.contains("lo:"), "{text}");
+    let wasm = Program { image: "worker:v1".into(), command: vec!["worker".into(), "sleep".into()] };
+    assert!(format!("{:#}", pod.create("wasm", &wasm).await.unwrap_err()).contains("hostNetwork"));
+    pod.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_are_run_in_wasm_containers_too() {
+    let service = Service::start_routed(None).await;
+    let suite = service.suite_of(programs()).await;
+    let pod = suite.pod("exec").await.unwrap();
+    let worker =
+        |what: &str| Program { image: "worker:v1".into(), command: vec!["worker".into(), what.into()] };
+    let id = runs(&pod, "wasm", &worker("sleep")).await;
+    let run = async |args: &[&str]| {
+        let cmd = args.iter().map(|a| (*a).to_owned()).collect();
+        let request = v1::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 20 };
+        suite.runtime.clone().exec_sync(request).await.unwrap().into_inner()
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    // Its own program, once more, with other arguments.
+    let said = run(&["worker", "fail"]).await;
+    assert_eq!((said.exit_code, text(&said.stdout), text(&said.stderr)), (1, "out\n".into(), "err\n".into()));
+    let said = run(&["echo", "hello"]).await;
+    assert_eq!((said.exit_code, text(&said.stdout)), (0, "hello\n".into()));
+    let said = run(&["bash"]).await;
+    assert!(said.exit_code == 127 && text(&said.stderr).contains("\"worker\""), "{said:?}");
+    pod.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cni_configuration_is_honoured() {
     let conf = r#"{"cniVersion": "0.3.1", "name": "mynet", "type": "bridge", "bridge": "cni0", "isGateway": true,
         "ipMasq": true, "ipam": {"type": "host-local", "subnet": "10.22.0.0/16", "routes": [{"dst": "0.0.0.0/0"}]}}"#;

@@ -108,14 +108,14 @@ async fn programs_are_run_beside() {
     let stdin = far.stdin.take().unwrap();
     let command = ["/bin/wc", "-c"].map(str::to_owned);
     let (code, text) = tokio::join!(host.engine.exec(&c, &command, false, near), async {
-            stdin.send("12345".into()).await.unwrap();
-            drop(stdin);
-            let mut text = Vec::new();
-            while let Some(Output::Stdout(bytes)) = far.output.recv().await {
-                text.extend_from_slice(&bytes);
-            }
-            text
-        });
+        stdin.send("12345".into()).await.unwrap();
+        drop(stdin);
+        let mut text = Vec::new();
+        while let Some(Output::Stdout(bytes)) = far.output.recv().await {
+            text.extend_from_slice(&bytes);
+        }
+        text
+    });
     assert_eq!((code.unwrap(), text.as_slice()), (0, &b"5\n"[..]));
 
     // With a terminal, whose size is known.
@@ -152,7 +152,10 @@ async fn input_and_output_are_attached() {
     assert_eq!(host.end().await.1, 0);
     assert_eq!(Host::log(&log), "stdout F through\n");
 
-    let log = host.create(&pod, &t, &["/bin/sh", "-c", "test -t 0 && echo terminal; exit 4"], |c| c.tty = true).await.unwrap();
+    let log = host
+        .create(&pod, &t, &["/bin/sh", "-c", "test -t 0 && echo terminal; exit 4"], |c| c.tty = true)
+        .await
+        .unwrap();
     host.engine.start(&t).await.unwrap();
     assert_eq!(host.end().await.1, 4);
     assert!(Host::log(&log).contains("stdout F terminal"), "{}", Host::log(&log));

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use tokio::sync::mpsc;
 use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
 
@@ -9,14 +11,20 @@ use super::{Exit, Stop};
 use crate::{
     cpu::Metered,
     guest::{Grants, Guest},
-    hosts::cli::piped::Piped,
+    hosts::cli::Streams,
     memory::OverLimit,
     program::Program,
 };
 
 /// Runs it to its end, or until it is stopped. There are no signals in a guest: asked to end, it ends at once.
-pub(super) async fn run(grants: &Arc<Grants>, program: &Program, stop: &Stop) -> Exit {
-    let guest = Metered { future: Box::pin(call(grants, program, None)), meter: grants.meter.clone() };
+pub(super) async fn run(
+    grants: &Arc<Grants>,
+    program: &Program,
+    stdin: Option<mpsc::Receiver<Bytes>>,
+    stop: &Stop,
+) -> Exit {
+    let streams = stdin.map_or(Streams::Log, Streams::LogAndInput);
+    let guest = Metered { future: Box::pin(call(grants, program, streams)), meter: grants.meter.clone() };
     tokio::select! {
         biased;
         () = stop.kill.cancelled() => Exit::killed(),
@@ -25,13 +33,13 @@ pub(super) async fn run(grants: &Arc<Grants>, program: &Program, stop: &Stop) ->
     }
 }
 
-/// Runs a new instance of the program; `piped` replaces the container's arguments and streams.
+/// Runs a new instance of the program.
 pub(super) async fn call(
     grants: &Grants,
     program: &Program,
-    piped: Option<Piped>,
+    streams: Streams,
 ) -> wasmtime::Result<Result<(), ()>> {
-    let mut store = Guest::store_for(grants, piped)?;
+    let mut store = Guest::store_for(grants, streams)?;
     let pre = program.pre.clone();
     if let Ok(pre) = wasmtime_wasi::p3::bindings::CommandPre::new(pre.clone()) {
         let command = pre.instantiate_async(&mut store).await?;

@@ -6,7 +6,7 @@ use super::{Container, command};
 use crate::{
     applets,
     cpu::Metered,
-    hosts::cli::piped::Piped,
+    hosts::cli::{Streams, piped::Piped},
     log::Stream,
     protocol::{ErrorCode, HostError, Kind, State},
 };
@@ -59,7 +59,7 @@ impl Container {
         let Near { stdin, output, sizes: _ } = near;
         let errors = output.clone();
         let piped = Piped { args, stdin, output };
-        let again = Box::pin(command::call(&self.grants, &self.program, Some(piped)));
+        let again = Box::pin(command::call(&self.grants, &self.program, Streams::Piped(piped)));
         let guest = Metered { future: again, meter: self.grants.meter.clone() };
         let exit = tokio::select! {
             biased;
@@ -75,11 +75,28 @@ impl Container {
 
     /// Shows what the container writes from now on; answers its exit code when it has ended.
     pub async fn attach(&self, stdin: bool, near: Near) -> Result<i32, HostError> {
-        if stdin {
-            let words =
-                format!("container {} is a wasm container, which has no standard input", self.spec().name);
-            return Err(HostError::new(ErrorCode::FailedPrecondition, words));
+        let Near { stdin: mut input, output, sizes: _ } = near;
+        let target = self.stdin.lock().0.clone().filter(|_| stdin);
+        let feed = async {
+            if let Some(target) = target {
+                while let Some(bytes) = input.recv().await {
+                    if target.send(bytes).await.is_err() {
+                        break;
+                    }
+                }
+                if self.spec().stdin_once {
+                    self.stdin.lock().0.take();
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            code = self.show(output) => Ok(code),
+            () = feed => Ok(0),
         }
+    }
+
+    async fn show(&self, output: tokio::sync::mpsc::Sender<Output>) -> i32 {
         let mut lines = self.grants.log.follow();
         let mut state = self.state.subscribe();
         loop {
@@ -89,21 +106,21 @@ impl Container {
                     let (stream, bytes) = match line {
                         Ok(line) => line,
                         Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => continue,
-                        Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(0),
+                        Err(tokio::sync::broadcast::error::RecvError::Closed) => return 0,
                     };
                     let piece = match stream {
                         Stream::Stdout => Output::Stdout(bytes),
                         Stream::Stderr => Output::Stderr(bytes),
                     };
-                    if near.output.send(piece).await.is_err() {
-                        return Ok(0);
+                    if output.send(piece).await.is_err() {
+                        return 0;
                     }
                 }
                 ended = async { state.wait_for(|s| matches!(s, State::Exited { .. })).await.map(|s| s.clone()) } => {
-                    return Ok(match ended {
+                    return match ended {
                         Ok(State::Exited { exit_code, .. }) => exit_code,
                         _ => 0,
-                    });
+                    };
                 }
             }
         }

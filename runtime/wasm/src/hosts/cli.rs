@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::io::AsyncWrite;
+use tokio::{io::AsyncWrite, sync::mpsc};
 use wasmtime_wasi::{
     WasiCtxBuilder,
     cli::{IsTerminal, StdoutStream},
@@ -25,32 +25,39 @@ use crate::{
     protocol::ContainerSpec,
 };
 
+/// Where an instance's streams lead.
+pub(crate) enum Streams {
+    /// No input, and output to the container's log.
+    Log,
+    /// As [`Streams::Log`], with an input.
+    LogAndInput(mpsc::Receiver<Bytes>),
+    /// To somebody who runs the program with arguments of their own.
+    Piped(piped::Piped),
+}
+
 /// What one instance gets: nothing of the host's own environment.
 pub(crate) fn prepare(
     wasi: &mut WasiCtxBuilder,
     spec: &ContainerSpec,
     env: &[(String, String)],
     log: &Arc<Log>,
-    piped: Option<piped::Piped>,
+    streams: Streams,
 ) {
     wasi.envs(env);
-    let own = piped.is_none();
-    match piped {
-        Some(piped) => piped.prepare(wasi),
-        None => {
-            wasi.stdout(LogOutput { log: log.clone(), stream: Stream::Stdout })
-                .stderr(LogOutput { log: log.clone(), stream: Stream::Stderr });
-        }
+    if !spec.working_dir.is_empty() {
+        wasi.initial_cwd(&spec.working_dir);
     }
-    if !own {
-        // The arguments came with the streams.
-    } else if spec.args.is_empty() {
+    match streams {
+        Streams::Piped(piped) => return piped.prepare(wasi),
+        Streams::LogAndInput(stdin) => drop(wasi.stdin(piped::input(stdin))),
+        Streams::Log => {}
+    }
+    wasi.stdout(LogOutput { log: log.clone(), stream: Stream::Stdout })
+        .stderr(LogOutput { log: log.clone(), stream: Stream::Stderr });
+    if spec.args.is_empty() {
         wasi.arg(&spec.name);
     } else {
         wasi.args(&spec.args);
-    }
-    if !spec.working_dir.is_empty() {
-        wasi.initial_cwd(&spec.working_dir);
     }
 }
 

@@ -111,6 +111,8 @@ impl Host {
             memory_limit_bytes: None,
             cpu_millis: None,
             fresh_instance: false,
+            stdin: false,
+            stdin_once: false,
         }
     }
 

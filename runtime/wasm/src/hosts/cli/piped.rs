@@ -34,15 +34,17 @@ pub(crate) struct Piped {
 impl Piped {
     /// Sets arguments and streams.
     pub fn prepare(self, wasi: &mut WasiCtxBuilder) {
-        let input = futures::stream::unfold(self.stdin, |mut stdin| async move {
-            stdin.recv().await.map(|bytes| (io::Result::Ok(bytes), stdin))
-        });
         let stream = |stderr| Channel { output: self.output.clone(), stderr };
-        wasi.args(&self.args)
-            .stdin(AsyncStdinStream::new(StreamReader::new(Held(input.boxed()))))
-            .stdout(stream(false))
-            .stderr(stream(true));
+        wasi.args(&self.args).stdin(input(self.stdin)).stdout(stream(false)).stderr(stream(true));
     }
+}
+
+/// What comes through a channel as a guest's input.
+pub(crate) fn input(stdin: mpsc::Receiver<Bytes>) -> AsyncStdinStream {
+    let pieces = futures::stream::unfold(stdin, |mut stdin| async move {
+        stdin.recv().await.map(|bytes| (io::Result::Ok(bytes), stdin))
+    });
+    AsyncStdinStream::new(StreamReader::new(Held(pieces.boxed())))
 }
 
 /// A stream that may be shared between threads because it is only ever used by one that holds it alone.
