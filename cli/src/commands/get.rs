@@ -104,7 +104,10 @@ fn show(options: &Options, namespace: &str, mut answers: Vec<Value>) -> Result<(
 pub fn find(discovery: &Discovery, word: &str) -> Result<(ApiResource, Scope)> {
     let lower = word.to_lowercase();
     let (name, group) = lower.split_once('.').map_or((lower.as_str(), None), |(n, g)| (n, Some(g)));
-    for candidate in discovery.groups() {
+    let mut groups = discovery.groups_alphabetical();
+    // A name that several groups have means the built-in one, and an object before a measurement of it.
+    groups.sort_by_key(|group| (!is_builtin(group.name()), group.name() == METRICS));
+    for candidate in groups {
         if group.is_some_and(|group| group != candidate.name()) {
             continue;
         }
@@ -118,6 +121,13 @@ pub fn find(discovery: &Discovery, word: &str) -> Result<(ApiResource, Scope)> {
         }
     }
     bail!("the server has no resource {word:?}")
+}
+
+/// The group of measurements, whose kinds share the names of what they measure.
+const METRICS: &str = "metrics.k8s.io";
+
+fn is_builtin(group: &str) -> bool {
+    !group.contains('.') || group.ends_with(".k8s.io")
 }
 
 /// kube's discovery does not carry the short names that the server tells.
