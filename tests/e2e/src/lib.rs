@@ -8,6 +8,7 @@ pub mod layout;
 pub mod load;
 pub mod machines;
 pub mod netns;
+pub mod nodes;
 pub mod servers;
 pub mod slot;
 

@@ -22,18 +22,25 @@ pub struct Servers {
     dir: TempDir,
     slot: Slot,
     bin: PathBuf,
+    more: Vec<String>,
 }
 
 impl Servers {
     /// Starts a server that makes a cluster, and others that join it.
     pub fn start(count: usize) -> Result<Self> {
+        Self::start_with(count, &[])
+    }
+
+    /// As [`Self::start`], with more flags for each.
+    pub fn start_with(count: usize, more: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
         let bin = dir.path().join("coracle");
         succeed(Command::new("cp").arg(binary("CORACLE_BIN", "target/debug/coracle")?).arg(&bin))?;
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::chown(dir.path(), Some(USER), Some(USER))?;
         }
-        let mut servers = Self { running: Vec::new(), dir, slot: Slot::take()?, bin };
+        let more = more.iter().map(ToString::to_string).collect();
+        let mut servers = Self { running: Vec::new(), dir, slot: Slot::take()?, bin, more };
         for _ in 0..count {
             servers.add()?;
         }
@@ -73,7 +80,7 @@ impl Servers {
         let mut command = self.command(&self.bin);
         command.arg("server").arg("--data-dir").arg(self.data_dir(index));
         command.arg("--listen").arg(self.address(index));
-        command.arg("--write-kubeconfig").arg(self.kubeconfig(index)).args(flags);
+        command.arg("--write-kubeconfig").arg(self.kubeconfig(index)).args(flags).args(&self.more);
         command.stdout(log("out")?).stderr(log("log")?);
         let child = command.spawn().context("start coracle server")?;
         *self.running.get_mut(index).context("no such server")? = Some(child);
@@ -216,8 +223,9 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", self.logs());
+        let died = self.running.iter_mut().flatten().any(|child| !matches!(child.try_wait(), Ok(None)));
+        if died || std::thread::panicking() {
+            eprintln!("{}{}", if died { "a server ended by itself" } else { "" }, self.logs());
         }
         for mut child in self.running.iter_mut().filter_map(Option::take) {
             let _ = child.kill();

@@ -45,6 +45,11 @@ impl Slot {
         [format!("--pod-cidr=127.{}.0.0/16", 76 + n), format!("--service-cidr=127.{}.0.0/16", 100 + n)]
     }
 
+    /// The address of a node that joins, counted from 0.
+    pub fn node(&self, index: usize) -> String {
+        format!("127.0.{}.{}", 100 + self.number, 101 + index)
+    }
+
     /// The address of a server, counted from 0; all of them may use the same port.
     pub fn server(&self, index: usize) -> String {
         format!("127.0.{}.{}", 100 + self.number, 11 + index)

@@ -1,5 +1,6 @@
 //! Real clients on the real binary. Each test says its profile.
 
+mod auth;
 mod bad_input;
 mod clients;
 mod cluster;
@@ -11,6 +12,7 @@ mod languages;
 mod linux;
 mod network;
 mod node;
+mod nodes;
 mod objects;
 mod pods;
 mod readme;
