@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 mod dns;
 mod ingress;
 mod names;
+mod nodes;
 mod policy;
 mod services;
 
