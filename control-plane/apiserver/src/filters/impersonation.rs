@@ -11,6 +11,8 @@ const USER: &str = "impersonate-user";
 const GROUP: &str = "impersonate-group";
 const UID: &str = "impersonate-uid";
 const EXTRA: &str = "impersonate-extra-";
+/// What user names of service accounts begin with: `system:serviceaccount:<namespace>:<name>`.
+const ACCOUNT: &str = "system:serviceaccount:";
 /// Most groups that one call may name.
 const MAX_GROUPS: usize = 64;
 /// Most headers that are looked at for extra fields.
@@ -36,12 +38,21 @@ pub(crate) async fn apply(
             false => Ok(caller),
         };
     };
-    allowed(shared, &caller, "users", name).await?;
+    let account = name.strip_prefix(ACCOUNT).and_then(|rest| rest.split_once(':'));
+    match account {
+        Some((namespace, name)) => {
+            ask(shared, &caller, "serviceaccounts", None, Some(namespace), name).await?;
+        }
+        None => allowed(shared, &caller, "users", name).await?,
+    }
     for group in &groups {
         allowed(shared, &caller, "groups", group).await?;
     }
     let mut user = UserInfo { name: name.to_owned(), ..UserInfo::default() };
     user.groups = groups.iter().map(|g| (*g).to_owned()).collect();
+    if let (Some((namespace, _)), true) = (account, groups.is_empty()) {
+        user.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
+    }
     if let Some(uid) = text(UID) {
         allowed(shared, &caller, "uids", uid).await?;
         user.uid = uid.to_owned();
@@ -50,7 +61,7 @@ pub(crate) async fn apply(
         let (Some(key), Ok(value)) = (key.as_str().strip_prefix(EXTRA), value.to_str()) else { continue };
         let key = crate::query::percent_decode(key, false)
             .ok_or_else(|| Status::bad_request(format!("{EXTRA}{key}: the name does not decode")))?;
-        ask(shared, &caller, "userextras", Some(&key), value).await?;
+        ask(shared, &caller, "userextras", Some(&key), None, value).await?;
         user.extra.entry(key).or_default().push(value.to_owned());
     }
     let usual =
@@ -62,7 +73,7 @@ pub(crate) async fn apply(
 }
 
 async fn allowed(shared: &Shared, caller: &UserInfo, resource: &str, name: &str) -> Result<(), Status> {
-    ask(shared, caller, resource, None, name).await
+    ask(shared, caller, resource, None, None, name).await
 }
 
 async fn ask(
@@ -70,6 +81,7 @@ async fn ask(
     caller: &UserInfo,
     resource: &str,
     subresource: Option<&str>,
+    namespace: Option<&str>,
     name: &str,
 ) -> Result<(), Status> {
     let extra = resource == "uids" || resource == "userextras";
@@ -81,7 +93,7 @@ async fn ask(
         version: "v1",
         resource,
         subresource,
-        namespace: None,
+        namespace,
         name: Some(name),
         path: "",
     };
