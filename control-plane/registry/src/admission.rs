@@ -1,5 +1,6 @@
 //! Admission plugins that name kinds.
 
+mod admission_policy;
 mod default_tolerations;
 mod ingress_class;
 mod limit_ranger;
@@ -36,6 +37,7 @@ pub fn chain(options: &RegistryOptions) -> Vec<Arc<dyn Admission>> {
         Arc::new(storage::PersistentVolumeClaimResize),
         Arc::new(runtime_class::RuntimeClass),
         Arc::new(ingress_class::DefaultIngressClass),
+        Arc::new(admission_policy::ValidatingAdmissionPolicy::default()),
         // Last, so that nothing is charged for what another plugin refuses.
         Arc::new(resource_quota::ResourceQuota),
     ]

@@ -6,7 +6,7 @@
 mod custom_resource;
 mod json_path;
 mod names;
-mod rules;
+pub(crate) mod rules;
 mod source;
 mod validation;
 

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod admission_policy;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap;
@@ -150,6 +151,7 @@ fn resources(
     all.extend(role::resources(authorizer));
     all.extend(role_binding::resources(authorizer));
     all.extend(storage::resources());
+    all.extend(admission_policy::resources());
     all.extend([
         custom_resource_definition::resource(),
         priority_class::resource(),

@@ -15,6 +15,15 @@ enum Step {
     Filter(Vec<String>, bool, Value),
 }
 
+impl Step {
+    fn field(&self) -> Option<&str> {
+        match self {
+            Step::Field(name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
 /// A path that was read.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct JsonPath(Vec<Step>);
@@ -59,11 +68,7 @@ impl JsonPath {
 
     /// The fields of a path that has nothing but fields.
     pub fn fields(&self) -> Option<Vec<&str>> {
-        let field = |step| match step {
-            &Step::Field(ref name) => Some(name.as_str()),
-            _ => None,
-        };
-        self.0.iter().map(field).collect()
+        self.0.iter().map(Step::field).collect()
     }
 
     /// Such a path as a JSON pointer.

@@ -3,8 +3,8 @@
 //! The interpreter counts no costs, so bounds are set before it runs: on the length and depth of a rule, and on how often its
 //! loops could turn over the object at hand.
 
-mod compile;
-mod values;
+pub(crate) mod compile;
+pub(crate) mod values;
 
 use std::collections::BTreeMap;
 

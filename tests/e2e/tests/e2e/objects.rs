@@ -361,3 +361,51 @@ fn classes_that_are_missing_are_named() -> Result<()> {
     ensure!(made["spec"]["priority"] == 1000 && made["spec"]["preemptionPolicy"] == "Never", "{made}");
     cluster.stop()
 }
+
+const POLICY: &str = "apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: few}
+spec:
+  matchConstraints:
+    resourceRules:
+    - {apiGroups: [apps], apiVersions: [v1], operations: [CREATE, UPDATE], resources: [deployments, deployments/scale]}
+  variables: [{name: wanted, expression: object.spec.replicas}]
+  validations:
+  - {expression: variables.wanted <= 3, messageExpression: \"'at most 3 replicas, not ' + string(variables.wanted)\"}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: few-in-team}
+spec:
+  policyName: few
+  validationActions: [Deny]
+  matchResources: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: team}}}
+";
+
+/// Row: admission: a ValidatingAdmissionPolicy refuses what its expression says, where its binding makes it hold
+#[test]
+fn mission_m01_admission_policies_are_enforced() -> Result<()> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
+    cluster.kubectl(&["create", "namespace", "team"])?;
+    let file = cluster.file("policy.yaml", POLICY)?;
+    cluster.kubectl(&["apply", "-f", &file])?;
+    let create = |namespace: &str, replicas: &str| -> Vec<String> {
+        ["create", "deployment", "d", "--image=i", "-n", namespace, replicas].map(String::from).to_vec()
+    };
+    let many = create("team", "--replicas=4");
+    let said = cluster.kubectl_fails(&many.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let words = "deployments.apps \"d\" is forbidden: ValidatingAdmissionPolicy 'few' with binding 'few-in-team' denied request: at most 3 replicas, not 4";
+    ensure!(said.contains(words), "{said}");
+    for (namespace, replicas) in [("team", "--replicas=1"), ("default", "--replicas=4")] {
+        let args = create(namespace, replicas);
+        cluster.kubectl(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+    }
+    let said = cluster.kubectl_fails(&["scale", "deployment", "d", "-n", "team", "--replicas=7"])?;
+    ensure!(said.contains("at most 3 replicas, not 7"), "{said}");
+    let bad = cluster.file("bad.yaml", &POLICY.replace("variables.wanted <= 3", "params.most <= 3"))?;
+    let said = cluster.kubectl_fails(&["apply", "-f", &bad])?;
+    ensure!(said.contains("compilation failed: undeclared reference to 'params'"), "{said}");
+    cluster.kubectl(&["delete", "validatingadmissionpolicybinding", "few-in-team"])?;
+    cluster.kubectl(&["scale", "deployment", "d", "-n", "team", "--replicas=7"])?;
+    cluster.stop()
+}

@@ -42,7 +42,7 @@ const KNOWN: [&str; 27] = [
 ];
 
 /// An expression that was read.
-pub(super) struct Expression {
+pub(crate) struct Expression {
     pub program: Program,
     pub depth: usize,
     /// How deep its loops are nested.
@@ -54,20 +54,25 @@ pub(super) struct Expression {
 }
 
 /// Runs work on a thread with a large stack; `None` if it panicked.
-pub(super) fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
+pub(crate) fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work).ok()?;
         thread.join().ok()
     })
 }
 
-/// Reads an expression; the error is in words. Call it with a large stack.
+/// Reads a rule of a schema; the error is in words. Call it with a large stack.
 pub(super) fn compile(text: &str) -> Result<Expression, String> {
+    compile_for(text, &["self", "oldSelf"])
+}
+
+/// Reads an expression over variables of these names. Call it with a large stack.
+pub(crate) fn compile_for(text: &str, variables: &[&str]) -> Result<Expression, String> {
     if text.len() > MAX_LENGTH {
         return Err(format!("an expression may not be longer than {MAX_LENGTH} bytes"));
     }
     let program = Program::compile(text).map_err(|e| e.to_string())?;
-    let mut walk = Walk::default();
+    let mut walk = Walk { scope: variables.iter().map(ToString::to_string).collect(), ..Walk::default() };
     walk.expr(program.expression(), 1, 0);
     if let Some(name) = walk.unknown {
         return Err(format!("undeclared reference to '{name}' (in container '')"));
@@ -144,10 +149,7 @@ impl Walk {
 
     fn ident(&mut self, name: &str) {
         self.uses_old |= name == "oldSelf";
-        let known = matches!(name, "self" | "oldSelf")
-            || name.starts_with('@')
-            || KNOWN.contains(&name)
-            || self.scope.iter().any(|n| n == name);
+        let known = name.starts_with('@') || KNOWN.contains(&name) || self.scope.iter().any(|n| n == name);
         if !known {
             self.unknown.get_or_insert_with(|| name.to_owned());
         }

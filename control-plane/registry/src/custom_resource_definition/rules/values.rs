@@ -39,7 +39,7 @@ const RESERVED: [&str; 21] = [
 ];
 
 /// What bounds the work of an expression over a value.
-pub(super) struct Extent {
+pub(crate) struct Extent {
     /// The longest list or map.
     longest: usize,
     /// Bytes of all texts.
@@ -81,7 +81,7 @@ impl Extent {
 }
 
 /// A value of a schema. Of a whole `object`, `apiVersion`, `kind` and its names are seen too.
-pub(super) fn to_cel(schema: &Structural, value: &Value, object: bool) -> Cel {
+pub(crate) fn to_cel(schema: &Structural, value: &Value, object: bool) -> Cel {
     match value {
         Value::Null => Cel::Null,
         Value::Bool(b) => Cel::Bool(*b),
