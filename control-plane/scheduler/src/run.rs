@@ -196,12 +196,21 @@ impl Scheduler {
             self.queue.remove(&key);
             self.explained.remove(&key);
             // It may be on another node than we thought: someone else may bind too.
-            self.release(&key);
+            let before = self.placed.remove(&key);
+            if let Some(before) = &before {
+                self.snapshot.give_back(&before.node, &before.pod);
+            }
             let pod = Arc::new(pod);
             self.snapshot.take(&pod.node, &pod);
+            // What it is to others: the room that it takes, and whether they want to be near to it.
+            let same = before.is_some_and(|before| {
+                let old = &before.pod;
+                before.node == pod.node && old.requests == pod.requests && old.labels == pod.labels
+            });
             self.placed.insert(key, Placed { node: pod.node.clone(), pod, newer: None });
-            // It may be the one that others want to be near to.
-            self.queue.wake(Instant::now());
+            if !same {
+                self.queue.wake(Instant::now());
+            }
             return;
         }
         // One that is being bound shows up without its node until the API has it.
