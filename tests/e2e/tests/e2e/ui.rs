@@ -110,7 +110,7 @@ async fn look(cluster: &Cluster, page: &Client) -> Result<()> {
     shows(page, "#workloads", "5/5").await?;
 
     // The log of a pod, as it grows.
-    page.find(Locator::Css("#filter")).await?.send_keys("hello-").await?;
+    page.find(Locator::Css("#filter")).await?.send_keys("hello").await?;
     page.find(Locator::Css("#pods tbody tr.pick")).await?.click().await?;
     shows(page, "#logs-of", "hello/hello-").await?;
     let pods = cluster.get(&["-n", "hello", "pods", "-l", "app=hello"])?;
