@@ -30,11 +30,11 @@ use crate::replica_set::ReplicaSetController;
 use crate::stateful_set::StatefulSetController;
 use crate::ttl_after_finished::TtlAfterFinished;
 use crate::view::{ReplicaSet, ReplicationController};
-use crate::volume::{ClaimProtection, VolumeBinder, VolumeProtection};
+use crate::volume::{ClaimProtection, EphemeralVolumes, VolumeBinder, VolumeProtection};
 use crate::write::Writer;
 
 /// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
-pub const IDENTITIES: [&str; 24] = [
+pub const IDENTITIES: [&str; 25] = [
     "shared-informers",
     "replicaset-controller",
     "replication-controller",
@@ -46,6 +46,7 @@ pub const IDENTITIES: [&str; 24] = [
     "cronjob-controller",
     "endpointslice-controller",
     "persistent-volume-binder",
+    "ephemeral-volume-controller",
     "pvc-protection-controller",
     "pv-protection-controller",
     "ttl-after-finished-controller",
@@ -136,6 +137,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         make!(JobController, "job-controller"),
         make!(CronJobController, "cronjob-controller"),
         make!(VolumeBinder, "persistent-volume-binder"),
+        EphemeralVolumes::new(caches.clone(), writer("ephemeral-volume-controller")),
         ClaimProtection::new(caches.clone(), writer("pvc-protection-controller")),
         VolumeProtection::new(caches.clone(), writer("pv-protection-controller")),
         TtlAfterFinished::new(caches.clone(), writer("ttl-after-finished-controller")),

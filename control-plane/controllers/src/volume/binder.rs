@@ -240,7 +240,7 @@ impl VolumeBinder {
 
     async fn volume(&self, volume: &PersistentVolume) -> anyhow::Result<()> {
         if volume.is_terminating() {
-            return Ok(self.forget_data(volume).await?);
+            self.forget_data(volume).await?;
         }
         let claim = volume.spec.claim_ref.as_ref().and_then(|r| {
             self.caches.claims.get(&key(r.namespace.as_deref().unwrap_or_default(), r.name.as_deref()?))
@@ -258,6 +258,9 @@ impl VolumeBinder {
             VolumeStep::Delete => {
                 if phase != Some("Released") {
                     self.phase(volume, "Released", None).await?;
+                }
+                if volume.is_terminating() {
+                    return Ok(());
                 }
                 let path = write::path::<PersistentVolume>("", volume.name());
                 self.writer.delete(&path, Delete { uid: Some(volume.uid()), ..Delete::default() }).await?;
