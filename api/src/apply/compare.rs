@@ -115,6 +115,10 @@ fn place(node: Node<'_>, old: Option<&Value>, new: Option<&Value>, out: &mut Com
         Some(Value::Array(list)) => list.is_empty(),
         _ => true,
     };
+    if let (None, Some(new)) = (old, new) {
+        fill(node, new, &mut out.added);
+        return Own::Added;
+    }
     if matches!(shape, Shape::Leaf) || !fits(old) || !fits(new) || (empty(old) && empty(new)) {
         return leaf(old, new);
     }
@@ -126,6 +130,35 @@ fn place(node: Node<'_>, old: Option<&Value>, new: Option<&Value>, out: &mut Com
         (None, _) => Own::Added,
         (_, None) => Own::Removed,
         _ => Own::Same,
+    }
+}
+
+/// Adds everything below a value that was not there: the way of every create, so it makes nothing that it does not keep.
+fn fill(node: Node<'_>, value: &Value, out: &mut Fields) {
+    let mut add = |inner: Node<'_>, key: String, value: &Value| {
+        let mut below = Map::new();
+        fill(inner, value, &mut below);
+        if let Some(entry) = entry(true, below) {
+            out.insert(key, entry);
+        }
+    };
+    match (node.shape(value), value) {
+        (Shape::Map, Value::Object(map)) => {
+            for (name, member) in map {
+                let inner = node.member(name).map_or(Node::Unknown, |(inner, _)| inner);
+                add(inner, field(name), member);
+            }
+        }
+        (shape @ (Shape::Set | Shape::Keyed(_)), Value::Array(_)) => {
+            for (key, same) in keyed(node, shape, Some(value)) {
+                match same.as_slice() {
+                    [item] => add(node.item(), key, item),
+                    // Items that cannot be told apart are owned together.
+                    _ => add(Node::Scalar, key, &NULL),
+                }
+            }
+        }
+        _ => {}
     }
 }
 

@@ -23,7 +23,9 @@ fn has_self(fields: &Fields) -> bool {
 
 /// The entry of a field: whether it is in the set itself, and what is below it. `None` for neither.
 pub(super) fn entry(own: bool, mut children: Fields) -> Option<Value> {
-    children.remove(SELF);
+    if !children.is_empty() {
+        children.remove(SELF);
+    }
     match (own, children.is_empty()) {
         (false, true) => None,
         (true, false) => {

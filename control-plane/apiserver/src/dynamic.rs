@@ -41,12 +41,15 @@ pub trait ResourceSource: Send + Sync + 'static {
 
 type Defs = Vec<Arc<ResourceDef>>;
 
+/// Newest revision and number of the objects that define resources: what tells one state of them from another.
+type Extent = (u64, usize);
+
 /// The resources that objects define, as far as they are known here.
 pub(crate) struct Dynamic {
     source: Arc<dyn ResourceSource>,
     fixed: Defs,
-    /// Newest revision and number of the objects that are served.
-    state: watch::Sender<(u64, usize)>,
+    /// What is served.
+    state: watch::Sender<Extent>,
 }
 
 /// What one object defined when it was looked at.
@@ -74,7 +77,7 @@ impl Dynamic {
         let _ = tokio::time::timeout(CATCH_UP, served).await;
     }
 
-    fn read(&self, store: &Store) -> Option<(Vec<Arc<KeyValue>>, (u64, usize))> {
+    fn read(&self, store: &Store) -> Option<(Vec<Arc<KeyValue>>, Extent)> {
         let found = store.range(&Range::prefix(self.source.prefix())).ok()?;
         let newest = found.kvs.iter().map(|kv| kv.mod_revision).max().unwrap_or(0);
         let count = found.kvs.len();

@@ -4,17 +4,17 @@ use serde_json::Value;
 
 use super::Structural;
 
-/// Sets the defaults that the schema states. A null where none is allowed counts as missing if there is a default.
+/// Sets the defaults that the schema states. A null where none is allowed counts as missing.
 pub fn apply_defaults(schema: &Structural, value: &mut Value) {
     match value {
         Value::Object(map) => {
+            map.retain(|name, member| {
+                !member.is_null()
+                    || schema.member(name).is_none_or(|inner| inner.nullable || inner.kind.is_none())
+            });
             for (name, property) in &schema.properties {
                 let Some(default) = &property.default else { continue };
-                let missing = match map.get(name) {
-                    None => true,
-                    Some(Value::Null) => !property.nullable,
-                    Some(_) => false,
-                };
+                let missing = map.get(name).is_none_or(|v| v.is_null() && !property.nullable);
                 if missing {
                     map.insert(name.clone(), default.clone());
                 }

@@ -83,7 +83,24 @@ impl Parser {
         self.extensions(map, &mut out, path);
         out.rules = self.rules(map, path, place);
         self.children(map, &mut out, path, place, depth);
+        self.default_fits(&out, path);
         out
+    }
+
+    /// A default must be what the schema allows: the server would write what it then refuses.
+    fn default_fits(&mut self, node: &Structural, path: &Path) {
+        let Some(default) = &node.default else { return };
+        let at = path.child("default");
+        let (mut pruned, mut unknown) = (default.clone(), Vec::new());
+        super::prune(node, &mut pruned, false, &mut unknown);
+        if let Some(field) = unknown.first() {
+            let words = format!("must not have unknown fields: {field}");
+            self.errors.push(Error::invalid(&at, default.clone(), words));
+        }
+        super::apply_defaults(node, &mut pruned);
+        for error in super::validate(node, &pruned) {
+            self.errors.push(Error::invalid(&at, default.clone(), error.to_string()));
+        }
     }
 
     fn forbidden(&mut self, map: &Map<String, Value>, path: &Path) {
@@ -126,12 +143,12 @@ impl Parser {
                     self.errors.push(Error::invalid(&at, other.as_str(), "must be object at the root"));
                 }
             },
-            Place::Field | Place::Item if out.kind.is_none() => {
-                if !out.int_or_string && !out.preserve_unknown {
-                    let place = if place == Place::Item { "array items" } else { "object fields" };
-                    let words = format!("must not be empty for specified {place}");
-                    self.errors.push(Error::required(&at, words));
-                }
+            Place::Field | Place::Item
+                if out.kind.is_none() && !out.int_or_string && !out.preserve_unknown =>
+            {
+                let place = if place == Place::Item { "array items" } else { "object fields" };
+                let words = format!("must not be empty for specified {place}");
+                self.errors.push(Error::required(&at, words));
             }
             _ => {}
         }

@@ -107,6 +107,10 @@ fn unknown_fields_are_dropped_and_defaults_set() {
             "unknown field \"spec.x\""
         ]
     );
+    let nulls = json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {}, "spec": {"size": 1, "name": null, "color": null}});
+    let decoded =
+        decode(&widget(), &gvk, Input::Json(nulls.to_string().as_bytes()), Validation::Strict).unwrap();
+    assert_eq!(decoded.object["spec"], json!({"size": 1, "color": "red"}));
     let strict = decode(&widget(), &gvk, Input::Json(body.as_bytes()), Validation::Strict).unwrap_err();
     assert!(
         strict.message.starts_with(
@@ -143,6 +147,10 @@ fn schemas_that_are_not_structural() {
         let errors = parse(&schema, &Path::new("s")).unwrap_err();
         assert!(errors.iter().any(|e| e.to_string() == words), "{schema}: {errors:?}");
     }
+    let mut unfit = json!({"type": "object", "properties": {"a": {"type": "integer", "default": "x"}}});
+    assert!(parse(&unfit, &Path::new("s")).is_err());
+    unfit["properties"]["a"] = json!({"type": "object", "default": {"b": 1}});
+    assert!(parse(&unfit, &Path::new("s")).is_err());
     let mut deep = json!({"type": "object"});
     for _ in 0..100 {
         deep = json!({"type": "object", "properties": {"a": deep}});
