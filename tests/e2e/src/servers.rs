@@ -126,6 +126,17 @@ impl Servers {
         }
     }
 
+    /// Whether a server has ended by itself.
+    pub fn ended(&mut self, index: usize) -> Result<bool> {
+        let slot = self.running.get_mut(index).context("no such server")?;
+        let Some(child) = slot else { return Ok(true) };
+        let ended = child.try_wait()?.is_some();
+        if ended {
+            *slot = None;
+        }
+        Ok(ended)
+    }
+
     /// The indexes of those that run.
     pub fn live(&self) -> Vec<usize> {
         (0..self.running.len()).filter(|index| matches!(self.running.get(*index), Some(Some(_)))).collect()

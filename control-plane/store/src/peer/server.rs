@@ -14,12 +14,14 @@ use futures::StreamExt;
 use http::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use openraft::raft::AppendEntriesResponse;
 use openraft::type_config::alias::SnapshotOf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use super::Peering;
@@ -155,7 +157,12 @@ where
 
 async fn append(State(shared): State<Shared>, request: Request<Body>) -> Response {
     answer(request, |ask| async move {
-        shared.member.raft.append_entries(ask).await.map_err(|error| error.to_string())
+        let answer = shared.member.raft.append_entries(ask).await.map_err(|error| error.to_string())?;
+        // One of an earlier term is refused.
+        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+            *shared.member.heard.lock() = Instant::now();
+        }
+        Ok(answer)
     })
     .await
 }

@@ -12,6 +12,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::{Raft, ReadPolicy};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -40,6 +41,8 @@ pub(crate) struct Handle {
     /// The ways to the others; `None`: there are none.
     pub peers: Option<Arc<Peers>>,
     pub stats: Arc<Stats>,
+    /// When a leader was last heard: raft itself remembers who led, not whether it still does.
+    pub heard: Arc<Mutex<Instant>>,
     /// Why raft ended, once it has.
     pub ended: watch::Receiver<Option<String>>,
 }

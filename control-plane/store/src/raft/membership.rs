@@ -20,6 +20,8 @@ use crate::{Error, peer};
 
 /// How long a new member may take to catch up, and a change to be agreed upon.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A leader that was not heard for so long is lost.
+const SILENCE: Duration = Duration::from_secs(5);
 /// How long a member may take to say whether it has what is asked for.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a member that cannot join yet waits.
@@ -216,11 +218,12 @@ impl Handle {
         let _ = wait.metrics(|metrics| metrics.current_leader.is_some_and(|id| id != me), "hand over").await;
     }
 
-    /// The leader as this member knows it, and the term.
+    /// The leader as this member knows it, and the term. One that was not heard for long is none.
     pub fn leader(&self) -> (Option<u64>, u64) {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let vote: Vote = metrics.vote;
-        (metrics.current_leader, vote.leader_id.term)
+        let led = |id: &u64| *id == self.node_id || self.heard.lock().elapsed() < SILENCE;
+        (metrics.current_leader.filter(led), vote.leader_id.term)
     }
 }

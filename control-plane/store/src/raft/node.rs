@@ -83,7 +83,8 @@ impl Node {
         let upkeep = Upkeep::new(options.log_bytes);
         let stats = Arc::<Stats>::default();
         tokio::spawn(count_leaders(raft.server_metrics(), stats.clone()));
-        let handle = Handle { raft, node_id, peers, stats, ended };
+        let heard = Arc::new(Mutex::new(Instant::now()));
+        let handle = Handle { raft, node_id, peers, stats, heard, ended };
         let node = Self { handle, log, upkeep, persister, place, led: Mutex::new(Instant::now()) };
         if let Err(error) = node.start(fresh, peering).await {
             let _ = node.shutdown().await;

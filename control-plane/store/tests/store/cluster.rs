@@ -117,9 +117,14 @@ async fn a_removed_member_ends_and_the_others_go_on() {
     until("the removed member ends", || gone.watch("/".into(), gone.revision()).err()).await;
     let refused = members.store(other).remove_member(9).await;
     assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
-    // Another takes its place.
+    // Another takes its place, and is put out as one that only follows.
     members.open(4).await;
     put(members.store(4), "/c", "3").await.unwrap();
+    members.store(other).remove_member(4).await.unwrap();
+    let gone = members.stores.remove(&4).unwrap();
+    until("the removed follower ends", || gone.watch("/".into(), gone.revision()).err()).await;
+    members.open(5).await;
+    put(members.store(5), "/d", "4").await.unwrap();
     members.agree().await;
     members.close_all().await;
 }

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use coracle_e2e::nodes::Nodes;
 use coracle_e2e::servers::Servers;
-use coracle_e2e::{eventually, succeed};
+use coracle_e2e::{eventually, guest_file, succeed};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
@@ -25,8 +26,13 @@ fn mission_m26_three_servers_any_one_lost() -> Result<()> {
     let written = Arc::new(AtomicUsize::new(0));
     let runtime = tokio::runtime::Runtime::new()?;
     let paths: Vec<PathBuf> = (0..3).map(|index| servers.kubeconfig(index)).collect();
+    let from = runtime.block_on(async {
+        let maps = config_maps(&paths[0]).await?;
+        let list = maps.list(&ListParams::default()).await?;
+        list.metadata.resource_version.context("a list without revision")
+    })?;
     let writer = runtime.spawn(write(paths.clone(), stop.clone(), written.clone()));
-    let watcher = runtime.spawn(watch(paths, stop.clone()));
+    let watcher = runtime.spawn(watch(paths, from, stop.clone()));
     for index in 0..3 {
         progress(&servers, &written, "before the kill")?;
         servers.kill(index)?;
@@ -115,18 +121,16 @@ async fn write(
     Ok(acknowledged)
 }
 
-/// Watches from the start, going on at the next server wherever a watch ends; returns every object with its revision.
-async fn watch(servers: Vec<PathBuf>, stop: Arc<AtomicBool>) -> Result<Vec<(u64, (String, String))>> {
+/// Watches from a revision, going on at the next server wherever a watch ends; returns every object with its revision.
+async fn watch(
+    servers: Vec<PathBuf>,
+    from: String,
+    stop: Arc<AtomicBool>,
+) -> Result<Vec<(u64, (String, String))>> {
     let mut seen = Vec::new();
-    let mut revision = "0".to_owned();
+    let mut revision = from;
     for round in 0.. {
         let maps = config_maps(&servers[round % servers.len()]).await?;
-        if revision == "0" {
-            revision = match maps.list(&ListParams::default().labels("test=none")).await {
-                Ok(list) => list.metadata.resource_version.context("a list without revision")?,
-                Err(_) => continue,
-            };
-        }
         let params = WatchParams::default().labels("test=m26").timeout(5);
         let Ok(events) = maps.watch(&params, &revision).await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -237,3 +241,110 @@ kind: Service
 metadata: {name: kept, namespace: precious}
 spec: {selector: {app: kept}, ports: [{port: 80}]}
 ";
+
+/// Row: high availability: a node goes on when the server that it joined is lost, runs new pods, and pulls images that were pushed there
+#[test]
+fn a_node_goes_on_at_another_server() -> Result<()> {
+    let mut nodes = Nodes::join(Servers::start(3)?, 1)?;
+    let push = |nodes: &Nodes, tag: &str| -> Result<()> {
+        let copy = nodes.servers.dir().join("hello.wasm");
+        std::fs::copy(guest_file("hello")?, &copy)?;
+        nodes.servers.coracle(0, &["image", "push", &copy.display().to_string(), tag]).map(drop)
+    };
+    push(&nodes, "hello:v1")?;
+    let servers = &mut nodes.servers;
+    servers.kubectl(0, &["create", "deployment", "web", "--image=hello:v1"])?;
+    servers.kubectl(0, &["rollout", "status", "deploy/web", "--timeout=90s"])?;
+    // Every server has the blobs soon, though one was given them.
+    let blobs = |servers: &Servers, index: usize| -> Result<usize> {
+        let folder = servers.data_dir(index).join("images/blobs/sha256");
+        let found = std::fs::read_dir(folder)?.flatten();
+        Ok(found.map(|dir| std::fs::read_dir(dir.path()).map_or(0, Iterator::count)).sum())
+    };
+    eventually("the other servers have the image", Duration::from_secs(20), || {
+        Ok(blobs(servers, 0)? > 0 && (1..3).all(|index| blobs(servers, index).ok() == blobs(servers, 0).ok()))
+    })?;
+    servers.kill(0)?;
+    eventually("the API answers", Duration::from_secs(20), || {
+        servers.kubectl(1, &["get", "nodes"]).map(|_| true)
+    })?;
+    servers.kubectl(1, &["scale", "deploy/web", "--replicas=3"])?;
+    let scaled = servers.kubectl(1, &["rollout", "status", "deploy/web", "--timeout=90s"]);
+    scaled.with_context(|| nodes.logs(0)).with_context(|| nodes.servers.logs())?;
+    // The Service's endpoints name those that live.
+    let servers = &nodes.servers;
+    let (gone, live) = (servers.slot().server(0), servers.slot().server(1));
+    eventually("the lost server is no endpoint any more", Duration::from_secs(30), || {
+        let listed = servers.kubectl(1, &["get", "endpointslice", "kubernetes", "-o", "yaml"])?;
+        Ok(!listed.contains(&format!("- {gone}\n")) && listed.contains(&format!("- {live}\n")))
+    })
+}
+
+/// Row: high availability: servers join with the token and are removed; no two servers hand out one Service address; the API of a minority fails instead of lying
+#[test]
+fn servers_join_with_a_token_and_are_removed() -> Result<()> {
+    let mut servers = Servers::start(2)?;
+    let token = std::fs::read_to_string(servers.data_dir(0).join("server-token"));
+    // The one in the file is void since another was made.
+    let void = token.context("the first server writes its token down")?;
+    let zeros = format!("{}.{}", "0".repeat(64), "0".repeat(64));
+    for (token, words) in
+        [(void.trim(), "join token"), (zeros.as_str(), "not of the cluster"), ("x", "64 hex")]
+    {
+        let mut join = servers.command("timeout");
+        join.arg("20").arg(servers.binary()).args(["server", "--listen", &servers.address(5)]);
+        join.arg("--data-dir").arg(servers.dir().join("stranger"));
+        join.arg(format!("--join={}", servers.url(0))).arg(format!("--token={token}"));
+        let out = join.output()?;
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        ensure!(!out.status.success() && said.contains(words), "{token}: {said}");
+    }
+    let third = servers.add()?;
+    // Services made at all servers at the same time.
+    let made: Vec<_> = std::thread::scope(|scope| {
+        let servers = &servers;
+        let makers: Vec<_> = (0..3)
+            .map(|index| {
+                scope.spawn(move || -> Result<()> {
+                    for n in 0..10 {
+                        let name = format!("s{index}-{n}");
+                        servers.kubectl(index, &["create", "service", "nodeport", &name, "--tcp=80"])?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        makers.into_iter().map(|maker| maker.join()).collect()
+    });
+    for made in made {
+        made.map_err(|_| anyhow::anyhow!("a thread failed"))??;
+    }
+    let path = "jsonpath={range .items[*]}{.spec.clusterIP} {.spec.ports[0].nodePort}{\"\\n\"}{end}";
+    let listed = servers.kubectl(1, &["get", "services", "-o", path])?;
+    for column in 0..2 {
+        let all: Vec<_> = listed.lines().filter_map(|line| line.split(' ').nth(column)).collect();
+        let given: Vec<_> = all.into_iter().filter(|text| !text.is_empty()).collect();
+        let unique: std::collections::BTreeSet<_> = given.iter().collect();
+        ensure!(given.len() >= 30 && unique.len() == given.len(), "{listed}");
+    }
+    // Without a majority nothing is answered that could be old.
+    servers.kill(1)?;
+    servers.kill(third)?;
+    // (A leader may answer for as long as no other can have been elected.)
+    eventually("a minority answers no reads", Duration::from_secs(20), || {
+        let said = servers.kubectl_fails(0, &["get", "services", "--request-timeout=30s"])?;
+        ensure!(said.contains("unavailable") || said.contains("did not answer in time"), "{said}");
+        Ok(true)
+    })?;
+    servers.restart(1)?;
+    servers.kubectl(0, &["get", "services"])?;
+    servers.restart(third)?;
+    servers.coracle(0, &["member", "remove", "3"])?;
+    eventually("the removed server ends", Duration::from_secs(40), || servers.ended(third))?;
+    let again = servers.restart(third);
+    ensure!(again.is_err_and(|error| format!("{error:#}").contains("removed from the cluster")));
+    let members = servers.coracle(1, &["member", "list"])?;
+    ensure!(members.lines().count() == 3, "{members}");
+    servers.stop(1)?;
+    Ok(())
+}
