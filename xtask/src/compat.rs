@@ -103,12 +103,10 @@ type Row = (String, String, String);
 fn rows() -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let folder = root().join("tests/e2e/tests/e2e");
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(&folder)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
+    let mut files = crate::tidy::sources(&folder)?;
     files.sort();
     for file in files {
-        let module = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let module = file.strip_prefix(&folder)?.with_extension("").to_string_lossy().replace('/', "::");
         let text = std::fs::read_to_string(&file)?;
         let mut row = None;
         let mut test = false;
