@@ -158,6 +158,11 @@ impl Node {
         self.fixed.as_ref().map(|bridge| bridge.subnet.to_string())
     }
 
+    /// The bridge's address that a CNI configuration fixes: no pod's.
+    pub fn fixed_gateway(&self) -> Option<Ipv4Addr> {
+        self.fixed.as_ref().map(|bridge| bridge.gateway)
+    }
+
     /// Why pods have no network, if so.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.lock().clone()

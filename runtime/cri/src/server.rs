@@ -123,6 +123,9 @@ fn open(options: &Options, linux: Linux) -> anyhow::Result<Service> {
     let kept = std::fs::read(options.state_dir.join("runtime.json")).ok();
     let kept = kept.and_then(|bytes| serde_json::from_slice::<Kept>(&bytes).ok()).map(|k| k.pod_cidr);
     let fixed = linux.node().and_then(crate::linux::Node::fixed_range);
+    if let Some(gateway) = linux.node().and_then(crate::linux::Node::fixed_gateway) {
+        state.withhold(gateway);
+    }
     let cidr = fixed.or(kept).unwrap_or_else(|| options.pod_cidr.clone());
     if !cidr.is_empty() {
         state.set_range(cidr.parse()?);

@@ -118,6 +118,11 @@ impl State {
         self.inner.lock().addresses.set_range(range);
     }
 
+    /// Keeps an address from being given out.
+    pub fn withhold(&self, address: Ipv4Addr) {
+        self.inner.lock().addresses.take(address);
+    }
+
     /// Everything, as it is now.
     pub fn snapshot(&self) -> (Vec<SandboxRecord>, Vec<ContainerRecord>) {
         let inner = self.inner.lock();

@@ -249,11 +249,18 @@ impl Engine {
     /// Follows a container to its end, which is told on the channel.
     fn watch(&self, id: &str) {
         let (shim, ended, id) = (Shim::at(&self.container_dir(id)), self.ended.clone(), id.to_owned());
-        let dir = self.container_dir(&id);
+        let (dir, runtime) = (self.container_dir(&id), self.runtime.clone());
         tokio::spawn(async move {
             let state = match shim.wait().await {
                 Ok(state) => state,
-                Err(_) => last_words(&dir),
+                Err(_) => {
+                    let state = last_words(&dir);
+                    // Without its shim nobody would learn how it ends, or read what it writes.
+                    if let Err(error) = runtime.delete(&id).await {
+                        tracing::warn!(container = id, "removing what a lost shim left: {error:#}");
+                    }
+                    state
+                }
             };
             let _ = ended.send((id, state));
         });

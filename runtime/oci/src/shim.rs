@@ -30,6 +30,8 @@ pub mod file {
     pub const RUNTIME_LOG: &str = "runtime.log";
     /// The container's first process.
     pub const PID: &str = "pid";
+    /// The shim's own process.
+    pub const SHIM_PID: &str = "shim.pid";
 }
 
 /// What a shim is told.

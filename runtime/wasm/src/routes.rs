@@ -85,6 +85,8 @@ pub(crate) struct Routes {
     endpoints: HashSet<Ipv4Addr>,
     /// Whether names of other domains may be asked for.
     onward: bool,
+    /// Where the cluster's DNS answers.
+    dns: Option<SocketAddrV4>,
 }
 
 /// Where a Service's address leads.
@@ -103,6 +105,10 @@ impl Routes {
             names: Names::new(table),
             policies: Policies::new(&table.policies),
             onward: table.dns.as_ref().is_some_and(|dns| !dns.upstreams.is_empty()),
+            dns: table.dns.as_ref().and_then(|dns| match dns.listen {
+                SocketAddr::V4(at) => Some(at),
+                SocketAddr::V6(_) => None,
+            }),
             ..Routes::default()
         };
         for service in &table.services {
@@ -125,6 +131,11 @@ impl Routes {
     ) -> Result<SocketAddrV4, Refusal> {
         if let Some(service) = self.services.get(&(transport, to)) {
             return service.endpoints.get(pick(service)).copied().ok_or(Refusal::NoEndpoint);
+        }
+        // A guest with a resolver of its own.
+        if let Some(dns) = self.dns.filter(|dns| dns.ip() == to.ip() && [53, dns.port()].contains(&to.port()))
+        {
+            return Ok(dns);
         }
         // Without a feed there is no table to ask: connect as asked.
         if ranges.services.contains(*to.ip()) && self.generation > 0 {
@@ -164,7 +175,7 @@ fn is_local(ip: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::ServiceEntry;
+    use crate::protocol::{Dns, ServiceEntry};
 
     fn at(text: &str) -> SocketAddrV4 {
         text.parse().unwrap_or_else(|_| panic!("{text}"))
@@ -187,6 +198,7 @@ mod tests {
                 entry([127, 96, 0, 1], &["127.0.0.1:6443"]),
                 entry([127, 96, 0, 7], &[]),
             ],
+            dns: Some(Dns { listen: ([127, 96, 0, 10], 5353).into(), upstreams: vec![] }),
             ..ServiceTable::default()
         })
     }
@@ -199,6 +211,8 @@ mod tests {
             ("127.96.0.1:80", Ok("127.0.0.1:6443")),
             ("127.96.0.7:80", Err(Refusal::NoEndpoint)),
             ("127.96.0.9:81", Err(Refusal::NoEndpoint)),
+            ("127.96.0.10:53", Ok("127.96.0.10:5353")),
+            ("127.96.0.10:54", Err(Refusal::NoEndpoint)),
             ("127.64.9.9:1234", Ok("127.64.9.9:1234")),
             ("127.0.0.1:6443", Err(Refusal::Denied)),
             ("127.0.1.1:10250", Err(Refusal::Denied)),

@@ -53,6 +53,7 @@ pub fn main(dir: &Path) -> anyhow::Result<()> {
         };
         let listener = UnixListener::bind(file::SOCKET).context("listen")?;
         record(&State::Created)?;
+        write_whole(Path::new(file::SHIM_PID), std::process::id().to_string().as_bytes())?;
         hello(&Hello::Created { pid: shim.pid })?;
         shim.serve(listener, io).await
     })
@@ -100,6 +101,16 @@ struct ShimProcess {
     stdin: Mutex<Option<Arc<Pipe>>>,
     terminal: Option<Arc<Pipe>>,
     log: Mutex<Option<Log>>,
+    progress: Mutex<Progress>,
+}
+
+/// What decides between a start and an end that cross each other.
+#[derive(Default)]
+struct Progress {
+    /// When it was told to start, in nanoseconds since the Unix epoch; 0: not yet.
+    started_at_ns: i64,
+    /// Its end is recorded: nothing comes after it.
+    ended: bool,
 }
 
 async fn create(config: Config) -> anyhow::Result<(Arc<ShimProcess>, Streams)> {
@@ -165,6 +176,7 @@ async fn create(config: Config) -> anyhow::Result<(Arc<ShimProcess>, Streams)> {
         stdin: Mutex::new(stdin),
         terminal,
         log: Mutex::new(log),
+        progress: Mutex::default(),
         config,
     };
     Ok((Arc::new(shim), streams))
@@ -217,8 +229,13 @@ impl ShimProcess {
         let answering = tokio::spawn(self.clone().answer_all(listener));
         let ended = waiting.await?;
         let _ = tokio::time::timeout(DRAIN, futures::future::join_all(copies)).await;
-        let state = self.ending(ended);
-        record(&state)?;
+        let state = {
+            let mut progress = self.progress.lock();
+            progress.ended = true;
+            let state = self.ending(ended, progress.started_at_ns);
+            record(&state)?;
+            state
+        };
         if let Err(error) = self.runtime.delete(&self.config.id).await {
             eprintln!("removing the container: {error:#}");
         }
@@ -229,15 +246,11 @@ impl ShimProcess {
         Ok(())
     }
 
-    fn ending(&self, ended: nix::Result<WaitStatus>) -> State {
+    fn ending(&self, ended: nix::Result<WaitStatus>, started_at_ns: i64) -> State {
         let (exit_code, mut message) = match ended {
             Ok(WaitStatus::Exited(_, code)) => (code, String::new()),
             Ok(WaitStatus::Signaled(_, signal, _)) => (128 + signal as i32, String::new()),
             other => (255, format!("how it ended is not known: {other:?}")),
-        };
-        let started_at_ns = match *self.state.borrow() {
-            State::Running { started_at_ns } => started_at_ns,
-            _ => 0,
         };
         let killed = exit_code != 0 && cgroup::oom_kills(&self.config.cgroup) > 0;
         let reason = match exit_code {
@@ -320,16 +333,19 @@ impl ShimProcess {
                 if *self.state.borrow() != State::Created {
                     bail!("it was started before");
                 }
-                self.runtime.run(["start", &self.config.id]).await?;
-                let state = State::Running { started_at_ns: now_ns() };
-                record(&state)?;
-                self.state.send_if_modified(|now| {
-                    let first = *now == State::Created;
-                    if first {
-                        now.clone_from(&state);
-                    }
-                    first
-                });
+                // Known before: it may have ended when the runtime says that it was started.
+                let started_at_ns = now_ns();
+                self.progress.lock().started_at_ns = started_at_ns;
+                if let Err(error) = self.runtime.run(["start", &self.config.id]).await {
+                    self.progress.lock().started_at_ns = 0;
+                    return Err(error);
+                }
+                let state = State::Running { started_at_ns };
+                let progress = self.progress.lock();
+                if !progress.ended {
+                    record(&state)?;
+                    self.state.send_replace(state.clone());
+                }
                 Ok(Answer::State(state))
             }
             Ask::Kill { signal } => {

@@ -163,6 +163,36 @@ async fn input_and_output_are_attached() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shim_that_dies_takes_its_container() {
+    let mut host = Host::new().await;
+    let (pod, c) = (id("pod-g"), id("orphan"));
+    host.pod(&pod, [10, 9, 0, 2]).await;
+    host.create(&pod, &c, &["/bin/sleep", "1000"], |_| ()).await.unwrap();
+    host.engine.start(&c).await.unwrap();
+    let dir = host.dir.path().join("state/containers").join(&c);
+    let pid = |name: &str| {
+        let text = std::fs::read_to_string(dir.join(name)).unwrap();
+        nix::unistd::Pid::from_raw(text.trim().parse().unwrap())
+    };
+    let container = pid("pid");
+    nix::sys::signal::kill(pid("shim.pid"), nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(host.end().await, (c.clone(), 137, "Error".into()));
+    // Whoever inherits it may take its time to reap it.
+    let runs = || {
+        let stat = std::fs::read_to_string(format!("/proc/{container}/stat")).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z ")
+    };
+    for _ in 0..100 {
+        if !runs() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!runs(), "it still runs");
+    host.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn containers_outlive_the_service() {
     let mut host = Host::new().await;
     let pod = id("pod-f");
