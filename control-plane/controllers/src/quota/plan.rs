@@ -107,9 +107,9 @@ fn of_pod(pod: &Pod, name: &str, of: Of) -> Quantity {
     let amount = |c: &crate::view::Container| read(of(&c.resources), name);
     let (mut sidecars, mut largest) = (zero(), zero());
     for init in &pod.spec.init_containers {
-        let here = sum([sidecars.clone(), amount(init)].into_iter());
+        let here = sum([sidecars, amount(init)].into_iter());
         if init.restart_policy.as_deref() == Some("Always") {
-            sidecars = here.clone();
+            sidecars = here;
         }
         if here.sub(&largest).sign() > 0 {
             largest = here;

@@ -235,7 +235,10 @@ impl VolumeBinder {
         let path = format!("{}/status", write::path::<PersistentVolume>("", volume.name()));
         let status = json!({ "phase": phase, "message": words });
         let body = json!({ "metadata": { "uid": volume.uid() }, "status": status });
-        self.writer.merge(&path, &body).await.map(drop)
+        match self.writer.merge(&path, &body).await {
+            Err(error) if !write::is_not_found(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     async fn volume(&self, volume: &PersistentVolume) -> anyhow::Result<()> {
