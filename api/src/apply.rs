@@ -5,6 +5,7 @@
 //! it, so that nothing is converted on the way of an ordinary write.
 
 mod compare;
+mod configuration;
 mod conflict;
 mod fields;
 mod managed;
@@ -13,11 +14,10 @@ mod remove;
 mod shape;
 mod typed;
 
+pub use configuration::{Apply, ApplyError, apply};
 pub use conflict::Conflict;
 pub use fields::Fields;
-pub use managed::{
-    Apply, ApplyError, Operation, Scope, Writer, after_update, apply, decode, encode, same_but_times,
-};
+pub use managed::{Entry, Operation, Scope, Writer, after_update, decode, encode, same_but_times};
 pub use shape::Node;
 
 #[cfg(test)]

@@ -1,22 +1,14 @@
 //! Managers and what they own: `metadata.managedFields`.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::compare::{Comparison, compare};
-use super::conflict::{self, Conflict};
-use super::fields::{self, Fields, difference, intersection, union};
-use super::merge::merge;
-use super::remove::remove;
+use super::fields::{self, Fields, difference, union};
 use super::shape::Node;
-use super::typed::{errors, field_set, with_named};
-use crate::status::Status;
 
 /// The most managers that only updated an object; the oldest beyond are counted as one.
 const MAX_UPDATERS: usize = 10;
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const OLDEST: &str = "ancient-changes";
-/// Who owned the fields of an object that nobody owned when it was first applied.
-const BEFORE: &str = "before-first-apply";
 
 /// How fields came to their manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,7 +41,7 @@ pub struct Writer {
 
 impl Writer {
     /// Whether both are one manager. An applier is the same in every version.
-    fn is(&self, other: &Self) -> bool {
+    pub(super) fn is(&self, other: &Self) -> bool {
         self.operation == other.operation
             && self.manager == other.manager
             && self.subresource == other.subresource
@@ -64,8 +56,8 @@ impl Writer {
 /// A manager and what it owns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    writer: Writer,
-    fields: Fields,
+    pub(super) writer: Writer,
+    pub(super) fields: Fields,
 }
 
 /// The top-level fields that a call may change; others are not counted.
@@ -81,7 +73,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    fn keeps(self, name: &str) -> bool {
+    pub(super) fn keeps(self, name: &str) -> bool {
         match self {
             Scope::Everything => true,
             Scope::AllButStatus => name != "status",
@@ -153,7 +145,7 @@ pub fn same_but_times(a: &Value, b: &Value) -> bool {
 }
 
 /// What no manager owns: the server's own, and what every object has.
-fn strip(fields: &mut Fields) {
+pub(super) fn strip(fields: &mut Fields) {
     fields.remove("f:apiVersion");
     fields.remove("f:kind");
     let Some(Value::Object(mut metadata)) = fields.remove("f:metadata") else { return };
@@ -203,7 +195,12 @@ pub fn after_update(
 }
 
 /// Takes what changed and what is gone from all managers but those that are `spared`.
-fn take(entries: &mut Vec<Entry>, removed: &Fields, changed: &Fields, spared: impl Fn(&Entry) -> bool) {
+pub(super) fn take(
+    entries: &mut Vec<Entry>,
+    removed: &Fields,
+    changed: &Fields,
+    spared: impl Fn(&Entry) -> bool,
+) {
     for entry in entries.iter_mut().filter(|e| !spared(e)) {
         if !changed.is_empty() {
             entry.fields = difference(&entry.fields, changed);
@@ -238,125 +235,4 @@ fn cap(entries: &mut Vec<Entry>) {
         }
         entries.remove(*second);
     }
-}
-
-/// An apply.
-pub struct Apply<'a> {
-    pub node: Node<'a>,
-    /// The object as it is; as it is before anybody set anything, for one that is to be made.
-    pub live: &'a Value,
-    /// Whether the object exists.
-    pub exists: bool,
-    /// What is applied, as it was sent.
-    pub config: &'a Value,
-    pub entries: Vec<Entry>,
-    pub writer: &'a Writer,
-    pub scope: Scope,
-    /// Takes what others own.
-    pub force: bool,
-}
-
-/// Why a configuration is not applied.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ApplyError {
-    /// It does not fit the type.
-    Type(Vec<String>),
-    /// Others own what it sets.
-    Conflicts(Vec<Conflict>),
-}
-
-impl ApplyError {
-    /// As the server answers it. `what` is `namespace/name; apps/v1, Kind=Deployment`.
-    pub fn status(&self, what: &str) -> Status {
-        match self {
-            Self::Conflicts(conflicts) => conflict::status(conflicts),
-            Self::Type(errors) => {
-                let words = match errors.as_slice() {
-                    [one] => one.clone(),
-                    many => format!("errors:\n  {}", many.join("\n  ")),
-                };
-                Status::plain(format!("failed to create typed patch object ({what}): {words}"))
-            }
-        }
-    }
-}
-
-/// What an apply makes of an object, and the managers after it.
-pub fn apply(apply: &Apply<'_>) -> Result<(Value, Vec<Entry>), ApplyError> {
-    let Apply { node, live, config, writer, scope, .. } = *apply;
-    let wrong = errors(node, config);
-    if !wrong.is_empty() {
-        return Err(ApplyError::Type(wrong));
-    }
-    let mut entries = apply.entries.clone();
-    if entries.is_empty() && apply.exists {
-        let before = Writer { manager: BEFORE.into(), operation: Operation::Update, ..writer.clone() };
-        let nothing = json!({});
-        entries = after_update(node, &nothing, live, entries, &before, Scope::Everything);
-    }
-    let merged = merge(node, live, config);
-    let mut set = field_set(node, config);
-    set.retain(|key, _| key.strip_prefix("f:").is_none_or(|name| scope.keeps(name)));
-    let last = entries.iter().position(|e| e.writer.is(writer)).map(|i| entries.remove(i).fields);
-    let mine = Entry { writer: writer.clone(), fields: set };
-    entries.push(mine);
-    let result = match last {
-        Some(last) if !last.is_empty() => pruned(node, &merged, &last, &entries),
-        _ => merged,
-    };
-    let mut found = compare(node, live, &result);
-    found.filter(|name| scope.keeps(name));
-    let changed = found.changed();
-    let mut contested = changed.clone();
-    if writer.manager == "kubectl"
-        && let Some(own) = applied_before(node, live)
-    {
-        contested = difference(&contested, &own);
-    }
-    let conflicts = if apply.force { Vec::new() } else { conflicts(&entries, writer, &contested) };
-    if !conflicts.is_empty() {
-        return Err(ApplyError::Conflicts(conflicts));
-    }
-    take(&mut entries, &found.removed, &changed, |e| e.writer.is(writer));
-    for entry in entries.iter_mut().filter(|e| e.writer.is(writer)) {
-        strip(&mut entry.fields);
-    }
-    entries.retain(|e| !e.fields.is_empty());
-    Ok((result, entries))
-}
-
-/// The fields that kubectl set when it still kept the last configuration in an annotation, as far as they are as it set them.
-/// It may take them over when it begins to apply on the server's side.
-fn applied_before(node: Node<'_>, live: &Value) -> Option<Fields> {
-    let text = live.pointer("/metadata/annotations")?.get(LAST_APPLIED)?.as_str()?;
-    let last: Value = serde_json::from_str(text).ok()?;
-    let set = field_set(node, &last);
-    let found = compare(node, &last, live);
-    Some([found.modified, found.added, found.removed].iter().fold(set, |set, other| difference(&set, other)))
-}
-
-fn conflicts(entries: &[Entry], writer: &Writer, changed: &Fields) -> Vec<Conflict> {
-    let mut out = Vec::new();
-    for entry in entries.iter().filter(|e| !e.writer.is(writer)) {
-        let both = intersection(&entry.fields, changed);
-        let manager = conflict::manager(&entry.writer);
-        out.extend(fields::paths(&both).into_iter().map(|path| Conflict { manager: manager.clone(), path }));
-    }
-    out.sort_by(|a, b| a.manager.cmp(&b.manager));
-    out
-}
-
-/// Without what the applier set before and no longer sets, unless another manager owns it.
-fn pruned(node: Node<'_>, merged: &Value, last: &Fields, entries: &[Entry]) -> Value {
-    let last = with_named(node, last);
-    let bare = remove(node, merged, &last);
-    let all = with_named(node, &field_set(node, merged));
-    let left = with_named(node, &field_set(node, &bare));
-    // What anybody owns comes back.
-    let owned = entries.iter().fold(Map::new(), |all, e| union(all, &e.fields));
-    let kept = union(left, &with_named(node, &owned));
-    let bare = remove(node, merged, &difference(&all, &kept));
-    // And what the applier never owned.
-    let left = with_named(node, &field_set(node, &bare));
-    remove(node, merged, &intersection(&difference(&all, &left), &last))
 }

@@ -1,9 +1,10 @@
 //! From the JSON of `openAPIV3Schema` to a structural schema, with everything that is wrong with it.
 
-use regex::RegexBuilder;
+mod limits;
+
 use serde_json::{Map, Value};
 
-use super::{Additional, JsonType, Limits, ListType, Rule, Structural};
+use super::{Additional, JsonType, ListType, Structural};
 use crate::field::{Error, Path};
 
 /// The most nodes of one schema.
@@ -11,9 +12,6 @@ pub const MAX_NODES: usize = 20_000;
 
 /// The deepest nesting of a schema.
 const MAX_DEPTH: usize = 64;
-
-/// The most bytes that one compiled pattern may take.
-const MAX_PATTERN: usize = 1 << 20;
 
 const FORBIDDEN: [(&str, &str); 8] = [
     ("$ref", "$ref is not supported"),
@@ -196,37 +194,6 @@ impl Parser {
         }
     }
 
-    fn rules(&mut self, map: &Map<String, Value>, path: &Path, place: Place) -> Vec<Rule> {
-        let at = path.child("x-kubernetes-validations");
-        let list = map.get("x-kubernetes-validations").and_then(Value::as_array);
-        let list = list.map(Vec::as_slice).unwrap_or_default();
-        if place == Place::Junctor && !list.is_empty() {
-            self.errors.push(Error::forbidden(&at, "must be empty to be structural"));
-        }
-        let mut out = Vec::new();
-        for (i, rule) in list.iter().enumerate() {
-            let word = |name: &str| rule.get(name).and_then(Value::as_str).unwrap_or("").trim().to_owned();
-            let rule = Rule {
-                rule: word("rule"),
-                message: word("message"),
-                message_expression: word("messageExpression"),
-                reason: word("reason"),
-                field_path: word("fieldPath"),
-                optional_old_self: rule.get("optionalOldSelf") == Some(&Value::Bool(true)),
-            };
-            let at = at.index(i);
-            if rule.rule.is_empty() {
-                self.errors.push(Error::required(&at.child("rule"), "rule is not specified"));
-            }
-            if rule.message.contains('\n') {
-                let words = "message must not contain line breaks";
-                self.errors.push(Error::invalid(&at.child("message"), rule.message.as_str(), words));
-            }
-            out.push(rule);
-        }
-        out
-    }
-
     fn children(
         &mut self,
         map: &Map<String, Value>,
@@ -336,53 +303,6 @@ impl Parser {
         if !fine {
             let words = "must not specify anything other than name and generateName, but metadata is implicitly specified";
             self.errors.push(Error::forbidden(path, words));
-        }
-    }
-
-    fn limits(&mut self, map: &Map<String, Value>, path: &Path, depth: usize) -> Limits {
-        let number = |name: &str| map.get(name).and_then(Value::as_f64);
-        let count = |name: &str| map.get(name).and_then(Value::as_u64);
-        let strings = |name: &str| -> Vec<String> {
-            let list = map.get(name).and_then(Value::as_array);
-            list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
-        };
-        let pattern = map.get("pattern").and_then(Value::as_str).filter(|p| !p.is_empty());
-        let pattern = pattern.and_then(|p| match RegexBuilder::new(p).size_limit(MAX_PATTERN).build() {
-            Ok(regex) => Some(regex),
-            Err(e) => {
-                let words = format!("must be a valid regular expression, but isn't: {e}");
-                self.errors.push(Error::invalid(&path.child("pattern"), p, words));
-                None
-            }
-        });
-        let mut junctors = |name: &'static str| -> Vec<Structural> {
-            let list = map.get(name).and_then(Value::as_array);
-            let at = path.child(name);
-            let nodes = list.into_iter().flatten().enumerate();
-            nodes.map(|(i, s)| self.node(s, &at.index(i), Place::Junctor, depth + 1)).collect()
-        };
-        let (all_of, any_of, one_of) = (junctors("allOf"), junctors("anyOf"), junctors("oneOf"));
-        let not =
-            map.get("not").map(|s| Box::new(self.node(s, &path.child("not"), Place::Junctor, depth + 1)));
-        Limits {
-            required: strings("required"),
-            enum_values: map.get("enum").and_then(Value::as_array).cloned().unwrap_or_default(),
-            pattern,
-            minimum: number("minimum"),
-            maximum: number("maximum"),
-            exclusive_minimum: flag(map, "exclusiveMinimum"),
-            exclusive_maximum: flag(map, "exclusiveMaximum"),
-            multiple_of: number("multipleOf"),
-            min_length: count("minLength"),
-            max_length: count("maxLength"),
-            min_items: count("minItems"),
-            max_items: count("maxItems"),
-            min_properties: count("minProperties"),
-            max_properties: count("maxProperties"),
-            all_of,
-            any_of,
-            one_of,
-            not,
         }
     }
 }
