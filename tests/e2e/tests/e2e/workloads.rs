@@ -8,6 +8,7 @@ use coracle_e2e::{Cluster, eventually};
 use serde_json::{Value, json};
 
 mod autoscaling;
+mod controllers;
 mod deployments;
 mod jobs;
 mod placement;
