@@ -91,7 +91,7 @@ pub async fn run_with(options: Options, shutdown: CancellationToken) -> anyhow::
         result = plan_tables(&cache, &settings, tables) => result,
         () = feed.run(latest) => Ok(()),
         // Its clean end takes a moment, and is waited for.
-        result = &mut kernel => return result,
+        result = &mut kernel => result,
         () = shutdown.cancelled(), if !in_kernel => Ok(()),
     }
 }

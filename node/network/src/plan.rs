@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use coracle_cri_api::network as feed;
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
@@ -100,56 +100,59 @@ fn service_entry(
     if kind == "ExternalName" {
         return None;
     }
-    let mut entry = feed::Service { name: name.to_owned(), ..Default::default() };
-    if spec.session_affinity.as_deref() == Some("ClientIP") {
-        let timeout = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
-        entry.client_ip_affinity = true;
-        let seconds = timeout.and_then(|c| c.timeout_seconds).and_then(|s| u32::try_from(s).ok());
-        entry.affinity_seconds = seconds.unwrap_or(AFFINITY_SECONDS);
-    }
+    let affinity = affinity(spec);
     let locality = |policy: &Option<String>| match policy.as_deref() {
         Some("Local") => Locality::Node(&settings.node_name),
         _ => Locality::Anywhere,
     };
     let inside = locality(&spec.internal_traffic_policy);
     let outside = locality(&spec.external_traffic_policy);
-    let spread = matches!(outside, Locality::Anywhere);
+    let not_ready_too = spec.publish_not_ready_addresses.unwrap_or(false);
+    let mut listeners = Vec::new();
     for port in spec.ports.iter().flatten() {
         let Some(protocol) = protocol(port.protocol.as_deref()) else { continue };
-        let all = |locality| {
-            endpoints::of_port(port, slices, spec.publish_not_ready_addresses.unwrap_or(false), locality)
-        };
-        let mut listen = |address: &str, number: u32, endpoints: Vec<feed::Endpoint>, masquerade: bool| {
-            if settings
-                .cluster_dns
-                .is_some_and(|dns| u32::from(dns.port()) == number && dns.ip().to_string() == address)
-            {
-                return;
-            }
-            entry.listeners.push(feed::Listener {
-                address: address.to_owned(),
+        let listener =
+            |address: String, number: u32, locality: Locality<'_>, external: bool| feed::Listener {
+                address,
                 port: number,
                 protocol: protocol.into(),
-                endpoints,
+                endpoints: endpoints::of_port(port, slices, not_ready_too, locality),
                 port_name: port.name.clone().unwrap_or_default(),
-                masquerade,
-            });
-        };
+                masquerade: external && matches!(locality, Locality::Anywhere),
+            };
         if let Some(number) = port_number(port.port) {
-            for address in cluster_ips(service) {
-                listen(&address, number, all(inside), false);
-            }
-            for address in external_ips(service, kind) {
-                listen(&address, number, all(outside), spread);
-            }
+            listeners.extend(cluster_ips(service).into_iter().map(|ip| listener(ip, number, inside, false)));
+            let external = external_ips(service, kind);
+            listeners.extend(external.into_iter().map(|ip| listener(ip, number, outside, true)));
         }
         if let Some(number) = port.node_port.and_then(port_number)
             && matches!(kind, "NodePort" | "LoadBalancer")
         {
-            listen(&settings.node_ip, number, all(outside), spread);
+            listeners.push(listener(settings.node_ip.clone(), number, outside, true));
         }
     }
-    Some(entry)
+    // The DNS answers there itself.
+    listeners.retain(|l| {
+        settings
+            .cluster_dns
+            .is_none_or(|dns| l.address.parse().ok() != Some(dns.ip()) || l.port != u32::from(dns.port()))
+    });
+    Some(feed::Service {
+        name: name.to_owned(),
+        listeners,
+        client_ip_affinity: affinity.is_some(),
+        affinity_seconds: affinity.unwrap_or_default(),
+    })
+}
+
+/// For how many seconds a silent client keeps its endpoint; `None`: not at all.
+fn affinity(spec: &ServiceSpec) -> Option<u32> {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return None;
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
+    let seconds = config.and_then(|c| c.timeout_seconds).and_then(|s| u32::try_from(s).ok());
+    Some(seconds.unwrap_or(AFFINITY_SECONDS))
 }
 
 /// The Service's own addresses; a headless one has none.

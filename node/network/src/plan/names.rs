@@ -72,7 +72,7 @@ fn push_srv(
     }
 }
 
-fn published<'a>(slice: &'a EndpointSlice, not_ready_too: bool) -> impl Iterator<Item = &'a Endpoint> {
+fn published(slice: &EndpointSlice, not_ready_too: bool) -> impl Iterator<Item = &Endpoint> {
     slice.endpoints.iter().flatten().filter(move |e| not_ready_too || is_ready(e))
 }
 

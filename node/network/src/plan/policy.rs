@@ -94,58 +94,53 @@ fn resolve(policy: &NetworkPolicy, world: &World<'_>, settings: &Settings) -> Ve
         return Vec::new();
     };
     let any = LabelSelector::default();
+    let here = |pod: &&Pod| {
+        pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(settings.node_name.as_str())
+    };
     let selected = world.pods_of(namespace, spec.pod_selector.as_ref().unwrap_or(&any));
-    let here: Vec<&Pod> = selected
-        .filter(|pod| {
-            pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(settings.node_name.as_str())
-        })
-        .collect();
-    let (ingress, egress) = directions(spec);
-    let mut resolved = Vec::new();
-    let name = format!("{namespace}/{}", policy.metadata.name.as_deref().unwrap_or_default());
-    let addresses = |pods: &[&Pod]| pods.iter().filter_map(|p| address(p)).map(str::to_owned).collect();
+    let here: Vec<&Pod> = selected.filter(here).collect();
     if here.is_empty() {
-        return resolved;
+        return Vec::new();
     }
+    let (ingress, egress) = directions(spec);
+    let named = |pods: &[&Pod]| feed::Policy {
+        name: format!("{namespace}/{}", policy.metadata.name.as_deref().unwrap_or_default()),
+        pods: pods.iter().filter_map(|pod| address(pod)).map(str::to_owned).collect(),
+        ..Default::default()
+    };
+    let mut resolved = Vec::new();
     if egress {
-        let rules = spec
-            .egress
-            .iter()
-            .flatten()
-            .flat_map(|rule| outgoing(world, namespace, rule.to.as_deref(), rule.ports.as_deref()));
-        resolved.push(feed::Policy {
-            name: name.clone(),
-            pods: addresses(&here),
-            egress: true,
-            egress_rules: rules.collect(),
-            ..Default::default()
-        });
+        let rules = spec.egress.iter().flatten();
+        let rules =
+            rules.flat_map(|rule| outgoing(world, namespace, rule.to.as_deref(), rule.ports.as_deref()));
+        resolved.push(feed::Policy { egress: true, egress_rules: rules.collect(), ..named(&here) });
     }
     if ingress {
-        // A named port is the selected pod's: pods in which it means the same share a policy.
-        let mut groups: BTreeMap<Vec<PortKey>, (Vec<feed::Rule>, Vec<&Pod>)> = BTreeMap::new();
-        for pod in here {
-            let mut rules: Vec<feed::Rule> = spec
-                .ingress
-                .iter()
-                .flatten()
-                .map(|rule| incoming(world, namespace, rule.from.as_deref(), rule.ports.as_deref(), pod))
-                .collect();
-            rules.push(from_node(settings));
-            let key = rules.iter().map(|rule| port_key(&rule.ports)).collect();
-            groups.entry(key).or_insert_with(|| (rules, Vec::new())).1.push(pod);
-        }
-        for (rules, pods) in groups.into_values() {
-            resolved.push(feed::Policy {
-                name: name.clone(),
-                pods: addresses(&pods),
-                ingress: true,
-                ingress_rules: rules,
-                ..Default::default()
-            });
+        for (rules, pods) in received(spec, world, namespace, &here, settings) {
+            resolved.push(feed::Policy { ingress: true, ingress_rules: rules, ..named(&pods) });
         }
     }
     resolved
+}
+
+/// What these pods may receive. A named port is the selected pod's: pods in which it means the same share rules.
+fn received<'a>(
+    spec: &NetworkPolicySpec,
+    world: &World<'_>,
+    namespace: &str,
+    pods: &[&'a Pod],
+    settings: &Settings,
+) -> Vec<(Vec<feed::Rule>, Vec<&'a Pod>)> {
+    let mut groups: BTreeMap<Vec<PortKey>, (Vec<feed::Rule>, Vec<&Pod>)> = BTreeMap::new();
+    for pod in pods {
+        let rules = spec.ingress.iter().flatten();
+        let rules =
+            rules.map(|rule| incoming(world, namespace, rule.from.as_deref(), rule.ports.as_deref(), pod));
+        let rules: Vec<feed::Rule> = rules.chain([from_node(settings)]).collect();
+        let key = rules.iter().map(|rule| port_key(&rule.ports)).collect();
+        groups.entry(key).or_insert_with(|| (rules, Vec::new())).1.push(pod);
+    }
+    groups.into_values().collect()
 }
 
 fn port_key(ports: &[feed::PolicyPort]) -> PortKey {
