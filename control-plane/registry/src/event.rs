@@ -38,7 +38,7 @@ static COLUMNS: [Column; 10] = [
         "The time at which the event was first recorded. (Time of server receipt is in TypeMeta.)",
     ),
     table::wide("Count", "The number of times this event has occurred."),
-    Column::new("Name", "string", "name", table::NAME.description, 1),
+    Column::new("Name", "string", "name", table::NAME_DESCRIPTION, 1),
 ];
 
 /// The resource of the core group.

@@ -66,10 +66,14 @@ async fn pod(attributes: &Attributes<'_>, obj: Option<&Value>, node: &str) -> Re
             let Some(new) = obj else { return Ok(None) };
             if !present(new, "/metadata/annotations/kubernetes.io~1config.mirror") {
                 let name = meta::name(new).unwrap_or_default();
-                return Ok(Some(format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods, not {name:?}")));
+                return Ok(Some(format!(
+                    "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods, not {name:?}"
+                )));
             }
             if !text(new, "/spec/serviceAccountName").is_empty() {
-                return Ok(Some(format!("node {node:?} can not create pods that reference a service account")));
+                return Ok(Some(format!(
+                    "node {node:?} can not create pods that reference a service account"
+                )));
             }
             foreign(new)
         }
@@ -124,7 +128,9 @@ fn may_set(key: &str) -> bool {
     let kubernetes = ["kubernetes.io", "k8s.io"]
         .iter()
         .any(|known| domain == *known || domain.strip_suffix(known).is_some_and(|rest| rest.ends_with('.')));
-    !kubernetes || OWN_LABELS.contains(&key) || OWN_LABEL_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+    !kubernetes
+        || OWN_LABELS.contains(&key)
+        || OWN_LABEL_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
 }
 
 #[cfg(test)]

@@ -145,8 +145,15 @@ fn own() -> Vec<Value> {
             json!([{"nonResourceURLs": ["/v2", "/v2/*"], "verbs": ["get", "head"]}]),
         ),
         role("coracle:image-pusher", json!([{"nonResourceURLs": ["/v2", "/v2/*"], "verbs": ["*"]}])),
-        binding("coracle:image-puller", "coracle:image-puller", &["system:nodes", crate::authn::image_token::GROUP]),
-        role("coracle:image-token", json!([{"nonResourceURLs": [crate::authn::image_token::PATH], "verbs": ["get"]}])),
+        binding(
+            "coracle:image-puller",
+            "coracle:image-puller",
+            &["system:nodes", crate::authn::image_token::GROUP],
+        ),
+        role(
+            "coracle:image-token",
+            json!([{"nonResourceURLs": [crate::authn::image_token::PATH], "verbs": ["get"]}]),
+        ),
         binding("coracle:image-token", "coracle:image-token", &["system:nodes"]),
     ];
     own.extend(controllers());
