@@ -111,11 +111,14 @@ fn exec_copy_attach_and_forward_reach_a_wasm_pod() -> Result<()> {
 
     let mut forward = start(&cluster, &["port-forward", "pod/web", ":8080"])?;
     let out = forward.0.stdout.take().context("standard output")?;
-    let line = BufReader::new(out).lines().next().context("port-forward said nothing")??;
+    // Read on: kubectl ends when nobody does.
+    let mut said = BufReader::new(out).lines();
+    let line = said.next().context("port-forward said nothing")??;
     let address =
         line.strip_prefix("Forwarding from ").and_then(|l| l.split(' ').next()).context(line.clone())?;
     for _ in 0..3 {
         ensure!(cluster.curl(&format!("http://{address}/"))? == "web");
     }
+    drop(said);
     cluster.stop()
 }
