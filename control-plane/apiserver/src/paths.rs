@@ -38,7 +38,9 @@ pub(crate) async fn serve(shared: &Shared, request: &http::request::Parts) -> Re
         "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => {
             Ok(health(shared, request).await)
         }
-        "/metrics" => Ok(respond::text(StatusCode::OK, shared.metrics.render() + &shared.objects.store().metrics())),
+        "/metrics" => {
+            Ok(respond::text(StatusCode::OK, shared.metrics.render() + &shared.objects.store().metrics()))
+        }
         _ if path.starts_with("/openapi/") => {
             shared.catch_up().await;
             shared.catalog.load().openapi.serve(request).ok_or_else(Status::resource_not_found)
