@@ -101,12 +101,8 @@ fn service_entry(
         return None;
     }
     let affinity = affinity(spec);
-    let locality = |policy: &Option<String>| match policy.as_deref() {
-        Some("Local") => Locality::Node(&settings.node_name),
-        _ => Locality::Anywhere,
-    };
-    let inside = locality(&spec.internal_traffic_policy);
-    let outside = locality(&spec.external_traffic_policy);
+    let inside = locality(spec.internal_traffic_policy.as_deref(), settings);
+    let outside = locality(spec.external_traffic_policy.as_deref(), settings);
     let not_ready_too = spec.publish_not_ready_addresses.unwrap_or(false);
     let mut listeners = Vec::new();
     for port in spec.ports.iter().flatten() {
@@ -143,6 +139,14 @@ fn service_entry(
         client_ip_affinity: affinity.is_some(),
         affinity_seconds: affinity.unwrap_or_default(),
     })
+}
+
+/// Whose endpoints serve, by a traffic policy.
+fn locality<'a>(policy: Option<&str>, settings: &'a Settings) -> Locality<'a> {
+    match policy {
+        Some("Local") => Locality::Node(&settings.node_name),
+        _ => Locality::Anywhere,
+    }
 }
 
 /// For how many seconds a silent client keeps its endpoint; `None`: not at all.

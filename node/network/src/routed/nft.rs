@@ -40,7 +40,24 @@ pub fn script(
 {chains}{policy_chains}  chain services {{
     ip daddr . meta l4proto . th dport vmap @services
   }}
-  chain prerouting {{
+{translation}  chain unserved {{
+    ip daddr {service_cidr}{answered} reject
+  }}
+{verdicts}{filters}}}
+{bridge}",
+        chains = services.chains,
+        policy_chains = policies.chains,
+        translation = translation(),
+        verdicts = policies.verdicts,
+        filters = filters(),
+        bridge = between_neighbours(&policies),
+    )
+}
+
+/// Where connections are led to endpoints.
+fn translation() -> String {
+    format!(
+        "  chain prerouting {{
     type nat hook prerouting priority dstnat; policy accept;
     jump services
   }}
@@ -52,30 +69,23 @@ pub fn script(
     type nat hook postrouting priority srcnat; policy accept;
     meta mark & {MARK} == {MARK} masquerade
   }}
-  chain unserved {{
-    ip daddr {service_cidr}{answered} reject
-  }}
-{verdicts}  chain filter-forward {{
-    type filter hook forward priority filter; policy accept;
-    jump unserved
-    jump policies
-  }}
-  chain filter-output {{
-    type filter hook output priority filter; policy accept;
-    jump unserved
-    jump policies
-  }}
-  chain filter-input {{
-    type filter hook input priority filter; policy accept;
-    jump policies
-  }}
-}}
-{bridge}",
-        chains = services.chains,
-        policy_chains = policies.chains,
-        verdicts = policies.verdicts,
-        bridge = between_neighbours(&policies),
+"
     )
+}
+
+/// Where Services that nobody serves are refused and policies hold: what is led through, sent and received.
+fn filters() -> String {
+    let chain = |hook: &str, unserved: &str| {
+        format!(
+            "  chain filter-{hook} {{
+    type filter hook {hook} priority filter; policy accept;
+{unserved}    jump policies
+  }}
+"
+        )
+    };
+    let unserved = "    jump unserved\n";
+    chain("forward", unserved) + &chain("output", unserved) + &chain("input", "")
 }
 
 /// Pods with namespaces on one bridge reach each other without this node's routing: their new connections are judged there.
