@@ -32,6 +32,7 @@ async fn server() -> ApiServer {
     let options = RegistryOptions {
         pod_cidr: Cidr::parse("10.42.0.0/16").expect("range"),
         api_server: ("10.0.0.1".parse().expect("address"), 6443),
+        fixed_tokens: vec![("admin-token".into(), UserInfo::new("admin", &["system:masters"]))],
         // There was no StorageClass.
         default_storage_class: false,
         ..RegistryOptions::default()
@@ -44,22 +45,13 @@ async fn server() -> ApiServer {
     server
 }
 
-/// Who made the recorded call: its name tells.
-fn caller(name: &str) -> UserInfo {
-    let jane = [
-        "imp-",
-        "ssar-imp",
-        "ssrules-imp",
-        "escalation-",
-        "rbac-allowed",
-        "rbac-other",
-        "rbac-escalation",
-        "ssar-after",
-    ];
-    if jane.iter().any(|p| name.starts_with(p)) {
-        return UserInfo::new("jane", &[]);
+/// Who made the recorded call.
+fn caller(exchange: &Value) -> UserInfo {
+    let identity = &exchange["identity"];
+    if let Some(user) = identity["impersonateUser"].as_str() {
+        return UserInfo::new(user, &[]);
     }
-    if name.starts_with("no-token") || name.starts_with("anonymous") {
+    if identity["token"] == "" {
         return UserInfo::anonymous();
     }
     UserInfo::new("admin", &["system:masters"])
@@ -164,7 +156,7 @@ async fn answer(server: &ApiServer, exchange: &Value, answers: &BTreeMap<String,
         let name = HeaderName::from_bytes(name.as_bytes()).expect("header");
         request.headers_mut().insert(name, value.as_str().unwrap_or("").parse().expect("header"));
     }
-    match server.service_as(caller(text("name"))).oneshot(request).await {
+    match server.service_as(caller(exchange)).oneshot(request).await {
         Ok(response) => response,
         Err(never) => match never {},
     }
