@@ -1,31 +1,27 @@
 //! Pods and containers of Linux images, put together: what the CRI service calls.
 
+mod pods;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use coracle_cri_api::v1;
-use coracle_streaming::{Far, Near, Output, streams};
+use coracle_streaming::Near;
 use oci_spec::image::ImageConfiguration;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use crate::bundle::{self, Parts, Shared};
+use crate::bundle::{self, Parts};
 use crate::cgroup::{self, Usage};
+use crate::rootfs;
 use crate::runtime::Runtime;
 use crate::shim::{self, Config, Shim, State, now_ns, read_state};
-use crate::{namespaces, rootfs};
 
-/// The most that ExecSync answers of either stream, in bytes; the rest is read and dropped.
-const MAX_OUTPUT: usize = 16 << 20;
 /// How long a container may take to be gone after SIGKILL.
 const KILL_GRACE: Duration = Duration::from_secs(10);
-/// Size of a pod's shared memory.
-const SHM: &str = "mode=1777,size=65536k";
 
 /// How Linux containers are run.
 #[derive(Clone, Debug)]
@@ -40,15 +36,7 @@ pub struct Settings {
     pub cdi_dirs: Vec<PathBuf>,
 }
 
-/// A pod to be made.
-#[derive(Clone, Copy, Debug)]
-pub struct Pod<'a> {
-    pub id: &'a str,
-    pub config: &'a v1::PodSandboxConfig,
-    pub hostname: &'a str,
-    /// `None`: the pod is on the host's network.
-    pub address: Option<Ipv4Addr>,
-}
+pub use pods::Pod;
 
 /// A container to be made.
 pub struct Container<'a> {
@@ -60,14 +48,6 @@ pub struct Container<'a> {
     /// Folders of the image's layers, lowest first.
     pub layers: Vec<PathBuf>,
     pub log_path: Option<PathBuf>,
-}
-
-/// What a program that was run to its end has said.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Said {
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
-    pub exit_code: i32,
 }
 
 /// Runs Linux containers. One a state folder.
@@ -105,93 +85,8 @@ impl Engine {
         Ok((Self { settings, runtime, ended, layers: Mutex::default() }, ends))
     }
 
-    /// The folder of a pod.
-    pub fn pod_dir(&self, id: &str) -> PathBuf {
-        self.settings.dir.join("pods").join(id)
-    }
-
-    /// The network namespace of a pod that has one.
-    pub fn netns(&self, id: &str) -> PathBuf {
-        namespaces::network(&self.pod_dir(id))
-    }
-
     fn container_dir(&self, id: &str) -> PathBuf {
         self.settings.dir.join("containers").join(id)
-    }
-
-    /// Makes a pod's namespaces and files. Its network is connected to nothing yet. Again is fine.
-    pub async fn make_pod(&self, pod: Pod<'_>) -> anyhow::Result<()> {
-        let dir = self.pod_dir(pod.id);
-        let hosts = pod.address.map(|address| hosts(address, pod.hostname));
-        let resolv = resolv_conf(pod.config.dns_config.as_ref());
-        let hostname = pod.hostname.to_owned();
-        let made = tokio::task::spawn_blocking(move || -> io::Result<()> {
-            std::fs::create_dir_all(dir.join("shm"))?;
-            let hosts =
-                hosts.map_or_else(|| std::fs::read("/etc/hosts").unwrap_or_default(), String::into_bytes);
-            std::fs::write(dir.join("hosts"), hosts)?;
-            std::fs::write(dir.join("hostname"), format!("{hostname}\n"))?;
-            let resolv = resolv
-                .map_or_else(|| std::fs::read("/etc/resolv.conf").unwrap_or_default(), String::into_bytes);
-            std::fs::write(dir.join("resolv.conf"), resolv)?;
-            if namespaces::exist(&dir) {
-                return Ok(());
-            }
-            namespaces::make(&dir, namespaces_name(&dir, &hostname).as_deref())?;
-            let flags = nix::mount::MsFlags::MS_NOSUID
-                | nix::mount::MsFlags::MS_NODEV
-                | nix::mount::MsFlags::MS_NOEXEC;
-            nix::mount::mount(Some("shm"), &dir.join("shm"), Some("tmpfs"), flags, Some(SHM))
-                .map_err(Into::into)
-        });
-        // Whether the pod has names of its own is told by a file: namespaces are made again after a reboot.
-        if pod.address.is_none() {
-            std::fs::create_dir_all(self.pod_dir(pod.id))?;
-            std::fs::write(self.pod_dir(pod.id).join("host-network"), "")?;
-        }
-        made.await?.with_context(|| format!("make the namespaces of pod {}", pod.id))
-    }
-
-    /// Whether a pod's namespaces are there.
-    pub fn has_pod(&self, id: &str) -> bool {
-        namespaces::exist(&self.pod_dir(id))
-    }
-
-    /// Removes a pod's namespaces and files; its containers have to be gone. Again is fine.
-    pub async fn remove_pod(&self, id: &str) -> anyhow::Result<()> {
-        let dir = self.pod_dir(id);
-        let group = cgroup_of_pod(id);
-        tokio::task::spawn_blocking(move || -> io::Result<()> {
-            cgroup::remove(&group);
-            if !dir.exists() {
-                return Ok(());
-            }
-            namespaces::unmount(&dir.join("shm"))?;
-            namespaces::remove(&dir)?;
-            std::fs::remove_dir_all(&dir)
-        })
-        .await?
-        .with_context(|| format!("remove pod {id}"))
-    }
-
-    fn shared(&self, id: &str, config: &v1::PodSandboxConfig) -> Shared {
-        let dir = self.pod_dir(id);
-        let own_network = !dir.join("host-network").exists();
-        let parent = config.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
-        // A parent in systemd's words is for its driver; the folders here are our own.
-        let cgroup = match parent {
-            parent if parent.starts_with('/') && !parent.contains("..") => {
-                parent.trim_end_matches('/').to_owned()
-            }
-            _ => cgroup_of_pod(id),
-        };
-        Shared {
-            network: own_network.then(|| namespaces::network(&dir)),
-            uts: own_network.then(|| namespaces::uts(&dir)),
-            ipc: Some(namespaces::ipc(&dir)),
-            cgroup,
-            dir,
-        }
     }
 
     /// Makes a container, ready to be started.
@@ -350,11 +245,6 @@ impl Engine {
         names(&self.settings.dir.join("containers"))
     }
 
-    /// Ids of pods that have a folder here.
-    pub fn pods(&self) -> Vec<String> {
-        names(&self.settings.dir.join("pods"))
-    }
-
     /// Folders of layers that containers use.
     pub fn layers_in_use(&self) -> std::collections::BTreeSet<PathBuf> {
         self.layers.lock().values().flatten().cloned().collect()
@@ -369,39 +259,6 @@ impl Engine {
         near: Near,
     ) -> anyhow::Result<i32> {
         crate::exec::exec(&self.runtime, id, &self.container_dir(id), command, terminal, near).await
-    }
-
-    /// Runs one more program to its end, within a time.
-    ///
-    /// # Errors
-    /// `None` inside when the time was up: the program is killed.
-    pub async fn exec_sync(
-        &self,
-        id: &str,
-        command: &[String],
-        limit: Option<Duration>,
-    ) -> anyhow::Result<Option<Said>> {
-        let (near, far) = streams();
-        let Far { stdin, mut output, sizes } = far;
-        drop((stdin, sizes));
-        let collect = async {
-            let mut said = Said::default();
-            while let Some(piece) = output.recv().await {
-                let (to, bytes) = match &piece {
-                    Output::Stdout(bytes) => (&mut said.stdout, bytes),
-                    Output::Stderr(bytes) => (&mut said.stderr, bytes),
-                };
-                let room = MAX_OUTPUT.saturating_sub(to.len()).min(bytes.len());
-                to.extend_from_slice(bytes.get(..room).unwrap_or_default());
-            }
-            said
-        };
-        let run = async { tokio::join!(self.exec(id, command, false, near), collect) };
-        let limit = limit.unwrap_or(Duration::from_secs(24 * 3600));
-        match tokio::time::timeout(limit, run).await {
-            Err(_) => Ok(None),
-            Ok((code, said)) => Ok(Some(Said { exit_code: code?, ..said })),
-        }
     }
 
     /// Attaches streams to a running container.
@@ -435,15 +292,6 @@ impl Engine {
     }
 }
 
-/// `None` keeps the host's names.
-fn namespaces_name(dir: &Path, hostname: &str) -> Option<String> {
-    (!dir.join("host-network").exists()).then(|| hostname.to_owned())
-}
-
-fn cgroup_of_pod(id: &str) -> String {
-    format!("/coracle/{id}")
-}
-
 fn names(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|e| e.file_name().into_string().ok()).collect()
@@ -465,26 +313,6 @@ fn last_words(dir: &Path) -> State {
     }
 }
 
-fn hosts(address: Ipv4Addr, hostname: &str) -> String {
-    format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
-         ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n{address}\t{hostname}\n"
-    )
-}
-
-/// `None`: nothing is asked for, the host's own holds.
-fn resolv_conf(dns: Option<&v1::DnsConfig>) -> Option<String> {
-    let dns = dns.filter(|d| !d.servers.is_empty() || !d.searches.is_empty() || !d.options.is_empty())?;
-    let mut text: String = dns.servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    if !dns.searches.is_empty() {
-        text += &format!("search {}\n", dns.searches.join(" "));
-    }
-    if !dns.options.is_empty() {
-        text += &format!("options {}\n", dns.options.join(" "));
-    }
-    Some(text)
-}
-
 /// The number of a signal by an image's words (`SIGQUIT`, `QUIT`, `3`); SIGTERM for what is none.
 fn number(signal: &str) -> i32 {
     use std::str::FromStr as _;
@@ -504,19 +332,5 @@ mod tests {
         for (name, expected) in [("", 15), ("SIGQUIT", 3), ("INT", 2), ("9", 9), ("nonsense", 15)] {
             assert_eq!(number(name), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn names_are_resolved_as_asked() {
-        let dns = v1::DnsConfig {
-            servers: vec!["10.96.0.10".into()],
-            searches: vec!["a.b".into(), "b".into()],
-            options: vec!["ndots:5".into()],
-        };
-        assert_eq!(
-            resolv_conf(Some(&dns)).unwrap(),
-            "nameserver 10.96.0.10\nsearch a.b b\noptions ndots:5\n"
-        );
-        assert_eq!(resolv_conf(Some(&v1::DnsConfig::default())), None);
     }
 }

@@ -88,5 +88,5 @@ pub fn within<T: Send + 'static>(
 pub fn exist(dir: &Path) -> bool {
     // A namespace's file lies on nsfs, whose magic number this is.
     const NSFS: i64 = 0x6e73_6673;
-    nix::sys::statfs::statfs(&ipc(dir)).is_ok_and(|found| found.filesystem_type().0 as i64 == NSFS)
+    nix::sys::statfs::statfs(&ipc(dir)).is_ok_and(|found| found.filesystem_type().0 == NSFS)
 }

@@ -28,6 +28,9 @@ use crate::{
 /// The port of a handler that declares none.
 const DEFAULT_PORT: u16 = 8080;
 
+/// Both ends of a command's input, as long as nobody has taken them.
+type Input = (Option<mpsc::Sender<Bytes>>, Option<mpsc::Receiver<Bytes>>);
+
 /// How many pieces of input may wait for a command.
 const STDIN_DEPTH: usize = 32;
 
@@ -87,7 +90,7 @@ pub(crate) struct Container {
     stop: Stop,
     handler: Mutex<Option<Arc<Handler>>>,
     /// Of a command that has a standard input: where those who attach write to, and where it reads.
-    stdin: Mutex<(Option<mpsc::Sender<Bytes>>, Option<mpsc::Receiver<Bytes>>)>,
+    stdin: Mutex<Input>,
     /// Serialises start, stop and remove.
     pub turn: tokio::sync::Mutex<()>,
 }

@@ -148,7 +148,7 @@ fn parse(path: &Path) -> Result<Option<File>, String> {
     serde_json::from_str(&text).map(Some).map_err(|e| e.to_string())
 }
 
-fn list<'a>(at: &'a mut Value) -> &'a mut Vec<Value> {
+fn list(at: &mut Value) -> &mut Vec<Value> {
     if !at.is_array() {
         *at = json!([]);
     }

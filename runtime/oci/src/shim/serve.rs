@@ -1,16 +1,14 @@
 //! The shim's own side.
 
-use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+mod attach;
+mod create;
+
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use coracle_streaming::frame::{self, Frame};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
@@ -21,7 +19,7 @@ use tokio::sync::{broadcast, watch};
 use super::log::{Lines, Log};
 use super::{Answer, Ask, Config, Hello, Pipe, State, file, now_ns, write_whole};
 use crate::cgroup;
-use crate::runtime::{Runtime, plain};
+use crate::runtime::Runtime;
 
 /// How many pieces of output someone who is attached may be behind.
 const BEHIND: usize = 256;
@@ -44,7 +42,7 @@ pub fn main(dir: &Path) -> anyhow::Result<()> {
     runtime.block_on(async {
         ignore_signals()?;
         let config: Config = serde_json::from_slice(&std::fs::read(file::CONFIG)?)?;
-        let (shim, io) = match create(config).await {
+        let (shim, io) = match create::create(config).await {
             Ok(made) => made,
             Err(error) => {
                 hello(&Hello::Error(format!("{error:#}")))?;
@@ -111,111 +109,6 @@ struct Progress {
     started_at_ns: i64,
     /// Its end is recorded: nothing comes after it.
     ended: bool,
-}
-
-async fn create(config: Config) -> anyhow::Result<(Arc<ShimProcess>, Streams)> {
-    let log = match &config.log_path {
-        Some(path) => Some(Log::open(path).with_context(|| format!("open the log {}", path.display()))?),
-        None => None,
-    };
-    let runtime = Runtime::known(config.runtime.clone(), config.root.clone());
-    let mut command = runtime.command();
-    command.args(["--log", file::RUNTIME_LOG, "--log-format", "json"]);
-    command.args(["create", "--bundle", ".", "--pid-file", file::PID]);
-    let console = config.terminal.then(|| UnixListener::bind("console.sock")).transpose()?;
-    let mut pipes = None;
-    if console.is_some() {
-        command.args(["--console-socket", "console.sock"]).stdout(Stdio::null()).stderr(Stdio::null());
-    } else {
-        let (out, err) = (nix::unistd::pipe()?, nix::unistd::pipe()?);
-        for end in [&out.0, &err.0] {
-            close_on_exec(end)?;
-        }
-        command.stdout(Stdio::from(out.1)).stderr(Stdio::from(err.1));
-        let mut stdin = None;
-        if config.stdin {
-            let (reader, writer) = nix::unistd::pipe()?;
-            close_on_exec(&writer)?;
-            command.stdin(Stdio::from(reader));
-            stdin = Some(writer);
-        }
-        pipes = Some((out.0, err.0, stdin));
-    }
-    command.arg(&config.id);
-    let mut child = command.spawn().with_context(|| format!("start {}", config.runtime.display()))?;
-    // Our copies of the container's ends go with the command.
-    drop(command);
-    let master = match &console {
-        Some(console) => tokio::select! {
-            master = receive(console) => Some(master?),
-            status = child.wait() => bail!("{}", failure(status?)),
-        },
-        None => None,
-    };
-    let status = child.wait().await?;
-    if !status.success() {
-        bail!("{}", failure(status));
-    }
-    let pid = std::fs::read_to_string(file::PID)?.trim().parse().context("read the process id")?;
-    let terminal = master.map(|fd| Pipe::new(fd).map(Arc::new)).transpose()?;
-    let (streams, stdin) = match (&terminal, pipes) {
-        (Some(terminal), _) => {
-            (Streams { stdout: terminal.clone(), stderr: None }, config.stdin.then(|| terminal.clone()))
-        }
-        (None, Some((out, err, stdin))) => {
-            let stdin = stdin.map(|fd| Pipe::new(fd).map(Arc::new)).transpose()?;
-            (Streams { stdout: Arc::new(Pipe::new(out)?), stderr: Some(Pipe::new(err)?) }, stdin)
-        }
-        (None, None) => bail!("the container has no streams"),
-    };
-    let shim = ShimProcess {
-        runtime,
-        pid,
-        state: watch::Sender::new(State::Created),
-        output: broadcast::Sender::new(BEHIND),
-        stdin: Mutex::new(stdin),
-        terminal,
-        log: Mutex::new(log),
-        progress: Mutex::default(),
-        config,
-    };
-    Ok((Arc::new(shim), streams))
-}
-
-fn close_on_exec(fd: &OwnedFd) -> nix::Result<()> {
-    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-    fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map(drop)
-}
-
-fn failure(status: std::process::ExitStatus) -> String {
-    match std::fs::read_to_string(file::RUNTIME_LOG) {
-        Ok(log) if !log.trim().is_empty() => plain(&log),
-        _ => format!("the OCI runtime ended with {status}"),
-    }
-}
-
-/// The master side of the terminal that the OCI runtime has made.
-async fn receive(listener: &UnixListener) -> anyhow::Result<OwnedFd> {
-    let (stream, _) = listener.accept().await?;
-    let stream = stream.into_std()?;
-    stream.set_nonblocking(false)?;
-    tokio::task::spawn_blocking(move || {
-        let mut buffer = [0; 4096];
-        let mut slices = [IoSliceMut::new(&mut buffer)];
-        let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let message = recvmsg::<()>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(fds) = control
-                && let Some(fd) = fds.first()
-            {
-                // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
-                return Ok(unsafe { OwnedFd::from_raw_fd(*fd) });
-            }
-        }
-        bail!("the OCI runtime sent no terminal")
-    })
-    .await?
 }
 
 impl ShimProcess {
@@ -372,62 +265,5 @@ impl ShimProcess {
             }
             Ask::Attach { .. } => Ok(Answer::Done),
         }
-    }
-
-    async fn attached(
-        &self,
-        stream: BufReader<UnixStream>,
-        mut output: broadcast::Receiver<(bool, Bytes)>,
-        stdin: bool,
-    ) -> anyhow::Result<()> {
-        let (mut reader, mut writer) = tokio::io::split(stream);
-        let input = async {
-            let mut target = self.stdin.lock().clone().filter(|_| stdin);
-            while let Some(frame) = frame::read(&mut reader).await? {
-                match (frame, &target, &self.terminal) {
-                    (Frame::CloseStdin, ..) if stdin && self.config.stdin_once => {
-                        target = None;
-                        self.stdin.lock().take();
-                    }
-                    (Frame::Stdin(bytes), Some(target), _) => target.write_all(&bytes).await?,
-                    (Frame::Resize(size), _, Some(terminal)) => terminal.resize(size)?,
-                    _ => {}
-                }
-            }
-            anyhow::Ok(())
-        };
-        let mut state = self.state.subscribe();
-        let shown = async {
-            loop {
-                tokio::select! {
-                    biased;
-                    piece = output.recv() => {
-                        // One who is too slow is let go.
-                        let (error, bytes) = piece?;
-                        let frame = if error { Frame::Stderr(bytes) } else { Frame::Stdout(bytes) };
-                        frame::write(&mut writer, &frame).await?;
-                    }
-                    last = async { state.wait_for(State::is_final).await.map(|s| s.clone()) } => {
-                        let words = serde_json::to_vec(&last?)?;
-                        return anyhow::Ok(frame::write(&mut writer, &Frame::End(words.into())).await?);
-                    }
-                }
-            }
-        };
-        tokio::pin!(input, shown);
-        // The end of the input alone is no end; one who hangs up is noticed when something is to be shown.
-        let result = tokio::select! {
-            _ = &mut input => {
-                if stdin && self.config.stdin_once {
-                    self.stdin.lock().take();
-                }
-                shown.await
-            }
-            result = &mut shown => result,
-        };
-        if stdin && self.config.stdin_once {
-            self.stdin.lock().take();
-        }
-        result
     }
 }

@@ -93,14 +93,14 @@ async fn programs_are_run_beside() {
     host.create(&pod, &c, &["/bin/sleep", "1000"], user).await.unwrap();
     host.engine.start(&c).await.unwrap();
     let sh = |script: &str| ["/bin/sh", "-c", script].map(str::to_owned);
-    let said = host.engine.exec_sync(&c, &sh("id -u; echo no >&2; exit 5"), None).await.unwrap().unwrap();
+    let said = host.exec_sync(&c, &sh("id -u; echo no >&2; exit 5"), None).await.unwrap().unwrap();
     assert_eq!(
         (said.stdout.as_slice(), said.stderr.as_slice(), said.exit_code),
         (&b"33\n"[..], &b"no\n"[..], 5)
     );
-    let late = host.engine.exec_sync(&c, &sh("sleep 1000"), Some(Duration::from_millis(300))).await.unwrap();
+    let late = host.exec_sync(&c, &sh("sleep 1000"), Some(Duration::from_millis(300))).await.unwrap();
     assert_eq!(late, None);
-    let missing = host.engine.exec_sync(&c, &["/no/such".to_owned()], None).await;
+    let missing = host.exec_sync(&c, &["/no/such".to_owned()], None).await;
     assert!(format!("{:#}", missing.unwrap_err()).contains("/no/such"));
 
     // With streams: input goes in until it is closed.

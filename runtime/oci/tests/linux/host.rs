@@ -6,6 +6,7 @@ use std::time::Duration;
 use coracle_cri_api::v1;
 use coracle_oci::engine::{Container, Pod};
 use coracle_oci::{Engine, Settings, State};
+use coracle_streaming::{Far, Output, streams};
 use oci_spec::image::ImageConfiguration;
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -16,6 +17,14 @@ pub struct Host {
     pub engine: Engine,
     pub ends: UnboundedReceiver<(String, State)>,
     pub image: ImageConfiguration,
+}
+
+/// What a program that was run to its end has said.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Said {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exit_code: i32,
 }
 
 /// A layer with busybox under the names of its applets.
@@ -94,6 +103,32 @@ impl Host {
         };
         self.engine.create(container).await?;
         Ok(log)
+    }
+
+    /// Runs one more program to its end; `None` when the time was up first.
+    pub async fn exec_sync(
+        &self,
+        id: &str,
+        command: &[String],
+        limit: Option<Duration>,
+    ) -> anyhow::Result<Option<Said>> {
+        let (near, Far { stdin, mut output, sizes }) = streams();
+        drop((stdin, sizes));
+        let collect = async {
+            let mut said = Said::default();
+            while let Some(piece) = output.recv().await {
+                match piece {
+                    Output::Stdout(bytes) => said.stdout.extend(bytes),
+                    Output::Stderr(bytes) => said.stderr.extend(bytes),
+                }
+            }
+            said
+        };
+        let run = async { tokio::join!(self.engine.exec(id, command, false, near), collect) };
+        match tokio::time::timeout(limit.unwrap_or(Duration::from_secs(30)), run).await {
+            Err(_) => Ok(None),
+            Ok((code, said)) => Ok(Some(Said { exit_code: code?, ..said })),
+        }
     }
 
     /// The next end that is told.

@@ -52,7 +52,7 @@ fn pods_reach_each_other_and_addresses_of_the_node() {
             ("ip route | cat; ip route | grep -q 'default via 10.9.1.1'", true),
         ] {
             let command = ["/bin/sh", "-c", script].map(str::to_owned);
-            let said = host.engine.exec_sync(&c, &command, None).await.unwrap().unwrap();
+            let said = host.exec_sync(&c, &command, None).await.unwrap().unwrap();
             assert_eq!(said.exit_code == 0, fine, "{script}: {said:?}");
         }
         drop(listener);
