@@ -23,14 +23,6 @@ fn put(dir: &Path, bytes: &[u8], kind: &str) -> Result<Value> {
 /// # Errors
 /// When busybox-static is not installed, or the folder cannot be written.
 pub fn busybox(dir: &Path, config: Value) -> Result<()> {
-    busybox_with(dir, config, &[])
-}
-
-/// The same with scripts (their paths and texts), which take the place of applets of the same name.
-///
-/// # Errors
-/// As [`busybox`].
-pub fn busybox_with(dir: &Path, config: Value, scripts: &[(&str, &str)]) -> Result<()> {
     std::fs::create_dir_all(dir.join("blobs/sha256"))?;
     let program =
         std::fs::read("/bin/busybox").context("busybox-static is not installed: run `cargo xtask setup`")?;
@@ -41,16 +33,9 @@ pub fn busybox_with(dir: &Path, config: Value, scripts: &[(&str, &str)]) -> Resu
     header.set_gid(0);
     header.set_size(program.len() as u64);
     layer.append_data(&mut header, "bin/busybox", program.as_slice())?;
-    for (path, text) in scripts {
-        header.set_size(text.len() as u64);
-        layer.append_data(&mut header, path, text.as_bytes())?;
-    }
     header.set_entry_type(tar::EntryType::Symlink);
     header.set_size(0);
     for applet in APPLETS {
-        if scripts.iter().any(|(path, _)| path.strip_prefix("bin/") == Some(applet)) {
-            continue;
-        }
         layer.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
     }
     header.set_entry_type(tar::EntryType::Directory);

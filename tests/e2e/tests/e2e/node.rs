@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::pods::{SOON, apply, cluster, has, ready, status, steps};
 
+mod linux;
 mod storage;
 
 fn describe(cluster: &Cluster, kind: &str, name: &str) -> String {
