@@ -420,22 +420,17 @@ async fn components(
             };
             async move {
                 let serverless = coracle_serverless::run(serverless, term.clone());
-                let (ended, ()) = tokio::join!(coracle_controllers::run(options, term.clone()), serverless);
-                ended
+                let controllers = async {
+                    let ended = coracle_controllers::run(options, term.clone()).await;
+                    term.cancel();
+                    ended
+                };
+                tokio::join!(controllers, serverless).0
             }
         },
     );
     let scheduler = candidate("kube-scheduler", component::scheduler()).run(shutdown.clone(), |term| {
         coracle_scheduler::run(client(component::scheduler()), coracle_scheduler::Options::default(), term)
     });
-    // A member without its controllers is of no use: what ends ends all, so that a supervisor starts it again.
-    let part = |name: &'static str, result: Result<()>| {
-        if let Err(error) = result {
-            tracing::error!(part = name, error = format!("{error:#}"), "stopped");
-        }
-        shutdown.cancel();
-    };
-    tokio::join!(async { part("controllers", controllers.await) }, async {
-        part("scheduler", scheduler.await)
-    },);
+    tokio::join!(controllers, scheduler);
 }

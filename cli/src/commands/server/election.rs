@@ -54,15 +54,9 @@ fn plan(spec: Option<&LeaseSpec>, me: &str, unchanged_for: Duration) -> Step {
 }
 
 impl Candidate {
-    /// Runs `work` whenever this server holds the Lease, until `shutdown` or until the work ends by itself.
-    ///
-    /// # Errors
-    /// Those of the work.
-    pub async fn run<F>(
-        self,
-        shutdown: CancellationToken,
-        work: impl Fn(CancellationToken) -> F,
-    ) -> anyhow::Result<()>
+    /// Runs `work` whenever this server holds the Lease, until `shutdown`. Work that fails takes nothing with it: it is
+    /// begun again, here or by whoever is faster.
+    pub async fn run<F>(self, shutdown: CancellationToken, work: impl Fn(CancellationToken) -> F)
     where
         F: Future<Output = anyhow::Result<()>>,
     {
@@ -71,12 +65,11 @@ impl Candidate {
         while !shutdown.is_cancelled() {
             if self.attempt(&leases, &mut seen).await {
                 tracing::info!(lease = self.name, "leads");
-                let (lost, led) = self.lead(&leases, &mut seen, &shutdown, &work).await;
-                led?;
-                if !lost {
-                    break;
+                match self.lead(&leases, &mut seen, &shutdown, &work).await {
+                    Ok(()) if shutdown.is_cancelled() => break,
+                    Ok(()) => tracing::warn!(lease = self.name, "leads no more"),
+                    Err(error) => tracing::error!(lease = self.name, error = format!("{error:#}"), "failed"),
                 }
-                tracing::warn!(lease = self.name, "leads no more");
             }
             tokio::select! {
                 () = shutdown.cancelled() => {}
@@ -84,17 +77,16 @@ impl Candidate {
             }
         }
         self.release(&leases).await;
-        Ok(())
     }
 
-    /// Works and renews. Returns whether the Lease was lost, and what became of the work.
+    /// Works and renews, until the work ends or the Lease is lost.
     async fn lead<F>(
         &self,
         leases: &Api<Lease>,
         seen: &mut Seen,
         shutdown: &CancellationToken,
         work: impl Fn(CancellationToken) -> F,
-    ) -> (bool, anyhow::Result<()>)
+    ) -> anyhow::Result<()>
     where
         F: Future<Output = anyhow::Result<()>>,
     {
@@ -112,10 +104,10 @@ impl Candidate {
         };
         let mut working = std::pin::pin!(work(term.clone()));
         tokio::select! {
-            done = &mut working => (false, done),
+            done = &mut working => done,
             () = renewing => {
                 term.cancel();
-                (true, working.await)
+                working.await
             }
         }
     }

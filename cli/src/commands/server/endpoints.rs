@@ -110,8 +110,10 @@ mod tests {
     fn a_slice_for_each_port() {
         let live = ["127.0.0.1:6443", "127.0.0.2:6443", "127.0.0.3:7443"].map(|a| a.parse().unwrap());
         let slices = slices(live.into());
-        let shown: Vec<_> =
-            slices.iter().map(|(name, slice)| (name.as_str(), slice.endpoints.len())).collect();
+        let shown: Vec<_> = slices
+            .iter()
+            .map(|(name, slice)| (name.as_str(), slice.endpoints.iter().flatten().count()))
+            .collect();
         assert_eq!(shown, [("kubernetes", 2), ("kubernetes-7443", 1)]);
     }
 }

@@ -35,6 +35,9 @@ pub(crate) struct SnapshotHead {
 pub(crate) struct Proposed {
     pub response: Option<TxnResponse>,
     pub log_id: LogId,
+    /// Whether this member proposed it, and so has applied it.
+    #[serde(skip)]
+    pub here: bool,
 }
 
 /// Why a member did not do what another asked it.

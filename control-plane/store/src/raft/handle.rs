@@ -63,7 +63,9 @@ impl Handle {
     ) -> Result<Option<TxnResponse>, Error> {
         let here = || self.propose_here(command.clone());
         let proposed = self.at_leader(wire::PROPOSE, &command, deadline, here).await?;
-        self.applied(proposed.log_id.index, deadline).await?;
+        if !proposed.here {
+            self.applied(proposed.log_id.index, deadline).await?;
+        }
         Ok(proposed.response)
     }
 
@@ -77,7 +79,9 @@ impl Handle {
         let answer = tokio::time::timeout(WRITE_TIMEOUT, self.unless_ended(answer)).await;
         let answer = answer.map_err(|_| Error::Timeout("no majority of the members answered".into()))??;
         match answer {
-            Ok(Ok(response)) => Ok(Proposed { response: response.data.0, log_id: response.log_id }),
+            Ok(Ok(response)) => {
+                Ok(Proposed { response: response.data.0, log_id: response.log_id, here: true })
+            }
             Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(Error::NotLeader { leader: forward.leader_id })
             }

@@ -172,8 +172,11 @@ impl Handle {
             let Some(link) = self.link(other.id) else { continue };
             let asked =
                 link.call::<_, Result<Vec<peer::Member>, Refusal>>(wire::MEMBERS, &(), JOIN_AGAIN * 4);
-            if let Ok(Ok(members)) = asked.await {
-                return !members.iter().any(|member| member.id == self.node_id);
+            let Ok(Ok(members)) = asked.await else { continue };
+            let lists = |id| members.iter().any(|member: &peer::Member| member.id == id);
+            // One that does not even list itself has not read its own state yet.
+            if lists(other.id) {
+                return !lists(self.node_id);
             }
         }
         false
