@@ -258,6 +258,9 @@ impl Drop for Cluster {
         if let Err(error) = self.stop() {
             eprintln!("stop the cluster: {error:#}");
         }
+        if self.profile == Profile::Routed {
+            netns::clear_containers(self.dir.path());
+        }
     }
 }
 

@@ -244,5 +244,6 @@ impl Drop for Machines {
             let _ = child.kill();
             let _ = child.wait();
         }
+        crate::netns::clear_containers(self.dir.path());
     }
 }

@@ -3,7 +3,7 @@
 //! Nothing of it touches the machine's own namespace: the switch is a bridge inside one more namespace. Needs root and
 //! Debian's iproute2.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -126,5 +126,42 @@ impl Drop for Network {
                 eprintln!("remove the network namespace {name}: {error:#}");
             }
         }
+    }
+}
+
+/// Ends the Linux containers whose files lie below `dir`, and unmounts what they leave, so that it can be removed. For
+/// clusters that are killed, not stopped: their containers are meant to outlive them.
+pub fn clear_containers(dir: &Path) {
+    let Ok(dir) = dir.canonicalize() else { return };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let mut below: Vec<PathBuf> = points.filter(|point| point.starts_with(&dir)).collect();
+    below.reverse();
+    for point in &below {
+        let Some(own) = point.parent() else { continue };
+        let ended = std::fs::read_to_string(own.join("state.json")).unwrap_or_default().contains("exited");
+        let pid = std::fs::read_to_string(own.join("pid")).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(pid) = pid.filter(|_| !ended && point.ends_with("rootfs")) {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    for point in &below {
+        let _ = Command::new("umount").arg("--lazy").arg(point).output();
+        remove_group(point);
+    }
+}
+
+/// Removes the control groups of a pod, told by the mount of its shared memory.
+fn remove_group(point: &Path) {
+    let Some(id) = point.parent().and_then(Path::file_name).filter(|_| point.ends_with("shm")) else {
+        return;
+    };
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        let group = hierarchy.path().join("coracle").join(id);
+        for container in std::fs::read_dir(&group).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(container.path());
+        }
+        let _ = std::fs::remove_dir(group);
     }
 }
