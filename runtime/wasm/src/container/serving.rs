@@ -39,6 +39,7 @@ pub(super) struct Serving {
     handlers: Arc<Handlers>,
     addresses: Vec<SocketAddrV4>,
     connections: TaskTracker,
+    listeners: TaskTracker,
     /// Idle connections are closed.
     close: CancellationToken,
     memory_limit: Option<u64>,
@@ -87,6 +88,7 @@ pub(super) async fn start(container: &Arc<Container>, handlers: &Arc<Handlers>) 
         handlers: handlers.clone(),
         addresses: listeners.iter().map(|(address, _)| *address).collect(),
         connections: TaskTracker::new(),
+        listeners: TaskTracker::new(),
         close: CancellationToken::new(),
         memory_limit: container.spec().memory_limit_bytes,
         container: container.clone(),
@@ -133,7 +135,7 @@ impl Serving {
         let (handler, connections) = (self.handler.clone(), self.connections.clone());
         let close = self.close.clone();
         let network = self.container.sandbox.network.clone();
-        tokio::spawn(async move {
+        self.listeners.spawn(async move {
             let killed = handler.killed.clone();
             let draining = handler.draining.clone();
             accept(listener, draining, |stream, peer| {
@@ -166,6 +168,9 @@ impl Serving {
         };
         self.handler.draining.cancel();
         self.handler.killed.cancel();
+        // As long as a listener is open its address is to be known as this handler's: others would connect to it, and be cut.
+        self.listeners.close();
+        self.listeners.wait().await;
         for address in &self.addresses {
             self.handlers.write().remove(address);
             self.container.sandbox.network.unbound(address.port());
