@@ -109,7 +109,7 @@ pub(crate) fn channel(path: PathBuf) -> Channel {
 /// Binds a socket in place of one that an earlier process left.
 pub(crate) fn listen(path: &Path) -> std::io::Result<UnixListener> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => UnixListener::bind(path),
     }
 }

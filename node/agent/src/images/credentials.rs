@@ -101,7 +101,7 @@ fn fits(registry: &str, image: &str) -> Option<usize> {
         });
     let path_fits = path.is_empty()
         || image_path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    (host_fits && path_fits).then(|| bare.len())
+    (host_fits && path_fits).then_some(bare.len())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use coracle_cri_api::{annotation, v1 as cri};
+use coracle_devices::annotation as granted;
 use coracle_devices::v1beta1::ContainerAllocateResponse;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::json;
@@ -46,6 +47,7 @@ pub fn sandbox(pod: &Pod, attempt: u32, of: &Surroundings<'_>) -> cri::PodSandbo
     let mut annotations: HashMap<String, String> =
         meta.annotations.clone().unwrap_or_default().into_iter().collect();
     // What a user writes there is not for the user to say.
+    annotations.retain(|key, _| key != granted::CAPABILITIES && key != granted::DEVICES);
     annotations.insert(annotation::LINUX_CONTAINERS.to_owned(), of.linux.to_string());
     cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
@@ -128,7 +130,7 @@ pub fn container(pod: &Pod, spec: &Container, of: Ingredients) -> Result<cri::Co
     let Ingredients { attempt, image, user, mut env, mounts, devices, node_memory } = of;
     // What a plugin sets, nobody overrides.
     env.retain(|(name, _)| !devices.envs.contains_key(name));
-    env.extend(devices.envs.into_iter());
+    env.extend(devices.envs);
     let lookup = |name: &str| env.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
     let expanded = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter().flatten().map(|text| expand::expand(text, lookup)).collect()
@@ -173,7 +175,6 @@ pub fn container(pod: &Pod, spec: &Container, of: Ingredients) -> Result<cri::Co
             security_context: Some(security::container(pod, spec, &user)?),
         }),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
-        ..Default::default()
     })
 }
 
@@ -194,7 +195,7 @@ fn annotations(pod: &Pod, spec: &Container, attempt: u32) -> HashMap<String, Str
         ("io.kubernetes.pod.terminationGracePeriod".to_owned(), grace.to_string()),
     ]);
     // Pods say by annotation how their handlers run; containers inherit it.
-    let granted = [coracle_devices::annotation::CAPABILITIES, coracle_devices::annotation::DEVICES];
+    let granted = [granted::CAPABILITIES, granted::DEVICES];
     let own = pod.metadata.annotations.iter().flatten();
     let own = own.filter(|(key, _)| key.starts_with("coracle.dev/") && !granted.contains(&key.as_str()));
     annotations.extend(own.map(|(key, value)| (key.clone(), value.clone())));

@@ -16,7 +16,7 @@ const LOOK_SECONDS: i64 = 10;
 const MAX_FILES: u64 = 1_000_000;
 
 impl Worker {
-    /// Fails a pod whose emptyDir is larger than it may be. Answers when to look again; 1970: at once, it has failed.
+    /// Fails a pod whose emptyDir is larger than it may be. Answers when to look again.
     pub(super) async fn check_limits(&mut self) -> Option<Timestamp> {
         let runs = self.fate == Fate::Runs && self.memory.failed.is_none() && !plan::ended(self.input());
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
@@ -41,7 +41,7 @@ impl Worker {
             let message = format!("Usage of EmptyDir volume \"{name}\" exceeds the limit \"{limit}\". ");
             self.context.recorder.pod(&self.pod, None, true, "Evicted", message.clone());
             self.memory.failed = Some(("Evicted".to_owned(), message));
-            return Some(Timestamp::UNIX_EPOCH);
+            return None;
         }
         Timestamp::now().saturating_add(SignedDuration::from_secs(LOOK_SECONDS)).ok()
     }
