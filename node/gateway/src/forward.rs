@@ -47,6 +47,9 @@ type Sent = Either<Full<Bytes>, Incoming>;
 /// What is answered: an endpoint's body, or our own words.
 pub type Answer = Response<Either<Full<Bytes>, Counting>>;
 
+/// Why a request goes nowhere, for its sender.
+type Refusal = (StatusCode, &'static str);
+
 /// What all requests of a gateway share.
 pub struct State {
     table: ArcSwap<Table>,
@@ -102,7 +105,7 @@ pub async fn forward(state: Arc<State>, request: Request<Incoming>, peer: Socket
     let counted = RevisionKey::of(&target.backend).map(|key| Counted::new(&state, key));
     let mut outgoing = match Outgoing::new(request, &target, peer).await {
         Ok(outgoing) => outgoing,
-        Err(answer) => return answer,
+        Err((status, text)) => return words(status, text),
     };
     let mut failed = Vec::new();
     loop {
@@ -123,7 +126,7 @@ pub async fn forward(state: Arc<State>, request: Request<Incoming>, peer: Socket
         };
         let request = match outgoing.request(taken.endpoint) {
             Ok(request) => request,
-            Err(answer) => return answer,
+            Err((status, text)) => return words(status, text),
         };
         match tokio::time::timeout(ANSWER, state.client.request(request)).await {
             Ok(Ok(response)) => return outgoing.answer(response, counted, taken),
@@ -166,15 +169,15 @@ enum Kept {
 }
 
 impl Outgoing {
-    async fn new(mut request: Request<Incoming>, target: &Target, peer: SocketAddr) -> Result<Self, Answer> {
+    async fn new(mut request: Request<Incoming>, target: &Target, peer: SocketAddr) -> Result<Self, Refusal> {
         let upgrade = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let path = rewritten(&parts.uri, target.path.as_deref())
-            .ok_or_else(|| words(StatusCode::BAD_REQUEST, "the request has no path\n"))?;
+            .ok_or((StatusCode::BAD_REQUEST, "the request has no path\n"))?;
         let length = parts.headers.get(CONTENT_LENGTH).and_then(|l| l.to_str().ok()?.parse::<u64>().ok());
         let body = if body.is_end_stream() || length.is_some_and(|length| length <= KEPT_BODY) {
             let whole = body.collect().await;
-            let whole = whole.map_err(|_| words(StatusCode::BAD_REQUEST, "the request broke off\n"))?;
+            let whole = whole.map_err(|_| (StatusCode::BAD_REQUEST, "the request broke off\n"))?;
             Kept::Whole(whole.to_bytes())
         } else {
             Kept::Streamed(Some(body))
@@ -183,12 +186,14 @@ impl Outgoing {
         Ok(Self { method: parts.method, path, headers, body, upgrade })
     }
 
-    fn request(&mut self, endpoint: SocketAddr) -> Result<Request<Sent>, Answer> {
+    fn request(&mut self, endpoint: SocketAddr) -> Result<Request<Sent>, Refusal> {
         let body = match &mut self.body {
             Kept::Whole(bytes) => Either::Left(Full::new(bytes.clone())),
-            Kept::Streamed(body) => Either::Right(body.take().ok_or_else(|| {
-                words(StatusCode::BAD_GATEWAY, "the request was sent once and cannot be repeated\n")
-            })?),
+            Kept::Streamed(body) => Either::Right(body.take().ok_or((
+                StatusCode::BAD_GATEWAY,
+                "the request was sent once and cannot be repeated
+",
+            ))?),
         };
         let uri =
             Uri::builder().scheme("http").authority(endpoint.to_string()).path_and_query(self.path.clone());
@@ -198,7 +203,7 @@ impl Outgoing {
             request.headers_mut()?.clone_from(&self.headers);
             request.body(body).ok()
         });
-        request.ok_or_else(|| words(StatusCode::BAD_REQUEST, "the request cannot be forwarded\n"))
+        request.ok_or((StatusCode::BAD_REQUEST, "the request cannot be forwarded\n"))
     }
 
     /// Whether sending it again cannot do anything twice.
