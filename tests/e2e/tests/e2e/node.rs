@@ -1,6 +1,7 @@
 //! What the node does for pods: the mission's rows of kubelet, pods, init containers, resources, storage and devices.
 //! Profile: loopback.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -272,6 +273,20 @@ fn plugin(cluster: &Cluster) -> Result<Plugin> {
     Ok(Plugin(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
 }
 
+/// The plugin looks for hardware, says what it found, and goes on where there is none.
+fn without_driver(cluster: &Cluster) -> Result<()> {
+    let directory = cluster.data_dir().with_file_name("plugins");
+    let mut command = cluster.command(cluster.data_dir().with_file_name("coracle"));
+    command.arg("gpu-plugin").arg("--plugin-dir").arg(&directory).arg("--cdi-dir").arg(&directory);
+    let mut plugin = Plugin(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?);
+    let said = plugin.0.stderr.take().context("standard error")?;
+    let line = BufReader::new(said).lines().next().context("the plugin said nothing")??;
+    ensure!(line.contains("no GPU is advertised") || line.contains(" GPU id="), "{line}");
+    eventually("its socket is there", SOON, || Ok(directory.join("coracle-gpu.sock").exists()))?;
+    ensure!(plugin.0.try_wait()?.is_none(), "it ended");
+    Ok(())
+}
+
 /// Row: devices: a pod has a GPU to itself, another waits until it is free, across restarts of the agent; wasm pods get one too
 /// Profile: loopback
 #[test]
@@ -288,6 +303,7 @@ fn mission_m21_a_gpu_is_one_pods_alone() -> Result<()> {
         || Ok(describe(&cluster, "pod", "gpu-pod").contains(insufficient)),
     )?;
 
+    without_driver(&cluster)?;
     let _plugin = plugin(&cluster)?;
     let running = |s: &Value| s["phase"] == "Running";
     status(&cluster, "gpu-pod", "runs", running).with_context(|| describe(&cluster, "pod", "gpu-pod"))?;
