@@ -4,6 +4,8 @@
 
 mod admin;
 pub mod archive;
+mod components;
+mod credentials;
 mod election;
 mod endpoints;
 mod join;
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use coracle_apiserver::authn::TokenKey;
-use coracle_apiserver::ca::{ClusterCa, kubeconfig};
+use coracle_apiserver::ca::ClusterCa;
 use coracle_apiserver::{ApiServer, KubeletProxy, UserInfo};
 use coracle_image_registry::{Fetch, ImageRegistry};
 use coracle_registry::authz::component;
@@ -97,8 +99,8 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         (membership.services(options.service_cidr)?, membership.pods(options.pod_cidr)?);
     let ca = ClusterCa::open(options.data_dir.join("pki")).context("the cluster's certificate authority")?;
     let ca = Arc::new(ca);
-    let admin_token = token(&options.data_dir.join("pki/admin.token"))?;
-    let node_token = token(&options.data_dir.join("pki/node.token"))?;
+    let admin_token = credentials::token(&options.data_dir.join("pki/admin.token"))?;
+    let node_token = credentials::token(&options.data_dir.join("pki/node.token"))?;
 
     let images = ImageRegistry::open(&options.data_dir.join("images"))?;
     let store = open_store(&options, &membership, address.ip(), images.member_router()).await?;
@@ -149,7 +151,8 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         .shutdown(shutdown.clone());
     let server = builtin.install(builder).build();
 
-    let mut identity = ca.ensure_server("apiserver", "kube-apiserver", &names(service_cidr, address.ip()))?;
+    let mut identity =
+        ca.ensure_server("apiserver", "kube-apiserver", &credentials::names(service_cidr, address.ip()))?;
     // Servers that join know the authority by its hash, and find it here.
     identity.cert_pem += ca.cert_pem();
     let serving = tokio::spawn({
@@ -169,7 +172,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         if let Some(token) = join::renew(&store, ca.cert_pem(), true).await.context("make a join token")? {
             write_secret(&options.data_dir.join("server-token"), &format!("{token}\n"))?;
         }
-        write_credentials(&options, &ca, &url, &admin_token, &node_token)
+        credentials::write(&options, &ca, &url, &admin_token, &node_token)
     };
     let started = started.await;
     if started.is_ok() {
@@ -182,7 +185,14 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         );
         let member = membership.member;
         tokio::join!(
-            components(&server, member, pod_cidr.to_string(), &options.tuning, ca.clone(), shutdown.clone()),
+            components::run(
+                &server,
+                member,
+                pod_cidr.to_string(),
+                &options.tuning,
+                ca.clone(),
+                shutdown.clone()
+            ),
             coracle_metrics::run(
                 kube::Client::new(
                     server.service_as(component::controller(coracle_metrics::IDENTITY)),
@@ -309,128 +319,4 @@ async fn bind(asked: SocketAddr, kept: &Path) -> Result<TcpListener> {
         write_secret(kept, &listener.local_addr()?.port().to_string())?;
     }
     Ok(listener)
-}
-
-fn names(service_cidr: Cidr, ip: IpAddr) -> Vec<String> {
-    let mut names: Vec<String> = [
-        "localhost",
-        "kubernetes",
-        "kubernetes.default",
-        "kubernetes.default.svc",
-        "kubernetes.default.svc.cluster.local",
-    ]
-    .map(String::from)
-    .into();
-    names.push(ip.to_string());
-    if ip.to_string() != "127.0.0.1" {
-        names.push("127.0.0.1".into());
-    }
-    names.extend(first_address(service_cidr.base).map(|address| address.to_string()));
-    names
-}
-
-/// The address of the Service `kubernetes`: the first of the range.
-fn first_address(base: IpAddr) -> Option<std::net::Ipv4Addr> {
-    let IpAddr::V4(base) = base else { return None };
-    Some(std::net::Ipv4Addr::from(u32::from(base).checked_add(1)?))
-}
-
-/// A secret of 256 random bits, made once.
-fn token(path: &Path) -> Result<String> {
-    match std::fs::read_to_string(path) {
-        Ok(text) if text.trim().is_empty() => {
-            bail!("{} is empty; remove it to make a new one", path.display())
-        }
-        Ok(text) => return Ok(text.trim().to_owned()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
-    }
-    let bytes: [u8; 32] = rand::random();
-    let text = hex::encode(bytes);
-    write_secret(path, &text)?;
-    Ok(text)
-}
-
-fn write_credentials(
-    options: &Options,
-    ca: &ClusterCa,
-    url: &str,
-    admin_token: &str,
-    node_token: &str,
-) -> Result<()> {
-    let admin = ca.ensure_client("admin", "kubernetes-admin", &["system:masters"])?;
-    let config = kubeconfig(url, ca.cert_pem(), &admin, Some(admin_token));
-    if let Some(path) = &options.write_kubeconfig {
-        write_secret(path, &config)?;
-    }
-    let Some((name, address)) = &options.local_node else { return Ok(()) };
-    let dir = options.data_dir.join("node");
-    let user = format!("system:node:{name}");
-    let client = ca.ensure_client(&format!("node-{name}"), &user, &["system:nodes"])?;
-    let serving =
-        ca.ensure_server(&format!("node-{name}-serving"), &user, &[name.clone(), address.to_string()])?;
-    write_secret(&dir.join("serving.crt"), &serving.cert_pem)?;
-    write_secret(&dir.join("serving.key"), &serving.key_pem)?;
-    write_secret(&dir.join("ca.crt"), ca.cert_pem())?;
-    // A name without a registry means the built-in one, and never a stranger's; names of other registries are looked up
-    // there first.
-    let registries = serde_json::json!({"defaultRegistry": null, "mirrors": [{
-        "url": url, "everyRegistry": true, "caPem": ca.cert_pem(), "credentials": {"basic": {"username": "node", "password": node_token}},
-    }]});
-    write_secret(&dir.join("registries.json"), &serde_json::to_string_pretty(&registries)?)?;
-    // Last: who waits for it finds the others.
-    write_secret(&dir.join("kubeconfig"), &kubeconfig(url, ca.cert_pem(), &client, None))
-}
-
-/// Runs controllers and scheduler while this server holds their Leases.
-/// Signs certificates with the cluster's authority.
-fn signer(ca: &Arc<ClusterCa>) -> coracle_controllers::certificates::Sign {
-    let ca = ca.clone();
-    Arc::new(move |request, usages, seconds| Ok(ca.sign_request(request, usages, seconds)?))
-}
-
-async fn components(
-    server: &ApiServer,
-    member: u64,
-    pod_cidr: String,
-    tuning: &tuning::Tuning,
-    ca: Arc<ClusterCa>,
-    shutdown: CancellationToken,
-) {
-    let client = |user| kube::Client::new(server.service_as(user), "default");
-    let candidate =
-        |name, user| election::Candidate { client: client(user), name, identity: format!("server-{member}") };
-    let controllers = candidate("kube-controller-manager", component::controller(component::INFORMERS)).run(
-        shutdown.clone(),
-        |term| {
-            let server = server.clone();
-            let client_for = Arc::new(move |name: &str| {
-                kube::Client::new(server.service_as(component::controller(name)), "default")
-            });
-            let options = tuning.controllers(coracle_controllers::Options {
-                pod_cidr: Some(pod_cidr.clone()),
-                root_ca_pem: Some(ca.cert_pem().to_owned()),
-                sign: Some(signer(&ca)),
-                ..coracle_controllers::Options::new(client_for)
-            });
-            let serverless = coracle_serverless::Options {
-                client: client(component::controller(coracle_serverless::IDENTITY)),
-                domain: "example.com".into(),
-                cluster_domain: "cluster.local".into(),
-            };
-            async move {
-                let serverless = coracle_serverless::run(serverless, term.clone());
-                let controllers = async {
-                    let ended = coracle_controllers::run(options, term.clone()).await;
-                    term.cancel();
-                    ended
-                };
-                tokio::join!(controllers, serverless).0
-            }
-        },
-    );
-    let scheduler = candidate("kube-scheduler", component::scheduler()).run(shutdown.clone(), |term| {
-        coracle_scheduler::run(client(component::scheduler()), coracle_scheduler::Options::default(), term)
-    });
-    tokio::join!(controllers, scheduler);
 }

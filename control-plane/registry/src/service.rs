@@ -2,6 +2,7 @@
 
 mod allocation;
 mod allocator;
+mod claim;
 mod validation;
 
 use std::sync::Arc;

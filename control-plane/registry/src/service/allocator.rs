@@ -1,26 +1,18 @@
-//! Who holds which Service address and which node port.
-//!
-//! The store is the truth: a claim is a key of its own below `/coracle/allocations`, made before the Service is, so that of
-//! several servers one gets it. A claim whose holder gave something up without telling (its create failed in an odd way, its
-//! server died in between) is found out when somebody else wants the same thing, or when the range is full.
+//! Which Service address and which node port a Service gets. What is given out is claimed in the store, before the Service is
+//! written: see [`claim`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use bytes::Bytes;
-use coracle_api::status::Status;
 use coracle_apiserver::Objects;
-use coracle_store::{Compare, KeyValue, Op, OpResult, Range, Txn};
-use jiff::Timestamp;
+use coracle_store::{Compare, Op, Range, Txn};
 use rand::Rng;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
+use super::claim::{self, ADDRESSES, Claim, What, failed, stale, take, taken};
+pub use super::claim::{Holder, Refusal, holder};
 use crate::check::Cidr;
-use crate::value::{items, number, text};
 
-/// How long a write may be under way, in seconds: until then its holder is believed though the store does not show it yet.
-const UNDER_WAY: i64 = 120;
 /// Addresses at the start of a range that are only given to who asks for them.
 const STATIC: u128 = 256;
 /// Dynamic addresses come from so many at the start of the range.
@@ -29,74 +21,6 @@ const DYNAMIC: u128 = 65_536;
 const GUESSES: usize = 32;
 /// The most that is searched.
 const SEARCH: u128 = 1 << 20;
-/// How often a claim is tried again when another server came between.
-const ATTEMPTS: usize = 8;
-
-const ADDRESSES: &str = "/coracle/allocations/addresses/";
-const PORTS: &str = "/coracle/allocations/node-ports/";
-
-/// Why nothing was allocated.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Refusal {
-    /// Outside of the range.
-    OutOfRange,
-    /// Somebody has it.
-    Taken,
-    /// Nothing is free.
-    Full,
-    /// Asking the store failed.
-    Failed(Status),
-}
-
-/// A Service: namespace and name.
-pub type Holder = (String, String);
-
-/// A claim as it is stored.
-#[derive(Serialize, Deserialize)]
-struct Claim {
-    namespace: String,
-    name: String,
-    /// When it was made, in Unix seconds.
-    at: i64,
-}
-
-impl Claim {
-    fn of(kv: &KeyValue) -> Option<Self> {
-        serde_json::from_slice(&kv.value.json).ok()
-    }
-
-    fn is_of(&self, holder: &Holder) -> bool {
-        (self.namespace.as_str(), self.name.as_str()) == (holder.0.as_str(), holder.1.as_str())
-    }
-}
-
-/// What can be claimed.
-#[derive(Clone, Copy)]
-enum What {
-    Address(IpAddr),
-    Port(u16),
-}
-
-impl What {
-    fn key(self) -> Bytes {
-        match self {
-            Self::Address(ip) => format!("{ADDRESSES}{ip}").into(),
-            Self::Port(port) => format!("{PORTS}{port}").into(),
-        }
-    }
-
-    fn held_by(self, service: &Value) -> bool {
-        match self {
-            Self::Address(ip) => addresses(service).contains(&ip),
-            Self::Port(port) => node_ports(service).contains(&port),
-        }
-    }
-
-    fn of(service: &Value) -> Vec<Self> {
-        let ports = node_ports(service).into_iter().map(Self::Port);
-        addresses(service).into_iter().map(Self::Address).chain(ports).collect()
-    }
-}
 
 /// Addresses and node ports of Services.
 pub struct Allocator {
@@ -104,84 +28,6 @@ pub struct Allocator {
     ports: (u16, u16),
     /// Set when every Service that was there before this server has its claims.
     ready: OnceCell<()>,
-}
-
-/// The addresses that a Service holds.
-pub fn addresses(service: &Value) -> Vec<IpAddr> {
-    let all = items(service, "/spec/clusterIPs").iter().filter_map(Value::as_str);
-    all.chain([text(service, "/spec/clusterIP")]).filter_map(|ip| ip.parse().ok()).collect()
-}
-
-/// The node ports that a Service holds.
-pub fn node_ports(service: &Value) -> Vec<u16> {
-    let all = items(service, "/spec/ports").iter().map(|p| number(p, "/nodePort"));
-    all.chain([number(service, "/spec/healthCheckNodePort")])
-        .filter_map(|p| u16::try_from(p).ok())
-        .filter(|p| *p != 0)
-        .collect()
-}
-
-/// Namespace and name of a Service.
-pub fn holder(service: &Value) -> Holder {
-    (text(service, "/metadata/namespace").to_string(), text(service, "/metadata/name").to_string())
-}
-
-fn failed(error: coracle_store::Error) -> Refusal {
-    Refusal::Failed(Status::service_unavailable(format!("claiming an address or a port: {error}")))
-}
-
-/// Whether a claim means nothing any more: it is old, and its holder does not have the thing.
-async fn stale(what: What, claim: Option<&Claim>, objects: &Objects) -> Result<bool, Refusal> {
-    let Some(claim) = claim else { return Ok(true) };
-    if Timestamp::now().as_second().saturating_sub(claim.at) < UNDER_WAY {
-        return Ok(false);
-    }
-    let found =
-        objects.get("", "services", Some(&claim.namespace), &claim.name).await.map_err(Refusal::Failed)?;
-    Ok(!found.is_some_and(|service| what.held_by(&service)))
-}
-
-/// Whether somebody other than `holder` has it.
-async fn taken(what: What, holder: &Holder, objects: &Objects) -> Result<bool, Refusal> {
-    let Some(kv) = objects.store().get(&what.key()) else { return Ok(false) };
-    let claim = Claim::of(&kv);
-    if claim.as_ref().is_some_and(|claim| claim.is_of(holder)) {
-        return Ok(false);
-    }
-    Ok(!stale(what, claim.as_ref(), objects).await?)
-}
-
-/// Makes it the holder's. `false`: somebody else has it.
-async fn claim(what: What, holder: &Holder, objects: &Objects) -> Result<bool, Refusal> {
-    let claim =
-        Claim { namespace: holder.0.clone(), name: holder.1.clone(), at: Timestamp::now().as_second() };
-    let value = serde_json::to_vec(&claim).map_err(|error| Refusal::Failed(Status::internal(error)))?;
-    let value = coracle_store::Value::raw(value);
-    let mut txn = Txn::create(what.key(), value.clone(), None);
-    for _ in 0..ATTEMPTS {
-        let done = objects.store().txn(txn).await.map_err(failed)?;
-        if done.succeeded {
-            return Ok(true);
-        }
-        let Some(OpResult::Get(Some(kv))) = done.results.first() else {
-            txn = Txn::create(what.key(), value.clone(), None);
-            continue;
-        };
-        let found = Claim::of(kv);
-        if found.as_ref().is_some_and(|found| found.is_of(holder)) {
-            return Ok(true);
-        }
-        if !stale(what, found.as_ref(), objects).await? {
-            return Ok(false);
-        }
-        txn = Txn::update(what.key(), kv.mod_revision, value.clone(), None);
-    }
-    Ok(false)
-}
-
-/// Takes it, or only looks whether that is possible.
-async fn take(what: What, holder: &Holder, objects: &Objects, keep: bool) -> Result<bool, Refusal> {
-    if keep { claim(what, holder, objects).await } else { Ok(!taken(what, holder, objects).await?) }
 }
 
 impl Allocator {
@@ -197,7 +43,7 @@ impl Allocator {
                 let holder = holder(&service);
                 for what in What::of(&service) {
                     if objects.store().get(&what.key()).is_none() {
-                        claim(what, &holder, objects).await?;
+                        claim::claim(what, &holder, objects).await?;
                     }
                 }
             }
