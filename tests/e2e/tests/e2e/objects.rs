@@ -13,7 +13,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// One of the manifests that introductions to Kubernetes show.
 fn manifest(name: &str) -> Result<String> {
-    let path = root().join("../shared/manifests").join(name);
+    let path = root().join("tests/e2e/manifests").join(name);
     std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
 }
 
