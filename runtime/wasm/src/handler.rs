@@ -147,7 +147,8 @@ impl Handler {
     ) -> wasmtime::Result<Response<Body>> {
         let kept = if self.reuse.allows(&request) { self.idle.lock().pop() } else { None };
         let Some(kept) = kept else { return self.run_fresh(request, slot).await };
-        let trial = self.reuse.trial(&request);
+        // The first instance was made before any request: it says nothing about serving again.
+        let trial = if kept.served > 0 { self.reuse.trial(&request) } else { None };
         let (response, mut run) = Self::head(kept, request, slot).await;
         match (response, trial) {
             (Ok(response), trial) => {
