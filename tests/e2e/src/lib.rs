@@ -9,6 +9,7 @@ pub mod load;
 pub mod machines;
 pub mod netns;
 pub mod nodes;
+mod program;
 pub mod servers;
 pub mod slot;
 
@@ -57,9 +58,7 @@ impl Cluster {
     /// The same with more flags.
     pub fn start_with(profile: Profile, flags: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
-        let bin = dir.path().join("coracle");
-        // By a process of its own: a copy made here could be inherited, open for writing, by a child of another test.
-        succeed(Command::new("cp").arg(binary("CORACLE_BIN", "target/debug/coracle")?).arg(&bin))?;
+        let bin = program::coracle()?;
         let (slot, network) = match profile {
             Profile::Routed => (None, Some(Network::new(1)?)),
             _ => (Some(Slot::take()?), None),

@@ -12,7 +12,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::netns::{Host, Network};
-use crate::{binary, eventually, guest_file, kubectl, succeed};
+use crate::program;
+use crate::{eventually, guest_file, kubectl, succeed};
 
 const START: Duration = Duration::from_secs(60);
 const PODS: &str = "10.244.0.0/16";
@@ -39,8 +40,7 @@ impl Machines {
     /// As [`Self::start`], with a CNI configuration on each node.
     pub fn start_with_cni(nodes: usize, server: &[&str], cni: Option<&str>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
-        let bin = dir.path().join("coracle");
-        succeed(Command::new("cp").arg(binary("CORACLE_BIN", "target/debug/coracle")?).arg(&bin))?;
+        let bin = program::coracle()?;
         let network = Network::new(nodes + 1)?;
         let mut machines = Self { processes: Vec::new(), dir, bin, cni: None, network };
         if let Some(configuration) = cni {

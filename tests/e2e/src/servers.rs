@@ -10,8 +10,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::program;
 use crate::slot::Slot;
-use crate::{USER, binary, eventually, kubectl, shown, succeed};
+use crate::{USER, eventually, kubectl, shown, succeed};
 
 /// How long a server may take to start, others to join included.
 const START: Duration = Duration::from_secs(60);
@@ -34,8 +35,7 @@ impl Servers {
     /// As [`Self::start`], with more flags for each.
     pub fn start_with(count: usize, more: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
-        let bin = dir.path().join("coracle");
-        succeed(Command::new("cp").arg(binary("CORACLE_BIN", "target/debug/coracle")?).arg(&bin))?;
+        let bin = program::coracle()?;
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::chown(dir.path(), Some(USER), Some(USER))?;
         }
