@@ -24,9 +24,10 @@ pub mod settings;
 mod tests;
 mod window;
 
+use crate::plan::Standing;
 use crate::plan::revision::deployment_name;
 use crate::types::{REVISION_LABEL, Revision};
-use decide::{Decision, decide};
+use decide::{Decision, Pods, decide};
 use settings::Settings;
 use window::Window;
 
@@ -197,18 +198,20 @@ impl Scaler {
         let Some(deployment) = found else { return };
         let in_flight = self.readings.values().filter_map(|node| node.get(key)).map(|(_, count)| count).sum();
         let Some(window) = self.windows.get_mut(key) else { return };
-        let present = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
-        let available =
-            deployment.status.as_ref().and_then(|status| status.available_replicas).unwrap_or_default();
+        let pods = Pods {
+            wanted: deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default(),
+            available: deployment.status.as_ref().and_then(|s| s.available_replicas).unwrap_or_default(),
+            starting: is_starting(&revision),
+        };
         let settings = Settings::of(&revision);
-        let wanted = match decide(&settings, window, in_flight, present, available, Instant::now()) {
+        let wanted = match decide(&settings, window, in_flight, pods, Instant::now()) {
             Decision::Stay => return,
             Decision::Scale(wanted) => wanted,
         };
         tracing::info!(
             namespace = key.namespace,
             revision = key.revision,
-            from = present,
+            from = pods.wanted,
             to = wanted,
             "scale"
         );
@@ -218,6 +221,12 @@ impl Scaler {
             tracing::warn!(%error, deployment = name, "cannot scale");
         }
     }
+}
+
+/// Whether a revision has yet to find out if it can serve.
+fn is_starting(revision: &Revision) -> bool {
+    let before = revision.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    matches!(Standing::read(before, "Ready"), Standing::Unknown(..))
 }
 
 fn names(revision: &Revision, key: &RevisionKey) -> bool {

@@ -18,28 +18,37 @@ pub enum Decision {
     Scale(i32),
 }
 
-/// `in_flight` are the requests that are here now, `present` the wanted pods so far, `available` those that are ready.
+/// The pods that a revision has.
+#[derive(Clone, Copy, Debug)]
+pub struct Pods {
+    /// How many are wanted so far.
+    pub wanted: i32,
+    /// How many are ready.
+    pub available: i32,
+    /// None was ready yet, and none has failed for good: the revision keeps what it starts with.
+    pub starting: bool,
+}
+
+/// `in_flight` are the requests that are here now.
 pub fn decide(
     settings: &Settings,
     window: &mut Window,
     in_flight: u32,
-    present: i32,
-    available: i32,
+    pods: Pods,
     now: Instant,
 ) -> Decision {
-    let wanted = wanted(settings, window, in_flight, present, available, now);
-    if wanted == present { Decision::Stay } else { Decision::Scale(wanted) }
+    let mut wanted = wanted(settings, window, in_flight, pods, now);
+    if pods.starting {
+        // Its idle time begins when it can serve.
+        *window = Window::default();
+        wanted = wanted.max(settings.initial());
+    }
+    if wanted == pods.wanted { Decision::Stay } else { Decision::Scale(wanted) }
 }
 
-fn wanted(
-    settings: &Settings,
-    window: &mut Window,
-    in_flight: u32,
-    present: i32,
-    available: i32,
-    now: Instant,
-) -> i32 {
-    let pods = |concurrency: f64| (concurrency / settings.target).ceil() as i32;
+fn wanted(settings: &Settings, window: &mut Window, in_flight: u32, pods: Pods, now: Instant) -> i32 {
+    let Pods { wanted: present, available, .. } = pods;
+    let needed = |concurrency: f64| (concurrency / settings.target).ceil() as i32;
     let stable = window.mean(settings.window, now).unwrap_or(0.0);
     let short = (settings.window / PANIC_WINDOW).max(Duration::from_secs(2));
     let recent = window.mean(short, now).unwrap_or(0.0).max(f64::from(in_flight));
@@ -47,7 +56,7 @@ fn wanted(
         // Nothing asks; the past alone starts no pod.
         return settings.within(0);
     }
-    let (steady, sudden) = (pods(stable), pods(recent));
+    let (steady, sudden) = (needed(stable), needed(recent));
     if f64::from(sudden) >= PANIC * f64::from(available.max(1)) {
         window.panic_since = Some(now);
     } else if window.panic_since.is_some_and(|since| now.duration_since(since) >= settings.window) {

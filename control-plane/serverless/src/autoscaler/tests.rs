@@ -35,45 +35,67 @@ fn annotations_and_concurrency_set_the_target() {
     assert_eq!(settings(&[("initial-scale", "0")], None).initial(), 0);
 }
 
+fn pods(wanted: i32, available: i32) -> Pods {
+    Pods { wanted, available, starting: false }
+}
+
+#[test]
+fn a_revision_that_was_never_ready_keeps_the_pods_it_starts_with() {
+    let settings = settings(&[("window", "6s"), ("initial-scale", "2")], None);
+    let starting = |wanted| Pods { wanted, available: 0, starting: true };
+    let (mut window, now) = past(60, 0.0);
+    assert_eq!(decide(&settings, &mut window, 0, starting(2), now), Decision::Stay);
+    assert_eq!(decide(&settings, &mut window, 0, starting(0), now), Decision::Scale(2));
+    assert_eq!(
+        decide(&settings, &mut window, 0, pods(2, 2), now),
+        Decision::Scale(1),
+        "its window has just begun"
+    );
+}
+
 #[test]
 fn a_window_without_requests_ends_in_no_pods() {
     let settings = settings(&[("window", "6s")], None);
     let (mut window, now) = past(3, 0.0);
-    assert_eq!(decide(&settings, &mut window, 0, 1, 1, now), Decision::Stay, "not watched for long enough");
+    assert_eq!(
+        decide(&settings, &mut window, 0, pods(1, 1), now),
+        Decision::Stay,
+        "not watched for long enough"
+    );
     let (mut window, now) = past(7, 0.0);
-    assert_eq!(decide(&settings, &mut window, 0, 1, 1, now), Decision::Scale(0));
-    assert_eq!(decide(&settings, &mut window, 1, 1, 1, now), Decision::Stay, "a request is here");
+    assert_eq!(decide(&settings, &mut window, 0, pods(1, 1), now), Decision::Scale(0));
+    assert_eq!(decide(&settings, &mut window, 1, pods(1, 1), now), Decision::Stay, "a request is here");
 }
 
 #[test]
 fn a_held_request_starts_a_pod_and_many_start_more() {
     let settings = settings(&[("target", "10"), ("max-scale", "4")], None);
     let (mut window, now) = past(60, 0.0);
-    assert_eq!(decide(&settings, &mut window, 1, 0, 0, now), Decision::Scale(1));
+    assert_eq!(decide(&settings, &mut window, 1, pods(0, 0), now), Decision::Scale(1));
     let (mut window, now) = past(60, 0.0);
-    assert_eq!(decide(&settings, &mut window, 35, 0, 0, now), Decision::Scale(4));
+    assert_eq!(decide(&settings, &mut window, 35, pods(0, 0), now), Decision::Scale(4));
     let (mut window, now) = past(60, 0.0);
-    assert_eq!(decide(&settings, &mut window, 500, 0, 0, now), Decision::Scale(4), "bounded");
+    assert_eq!(decide(&settings, &mut window, 500, pods(0, 0), now), Decision::Scale(4), "bounded");
 }
 
 #[test]
 fn steady_load_gets_its_pods_and_panic_does_not_shrink() {
     let settings = settings(&[("target", "10")], None);
     let (mut window, now) = past(60, 35.0);
-    assert_eq!(decide(&settings, &mut window, 35, 3, 3, now), Decision::Scale(4));
+    assert_eq!(decide(&settings, &mut window, 35, pods(3, 3), now), Decision::Scale(4));
     // Twice what two pods should have: panic, and the size stays through the quiet right after it.
     let (mut window, now) = past(60, 15.0);
-    assert_eq!(decide(&settings, &mut window, 60, 2, 2, now), Decision::Scale(6));
+    assert_eq!(decide(&settings, &mut window, 60, pods(2, 2), now), Decision::Scale(6));
     for second in 0..30 {
         window.add(0.0);
         window.tick(now + Duration::from_secs(second));
     }
-    assert_eq!(decide(&settings, &mut window, 0, 6, 6, now + Duration::from_secs(30)), Decision::Stay);
+    assert_eq!(decide(&settings, &mut window, 0, pods(6, 6), now + Duration::from_secs(30)), Decision::Stay);
 }
 
 #[test]
 fn the_past_alone_starts_no_pod() {
     let settings = settings(&[], None);
     let (mut window, now) = past(60, 5.0);
-    assert_eq!(decide(&settings, &mut window, 0, 0, 0, now), Decision::Stay);
+    assert_eq!(decide(&settings, &mut window, 0, pods(0, 0), now), Decision::Stay);
 }
