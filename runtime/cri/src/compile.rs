@@ -22,6 +22,8 @@ const WALL: Duration = Duration::from_secs(300);
 const CPU_SECONDS: u64 = 600;
 /// And this much memory, in bytes. (Address space is not limited: an engine reserves far more than it uses.)
 const DATA_BYTES: u64 = 6 << 30;
+/// From this size on, in bytes, a component is one that takes many seconds: languages that bring an engine of their own.
+const LARGE: u64 = 4 << 20;
 /// What a child may say, in bytes.
 const OUTPUT_BYTES: u64 = 1 << 20;
 
@@ -93,8 +95,19 @@ pub struct Compiler {
     command: Arc<[OsString]>,
     /// One at a time for a layer, so that two pods of one image compile it once.
     turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
-    /// A compilation uses every core already.
-    slots: Arc<tokio::sync::Semaphore>,
+    slots: Arc<Slots>,
+}
+
+/// One compilation uses every core already. A large one may take a minute, so that small ones do not queue behind it.
+struct Slots {
+    small: tokio::sync::Semaphore,
+    large: tokio::sync::Semaphore,
+}
+
+impl Slots {
+    fn of_size(&self, bytes: u64) -> &tokio::sync::Semaphore {
+        if bytes < LARGE { &self.small } else { &self.large }
+    }
 }
 
 impl Compiler {
@@ -115,7 +128,10 @@ impl Compiler {
             dir: path,
             command: command.into(),
             turns: Arc::default(),
-            slots: Arc::new(tokio::sync::Semaphore::new(1)),
+            slots: Arc::new(Slots {
+                small: tokio::sync::Semaphore::new(1),
+                large: tokio::sync::Semaphore::new(1),
+            }),
         })
     }
 
@@ -132,7 +148,10 @@ impl Compiler {
         if let Some(artifact) = cached(&code, &facts) {
             return Ok(artifact);
         }
-        let _slot = self.slots.acquire().await;
+        let size = std::fs::metadata(wasm)
+            .map_err(|source| Error::Io { doing: "reading", path: wasm.to_owned(), source })?
+            .len();
+        let _slot = self.slots.of_size(size).acquire().await;
         let started = std::time::Instant::now();
         let line = self.run_child(wasm, &code).await?;
         if let Err(error) = serde_json::from_str::<Report>(line.trim()) {
@@ -258,6 +277,27 @@ mod tests {
         assert_eq!(std::fs::read_to_string(count).unwrap(), "x\n");
         compiler.retain(&HashSet::new());
         assert!(!artifact.path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_small_component_does_not_wait_for_a_large_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (small, large) = (dir.path().join("small"), dir.path().join("large"));
+        std::fs::write(&small, "code").unwrap();
+        std::fs::File::create(&large).unwrap().set_len(LARGE).unwrap();
+        // The large one ends when the small one has been compiled.
+        let script = format!(
+            "[ $1 = {} ] && while ! [ -e {}/cache/engine-1/aa.json ]; do sleep 0.01; done
+             : > $2; echo '{{\"kind\":\"Command\"}}'",
+            large.display(),
+            dir.path().display()
+        );
+        let compiler = shell(&dir.path().join("cache"), &script);
+        let both = async {
+            tokio::join!(compiler.ensure("sha256:bb", &large), compiler.ensure("sha256:aa", &small))
+        };
+        let (large, small) = tokio::time::timeout(Duration::from_secs(30), both).await.unwrap();
+        assert_eq!((large.unwrap().kind, small.unwrap().kind), (Kind::Command, Kind::Command));
     }
 
     #[tokio::test]
