@@ -19,8 +19,10 @@ use commands::{
 #[command(name = "coracle", version, about = "Kubernetes rebuilt around WebAssembly")]
 enum Command {
     /// Run everything on this machine: a server, a node and a runtime, supervised.
+    #[command(next_line_help = true)]
     Up(up::Options),
     /// Run a control-plane member: store, API server, controllers, scheduler, image registry.
+    #[command(next_line_help = true)]
     Server(server::Options),
     /// List and remove the servers of a cluster.
     #[command(subcommand)]
