@@ -5,17 +5,20 @@
 
 pub mod admission;
 pub mod admission_policy;
+pub mod api_service;
 pub mod authn;
 pub mod authz;
 pub mod bootstrap;
 pub mod certificate_signing_request;
 pub mod check;
+pub mod component_status;
 pub mod config_map;
 pub mod controller_revision;
 pub mod cron_job;
 pub mod custom_resource_definition;
 pub mod daemonset;
 pub mod deployment;
+pub mod devices;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod event;
@@ -97,7 +100,7 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
     options.check()?;
     let tokens = authn::Tokens::new(options, store)?;
     let authorizer = Authorizers::new(store);
-    let resources = resources(options, &tokens, &authorizer);
+    let resources = resources(options, store, &tokens, &authorizer);
     Ok(Builtin {
         resources,
         admission: admission::chain(options),
@@ -111,10 +114,12 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
 /// first.
 fn resources(
     options: &RegistryOptions,
+    store: &Store,
     tokens: &authn::Tokens,
     authorizer: &Arc<Authorizers>,
 ) -> Vec<ResourceDef> {
     let mut all = vec![
+        component_status::resource(store),
         config_map::resource(),
         endpoints::resource(options),
         event::core(),
@@ -130,6 +135,7 @@ fn resources(
         secret::resource(),
         service_account::resource(tokens.service_accounts.clone()),
         service::resource(options),
+        api_service::resource(),
         controller_revision::resource(),
         daemonset::resource(),
         deployment::resource(),
@@ -159,5 +165,6 @@ fn resources(
         runtime_class::resource(),
         endpoint_slice::resource(options),
     ]);
+    all.extend(devices::resources());
     all
 }
