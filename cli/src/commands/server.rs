@@ -7,6 +7,7 @@ pub mod archive;
 mod components;
 mod credentials;
 mod election;
+mod encryption;
 mod endpoints;
 mod join;
 pub mod membership;
@@ -62,6 +63,10 @@ pub struct Options {
     /// Addresses of pods, fixed when the cluster is made [default: 127.64.0.0/11].
     #[arg(long)]
     pub pod_cidr: Option<Cidr>,
+    /// A file of kind EncryptionConfiguration (apiserver.config.k8s.io/v1) that says which resources are encrypted at rest, and
+    /// with which keys; all servers need the same keys. Otherwise Secrets are encrypted with a key of the cluster's own.
+    #[arg(long)]
+    pub encryption_provider_config: Option<PathBuf>,
     /// Accept Ingresses in the versions that Kubernetes removed (extensions/v1beta1, networking.k8s.io/v1beta1).
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub legacy_manifests: bool,
@@ -257,7 +262,11 @@ async fn open_store(
     let mut peering = membership.peering(&options.data_dir.join("pki"), listener, address)?;
     peering.routes = routes;
     let dir = options.data_dir.join("store");
-    let store = coracle_store::Options { node_id: membership.member, ..coracle_store::Options::new(&dir) };
+    let new = membership.join.is_empty() && !dir.join("state.redb").exists();
+    let named = options.encryption_provider_config.as_deref();
+    let sealer = encryption::sealer(named, &options.data_dir.join("pki"), new)?;
+    let store =
+        coracle_store::Options { node_id: membership.member, sealer, ..coracle_store::Options::new(&dir) };
     let opened = Store::open_member(store, peering).await;
     opened.with_context(|| format!("open the store in {}", dir.display()))
 }

@@ -39,7 +39,7 @@ pub(crate) fn encode(obj: &Value) -> Stored {
         }
     }
     out.push(b'}');
-    Stored { json: out.into(), splice: u32::try_from(splice).unwrap_or(0) }
+    Stored::spliced(out, u32::try_from(splice).unwrap_or(0))
 }
 
 fn member(out: &mut Vec<u8>, first: &mut bool, name: &str, value: &Value) {
@@ -86,6 +86,19 @@ pub(crate) fn to_stored(def: &ResourceDef, obj: &Value) -> Stored {
         return encode(&stored);
     }
     encode(obj)
+}
+
+/// An object that one resource serves as another resource of the same objects serves it.
+pub(crate) async fn convert(
+    from: &ResourceDef,
+    to: &ResourceDef,
+    obj: &Value,
+) -> Result<Value, coracle_api::Status> {
+    let mut obj = obj.clone();
+    from.strategy.to_storage(&mut obj);
+    to.strategy.from_storage(&mut obj);
+    coracle_api::meta::set_gvk(&mut obj, &to.gvk());
+    Ok(obj)
 }
 
 /// Compact JSON.

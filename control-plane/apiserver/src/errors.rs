@@ -13,6 +13,7 @@ pub(crate) fn store(error: Error, gr: &GroupResource) -> Status {
         Error::NotLeader { .. } | Error::Unavailable(_) | Error::Stopped(_) => {
             Status::service_unavailable(format!("{gr}: {error}"))
         }
+        Error::Seal(why) => Status::internal(format!("unable to transform: {why}")),
         other => {
             tracing::error!(resource = %gr, error = %other, "store");
             Status::internal(other)

@@ -19,7 +19,7 @@ use crate::dispatch::dispatch;
 use crate::filters::impersonation;
 use crate::path::{self, ResourcePath};
 use crate::query::{Query, WriteOptions};
-use crate::request::{RequestContext, UserInfo, Warnings};
+use crate::request::{Annotations, RequestContext, UserInfo, Warnings};
 use crate::state::{Served, Shared};
 use crate::{filters, respond};
 
@@ -257,5 +257,6 @@ fn context(
         field_manager: options.field_manager.unwrap_or(agent),
         now: Timestamp::now(),
         warnings: Warnings::default(),
+        annotations: Annotations::default(),
     }
 }

@@ -77,6 +77,41 @@ impl Warnings {
     }
 }
 
+/// What plugins have to say of a call in the audit log: annotations by key, such as
+/// `pod-security.kubernetes.io/enforce-policy`. Clones share one map; without an audit log nothing is kept.
+#[derive(Clone, Debug, Default)]
+pub struct Annotations(Option<Arc<Mutex<BTreeMap<String, String>>>>);
+
+impl Annotations {
+    /// Most annotations of one call.
+    const MAX: usize = 64;
+
+    /// Annotations that are kept.
+    pub(crate) fn kept() -> Self {
+        Self(Some(Arc::default()))
+    }
+
+    /// Whether anybody reads them, so that it is worth making them.
+    pub fn are_kept(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Adds one. The first under a key stays, as in Kubernetes.
+    pub fn add(&self, key: impl Into<String>, value: impl Into<String>) {
+        let Some(all) = &self.0 else { return };
+        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() < Self::MAX {
+            all.entry(key.into()).or_insert_with(|| value.into());
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> BTreeMap<String, String> {
+        let Some(all) = &self.0 else { return BTreeMap::new() };
+        all.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// One call.
 #[derive(Clone, Debug)]
 pub struct RequestContext {
@@ -110,4 +145,6 @@ pub struct RequestContext {
     pub now: Timestamp,
     /// What the client is told beside the answer.
     pub warnings: Warnings,
+    /// What the audit log is told of it.
+    pub annotations: Annotations,
 }

@@ -143,7 +143,7 @@ async fn commit(
         def.strategy.after_delete(&target.shared.objects, &new).await;
         return Ok(Some(Written { obj: new, stored: None }));
     }
-    if new == old {
+    if new == old && !target.shared.objects.store().is_stale(kv) {
         return Ok(Some(Written { obj: old, stored: Some((kv.value.clone(), kv.mod_revision)) }));
     }
     let stored = codec::to_stored(def, &new);

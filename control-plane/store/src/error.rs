@@ -24,6 +24,9 @@ pub enum Error {
     /// The bytes given as a value are not JSON.
     #[error("value is not valid JSON: {0}")]
     Json(#[source] serde_json::Error),
+    /// A value could not be sealed, or not be opened.
+    #[error("encryption at rest: {0}")]
+    Seal(String),
     /// This member cannot serve the request; another one may.
     #[error("this member is not the leader{}", match .leader { Some(id) => format!(", member {id} is"), None => String::new() })]
     NotLeader {

@@ -32,7 +32,7 @@ impl KeyValue {
 
     /// Bytes that this version holds, roughly.
     pub(crate) fn weight(&self) -> usize {
-        self.key.len() + self.value.json.len() + 160
+        self.key.len() + self.value.weight() + 160
     }
 }
 

@@ -15,6 +15,7 @@ use crate::machine::Machine;
 use crate::metrics::Facts;
 use crate::mvcc::{Command, Effects, Window};
 use crate::raft::node::{Node, REMOVED};
+use crate::seal::{self, Seal};
 use crate::{Error, KeyValue, Member, Peering, Range, RangeResponse, Txn, TxnResponse, Watch};
 
 /// How a store is opened.
@@ -34,6 +35,8 @@ pub struct Options {
     pub log_bytes: u64,
     /// Where the bytes go; `None`: files in `data_dir`. For tests.
     pub files: Option<Arc<dyn Files>>,
+    /// Who seals values before they leave the memory of a member; `None`: they lie open.
+    pub sealer: Option<Arc<dyn Seal>>,
 }
 
 impl Options {
@@ -47,6 +50,7 @@ impl Options {
             snapshot_every: 10_000,
             log_bytes: 64 << 20,
             files: None,
+            sealer: None,
         }
     }
 
@@ -101,7 +105,7 @@ impl Store {
             })?),
         };
         let place = Place { dir: options.data_dir.clone(), files, node_id: options.node_id };
-        let machine = Arc::new(Machine::new(options.window()));
+        let machine = Arc::new(Machine::new(options.window(), options.sealer.clone()));
         let node = Node::open(place, &options, machine.clone(), peering).boxed().await?;
         let store = Self { machine, engine: Arc::new(Engine::Raft(node)) };
         store.work_in_background();
@@ -110,7 +114,7 @@ impl Store {
 
     /// A store for tests of other parts: the same behaviour, nothing on disk.
     pub fn in_memory(options: &Options) -> Self {
-        let machine = Arc::new(Machine::new(options.window()));
+        let machine = Arc::new(Machine::new(options.window(), options.sealer.clone()));
         let store = Self { machine, engine: Arc::new(Engine::Memory(Mutex::default())) };
         if tokio::runtime::Handle::try_current().is_ok() {
             store.work_in_background();
@@ -130,6 +134,8 @@ impl Store {
                     return;
                 }
                 if let Engine::Raft(node) = &*store.engine {
+                    let adrift = node.handle.is_adrift();
+                    store.machine.hub.adrift.send_if_modified(|was| std::mem::replace(was, adrift) != adrift);
                     node.upkeep().await;
                     if node.put_out().await {
                         store.machine.hub.stop(REMOVED);
@@ -208,8 +214,20 @@ impl Store {
             self.linearizable().await?;
             return Ok(self.machine.state.read().read(&txn));
         }
+        let mut txn = txn;
+        let sealer = &self.machine.sealer;
+        seal::seal(sealer, &mut txn).map_err(Error::Seal)?;
         let response = self.propose(Command::Txn { now_ms: now_ms(), txn }).await?;
-        response.ok_or_else(|| Error::Stopped("transaction was answered with nothing".into()))
+        let mut response =
+            response.ok_or_else(|| Error::Stopped("transaction was answered with nothing".into()))?;
+        seal::open_answer(sealer, &mut response).map_err(Error::Seal)?;
+        Ok(response)
+    }
+
+    /// Whether a version would be stored differently now: under another key, sealed or open.
+    pub fn is_stale(&self, kv: &KeyValue) -> bool {
+        let sealed = kv.value.sealed.as_deref();
+        self.machine.sealer.as_ref().is_some_and(|sealer| sealer.is_stale(&kv.key, sealed))
     }
 
     /// The current version of a key, from memory.
@@ -251,6 +269,12 @@ impl Store {
             Engine::Raft(node) if node.handle.is_alone() => Ok(()),
             Engine::Raft(node) => node.handle.linearizable().boxed().await,
         }
+    }
+
+    /// Whether this member has lost touch with the majority for so long that who watches here should watch elsewhere:
+    /// reads and writes fail at once then, and watches have no news. False for a store that is alone.
+    pub fn adrift(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.machine.hub.adrift.subscribe()
     }
 
     /// The members of the cluster as this one knows them; none for a store in memory.

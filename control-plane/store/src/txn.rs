@@ -152,7 +152,7 @@ impl Txn {
     /// Bytes of its keys and values.
     pub(crate) fn weight(&self) -> usize {
         let ops = self.success.iter().chain(&self.failure).map(|op| match op {
-            Op::Put { key, value, .. } => key.len() + value.json.len(),
+            Op::Put { key, value, .. } => key.len() + value.weight(),
             other => other.key().len(),
         });
         ops.sum::<usize>() + self.compares.iter().map(|c| c.key().len()).sum::<usize>()

@@ -11,12 +11,50 @@ use serde_json::value::RawValue;
 use crate::Error;
 
 /// The bytes of an object and where to insert its revision.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
 pub struct Value {
     /// JSON of the storage version, without `metadata.resourceVersion`.
     pub json: Bytes,
     /// Offset directly after the `{` of the top-level `metadata`; 0: no such object, serve as it is.
     pub splice: u32,
+    /// How the value lies on disk and goes over the wire, where it is sealed; then `json` is never written anywhere.
+    pub(crate) sealed: Option<Bytes>,
+}
+
+/// The splice of a sealed value that has not been opened; no object is so long.
+const CLOSED: u32 = u32::MAX;
+
+/// A value as it is written: sealed bytes with the splice [`CLOSED`], or the open ones.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    json: Bytes,
+    splice: u32,
+}
+
+impl From<Stored> for Value {
+    fn from(Stored { json, splice }: Stored) -> Self {
+        Self { json, splice, sealed: None }
+    }
+}
+
+impl From<Value> for Stored {
+    fn from(value: Value) -> Self {
+        match value.sealed {
+            Some(json) => Self { json, splice: CLOSED },
+            None => Self { json: value.json, splice: value.splice },
+        }
+    }
+}
+
+/// Sealed values are not shown.
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.sealed {
+            Some(_) => f.write_str("Value { sealed }"),
+            None => f.debug_struct("Value").field("json", &self.json).field("splice", &self.splice).finish(),
+        }
+    }
 }
 
 impl Value {
@@ -30,12 +68,12 @@ impl Value {
         let first = json.iter().find(|b| !b.is_ascii_whitespace());
         if first != Some(&b'{') {
             serde_json::from_slice::<IgnoredAny>(&json).map_err(Error::Json)?;
-            return Ok(Self { json, splice: 0 });
+            return Ok(Self::raw(json));
         }
         let top: Members<'_> = serde_json::from_slice(&json).map_err(Error::Json)?;
         let metadata = match top.metadata {
-            None => return Ok(Self { json, splice: 0 }),
-            Some(raw) if !raw.get().starts_with('{') => return Ok(Self { json, splice: 0 }),
+            None => return Ok(Self::raw(json)),
+            Some(raw) if !raw.get().starts_with('{') => return Ok(Self::raw(json)),
             Some(raw) => raw.get(),
         };
         if top.repeated {
@@ -48,12 +86,35 @@ impl Value {
         let offset = (metadata.as_ptr() as usize).wrapping_sub(json.as_ptr() as usize) + 1;
         let splice =
             u32::try_from(offset).map_err(|_| Error::Invalid("object is larger than 4 GiB".into()))?;
-        Ok(Self { json, splice })
+        Ok(Self::spliced(json, splice))
     }
 
     /// Bytes that are served as they are (not necessarily JSON).
     pub fn raw(bytes: impl Into<Bytes>) -> Self {
-        Self { json: bytes.into(), splice: 0 }
+        Self::spliced(bytes, 0)
+    }
+
+    /// An object's JSON whose splice is known.
+    pub fn spliced(json: impl Into<Bytes>, splice: u32) -> Self {
+        Self { json: json.into(), splice, sealed: None }
+    }
+
+    /// The splice and the bytes as they lie on disk.
+    pub(crate) fn stored(&self) -> (u32, &[u8]) {
+        match &self.sealed {
+            Some(sealed) => (CLOSED, sealed),
+            None => (self.splice, &self.json),
+        }
+    }
+
+    /// Whether it was read back and not opened.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.splice == CLOSED && self.sealed.is_none()
+    }
+
+    /// Bytes that it holds in memory.
+    pub(crate) fn weight(&self) -> usize {
+        self.json.len() + self.sealed.as_ref().map_or(0, Bytes::len)
     }
 
     /// The object with `resourceVersion` set to `revision`.
@@ -87,6 +148,7 @@ impl Value {
     fn head_and_tail(&self) -> Option<(&[u8], &[u8])> {
         match self.splice as usize {
             0 => None,
+            _ if self.is_closed() => None,
             at => self.json.split_at_checked(at),
         }
     }

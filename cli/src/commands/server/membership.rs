@@ -19,7 +19,10 @@ use crate::kubeconfig::write_secret;
 pub const SHARED_KEYS: [&str; 7] =
     ["ca.key", "ca.crt", "peers/ca.key", "peers/ca.crt", "sa.key", "admin.token", "node.token"];
 
-/// The names and contents of [`SHARED_KEYS`].
+/// The same that a cluster may lack.
+pub const SHARED_IF_THERE: [&str; 1] = [super::encryption::FILE];
+
+/// The names and contents of [`SHARED_KEYS`] and [`SHARED_IF_THERE`].
 pub type Keys = BTreeMap<String, String>;
 
 /// What a server knows of its cluster from its first start on.
@@ -116,12 +119,13 @@ fn range(flag: &str, kept: &str, asked: Option<Cidr>) -> Result<Cidr> {
 
 /// Reads the shared keys.
 pub fn read_keys(pki: &Path) -> Result<Keys> {
+    let there = SHARED_IF_THERE.iter().filter(|name| pki.join(name).exists());
     let read = |name: &&str| {
         let path = pki.join(name);
         let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         Ok(((*name).to_owned(), text))
     };
-    SHARED_KEYS.iter().map(read).collect()
+    SHARED_KEYS.iter().chain(there).map(read).collect()
 }
 
 /// Writes the shared keys of a cluster into an empty directory.
@@ -130,7 +134,8 @@ pub fn write_keys(pki: &Path, keys: &Keys) -> Result<()> {
         ensure!(keys.contains_key(name), "the keys of the cluster are not complete: {name} is missing");
     }
     // The names come from elsewhere: none but these is written.
-    for (name, text) in keys.iter().filter(|(name, _)| SHARED_KEYS.contains(&name.as_str())) {
+    let known = |name: &str| SHARED_KEYS.contains(&name) || SHARED_IF_THERE.contains(&name);
+    for (name, text) in keys.iter().filter(|(name, _)| known(name)) {
         write_secret(&pki.join(name), text)?;
     }
     Ok(())

@@ -32,8 +32,9 @@ pub(crate) fn write_value(row_key: &[u8], kv: Option<&KeyValue>, out: &mut Vec<u
             out.extend_from_slice(&kv.create_revision.to_le_bytes());
             out.extend_from_slice(&kv.version.to_le_bytes());
             out.extend_from_slice(&kv.expires_at.unwrap_or(NEVER).to_le_bytes());
-            out.extend_from_slice(&kv.value.splice.to_le_bytes());
-            out.extend_from_slice(&kv.value.json);
+            let (splice, bytes) = kv.value.stored();
+            out.extend_from_slice(&splice.to_le_bytes());
+            out.extend_from_slice(bytes);
         }
     }
     let sum = checksum(row_key, out.get(4..).unwrap_or_default());
@@ -89,7 +90,7 @@ fn read_version(key: Bytes, mod_revision: u64, rest: &[u8]) -> Option<KeyValue> 
     let expires_at = i64::from_le_bytes(*expires_at);
     Some(KeyValue {
         key,
-        value: Value { json: Bytes::copy_from_slice(json), splice: u32::from_le_bytes(*splice) },
+        value: Value::spliced(Bytes::copy_from_slice(json), u32::from_le_bytes(*splice)),
         create_revision: u64::from_le_bytes(*create_revision),
         mod_revision,
         version: u64::from_le_bytes(*version),

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{META, Place, guarded, read_meta, row, write_meta};
 use crate::mvcc::{Effects, Mvcc, Window};
 use crate::raft::{LogId, Membership};
+use crate::seal::{Sealer, open_version};
 use crate::{Error, KeyValue};
 
 const NAME: &str = "state.redb";
@@ -58,13 +59,18 @@ impl StateDb {
     }
 
     /// Reads everything back.
-    pub fn load(&self, window: Window) -> Result<(Mvcc, Applied, Effects), Error> {
-        let loaded = guarded(|| self.with(|database| self.read_all(database, window)));
+    pub fn load(&self, window: Window, sealer: &Sealer) -> Result<(Mvcc, Applied, Effects), Error> {
+        let loaded = guarded(|| self.with(|database| self.read_all(database, window, sealer)));
         let loaded = loaded.unwrap_or_else(|panic| Err(redb::Error::Corrupted(panic)));
         loaded.map_err(|error| self.place.error(NAME, error))
     }
 
-    fn read_all(&self, database: &Database, window: Window) -> Result<(Mvcc, Applied, Effects), redb::Error> {
+    fn read_all(
+        &self,
+        database: &Database,
+        window: Window,
+        sealer: &Sealer,
+    ) -> Result<(Mvcc, Applied, Effects), redb::Error> {
         let mut state = Mvcc::new(window);
         let mut effects = Effects::default();
         let Some(applied) = read_meta::<Applied>(database, "applied")? else {
@@ -76,7 +82,8 @@ impl StateDb {
         let mut found = 0;
         for entry in table.iter()? {
             let (key, value) = entry?;
-            let row = row::read(key.value(), value.value()).map_err(redb::Error::Corrupted)?;
+            let mut row = row::read(key.value(), value.value()).map_err(redb::Error::Corrupted)?;
+            open_version(sealer, &mut row.kv).map_err(redb::Error::Corrupted)?;
             state.restore(row.key, row.revision, row.kv);
             found += 1;
         }

@@ -246,7 +246,7 @@ type Opened = (Arc<Persister>, Log, Applied);
 
 fn open_files(place: &Place, window: Window, machine: &Machine) -> Result<Opened, Error> {
     let state = StateDb::open(place)?;
-    let (mvcc, applied, effects) = state.load(window)?;
+    let (mvcc, applied, effects) = state.load(window, &machine.sealer)?;
     let persister = Persister::start(state, &applied);
     let persister = Arc::new(persister.map_err(crate::disk::io_error("starting the state's thread"))?);
     let log = Log::open(place, Some(persister.clone())).and_then(|log| match fits(place, &log, &applied) {

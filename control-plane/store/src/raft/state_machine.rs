@@ -15,6 +15,7 @@ use crate::disk::snapshot::{RawRow, Reader, SnapshotData};
 use crate::disk::state::Applied;
 use crate::machine::Machine;
 use crate::mvcc::{Command, Effects, Mvcc, Window};
+use crate::seal::open_version;
 
 type Snapshot = SnapshotOf<Types, SnapshotData>;
 
@@ -126,7 +127,8 @@ impl StateMachine {
         state.resume(applied.revision, applied.compacted);
         for row in for_memory {
             let (key, value) = row.map_err(io::Error::other)?;
-            let row = row::read(&key, &value).map_err(io::Error::other)?;
+            let mut row = row::read(&key, &value).map_err(io::Error::other)?;
+            open_version(&self.machine.sealer, &mut row.kv).map_err(io::Error::other)?;
             state.restore(row.key, row.revision, row.kv);
         }
         let mut effects = Effects::default();

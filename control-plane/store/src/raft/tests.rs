@@ -34,7 +34,7 @@ fn open_with(guarded: bool) -> (TempDir, Log, StateMachine) {
     let log = Log::open(&place, guarded.then(|| persister.clone())).unwrap();
     // The tests open it again.
     place.files.close();
-    let machine = Arc::new(Machine::new(WINDOW));
+    let machine = Arc::new(Machine::new(WINDOW, None));
     (dir, log, StateMachine { machine, persister, window: WINDOW, applied })
 }
 
@@ -107,8 +107,8 @@ async fn snapshot_carries_everything_to_another_member() {
         // On disk as well.
         target.persister.stop().unwrap();
         drop(target);
-        let (state, applied, _) = StateDb::open(&place(&dir)).unwrap().load(WINDOW).unwrap();
-        let again = Machine::new(WINDOW);
+        let (state, applied, _) = StateDb::open(&place(&dir)).unwrap().load(WINDOW, &None).unwrap();
+        let again = Machine::new(WINDOW, None);
         again.replace(state);
         assert_eq!(dump(&again), shown);
         assert_eq!(applied.log_id.map(|id| id.index), Some(20));

@@ -68,7 +68,7 @@ proptest! {
             Err(Error::Json(_)) => prop_assert!(!valid),
             Err(_) => {}
         }
-        Value { json: bytes.into(), splice }.with_revision(revision);
+        Value::spliced(bytes, splice).with_revision(revision);
     }
 }
 
