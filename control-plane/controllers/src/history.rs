@@ -78,7 +78,7 @@ pub fn of<O: Resource>(caches: &Informers, owner: &O) -> Vec<Arc<ControllerRevis
 
 /// Why there is no present revision.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+enum Error {
     /// The name is another template's: count a collision and try again.
     #[error("the revision's name is taken")]
     Collision,
@@ -88,7 +88,25 @@ pub enum Error {
 }
 
 /// Makes sure that the present template has a revision, the newest; returns all, in order.
+///
+/// # Errors
+/// When the API refuses. When the revision's name is another template's: that is noted in the owner's status, and the
+/// next attempt takes another name.
 pub async fn sync<O: Resource<DynamicType = ()>>(
+    caches: &Informers,
+    writer: &Writer,
+    owner: &O,
+    pod_template: &Value,
+    collisions: i64,
+) -> anyhow::Result<Vec<Arc<ControllerRevision>>> {
+    let synced = try_sync(caches, writer, owner, pod_template, collisions).await;
+    if matches!(synced, Err(Error::Collision)) {
+        writer.status(owner, json!({ "collisionCount": collisions + 1 })).await?;
+    }
+    Ok(synced?)
+}
+
+async fn try_sync<O: Resource<DynamicType = ()>>(
     caches: &Informers,
     writer: &Writer,
     owner: &O,

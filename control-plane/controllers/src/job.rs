@@ -1,6 +1,9 @@
 //! Jobs: pods that run to completion, each counted once.
 
+mod back_off;
 mod controller;
+mod count;
+mod indexes;
 mod plan;
 mod policy;
 #[cfg(test)]

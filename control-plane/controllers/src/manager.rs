@@ -29,8 +29,8 @@ use crate::reconcile::{self, Reconciler};
 use crate::replica_set::ReplicaSetController;
 use crate::stateful_set::StatefulSetController;
 use crate::ttl_after_finished::TtlAfterFinished;
-use crate::view::{ReplicaSet, ReplicationController};
-use crate::volume::{ClaimProtection, EphemeralVolumes, VolumeBinder, VolumeProtection};
+use crate::view::{PersistentVolume, PersistentVolumeClaim, ReplicaSet, ReplicationController};
+use crate::volume::{EphemeralVolumes, Protection, VolumeBinder};
 use crate::write::Writer;
 
 /// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
@@ -138,8 +138,8 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         make!(CronJobController, "cronjob-controller"),
         make!(VolumeBinder, "persistent-volume-binder"),
         EphemeralVolumes::new(caches.clone(), writer("ephemeral-volume-controller")),
-        ClaimProtection::new(caches.clone(), writer("pvc-protection-controller")),
-        VolumeProtection::new(caches.clone(), writer("pv-protection-controller")),
+        Protection::<PersistentVolumeClaim>::new(caches.clone(), writer("pvc-protection-controller")),
+        Protection::<PersistentVolume>::new(caches.clone(), writer("pv-protection-controller")),
         TtlAfterFinished::new(caches.clone(), writer("ttl-after-finished-controller")),
         PodCollector::new(caches.clone(), writer("pod-garbage-collector"), FINISHED_PODS),
         LoadBalancers::new(caches.clone(), writer(balancer), recorder(balancer, balancer), pool),

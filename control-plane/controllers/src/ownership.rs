@@ -59,3 +59,37 @@ pub fn release<O: Resource, K: Resource>(owner: &O, object: &K) -> Value {
         "ownerReferences": rest, "uid": object.uid(), "resourceVersion": object.meta().resource_version,
     } })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::{Pod, ReplicaSet};
+
+    #[test]
+    fn orphans_are_adopted_and_strangers_released() {
+        let mut owner: ReplicaSet = serde_json::from_value(json!({ "metadata": { "uid": "rs" } })).unwrap();
+        let selector = Selector::from_label_selector(&json!({ "matchLabels": { "app": "web" } })).unwrap();
+        let pod = |app: &str, owner: Option<&str>| -> Pod {
+            let owners = owner.map(|uid| json!([{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x", "uid": uid, "controller": true }]));
+            serde_json::from_value(
+                json!({ "metadata": { "labels": { "app": app }, "ownerReferences": owners } }),
+            )
+            .unwrap()
+        };
+        let cases = [
+            (pod("web", Some("rs")), Claim::Keep),
+            (pod("web", Some("other")), Claim::Ignore),
+            (pod("debug", Some("rs")), Claim::Release),
+            (pod("web", None), Claim::Adopt),
+            (pod("debug", None), Claim::Ignore),
+        ];
+        for (pod, wanted) in &cases {
+            assert_eq!(claim(&owner, &selector, pod), *wanted, "{pod:?}");
+        }
+        owner.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
+        for pod in [pod("web", None), pod("debug", Some("rs"))] {
+            assert_eq!(claim(&owner, &selector, &pod), Claim::Ignore, "an owner that goes leaves them alone");
+        }
+    }
+}

@@ -7,7 +7,7 @@ use coracle_api::labels::Selector;
 use kube::Resource;
 use serde_json::{Value, json};
 
-use crate::cache::{Cached, Key, key};
+use crate::cache::{Cache, Cached, Key, key, key_of};
 use crate::events::Recorder;
 use crate::expectations::Expectations;
 use crate::informers::Informers;
@@ -16,12 +16,43 @@ use crate::queue::WorkQueue;
 use crate::view::{Meta, Pod};
 use crate::write::{self, Delete, Writer};
 
-/// Makes and deletes pods of the owners of one kind.
+/// A kind whose objects own pods through a selector.
+pub trait Owner: Cached {
+    /// Where its objects are.
+    fn cache(caches: &Informers) -> &Arc<Cache<Self>>;
+
+    /// Its label selector, as JSON.
+    fn selector(&self) -> &Value;
+
+    /// Whether an orphan that the selector matches could be its own.
+    fn may_adopt(&self, _orphan: &Pod) -> bool {
+        true
+    }
+}
+
+macro_rules! owners {
+    ($($kind:ident: $cache:ident),*) => {$(
+        impl Owner for crate::view::$kind {
+            fn cache(caches: &Informers) -> &Arc<Cache<Self>> {
+                &caches.$cache
+            }
+            fn selector(&self) -> &Value {
+                &self.spec.selector
+            }
+        }
+    )*};
+}
+
+owners!(ReplicaSet: replica_sets, ReplicationController: replication_controllers, DaemonSet: daemon_sets, Job: jobs);
+
+/// Makes and deletes pods of the owners of one kind, and queues an owner when it or its pods changed.
 pub struct PodControl {
     caches: Arc<Informers>,
     writer: Writer,
     events: Recorder,
-    kind: &'static str,
+    kind: String,
+    /// Keys of owners.
+    pub queue: WorkQueue,
     /// What was done and is not seen yet, by owner.
     pub expectations: Expectations,
 }
@@ -60,9 +91,37 @@ pub fn pod_of<O: Resource<DynamicType = ()>>(owner: &O, template: &Value, meta: 
 }
 
 impl PodControl {
-    /// For owners of `kind`.
-    pub fn new(caches: Arc<Informers>, writer: Writer, events: Recorder, kind: &'static str) -> Self {
-        Self { caches, writer, events, kind, expectations: Expectations::default() }
+    /// For owners of kind `O`; registers the handlers that fill the queue.
+    pub fn new<O: Owner>(caches: Arc<Informers>, writer: Writer, events: Recorder) -> Arc<Self> {
+        let kind = O::kind(&()).into_owned();
+        let (queue, expectations) = (WorkQueue::new(), Expectations::default());
+        let this = Arc::new(Self { caches: caches.clone(), writer, events, kind, queue, expectations });
+        let own = this.clone();
+        O::cache(&caches).on_change(move |old, new| {
+            if let (Some(old), None) = (old, new) {
+                own.expectations.forget(&key_of(old.as_ref()));
+            }
+            if let Some(owner) = new.or(old) {
+                own.queue.add(key_of(owner.as_ref()));
+            }
+        });
+        let own = this.clone();
+        caches.pods.on_change(move |old, new| {
+            let Some(orphan) = own.seen(old, new) else { return };
+            for owner in O::cache(&own.caches).by(&format!("namespace:{}", orphan.namespace())) {
+                let selector = Selector::from_label_selector(owner.selector());
+                let matches = selector.is_ok_and(|s| ownership::matches(&s, orphan.as_ref()));
+                if matches && owner.may_adopt(orphan) {
+                    own.queue.add(key_of(owner.as_ref()));
+                }
+            }
+        });
+        this
+    }
+
+    /// The shared caches.
+    pub fn caches(&self) -> &Arc<Informers> {
+        &self.caches
     }
 
     /// The writer of this identity.
@@ -80,13 +139,8 @@ impl PodControl {
         Some(key(pod.namespace(), &owner.name))
     }
 
-    /// A pod changed: takes note of it and wakes its owner. Returns a pod without an owner that a selector may match.
-    pub fn seen<'a>(
-        &self,
-        queue: &WorkQueue,
-        old: Option<&'a Arc<Pod>>,
-        new: Option<&'a Arc<Pod>>,
-    ) -> Option<&'a Arc<Pod>> {
+    // A pod changed: takes note of it and wakes its owner. Returns a pod without an owner that a selector may match.
+    fn seen<'a>(&self, old: Option<&'a Arc<Pod>>, new: Option<&'a Arc<Pod>>) -> Option<&'a Arc<Pod>> {
         if let Some(pod) = old
             && let Some(owner) = self.owner(pod)
         {
@@ -94,7 +148,7 @@ impl PodControl {
             if new.is_none_or(|n| n.is_terminating() || n.uid() != pod.uid()) {
                 self.expectations.deleted(&owner, pod.uid());
             }
-            queue.add(owner);
+            self.queue.add(owner);
         }
         let pod = new?;
         let Some(owner) = self.owner(pod) else {
@@ -107,7 +161,7 @@ impl PodControl {
         if pod.is_terminating() {
             self.expectations.deleted(&owner, pod.uid());
         }
-        queue.add(owner);
+        self.queue.add(owner);
         None
     }
 
@@ -137,8 +191,8 @@ impl PodControl {
         Ok(own)
     }
 
-    /// Becomes the controller of a pod.
-    pub async fn adopt<O: Resource<DynamicType = ()>>(
+    // Becomes the controller of a pod.
+    async fn adopt<O: Resource<DynamicType = ()>>(
         &self,
         owner: &O,
         name: &str,
@@ -148,8 +202,8 @@ impl PodControl {
         quiet(self.writer.strategic(&path, &ownership::adoption(owner, uid)).await.map(drop))
     }
 
-    /// Stops being the controller of a pod.
-    pub async fn release<O: Resource>(&self, owner: &O, name: &str) -> Result<(), Failure> {
+    // Stops being the controller of a pod.
+    async fn release<O: Resource>(&self, owner: &O, name: &str) -> Result<(), Failure> {
         let Some(pod) = self.caches.pods.get(&key(owner.namespace(), name)) else { return Ok(()) };
         let path = write::path::<Pod>(owner.namespace(), name);
         quiet(self.writer.merge(&path, &ownership::release(owner, pod.as_ref())).await.map(drop))

@@ -5,5 +5,4 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use crate::view::ReplicaSetStatus as Status;
 pub use controller::ReplicaSetController;

@@ -11,4 +11,4 @@ mod tests;
 pub use binder::VolumeBinder;
 pub use ephemeral::EphemeralVolumes;
 pub use plan::{fits, kept_for};
-pub use protection::{ClaimProtection, VolumeProtection};
+pub use protection::Protection;

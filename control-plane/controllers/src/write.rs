@@ -85,6 +85,20 @@ impl Writer {
         self.call(Method::PATCH, path, "application/strategic-merge-patch+json", body).await
     }
 
+    /// Writes an object's status, if it is still what was read. An object that is gone is a success.
+    pub async fn status<K: Resource<DynamicType = ()>>(&self, object: &K, status: Value) -> Result<()> {
+        let meta = object.meta();
+        let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+        let path = format!("{}/status", path::<K>(namespace.unwrap_or_default(), name.unwrap_or_default()));
+        let body = json!({
+            "metadata": { "uid": meta.uid, "resourceVersion": meta.resource_version }, "status": status,
+        });
+        match self.merge(&path, &body).await {
+            Err(error) if !is_not_found(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Deletes an object or, on a collection's path, all in it. An object that is gone already is a success.
     pub async fn delete(&self, path: &str, how: Delete<'_>) -> Result<()> {
         let mut body = json!({ "apiVersion": "v1", "kind": "DeleteOptions" });

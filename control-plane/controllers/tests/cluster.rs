@@ -1,5 +1,7 @@
 //! Controllers and scheduler on the real API server, in this process; nodes are played.
 
+#[path = "cluster/behaviours.rs"]
+mod behaviours;
 #[path = "cluster/world.rs"]
 mod world;
 

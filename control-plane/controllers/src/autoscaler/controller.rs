@@ -325,13 +325,7 @@ impl AutoscalerController {
         if *status == scaler.status {
             return Ok(());
         }
-        let path =
-            format!("{}/status", write::path::<HorizontalPodAutoscaler>(scaler.namespace(), scaler.name()));
-        let body = json!({ "metadata": { "uid": scaler.uid() }, "status": status });
-        match self.writer.merge(&path, &body).await {
-            Err(error) if !write::is_not_found(&error) => Err(error.into()),
-            _ => Ok(()),
-        }
+        Ok(self.writer.status(scaler, json!(status)).await?)
     }
 }
 

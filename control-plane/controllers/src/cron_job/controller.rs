@@ -73,18 +73,11 @@ impl CronJobController {
         if *new == cron.status {
             return Ok(());
         }
-        let path = format!("{}/status", write::path::<CronJob>(cron.namespace(), cron.name()));
         let mut status = json!(new);
         if new.active.is_empty() {
             status["active"] = Value::Null;
         }
-        let body = json!({
-            "metadata": { "uid": cron.uid(), "resourceVersion": cron.metadata.resource_version }, "status": status,
-        });
-        match self.writer.merge(&path, &body).await {
-            Err(error) if !write::is_not_found(&error) => Err(error),
-            _ => Ok(()),
-        }
+        self.writer.status(cron, status).await
     }
 }
 

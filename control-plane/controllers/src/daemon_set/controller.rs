@@ -14,81 +14,43 @@ use crate::cache::{Key, key_of};
 use crate::events::Recorder;
 use crate::history::{self, REVISION_HASH};
 use crate::informers::Informers;
-use crate::ownership::matches;
 use crate::pod_control::PodControl;
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconciler;
-use crate::view::{DaemonSet, DaemonSetStatus, Meta, Node};
-use crate::write::{self, Writer};
+use crate::view::{DaemonSet, Meta, Node};
+use crate::write::Writer;
 
 /// A pod that fails again and again is made anew this often.
 const FAILED_PAUSE: Duration = Duration::from_secs(5);
 
 /// Keeps DaemonSets.
 pub struct DaemonSetController {
-    caches: Arc<Informers>,
-    queue: WorkQueue,
-    pods: PodControl,
+    pods: Arc<PodControl>,
 }
 
 impl DaemonSetController {
     /// Registers its handlers.
     pub fn new(caches: Arc<Informers>, writer: Writer, events: Recorder) -> Arc<Self> {
-        let pods = PodControl::new(caches.clone(), writer, events, "DaemonSet");
-        let this = Arc::new(Self { caches: caches.clone(), queue: WorkQueue::new(), pods });
-        let own = this.clone();
-        caches.daemon_sets.on_change(move |old, new| {
-            if let (Some(old), None) = (old, new) {
-                own.pods.expectations.forget(&key_of(old.as_ref()));
-            }
-            if let Some(set) = new.or(old) {
-                own.queue.add(key_of(set.as_ref()));
-            }
-        });
+        let pods = PodControl::new::<DaemonSet>(caches.clone(), writer, events);
+        let this = Arc::new(Self { pods });
         let own = this.clone();
         caches.nodes.on_change(move |old, new| {
             // Heartbeats change no placement.
             if !old.zip(new).is_some_and(|(old, new)| same_place(old, new)) {
-                own.caches.daemon_sets.all().iter().for_each(|set| own.queue.add(key_of(set.as_ref())));
-            }
-        });
-        let own = this.clone();
-        caches.pods.on_change(move |old, new| {
-            let Some(orphan) = own.pods.seen(&own.queue, old, new) else { return };
-            for set in own.caches.daemon_sets.by(&format!("namespace:{}", orphan.namespace())) {
-                let selector = Selector::from_label_selector(&set.spec.selector);
-                if selector.is_ok_and(|s| matches(&s, orphan.as_ref())) {
-                    own.queue.add(key_of(set.as_ref()));
-                }
+                own.pods
+                    .caches()
+                    .daemon_sets
+                    .all()
+                    .iter()
+                    .for_each(|set| own.pods.queue.add(key_of(set.as_ref())));
             }
         });
         this
     }
 
-    async fn write_status(&self, set: &DaemonSet, new: &DaemonSetStatus) -> write::Result<()> {
-        if *new == set.status {
-            return Ok(());
-        }
-        let path = format!("{}/status", write::path::<DaemonSet>(set.namespace(), set.name()));
-        let body = json!({
-            "metadata": { "uid": set.uid(), "resourceVersion": set.metadata.resource_version }, "status": new,
-        });
-        match self.pods.writer().merge(&path, &body).await {
-            Err(error) if !write::is_not_found(&error) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
     async fn revisions(&self, set: &DaemonSet) -> anyhow::Result<Vec<Arc<crate::view::ControllerRevision>>> {
         let collisions = set.status.collision_count.unwrap_or(0);
-        match history::sync(&self.caches, self.pods.writer(), set, &set.spec.template, collisions).await {
-            Err(history::Error::Collision) => {
-                let status = DaemonSetStatus { collision_count: Some(collisions + 1), ..set.status.clone() };
-                self.write_status(set, &status).await?;
-                anyhow::bail!("the name of a revision is taken");
-            }
-            other => Ok(other?),
-        }
+        history::sync(self.pods.caches(), self.pods.writer(), set, &set.spec.template, collisions).await
     }
 }
 
@@ -105,12 +67,12 @@ impl Reconciler for DaemonSetController {
     }
 
     fn queue(&self) -> &WorkQueue {
-        &self.queue
+        &self.pods.queue
     }
 
     async fn reconcile(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
         let settled = self.pods.expectations.settled(key);
-        let Some(set) = self.caches.daemon_sets.get(key) else { return Ok(None) };
+        let Some(set) = self.pods.caches().daemon_sets.get(key) else { return Ok(None) };
         let selector =
             Selector::from_label_selector(&set.spec.selector).map_err(|s| anyhow::anyhow!("{s:?}"))?;
         if selector.is_everything() {
@@ -121,7 +83,7 @@ impl Reconciler for DaemonSetController {
         let revisions = self.revisions(&set).await?;
         let hash = revisions.last().map(|r| history::hash_of(r).to_string()).unwrap_or_default();
         let pods = self.pods.claimed(set.as_ref(), &selector).await?;
-        let (nodes, now) = (self.caches.nodes.all(), Timestamp::now());
+        let (nodes, now) = (self.pods.caches().nodes.all(), Timestamp::now());
         let state = State { set: &set, nodes: &nodes, pods: &pods, hash: &hash, settled, now };
         let plan = plan(&state);
         for (node, pod) in &plan.failed {
@@ -140,7 +102,9 @@ impl Reconciler for DaemonSetController {
         } else {
             self.pods.delete(key, set.as_ref(), deleted.into_iter().collect()).await
         };
-        self.write_status(&set, &plan.status).await?;
+        if plan.status != set.status {
+            self.pods.writer().status(set.as_ref(), json!(plan.status)).await?;
+        }
         done?;
         gone?;
         let mut live: HashSet<String> = pods

@@ -10,7 +10,9 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::plan::{Plan, State, plan};
+use super::back_off::BackOff;
+use super::count::{INDEX_FAILURES, INDEX_IGNORED};
+use super::plan::{Plan, Start, State, plan};
 use super::{JOB_NAME, TRACKING};
 use crate::cache::{Key, key_of, split};
 use crate::events::Recorder;
@@ -23,32 +25,24 @@ use crate::write::{self, Delete, Writer};
 
 /// Runs Jobs.
 pub struct JobController {
-    caches: Arc<Informers>,
-    queue: WorkQueue,
-    pods: PodControl,
+    pods: Arc<PodControl>,
     /// The version of each Job that was written last: an older one from the cache is not planned on.
     written: Mutex<HashMap<Key, u64>>,
+    /// Failures of each Job, those of pods that are gone included.
+    failures: Mutex<HashMap<Key, BackOff>>,
 }
 
 impl JobController {
     /// Registers its handlers.
     pub fn new(caches: Arc<Informers>, writer: Writer, events: Recorder) -> Arc<Self> {
-        let pods = PodControl::new(caches.clone(), writer, events, "Job");
-        let queue = WorkQueue::new();
-        let this = Arc::new(Self { caches: caches.clone(), queue, pods, written: Mutex::default() });
+        let pods = PodControl::new::<Job>(caches.clone(), writer, events);
+        let this = Arc::new(Self { pods, written: Mutex::default(), failures: Mutex::default() });
         let own = this.clone();
         caches.jobs.on_change(move |old, new| {
             if let (Some(old), None) = (old, new) {
-                own.pods.expectations.forget(&key_of(old.as_ref()));
                 own.written.lock().remove(&key_of(old.as_ref()));
+                own.failures.lock().remove(&key_of(old.as_ref()));
             }
-            if let Some(job) = new.or(old) {
-                own.queue.add(key_of(job.as_ref()));
-            }
-        });
-        let own = this.clone();
-        caches.pods.on_change(move |old, new| {
-            let _orphan = own.pods.seen(&own.queue, old, new);
         });
         this
     }
@@ -70,7 +64,7 @@ impl JobController {
     // Pods of a Job that is gone are held by nobody.
     async fn clean_up(&self, key: &Key) -> write::Result<()> {
         let (namespace, name) = split(key);
-        let pods = self.caches.pods.by(&format!("namespace:{namespace}"));
+        let pods = self.pods.caches().pods.by(&format!("namespace:{namespace}"));
         let ours = pods.iter().filter(|p| match p.controller() {
             Some(owner) => owner.kind == "Job" && owner.name == name,
             None => p.label(JOB_NAME) == Some(name),
@@ -110,6 +104,8 @@ impl JobController {
                     let reason = match condition.reason.as_str() {
                         "DeadlineExceeded" => "DeadlineExceeded",
                         "PodFailurePolicy" => "PodFailurePolicy",
+                        "MaxFailedIndexesExceeded" => "MaxFailedIndexesExceeded",
+                        "FailedIndexes" => "FailedIndexes",
                         _ => "BackoffLimitExceeded",
                     };
                     events.warning(job, reason, condition.message.clone());
@@ -126,6 +122,7 @@ impl JobController {
             Err(error) if write::is_not_found(&error) => return Ok(()),
             other => other?,
         }
+        self.failures.lock().insert(key.clone(), plan.back_off);
         let namespace = job.namespace();
         self.release(namespace, &plan.counted).await?;
         self.release(namespace, &plan.dropped).await?;
@@ -135,7 +132,7 @@ impl JobController {
             self.pods.events().normal(job, "SuccessfulDelete", format!("Deleted pod: {name}"));
         }
         if !plan.created.is_empty() {
-            let bodies = plan.created.iter().map(|index| body(job, *index)).collect();
+            let bodies = plan.created.iter().map(|start| body(job, *start)).collect();
             self.pods.create(key, job, bodies).await?;
         }
         Ok(())
@@ -160,7 +157,8 @@ fn shown(status: &JobStatus) -> Value {
 }
 
 /// The pod that a Job makes; an indexed one knows its index as annotation, label, host name and variable.
-pub fn body(job: &Job, index: Option<i64>) -> Value {
+pub fn body(job: &Job, start: Start) -> Value {
+    let index = start.index;
     let prefix = index.map_or(format!("{}-", job.name()), |i| format!("{}-{i}-", job.name()));
     let mut pod = pod_of(job, &job.spec.template, json!({ "generateName": prefix }));
     let mut finalizers = pod["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
@@ -169,6 +167,12 @@ pub fn body(job: &Job, index: Option<i64>) -> Value {
     if let Some(index) = index {
         pod["metadata"]["annotations"][COMPLETION_INDEX] = index.to_string().into();
         pod["metadata"]["labels"][COMPLETION_INDEX] = index.to_string().into();
+        if job.spec.backoff_limit_per_index.is_some() {
+            pod["metadata"]["annotations"][INDEX_FAILURES] = start.failures.to_string().into();
+        }
+        if start.ignored > 0 {
+            pod["metadata"]["annotations"][INDEX_IGNORED] = start.ignored.to_string().into();
+        }
         pod["spec"]["hostname"] = format!("{}-{index}", job.name()).into();
         let path = format!("metadata.annotations['{COMPLETION_INDEX}']");
         let variable =
@@ -196,12 +200,12 @@ impl Reconciler for JobController {
     }
 
     fn queue(&self) -> &WorkQueue {
-        &self.queue
+        &self.pods.queue
     }
 
     async fn reconcile(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
         let settled = self.pods.expectations.settled(key);
-        let Some(job) = self.caches.jobs.get(key) else {
+        let Some(job) = self.pods.caches().jobs.get(key) else {
             self.clean_up(key).await?;
             return Ok(None);
         };
@@ -217,7 +221,8 @@ impl Reconciler for JobController {
         let selector =
             Selector::from_label_selector(&job.spec.selector).map_err(|s| anyhow::anyhow!("{s:?}"))?;
         let pods = self.pods.claimed(job.as_ref(), &selector).await?;
-        let plan = plan(&State { job: &job, pods: &pods, settled, now: Timestamp::now() });
+        let back_off = self.failures.lock().get(key).copied();
+        let plan = plan(&State { job: &job, pods: &pods, settled, back_off, now: Timestamp::now() });
         let again = plan.again;
         self.act(key, &job, plan).await?;
         Ok(again)

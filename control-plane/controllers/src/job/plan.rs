@@ -1,23 +1,23 @@
 //! From a Job and its pods to what must be done. Pure.
 //!
-//! A pod counts once: its uid goes into `status.uncountedTerminatedPods`, then its finalizer goes, then the uid is turned
-//! into a number. Whatever is lost in between is found again in the status or on the pod.
+//! How ended pods are counted is in [`super::count`].
 
-use std::collections::{BTreeSet, HashSet};
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::TRACKING;
-use super::policy::{Verdict, judge};
+use super::back_off::{self, BackOff};
+use super::count::{Counted, count, failures};
+use super::policy::{self, Verdict, judge};
+use super::{TRACKING, indexes};
 use crate::events::whole_second;
 use crate::pod_control::{Victim, victim};
-use crate::view::{COMPLETION_INDEX, Condition, Job, JobStatus, Meta, Pod, condition};
+use crate::view::{Condition, Job, JobStatus, Meta, Pod, condition};
 
-const FIRST_PAUSE: i64 = 10_000;
-const LONGEST_PAUSE: i64 = 600_000;
 const BURST: usize = 500;
 
 /// Everything that a plan depends on.
@@ -27,6 +27,8 @@ pub struct State<'a> {
     pub pods: &'a [Arc<Pod>],
     /// Whether the cache has seen all that was done before.
     pub settled: bool,
+    /// What is remembered of its failures; None when nothing is (a controller that has just started).
+    pub back_off: Option<BackOff>,
     pub now: Timestamp,
 }
 
@@ -41,10 +43,22 @@ pub struct Plan {
     pub dropped: Vec<Victim>,
     /// Active pods of a Job that is over.
     pub deleted: Vec<Victim>,
-    /// Pods to make, by completion index.
-    pub created: Vec<Option<i64>>,
+    /// Pods to make.
+    pub created: Vec<Start>,
+    /// What to remember once the status is written.
+    pub back_off: BackOff,
     /// Look again after this.
     pub again: Option<Duration>,
+}
+
+/// A pod to make.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Start {
+    /// Its completion index.
+    pub index: Option<i64>,
+    /// How often the index failed before: counted, and ignored by the pod failure policy.
+    pub failures: i64,
+    pub ignored: i64,
 }
 
 /// The plan.
@@ -59,15 +73,19 @@ pub fn plan(state: &State<'_>) -> Plan {
         }
         return plan;
     }
-    let failed_by_policy = count(state, &mut plan);
+    let counted = count(state, &mut plan);
+    plan.back_off = state.back_off.unwrap_or_else(|| {
+        let known = |p: &&Arc<Pod>| p.is_finished() && !counted.new.iter().any(|n| n.uid() == p.uid());
+        BackOff::default().after(&state.pods.iter().filter(known).collect::<Vec<_>>(), state.now)
+    });
+    plan.back_off = plan.back_off.after(&counted.new, state.now);
     if !job.spec.suspend && plan.status.start_time.is_none() {
         plan.status.start_time = Some(Time(whole_second(state.now)));
     }
     let active: Vec<&Arc<Pod>> = state.pods.iter().filter(|p| p.is_active()).collect();
     let terminating = state.pods.iter().filter(|p| p.is_terminating() && !p.is_finished()).count();
-    let totals = Totals::of(job, &plan.status);
     if ending(&plan.status).is_none() {
-        decide(state, &mut plan, &totals, active.len(), failed_by_policy);
+        decide(state, &mut plan, &counted, active.len());
     }
     plan.status.active = len(active.len());
     plan.status.ready = len(active.iter().filter(|p| p.is_ready()).count());
@@ -81,90 +99,16 @@ pub fn plan(state: &State<'_>) -> Plan {
         None => {
             suspended(&mut plan.status, false, state.now);
             if state.settled {
-                fill(state, &mut plan, &totals, &active, terminating);
+                fill(state, &mut plan, &counted, &active, terminating);
             }
         }
     }
     plan
 }
 
-fn len(count: usize) -> i64 {
+/// A count as the API has it.
+pub fn len(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-struct Totals {
-    succeeded: i64,
-    failed: i64,
-}
-
-impl Totals {
-    fn of(job: &Job, status: &JobStatus) -> Self {
-        let uncounted = &status.uncounted_terminated_pods;
-        let more = if job.is_indexed() { 0 } else { len(uncounted.succeeded.len()) };
-        Self { succeeded: status.succeeded + more, failed: status.failed + len(uncounted.failed.len()) }
-    }
-}
-
-// Moves ended pods through the counting. Returns why the pod failure policy fails the Job, if it does.
-fn count(state: &State<'_>, plan: &mut Plan) -> Option<String> {
-    let job = state.job;
-    let held: HashSet<&str> =
-        state.pods.iter().filter(|p| p.has_finalizer(TRACKING)).map(|p| p.uid()).collect();
-    let status = &mut plan.status;
-    let before = status.uncounted_terminated_pods.clone();
-    let settle = |uids: &mut Vec<String>| {
-        let all = uids.len();
-        uids.retain(|uid| held.contains(uid.as_str()));
-        len(all - uids.len())
-    };
-    let succeeded = settle(&mut status.uncounted_terminated_pods.succeeded);
-    if !job.is_indexed() {
-        status.succeeded += succeeded;
-    }
-    status.failed += settle(&mut status.uncounted_terminated_pods.failed);
-    let mut done = indexes(status.completed_indexes.as_deref().unwrap_or_default());
-    let completions = job.spec.completions.unwrap_or(i64::MAX);
-    let mut by_policy = None;
-    for pod in state.pods.iter().filter(|p| p.has_finalizer(TRACKING)) {
-        let uid = pod.uid().to_string();
-        if before.succeeded.contains(&uid) || before.failed.contains(&uid) {
-            plan.counted.push(victim(pod));
-        } else if pod.phase() == "Succeeded" {
-            match index(pod).filter(|i| job.is_indexed() && *i < completions) {
-                Some(index) => drop(done.insert(index)),
-                None if job.is_indexed() => {}
-                None => status.uncounted_terminated_pods.succeeded.push(uid),
-            }
-            plan.counted.push(victim(pod));
-        } else if has_failed(job, pod) {
-            match judge(job.spec.pod_failure_policy.as_ref(), pod) {
-                Verdict::Ignore => {}
-                verdict => {
-                    if let Verdict::FailJob(why) = verdict {
-                        by_policy.get_or_insert(why);
-                    }
-                    status.uncounted_terminated_pods.failed.push(uid);
-                }
-            }
-            plan.counted.push(victim(pod));
-        }
-    }
-    if job.is_indexed() {
-        status.succeeded = len(done.len());
-        status.completed_indexes = Some(ranges(&done));
-    }
-    by_policy
-}
-
-fn has_failed(job: &Job, pod: &Pod) -> bool {
-    let only_failed =
-        job.spec.pod_replacement_policy.as_deref() == Some("Failed") || job.spec.pod_failure_policy.is_some();
-    pod.phase() == "Failed" || (!only_failed && pod.is_terminating() && pod.phase() != "Succeeded")
-}
-
-/// The completion index of a pod.
-pub fn index(pod: &Pod) -> Option<i64> {
-    pod.annotation(COMPLETION_INDEX)?.parse().ok().filter(|i| *i >= 0)
 }
 
 fn ending(status: &JobStatus) -> Option<&Condition> {
@@ -173,37 +117,17 @@ fn ending(status: &JobStatus) -> Option<&Condition> {
 }
 
 // Whether the Job is over, and how.
-fn decide(
-    state: &State<'_>,
-    plan: &mut Plan,
-    totals: &Totals,
-    active: usize,
-    failed_by_policy: Option<String>,
-) {
+fn decide(state: &State<'_>, plan: &mut Plan, counted: &Counted<'_>, active: usize) {
     let (job, now) = (state.job, state.now);
-    let limit = job.spec.backoff_limit.unwrap_or(6);
-    let left =
-        plan.status.start_time.as_ref().zip(job.spec.active_deadline_seconds).map(|(start, seconds)| {
-            start.0.as_millisecond() + seconds.saturating_mul(1000) - now.as_millisecond()
-        });
-    let failure = if let Some(why) = failed_by_policy {
-        Some(("PodFailurePolicy", why))
-    } else if totals.failed > limit || restarts(state.pods) > limit {
-        Some(("BackoffLimitExceeded", "Job has reached the specified backoff limit".to_string()))
-    } else if left.is_some_and(|l| l <= 0) && !job.spec.suspend {
-        Some(("DeadlineExceeded", "Job was active longer than specified deadline".to_string()))
-    } else {
-        None
-    };
-    if let Some((reason, message)) = failure {
+    if let Some((reason, message)) = failure(state, plan, counted) {
         return set(&mut plan.status, "FailureTarget", "True", reason, &message, now);
     }
-    if let Some(left) = left.and_then(|l| u64::try_from(l).ok()).filter(|_| !job.spec.suspend) {
-        plan.again = Some(Duration::from_millis(left));
+    if let Some(words) = policy::succeeded(job, &counted.done) {
+        return set(&mut plan.status, "SuccessCriteriaMet", "True", "SuccessPolicy", &words, now);
     }
     let enough = match job.spec.completions {
-        None => totals.succeeded > 0 && active == 0,
-        Some(wanted) => totals.succeeded >= wanted && active == 0,
+        None => counted.succeeded > 0 && active == 0,
+        Some(wanted) => counted.succeeded >= wanted && active == 0,
     };
     if enough && !job.spec.suspend {
         let words = "Reached expected number of succeeded pods";
@@ -211,13 +135,50 @@ fn decide(
     }
 }
 
-// Containers that were restarted in place count like failed pods.
-fn restarts(pods: &[Arc<Pod>]) -> i64 {
+// Why the Job has failed, in Kubernetes' words.
+fn failure(state: &State<'_>, plan: &mut Plan, counted: &Counted<'_>) -> Option<(&'static str, String)> {
+    let (job, spec) = (state.job, &state.job.spec);
+    if let Some(why) = &counted.by_policy {
+        return Some(("PodFailurePolicy", why.clone()));
+    }
+    let per_index = spec.backoff_limit_per_index.is_some();
+    let limit = spec.backoff_limit.unwrap_or(if per_index { i64::from(i32::MAX) } else { 6 });
+    if counted.failed > limit || restarted_too_often(state.pods, limit) {
+        return Some(("BackoffLimitExceeded", "Job has reached the specified backoff limit".into()));
+    }
+    if let (Some(start), Some(seconds), false) =
+        (&plan.status.start_time, spec.active_deadline_seconds, spec.suspend)
+    {
+        let end = start.0.as_millisecond().saturating_add(seconds.saturating_mul(1000));
+        match u64::try_from(end - state.now.as_millisecond()) {
+            Ok(left) if left > 0 => plan.again = Some(Duration::from_millis(left)),
+            _ => {
+                let words = "Job was active longer than specified deadline";
+                return Some(("DeadlineExceeded", words.into()));
+            }
+        }
+    }
+    let failed = len(counted.failed_indexes.len());
+    if job.is_indexed() && failed > 0 {
+        if spec.max_failed_indexes.is_some_and(|most| failed > most) {
+            let words = "Job has exceeded the specified maximal number of failed indexes";
+            return Some(("MaxFailedIndexesExceeded", words.into()));
+        }
+        if failed + len(counted.done.len()) >= spec.completions.unwrap_or(i64::MAX) {
+            return Some(("FailedIndexes", "Job has failed indexes".into()));
+        }
+    }
+    None
+}
+
+// Containers that were restarted in place count like failed pods, and the one that reaches the limit is one too many.
+fn restarted_too_often(pods: &[Arc<Pod>], limit: i64) -> bool {
     let running = pods.iter().filter(|p| p.spec.restart_policy.as_deref() == Some("OnFailure"));
     let running = running.filter(|p| matches!(p.phase(), "Running" | "Pending"));
     let containers =
         running.flat_map(|p| p.status.init_container_statuses.iter().chain(&p.status.container_statuses));
-    containers.map(|c| i64::from(c.restart_count)).sum()
+    let restarts: i64 = containers.map(|c| i64::from(c.restart_count)).sum();
+    restarts > 0 && restarts >= limit
 }
 
 // A Job whose end is decided: stops what runs; ends once nothing runs and everything is counted.
@@ -250,58 +211,102 @@ fn suspended(status: &mut JobStatus, is: bool, now: Timestamp) {
 }
 
 // Makes missing pods, or stops pods that are too many.
-fn fill(state: &State<'_>, plan: &mut Plan, totals: &Totals, active: &[&Arc<Pod>], terminating: usize) {
+fn fill(state: &State<'_>, plan: &mut Plan, counted: &Counted<'_>, active: &[&Arc<Pod>], terminating: usize) {
     let job = state.job;
     let parallelism = job.spec.parallelism.unwrap_or(1).max(0);
     let wanted = match job.spec.completions {
-        Some(completions) => (completions - totals.succeeded).clamp(0, parallelism),
+        Some(completions) => {
+            let over = counted.succeeded + len(counted.failed_indexes.len());
+            (completions - over).clamp(0, parallelism)
+        }
         // One success means that the others come to an end by themselves.
-        None if totals.succeeded > 0 => parallelism.min(len(active.len())),
+        None if counted.succeeded > 0 => parallelism.min(len(active.len())),
         None => parallelism,
     };
     let wanted = usize::try_from(wanted).unwrap_or(0);
-    if active.len() > wanted {
-        let mut pods: Vec<&&Arc<Pod>> = active.iter().collect();
-        pods.sort_by_key(|p| (p.node().is_some(), p.is_ready(), std::cmp::Reverse(p.created())));
-        plan.dropped = pods.iter().take(active.len() - wanted).map(|p| victim(p)).collect();
+    let (kept, superfluous) = keep(job, counted, active);
+    plan.dropped = superfluous.iter().map(|p| victim(p)).collect();
+    if kept.len() > wanted {
+        plan.dropped.extend(kept.iter().take(kept.len() - wanted).map(|p| victim(p)));
         return;
     }
-    let waits =
-        job.spec.pod_replacement_policy.as_deref() == Some("Failed") || job.spec.pod_failure_policy.is_some();
-    let there = active.len() + if waits { terminating } else { 0 };
+    let there = kept.len() + if job.waits_for_ends() { terminating } else { 0 };
     let missing = wanted.saturating_sub(there).min(BURST);
-    if missing == 0 {
+    if missing == 0 || !plan.dropped.is_empty() {
         return;
     }
-    if let Some(left) = back_off(state.pods, state.now) {
-        plan.again = Some(plan.again.map_or(left, |a| a.min(left)));
-        return;
+    let mut wait = |left: Duration| plan.again = Some(plan.again.map_or(left, |a| a.min(left)));
+    let per_index = job.spec.backoff_limit_per_index.is_some();
+    if let Some(left) = plan.back_off.left(state.now).filter(|_| !per_index) {
+        return wait(left);
     }
-    plan.created = match job.spec.completions.filter(|_| job.is_indexed()) {
-        None => vec![None; missing],
-        Some(completions) => {
-            let mut taken = indexes(plan.status.completed_indexes.as_deref().unwrap_or_default());
-            taken.extend(active.iter().filter_map(|p| index(p)));
-            (0..completions).filter(|i| !taken.contains(i)).take(missing).map(Some).collect()
-        }
+    let Some(completions) = job.spec.completions.filter(|_| job.is_indexed()) else {
+        plan.created = vec![Start::default(); missing];
+        return;
     };
+    let taken: BTreeSet<i64> = kept.iter().filter_map(|p| indexes::of(p)).collect();
+    let leaving: BTreeSet<i64> = state
+        .pods
+        .iter()
+        .filter(|p| job.waits_for_ends() && p.is_terminating() && !p.is_finished())
+        .filter_map(|p| indexes::of(p))
+        .collect();
+    let free = (0..completions).filter(|i| {
+        !taken.contains(i)
+            && !leaving.contains(i)
+            && !counted.done.contains(i)
+            && !counted.failed_indexes.contains(i)
+    });
+    for index in free {
+        if plan.created.len() >= missing {
+            break;
+        }
+        match start(job, index, counted.waiting.get(&index), state.now) {
+            Ok(start) => plan.created.push(start),
+            Err(left) => wait(left),
+        }
+    }
 }
 
-// How long to wait after the last failure: 10 s, doubling with each failure since the last success.
-fn back_off(pods: &[Arc<Pod>], now: Timestamp) -> Option<Duration> {
-    let ended = |p: &&Arc<Pod>| p.is_finished() || p.is_terminating();
-    let mut ends: Vec<(Timestamp, bool)> = pods
-        .iter()
-        .filter(ended)
-        .map(|p| (p.finished_at().or(p.created()).unwrap_or(now), p.phase() == "Succeeded"))
-        .collect();
-    ends.sort();
-    let failures = ends.iter().rev().take_while(|(_, succeeded)| !succeeded).count();
-    let (last, _) = ends.last().filter(|_| failures > 0)?;
-    let power = u32::try_from(failures - 1).unwrap_or(u32::MAX).min(10);
-    let pause = FIRST_PAUSE.saturating_mul(2_i64.saturating_pow(power)).min(LONGEST_PAUSE);
-    let left = last.as_millisecond() + pause - now.as_millisecond();
-    u64::try_from(left).ok().filter(|l| *l > 0).map(Duration::from_millis)
+// The next pod of an index, with the failures before it, or how long it has to wait.
+fn start(job: &Job, index: i64, failed: Option<&&Arc<Pod>>, now: Timestamp) -> Result<Start, Duration> {
+    let Some(pod) = failed else { return Ok(Start { index: Some(index), ..Start::default() }) };
+    let (counted, ignored) = failures(pod);
+    let ignore = judge(job.spec.pod_failure_policy.as_ref(), pod) == Verdict::Ignore;
+    let (failures, ignored) = (counted + i64::from(!ignore), ignored + i64::from(ignore));
+    let times = u32::try_from(failures + ignored).unwrap_or(u32::MAX);
+    match back_off::left(times, back_off::ended_at(pod, now), now) {
+        Some(left) => Err(left),
+        None => Ok(Start { index: Some(index), failures, ignored }),
+    }
+}
+
+// Active pods, those that may best be stopped first; and those that have no work: of an index that is done, has failed, is
+// out of range or is another pod's.
+fn keep<'a>(
+    job: &Job,
+    counted: &Counted<'_>,
+    active: &[&'a Arc<Pod>],
+) -> (Vec<&'a Arc<Pod>>, Vec<&'a Arc<Pod>>) {
+    let mut pods: Vec<&Arc<Pod>> = active.to_vec();
+    pods.sort_by_key(|p| (p.node().is_some(), p.is_ready(), Reverse(p.created())));
+    let Some(completions) = job.spec.completions.filter(|_| job.is_indexed()) else {
+        return (pods, Vec::new());
+    };
+    let mut taken = BTreeSet::new();
+    let (mut kept, mut superfluous) = (Vec::new(), Vec::new());
+    // The last ones are the best to keep.
+    for pod in pods.into_iter().rev() {
+        let index = indexes::of(pod)
+            .filter(|i| *i < completions && !counted.done.contains(i) && !counted.failed_indexes.contains(i));
+        if index.is_some_and(|i| taken.insert(i)) {
+            kept.push(pod);
+        } else {
+            superfluous.push(pod);
+        }
+    }
+    kept.reverse();
+    (kept, superfluous)
 }
 
 /// Sets a condition.
@@ -317,35 +322,4 @@ fn set(status: &mut JobStatus, type_: &str, value: &str, reason: &str, message: 
         last_probe_time: Some(now),
         ..Condition::default()
     });
-}
-
-/// Reads `1,3-5`. What cannot be read is left out.
-pub fn indexes(text: &str) -> BTreeSet<i64> {
-    let mut all = BTreeSet::new();
-    for part in text.split(',').filter(|p| !p.is_empty()) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        if let (Ok(first), Ok(last)) = (first.parse::<i64>(), last.parse::<i64>())
-            && last.saturating_sub(first) < 1_000_000
-        {
-            all.extend(first..=last);
-        }
-    }
-    all
-}
-
-/// Writes `1,3-5`.
-pub fn ranges(indexes: &BTreeSet<i64>) -> String {
-    let mut runs: Vec<(i64, i64)> = Vec::new();
-    for index in indexes {
-        match runs.last_mut() {
-            Some((_, last)) if *last + 1 == *index => *last = *index,
-            _ => runs.push((*index, *index)),
-        }
-    }
-    let words = runs.iter().map(|(first, last)| match last - first {
-        0 => first.to_string(),
-        1 => format!("{first},{last}"),
-        _ => format!("{first}-{last}"),
-    });
-    words.collect::<Vec<_>>().join(",")
 }

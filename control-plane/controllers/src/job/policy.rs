@@ -1,6 +1,9 @@
-//! What a failed pod means to its Job: the pod failure policy. Pure.
+//! What a failed pod means to its Job (pod failure policy), and when enough has succeeded (success policy). Pure.
 
-use crate::view::{ContainerStatus, Meta, OnExitCodes, Pod, PodFailurePolicy, condition};
+use std::collections::BTreeSet;
+
+use super::indexes;
+use crate::view::{ContainerStatus, Job, Meta, OnExitCodes, Pod, PodFailurePolicy, condition};
 
 /// What a failed pod does to its Job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +12,8 @@ pub enum Verdict {
     Count,
     /// It is replaced and not counted.
     Ignore,
+    /// Its index has failed.
+    FailIndex,
     /// The Job has failed, with this message.
     FailJob(String),
 }
@@ -20,6 +25,7 @@ pub fn judge(policy: Option<&PodFailurePolicy>, pod: &Pod) -> Verdict {
         return match rule.action.as_str() {
             "FailJob" => Verdict::FailJob(format!("{what} matching FailJob rule at index {index}")),
             "Ignore" => Verdict::Ignore,
+            "FailIndex" => Verdict::FailIndex,
             _ => Verdict::Count,
         };
     }
@@ -49,4 +55,20 @@ fn matched(
 
 fn exit_code(status: &ContainerStatus) -> Option<i32> {
     Some(status.state.terminated.as_ref()?.exit_code)
+}
+
+/// Which rule of the success policy the indexes that are done fulfil, in Kubernetes' words; the first that holds counts.
+pub fn succeeded(job: &Job, done: &BTreeSet<i64>) -> Option<String> {
+    let policy = job.spec.success_policy.as_ref().filter(|_| job.is_indexed())?;
+    let end = job.spec.completions.unwrap_or(i64::MAX);
+    let holds = policy.rules.iter().position(|rule| {
+        let wanted = rule.succeeded_indexes.as_deref().map(|text| indexes::read(text, end));
+        let count = match &wanted {
+            Some(wanted) => wanted.intersection(done).count(),
+            None => done.len(),
+        };
+        let enough = rule.succeeded_count.and_then(|n| usize::try_from(n).ok());
+        enough.or(wanted.map(|w| w.len())).is_some_and(|enough| count >= enough)
+    })?;
+    Some(format!("Matched rules at index {holds}"))
 }

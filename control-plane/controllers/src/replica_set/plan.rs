@@ -1,15 +1,14 @@
-//! From a ReplicaSet and the pods it could own to what must be done. Pure.
+//! From a ReplicaSet and its pods to what must be done. Pure.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_api::labels::Selector;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::ownership::{Claim, claim};
+use crate::pod_control::{Victim, victim};
 use crate::view::{Condition, Meta, Pod, ReplicaSet, ReplicaSetStatus, condition};
 
 /// The most pods that are created or deleted in one go.
@@ -17,23 +16,19 @@ pub const BURST: usize = 500;
 
 /// What to do.
 #[derive(Debug, PartialEq)]
-pub enum Action {
-    /// Become the controller of this pod.
-    Adopt { name: String, uid: String },
-    /// Stop being the controller of this pod.
-    Release { name: String },
+pub enum Step {
+    Nothing,
     /// Create so many pods.
     Create(usize),
-    /// Delete these pods: name and uid.
-    Delete(Vec<(String, String)>),
+    /// Delete these pods.
+    Delete(Vec<Victim>),
 }
 
 /// Everything that a plan depends on.
 pub struct State<'a> {
     pub rs: &'a ReplicaSet,
-    pub selector: &'a Selector,
-    /// Pods that it owns, and orphans of its namespace.
-    pub pods: &'a [Arc<Pod>],
+    /// Pods that it owns.
+    pub own: &'a [Arc<Pod>],
     /// Pods of the other ReplicaSets of the same owner, to spread deletions over nodes.
     pub related: &'a [Arc<Pod>],
     /// Whether the cache has seen all that was done before.
@@ -41,45 +36,24 @@ pub struct State<'a> {
     pub now: Timestamp,
 }
 
-/// The actions, in order, and the pods that count as its own (adopted ones included).
-pub fn plan(state: &State<'_>) -> (Vec<Action>, Vec<Arc<Pod>>) {
-    let mut actions = Vec::new();
-    let mut own = Vec::new();
-    for pod in state.pods {
-        if pod.is_finished() && pod.controller().is_none() {
-            continue;
-        }
-        match claim(state.rs, state.selector, pod.as_ref()) {
-            Claim::Keep => own.push(pod.clone()),
-            Claim::Adopt => {
-                actions.push(Action::Adopt { name: pod.name().into(), uid: pod.uid().into() });
-                own.push(pod.clone());
-            }
-            Claim::Release => actions.push(Action::Release { name: pod.name().into() }),
-            Claim::Ignore => {}
+/// What brings the number of pods nearer to what is wanted.
+pub fn plan(state: &State<'_>) -> Step {
+    if !state.settled || state.rs.is_terminating() {
+        return Step::Nothing;
+    }
+    let active: Vec<Arc<Pod>> = state.own.iter().filter(|p| p.is_active()).cloned().collect();
+    let wanted = usize::try_from(state.rs.replicas()).unwrap_or(0);
+    match active.len().cmp(&wanted) {
+        Ordering::Less => Step::Create((wanted - active.len()).min(BURST)),
+        Ordering::Equal => Step::Nothing,
+        Ordering::Greater => {
+            let count = (active.len() - wanted).min(BURST);
+            Step::Delete(victims(active, state.related, count, state.now))
         }
     }
-    if state.settled && !state.rs.is_terminating() {
-        let active: Vec<Arc<Pod>> = own.iter().filter(|p| p.is_active()).cloned().collect();
-        let wanted = usize::try_from(state.rs.replicas()).unwrap_or(0);
-        match active.len().cmp(&wanted) {
-            Ordering::Less => actions.push(Action::Create((wanted - active.len()).min(BURST))),
-            Ordering::Equal => {}
-            Ordering::Greater => {
-                let count = (active.len() - wanted).min(BURST);
-                actions.push(Action::Delete(victims(active, state.related, count, state.now)));
-            }
-        }
-    }
-    (actions, own)
 }
 
-fn victims(
-    mut pods: Vec<Arc<Pod>>,
-    related: &[Arc<Pod>],
-    count: usize,
-    now: Timestamp,
-) -> Vec<(String, String)> {
+fn victims(mut pods: Vec<Arc<Pod>>, related: &[Arc<Pod>], count: usize, now: Timestamp) -> Vec<Victim> {
     if count < pods.len() {
         let mut on_node: HashMap<&str, usize> = HashMap::new();
         for pod in related.iter().filter(|p| p.is_active()) {
@@ -87,7 +61,7 @@ fn victims(
         }
         pods.sort_by(|a, b| deletion_order(a, b, &on_node, now));
     }
-    pods.iter().take(count).map(|p| (p.name().to_string(), p.uid().to_string())).collect()
+    pods.iter().take(count).map(|p| victim(p)).collect()
 }
 
 /// Kubernetes' ranking: what comes first is deleted first. Unassigned before assigned, pending before running, not ready

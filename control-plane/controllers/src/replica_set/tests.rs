@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use coracle_api::labels::Selector;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::plan::{Action, State, plan, status};
+use super::plan::{State, Step, plan, status};
 use crate::view::{Pod, ReplicaSet};
 
 const NOW: i64 = 1_700_000_000;
@@ -39,22 +38,13 @@ fn pod(name: &str, change: Value) -> Arc<Pod> {
     Arc::new(serde_json::from_value(pod).unwrap())
 }
 
-fn run(rs: &ReplicaSet, pods: &[Arc<Pod>], settled: bool) -> Vec<Action> {
-    let selector = Selector::from_label_selector(&rs.spec.selector).unwrap();
-    plan(&State {
-        rs,
-        selector: &selector,
-        pods,
-        related: pods,
-        settled,
-        now: Timestamp::from_second(NOW).unwrap(),
-    })
-    .0
+fn run(rs: &ReplicaSet, pods: &[Arc<Pod>], settled: bool) -> Step {
+    plan(&State { rs, own: pods, related: pods, settled, now: Timestamp::from_second(NOW).unwrap() })
 }
 
-fn deleted(actions: Vec<Action>) -> Vec<String> {
-    match actions.into_iter().next() {
-        Some(Action::Delete(pods)) => pods.into_iter().map(|(name, _)| name).collect(),
+fn deleted(step: Step) -> Vec<String> {
+    match step {
+        Step::Delete(pods) => pods.into_iter().map(|(name, _)| name).collect(),
         other => panic!("{other:?}"),
     }
 }
@@ -62,38 +52,20 @@ fn deleted(actions: Vec<Action>) -> Vec<String> {
 #[test]
 fn counts() {
     let pods = [pod("a", json!({})), pod("b", json!({}))];
-    assert_eq!(run(&rs(2), &pods, true), []);
-    assert_eq!(run(&rs(5), &pods, true), [Action::Create(3)]);
-    assert_eq!(run(&rs(5), &pods, false), [], "waits for the cache");
-    assert_eq!(run(&rs(2000), &pods, true), [Action::Create(500)]);
+    assert_eq!(run(&rs(2), &pods, true), Step::Nothing);
+    assert_eq!(run(&rs(5), &pods, true), Step::Create(3));
+    assert_eq!(run(&rs(5), &pods, false), Step::Nothing, "waits for the cache");
+    assert_eq!(run(&rs(2000), &pods, true), Step::Create(500));
     assert_eq!(deleted(run(&rs(0), &pods, true)).len(), 2);
     let finished = [
         pod("a", json!({ "status": { "phase": "Failed" } })),
         pod("b", json!({ "metadata": { "deletionTimestamp": at(1) } })),
     ];
-    assert_eq!(run(&rs(1), &finished, true), [Action::Create(1)]);
+    assert_eq!(run(&rs(1), &finished, true), Step::Create(1));
     let mut gone = rs(3);
     gone.metadata.deletion_timestamp =
         Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
-    assert_eq!(run(&gone, &pods, true), []);
-}
-
-#[test]
-fn claims() {
-    let orphan = pod("orphan", json!({ "metadata": { "ownerReferences": null } }));
-    let other = pod(
-        "other",
-        json!({ "metadata": { "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x", "uid": "x", "controller": true }] } }),
-    );
-    let relabelled = pod("relabelled", json!({ "metadata": { "labels": { "app": "debug" } } }));
-    assert_eq!(
-        run(&rs(2), &[orphan, other, relabelled], true),
-        [
-            Action::Adopt { name: "orphan".into(), uid: "orphan".into() },
-            Action::Release { name: "relabelled".into() },
-            Action::Create(1),
-        ]
-    );
+    assert_eq!(run(&gone, &pods, true), Step::Nothing);
 }
 
 #[test]

@@ -12,46 +12,39 @@ use serde_json::{Value, json};
 
 use super::identity::{claims, ordinal, pod, pod_name};
 use super::plan::{Action, State, plan};
-use crate::cache::{Key, key, key_of};
+use crate::cache::{Cache, Key, key};
 use crate::events::Recorder;
 use crate::history::{self, REVISION_HASH};
 use crate::informers::Informers;
-use crate::ownership::matches;
-use crate::pod_control::PodControl;
+use crate::pod_control::{Owner, PodControl};
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconciler;
-use crate::view::{Meta, PersistentVolumeClaim, Pod, StatefulSet, StatefulSetStatus};
+use crate::view::{Meta, PersistentVolumeClaim, Pod, StatefulSet};
 use crate::write::{self, Delete, Writer};
+
+impl Owner for StatefulSet {
+    fn cache(caches: &Informers) -> &Arc<Cache<Self>> {
+        &caches.stateful_sets
+    }
+
+    fn selector(&self) -> &Value {
+        &self.spec.selector
+    }
+
+    fn may_adopt(&self, orphan: &Pod) -> bool {
+        ordinal(self, orphan).is_some()
+    }
+}
 
 /// Keeps StatefulSets.
 pub struct StatefulSetController {
-    caches: Arc<Informers>,
-    queue: WorkQueue,
-    pods: PodControl,
+    pods: Arc<PodControl>,
 }
 
 impl StatefulSetController {
     /// Registers its handlers.
     pub fn new(caches: Arc<Informers>, writer: Writer, events: Recorder) -> Arc<Self> {
-        let pods = PodControl::new(caches.clone(), writer, events, "StatefulSet");
-        let this = Arc::new(Self { caches: caches.clone(), queue: WorkQueue::new(), pods });
-        let own = this.clone();
-        caches.stateful_sets.on_change(move |old, new| {
-            if let Some(set) = new.or(old) {
-                own.queue.add(key_of(set.as_ref()));
-            }
-        });
-        let own = this.clone();
-        caches.pods.on_change(move |old, new| {
-            let Some(orphan) = own.pods.seen(&own.queue, old, new) else { return };
-            for set in own.caches.stateful_sets.by(&format!("namespace:{}", orphan.namespace())) {
-                let selector = Selector::from_label_selector(&set.spec.selector);
-                if ordinal(&set, orphan).is_some() && selector.is_ok_and(|s| matches(&s, orphan.as_ref())) {
-                    own.queue.add(key_of(set.as_ref()));
-                }
-            }
-        });
-        this
+        Arc::new(Self { pods: PodControl::new::<StatefulSet>(caches, writer, events) })
     }
 
     fn writer(&self) -> &Writer {
@@ -79,7 +72,7 @@ impl StatefulSetController {
     async fn make_claims(&self, set: &StatefulSet, ordinal: i64) -> anyhow::Result<()> {
         for (_, claim) in claims(set, ordinal) {
             let name = claim["metadata"]["name"].as_str().unwrap_or_default().to_string();
-            if self.caches.claims.get(&key(set.namespace(), &name)).is_some() {
+            if self.pods.caches().claims.get(&key(set.namespace(), &name)).is_some() {
                 continue;
             }
             let path = write::path::<PersistentVolumeClaim>(set.namespace(), "");
@@ -102,7 +95,7 @@ impl StatefulSetController {
 
     // The claims of a pod that is one too many go with it.
     async fn bequeath(&self, set: &StatefulSet, name: &str, uid: &str) -> anyhow::Result<()> {
-        let Some(pod) = self.caches.pods.get(&key(set.namespace(), name)) else { return Ok(()) };
+        let Some(pod) = self.pods.caches().pods.get(&key(set.namespace(), name)) else { return Ok(()) };
         let Some(ordinal) = ordinal(set, &pod) else { return Ok(()) };
         let owner = json!([{ "apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid }]);
         for (_, claim) in claims(set, ordinal) {
@@ -149,32 +142,10 @@ impl StatefulSetController {
         }
     }
 
-    async fn write_status(&self, set: &StatefulSet, new: &StatefulSetStatus) -> write::Result<()> {
-        if *new == set.status {
-            return Ok(());
-        }
-        let path = format!("{}/status", write::path::<StatefulSet>(set.namespace(), set.name()));
-        let body = json!({
-            "metadata": { "uid": set.uid(), "resourceVersion": set.metadata.resource_version }, "status": new,
-        });
-        match self.writer().merge(&path, &body).await {
-            Err(error) if !write::is_not_found(&error) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
     async fn revisions(&self, set: &StatefulSet) -> anyhow::Result<Revisions> {
         let collisions = set.status.collision_count.unwrap_or(0);
-        let all = match history::sync(&self.caches, self.writer(), set, &set.spec.template, collisions).await
-        {
-            Err(history::Error::Collision) => {
-                let status =
-                    StatefulSetStatus { collision_count: Some(collisions + 1), ..set.status.clone() };
-                self.write_status(set, &status).await?;
-                anyhow::bail!("the name of a revision is taken");
-            }
-            other => other?,
-        };
+        let template = &set.spec.template;
+        let all = history::sync(self.pods.caches(), self.writer(), set, template, collisions).await?;
         let update = all.last().context("no revision")?;
         let update = (update.name().to_string(), set.spec.template.as_ref().clone());
         let current = all.iter().find(|r| set.status.current_revision.as_deref() == Some(r.name()));
@@ -196,11 +167,11 @@ impl Reconciler for StatefulSetController {
     }
 
     fn queue(&self) -> &WorkQueue {
-        &self.queue
+        &self.pods.queue
     }
 
     async fn reconcile(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
-        let Some(set) = self.caches.stateful_sets.get(key) else { return Ok(None) };
+        let Some(set) = self.pods.caches().stateful_sets.get(key) else { return Ok(None) };
         let selector =
             Selector::from_label_selector(&set.spec.selector).map_err(|s| anyhow::anyhow!("{s:?}"))?;
         let mut pods = self.pods.claimed(set.as_ref(), &selector).await?;
@@ -217,7 +188,9 @@ impl Reconciler for StatefulSetController {
         for action in actions {
             failed = failed.and(self.act(&set, &revisions, action).await);
         }
-        self.write_status(&set, &status).await?;
+        if status != set.status {
+            self.writer().status(set.as_ref(), json!(status)).await?;
+        }
         failed?;
         let mut live: HashSet<String> =
             pods.iter().filter_map(|p| p.label(REVISION_HASH).map(String::from)).collect();

@@ -34,9 +34,27 @@ pub struct JobSpec {
     pub suspend: bool,
     pub selector: Value,
     pub template: Arc<Value>,
+    pub backoff_limit_per_index: Option<i64>,
+    pub max_failed_indexes: Option<i64>,
+    pub success_policy: Option<SuccessPolicy>,
     pub pod_failure_policy: Option<PodFailurePolicy>,
     pub pod_replacement_policy: Option<String>,
     pub managed_by: Option<String>,
+}
+
+/// When an indexed Job has done enough; the first rule that holds counts.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SuccessPolicy {
+    pub rules: Vec<SuccessRule>,
+}
+
+/// So many of these indexes, or all of them.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SuccessRule {
+    pub succeeded_indexes: Option<String>,
+    pub succeeded_count: Option<i64>,
 }
 
 /// What failed pods mean; the first rule that matches counts.
@@ -86,6 +104,7 @@ pub struct JobStatus {
     pub succeeded: i64,
     pub failed: i64,
     pub completed_indexes: Option<String>,
+    pub failed_indexes: Option<String>,
     pub uncounted_terminated_pods: Uncounted,
 }
 
@@ -108,6 +127,14 @@ impl Job {
     /// When it ended.
     pub fn finished_at(&self) -> Option<Timestamp> {
         self.finished()?.last_transition_time.as_ref().map(|t| t.0)
+    }
+
+    /// Whether a pod is replaced only when it has ended, not already while it ends.
+    pub fn waits_for_ends(&self) -> bool {
+        match self.spec.pod_replacement_policy.as_deref() {
+            Some(policy) => policy == "Failed",
+            None => self.spec.pod_failure_policy.is_some(),
+        }
     }
 
     /// Whether each pod has an index of its own.

@@ -14,7 +14,12 @@ use crate::cache::{Cached, trim_meta};
 /// Annotation that says which index of a Job a pod works on.
 pub const COMPLETION_INDEX: &str = "batch.kubernetes.io/job-completion-index";
 /// The annotations that somebody here reads.
-const KEPT: [&str; 2] = ["controller.kubernetes.io/pod-deletion-cost", COMPLETION_INDEX];
+const KEPT: [&str; 4] = [
+    "controller.kubernetes.io/pod-deletion-cost",
+    COMPLETION_INDEX,
+    "batch.kubernetes.io/job-index-failure-count",
+    "batch.kubernetes.io/job-index-ignored-failure-count",
+];
 
 /// A Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
