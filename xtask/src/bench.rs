@@ -6,13 +6,13 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::guests;
 use crate::process::{cargo, root, shown};
+use crate::{guests, kubectl, peers};
 
 #[derive(Args)]
 pub struct Options {
-    /// What to measure: `api` or `pods`; everything where nothing is named.
-    #[arg(value_parser = ["api", "pods"])]
+    /// What to measure: `api`, `http` or `pods`; everything where nothing is named.
+    #[arg(value_parser = ["api", "http", "pods"])]
     suite: Option<String>,
     /// Where to write the rows as JSON.
     #[arg(long)]
@@ -41,6 +41,11 @@ pub fn run(options: &Options) -> Result<()> {
     ensure!(bin.is_file(), "{} is no file", bin.display());
     let mut command = Command::new(built.join("coracle-bench"));
     command.env("CORACLE_BIN", bin).arg(format!("--seconds={}", options.seconds)).args(&options.suite);
+    if options.suite.as_deref().is_none_or(|suite| suite == "http") {
+        let peers = peers::install()?;
+        command.env("CORACLE_WASMTIME", peers.wasmtime).env("CORACLE_NGINX", peers.nginx);
+    }
+    command.env("CORACLE_KUBECTL", kubectl::install()?);
     if let Some(path) = &options.json {
         command.arg("--json").arg(path);
     }

@@ -6,6 +6,7 @@ mod demo;
 mod guests;
 mod kubectl;
 mod languages;
+mod peers;
 mod process;
 mod test;
 mod tidy;

@@ -22,7 +22,7 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<()> {
     let started = Instant::now();
-    prerequisites()?;
+    install_missing(&PROGRAMS)?;
     step("tidy", started);
     tidy::run(&tidy::Options::default())?;
     step("guests", started);
@@ -37,20 +37,22 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What the tests call and a bare machine may lack.
-fn prerequisites() -> Result<()> {
-    let needed = [
-        ("ip", "iproute2"),
-        ("setpriv", "util-linux"),
-        ("script", "bsdutils"),
-        ("curl", "curl"),
-        ("nft", "nftables"),
-        ("runc", "runc"),
-        ("busybox", "busybox-static"),
-        ("chromium", "chromium"),
-        ("chromedriver", "chromium-driver"),
-    ];
-    let missing: Vec<_> = needed
+/// What the tests call and a bare machine may lack: programs, and the Debian packages that have them.
+const PROGRAMS: [(&str, &str); 9] = [
+    ("ip", "iproute2"),
+    ("setpriv", "util-linux"),
+    ("script", "bsdutils"),
+    ("curl", "curl"),
+    ("nft", "nftables"),
+    ("runc", "runc"),
+    ("busybox", "busybox-static"),
+    ("chromium", "chromium"),
+    ("chromedriver", "chromium-driver"),
+];
+
+/// Installs the packages of those programs that are not there.
+pub fn install_missing(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<_> = programs
         .iter()
         .filter(|(program, _)| {
             quiet(Command::new("sh").args(["-c", &format!("command -v {program}")])).is_err()
@@ -62,7 +64,7 @@ fn prerequisites() -> Result<()> {
     }
     quiet(Command::new("apt-get").args(["-q", "update"]))?;
     quiet(Command::new("apt-get").args(["-q", "-y", "--no-install-recommends", "install"]).args(&missing))
-        .with_context(|| format!("the tests need {}", missing.join(", ")))
+        .with_context(|| format!("{} are needed", missing.join(", ")))
 }
 
 fn run_tests(options: &Options, (kubectl, python): &(PathBuf, PathBuf)) -> Result<()> {

@@ -20,6 +20,17 @@ pub struct Row {
     pub goal: Option<f64>,
 }
 
+/// The peer's side of a row.
+#[derive(Debug)]
+pub struct Beside {
+    /// The peer's figure in the same run.
+    pub peer: f64,
+    /// Its name and version.
+    pub version: String,
+    /// The ratio of ours to it that is to be reached.
+    pub goal: Option<f64>,
+}
+
 /// All rows of a run, in the order measured.
 #[derive(Debug, Default)]
 pub struct Figures(Vec<Row>);
@@ -37,6 +48,28 @@ impl Figures {
         let name = name.into();
         let (peer, peer_version, ratio, goal) = (None, None, None, None);
         self.0.push(Row { suite, name, unit, ours, peer, peer_version, ratio, goal });
+    }
+
+    /// Adds a figure with the peer's; there is a ratio where the peer's is not 0.
+    pub fn compare(
+        &mut self,
+        suite: &'static str,
+        name: impl Into<String>,
+        unit: &'static str,
+        ours: f64,
+        beside: Beside,
+    ) {
+        let ratio = Some(ours / beside.peer).filter(|ratio| ratio.is_finite());
+        self.0.push(Row {
+            suite,
+            name: name.into(),
+            unit,
+            ours: Some(ours),
+            peer: Some(beside.peer),
+            peer_version: Some(beside.version),
+            ratio,
+            goal: beside.goal,
+        });
     }
 
     pub fn table(&self) -> Table {
@@ -90,6 +123,21 @@ mod tests {
         );
         assert!(rows[1]["ours"].is_null() && rows[2]["ours"].is_null());
         assert_eq!(figures.table().lines().count(), 4);
+    }
+
+    #[test]
+    fn a_ratio_needs_a_peer_that_did_something() {
+        let mut figures = Figures::default();
+        for peer in [4.0, 0.0] {
+            figures.compare(
+                "http",
+                "rate",
+                "1/s",
+                6.0,
+                Beside { peer, version: "x 1".into(), goal: Some(2.0) },
+            );
+        }
+        assert_eq!((figures.0[0].ratio, figures.0[1].ratio), (Some(1.5), None));
     }
 
     #[test]

@@ -6,7 +6,9 @@
 mod api;
 mod connection;
 mod figures;
+mod http;
 mod load;
+mod peer;
 mod pods;
 mod process;
 mod samples;
@@ -37,6 +39,8 @@ struct Options {
 enum Suite {
     /// ConfigMaps over TLS: rates, latencies, CPU per request.
     Api,
+    /// Answers of a pod a second, beside `wasmtime serve` and nginx.
+    Http,
     /// Pods: create to Ready, a Deployment of 100, memory of every process.
     Pods,
 }
@@ -50,7 +54,7 @@ fn main() -> Result<()> {
     println!("{}", process::machine(&binary));
     let mut figures = Figures::default();
     let mut done = Ok(());
-    for suite in [Suite::Api, Suite::Pods] {
+    for suite in [Suite::Api, Suite::Http, Suite::Pods] {
         if done.is_ok() && options.suite.is_none_or(|only| only == suite) {
             done = measure(suite, &options, &runtime, &mut figures);
         }
@@ -73,6 +77,7 @@ fn measure(
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let measured = match suite {
         Suite::Api => runtime.block_on(api::run(&cluster, Duration::from_secs(options.seconds), figures)),
+        Suite::Http => http::run(&cluster, Duration::from_secs(options.seconds), figures),
         Suite::Pods => runtime.block_on(pods::run(&cluster, figures)),
     };
     let measured = measured.with_context(|| cluster.logs());

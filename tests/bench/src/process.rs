@@ -56,7 +56,7 @@ fn parse_rollup(text: &str) -> Option<Memory> {
     Some(Memory { rss: bytes("Rss:")?, pss: bytes("Pss:")? })
 }
 
-/// Every running process whose program lies directly in `folder`, sorted by name.
+/// Every running `coracle` process whose working directory is `folder`, sorted by name.
 pub fn of_cluster(folder: &Path) -> Result<Vec<Process>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").context("list /proc")? {
@@ -65,7 +65,8 @@ pub fn of_cluster(folder: &Path) -> Result<Vec<Process>> {
         // It may have ended since. The link, not the first word: a supervisor may call its children as it likes.
         let Ok(program) = std::fs::read_link(entry.path().join("exe")) else { continue };
         let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        if let Some(name) = subcommand(&program, &line, folder) {
+        let here = std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == folder);
+        if let Some(name) = subcommand(&program, &line).filter(|_| here) {
             found.push(Process { pid, name });
         }
     }
@@ -73,9 +74,9 @@ pub fn of_cluster(folder: &Path) -> Result<Vec<Process>> {
     Ok(found)
 }
 
-/// The first argument of a command line (NUL after each word) if its program lies directly in `folder`.
-fn subcommand(program: &Path, cmdline: &[u8], folder: &Path) -> Option<String> {
-    if program.parent() != Some(folder) {
+/// The first argument of a command line (NUL after each word) of `coracle`.
+fn subcommand(program: &Path, cmdline: &[u8]) -> Option<String> {
+    if program.file_name()? != "coracle" {
         return None;
     }
     let name = std::str::from_utf8(cmdline.split(|byte| *byte == 0).nth(1)?).ok()?;
@@ -123,16 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn processes_are_told_by_where_their_program_lies() {
-        let folder = Path::new("/tmp/one");
+    fn processes_are_told_by_their_program_and_subcommand() {
         for (program, line, expected) in [
-            ("/tmp/one/coracle", &b"coracle\0server\0--data-dir\0x\0"[..], Some("server")),
-            ("/tmp/one/coracle", b"coracle\0", None),
-            ("/tmp/one/deeper/coracle", b"coracle\0server\0", None),
-            ("/tmp/two/coracle", b"/tmp/one/coracle\0server\0", None),
-            ("/tmp/one/coracle", b"", None),
+            ("/one/coracle", &b"coracle\0server\0--data-dir\0x\0"[..], Some("server")),
+            ("/one/coracle", b"coracle\0", None),
+            ("/one/kubectl", b"/one/coracle\0server\0", None),
+            ("/one/coracle", b"", None),
         ] {
-            assert_eq!(subcommand(Path::new(program), line, folder).as_deref(), expected);
+            assert_eq!(subcommand(Path::new(program), line).as_deref(), expected);
         }
     }
 
