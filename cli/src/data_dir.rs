@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 /// What `sockaddr_un` holds, without its closing zero.
 const MAX_SOCKET_PATH: usize = 107;
 /// Of the sockets in a data directory, the one with the longest path.
-const LONGEST_SOCKET: &str = "/runtime/wasm-host.sock";
+const LONGEST_SOCKET: &str = "/runtime/isolated/0123456789ab/wasm-host.sock";
 
 /// A data directory.
 #[derive(Clone, Debug)]

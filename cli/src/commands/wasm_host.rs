@@ -21,6 +21,9 @@ pub struct Options {
     /// Addresses of Services.
     #[arg(long)]
     service_cidr: Option<Cidr>,
+    /// It is the host of one pod: it gives up the system calls that guests do not take, and opens no Service listeners.
+    #[arg(long)]
+    isolated: bool,
 }
 
 pub fn run(options: Options) -> Result<()> {
@@ -29,7 +32,8 @@ pub fn run(options: Options) -> Result<()> {
         pods: options.pod_cidr.unwrap_or(default.pods),
         services: options.service_cidr.unwrap_or(default.services),
     };
-    let host = HostOptions { socket: options.socket, state_dir: options.state_dir, ranges };
+    let Options { socket, state_dir, isolated, .. } = options;
+    let host = HostOptions { socket, state_dir, ranges, isolated };
     super::run_service(|shutdown| async move {
         tokio::select! {
             served = serve(host) => served,

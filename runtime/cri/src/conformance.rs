@@ -41,6 +41,8 @@ pub struct Programs {
 pub struct Target {
     /// `unix:///path`.
     pub endpoint: String,
+    /// The runtime handler of its pods; empty: the default one.
+    pub handler: String,
     pub programs: Programs,
     /// A folder for logs and volumes, the runtime's user can write there.
     pub scratch: PathBuf,

@@ -52,7 +52,7 @@ impl Service {
                 Status::internal(format!("creating the log directory {}: {e}", dir.display()))
             })?;
         }
-        let host = self.host.client().await?;
+        let host = self.host_of(&sandbox.id)?.client().await?;
         let made = host.create_container(wanted).await.map_err(refused)?;
 
         config.envs.clear();
@@ -160,7 +160,7 @@ impl Service {
         if record.linux {
             return self.start_linux(&record).await;
         }
-        let host = self.host.client().await?;
+        let host = self.host_of(&record.sandbox_id)?.client().await?;
         match host.start_container(&record.id).await {
             // How it ended, if it has already, follows as an event with both times; it may also be in this answer.
             Ok(status) => self.observe(&record.id, status.state).await,
@@ -191,7 +191,7 @@ impl Service {
         if record.linux {
             return self.stop_linux(&record, grace).await;
         }
-        let host = self.host.client().await?;
+        let host = self.host_of(&record.sandbox_id)?.client().await?;
         self.stop_on_host(&host, &record, grace).await
     }
 
@@ -202,8 +202,8 @@ impl Service {
             let engine = self.linux.engine()?;
             self.stop_linux(&record, Duration::ZERO).await?;
             engine.remove(&record.id).await.map_err(|e| Status::internal(format!("{e:#}")))?;
-        } else {
-            let host = self.host.client().await?;
+        } else if let Ok(host) = self.host_of(&record.sandbox_id) {
+            let host = host.client().await?;
             self.stop_on_host(&host, &record, Duration::ZERO).await?;
             host.remove_container(&record.id).await.map_err(refused)?;
         }
@@ -246,7 +246,7 @@ impl Service {
             let reopened = self.linux.engine()?.reopen_log(&record.id).await;
             return reopened.map_err(|e| Status::internal(format!("{e:#}")));
         }
-        self.host.client().await?.reopen_log(&record.id).await.map_err(refused)
+        self.host_of(&record.sandbox_id)?.client().await?.reopen_log(&record.id).await.map_err(refused)
     }
 
     /// Changes limits. Those of a running wasm container are fixed: only what they are already can be asked for.

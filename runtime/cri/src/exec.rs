@@ -68,7 +68,8 @@ impl Service {
         near: Near,
     ) -> Ended {
         if !record.linux {
-            let host = self.host.socket().ok_or("the wasm host does not answer")?;
+            let host = self.host_of(&record.sandbox_id).map_err(|s| s.message().to_owned())?;
+            let host = host.socket().ok_or("the wasm host does not answer")?;
             let ended = coracle_wasm::client::exec(&host, &record.id, command, tty, near).await;
             return ended.map_err(|e| e.to_string());
         }

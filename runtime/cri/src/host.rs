@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -54,6 +55,8 @@ pub struct Host {
     attached: watch::Sender<bool>,
     /// Where it listens; known once one was attached.
     path: Arc<std::sync::OnceLock<PathBuf>>,
+    /// The process that was attached last; 0: none yet.
+    pid: Arc<AtomicU32>,
 }
 
 /// Where the host is and how it is started.
@@ -62,12 +65,19 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// What `--socket S --state-dir D` is appended to.
     pub command: Vec<OsString>,
+    /// The control group that a new host is put into; none: the one of this process.
+    pub group: Option<crate::isolated::Group>,
 }
 
 impl Host {
     /// A way to a host that is not there yet.
     pub fn new() -> Self {
-        Self { slot: Arc::default(), attached: watch::Sender::new(false), path: Arc::default() }
+        Self {
+            slot: Arc::default(),
+            attached: watch::Sender::new(false),
+            path: Arc::default(),
+            pid: Arc::default(),
+        }
     }
 
     /// Whether a host is attached now.
@@ -78,6 +88,15 @@ impl Host {
     /// The socket of the host that is attached, for a connection of one's own.
     pub fn socket(&self) -> Option<PathBuf> {
         self.path.get().filter(|_| self.is_attached()).cloned()
+    }
+
+    /// Kills the process that was attached last, unless it has ended already. Nothing in it is stopped in order.
+    pub fn kill(&self, state_dir: &Path) {
+        let pid = nix::unistd::Pid::from_raw(self.pid.load(Ordering::Relaxed).cast_signed());
+        // Who holds the life line is the process that was attached, as long as nobody starts another one.
+        if pid.as_raw() > 0 && lives(state_dir) {
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
     }
 
     /// The host's client; waits a while for one.
@@ -107,7 +126,8 @@ impl Host {
         let _ = self.path.set(socket(&settings.state_dir));
         loop {
             let attach = async {
-                let (client, mut events) = connect_or_spawn(&settings).await?;
+                let (client, mut events, pid) = connect_or_spawn(&settings).await?;
+                self.pid.store(pid, Ordering::Relaxed);
                 let mut slot = self.slot.write().await;
                 listener.attached(&client).await?;
                 *slot = Some(client.clone());
@@ -146,7 +166,7 @@ impl Default for Host {
     }
 }
 
-async fn connect_or_spawn(settings: &Settings) -> anyhow::Result<(HostClient, Events)> {
+async fn connect_or_spawn(settings: &Settings) -> anyhow::Result<(HostClient, Events, u32)> {
     let client = match HostClient::connect(&socket(&settings.state_dir)).await {
         Ok(client) if is_outdated(&client).await? => {
             tracing::info!("the wasm host that lives has another engine and runs nothing: replacing it");
@@ -162,7 +182,7 @@ async fn connect_or_spawn(settings: &Settings) -> anyhow::Result<(HostClient, Ev
     let info = client.inspect().await?;
     tracing::info!(pid = info.pid, version = info.version, "wasm host attached");
     let events = client.subscribe().await?;
-    Ok((client, events))
+    Ok((client, events, info.pid))
 }
 
 /// Whether a host of another engine can be replaced without stopping anything.
@@ -211,11 +231,14 @@ fn spawn(settings: &Settings, socket: &Path) -> anyhow::Result<()> {
     command.stdin(alive).stdout(log.try_clone()?).stderr(log).current_dir("/");
     // A trap's text goes into the guest's log: the host's own stack and paths do not belong there.
     command.env_remove("RUST_BACKTRACE").env_remove("RUST_LIB_BACKTRACE");
-    // SAFETY: between fork and exec only setsid is called, which is async-signal-safe. A session of its own keeps
-    // signals to our terminal and process group away from the host.
+    let entries = settings.group.as_ref().map(crate::isolated::Group::make).unwrap_or_default();
+    // SAFETY: between fork and exec only setsid and write are called, which are async-signal-safe. A session of its own
+    // keeps signals to our terminal and process group away from the host.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             nix::unistd::setsid().map_err(std::io::Error::from)?;
+            // Into its control groups, before it takes any memory.
+            entries.iter().try_for_each(|group| nix::unistd::write(group, b"0").map(drop))?;
             Ok(())
         });
     }
@@ -257,8 +280,20 @@ fn life_line(state_dir: &Path) -> std::io::Result<File> {
 }
 
 /// Whether a host lives; it may not listen yet.
-fn lives(state_dir: &Path) -> bool {
+pub fn lives(state_dir: &Path) -> bool {
     life_line(state_dir).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// Waits until the host of this state folder has ended; false: it has not within 5 s.
+pub async fn ended(state_dir: &Path) -> bool {
+    let end = tokio::time::Instant::now() + Duration::from_secs(5);
+    while lives(state_dir) {
+        if tokio::time::Instant::now() > end {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
 }
 
 /// Stops every container within `grace` and then the host of this state folder. Fine when none lives.

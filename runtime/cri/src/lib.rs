@@ -10,6 +10,7 @@ mod containers;
 mod exec;
 pub mod host;
 mod images;
+pub mod isolated;
 pub mod journal;
 pub mod linux;
 mod network;

@@ -115,6 +115,11 @@ impl Linux {
     pub fn wants_namespace(&self, config: &v1::PodSandboxConfig, handler: &str) -> Result<bool, Status> {
         let hint = config.annotations.get(annotation::LINUX_CONTAINERS).map(String::as_str);
         let asked = handler == "runc" || hint == Some("true");
+        if asked && handler == crate::isolated::HANDLER {
+            return Err(Status::failed_precondition(
+                "pods of handler wasm-isolated have wasm containers only",
+            ));
+        }
         match self {
             Self::Off if asked => Err(Status::failed_precondition(LOOPBACK)),
             Self::Off => Ok(false),

@@ -1,12 +1,15 @@
 //! Pod sandboxes: run, stop, remove, show.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cri_api::v1;
 use coracle_wasm::client::HostClient;
+use coracle_wasm::protocol::State as Life;
 use tonic::Status;
 
-use crate::record::{ContainerRecord, SandboxRecord, now_ns};
+use crate::isolated::is_isolated;
+use crate::record::{ContainerRecord, SandboxRecord, lost, now_ns};
 use crate::service::{Service, durable, new_id, refused};
 use crate::spec;
 use crate::state::Filter;
@@ -14,7 +17,7 @@ use crate::state::Filter;
 impl Service {
     /// Makes a sandbox with an address of its own; answers its id.
     pub async fn run_pod_sandbox(
-        &self,
+        self: &Arc<Self>,
         config: v1::PodSandboxConfig,
         handler: String,
     ) -> Result<String, Status> {
@@ -27,7 +30,6 @@ impl Service {
             ));
         }
         let metadata = config.metadata.clone().unwrap_or_default();
-        let host = self.host.client().await?;
         let reservation = self.state.reserve_sandbox(&metadata, !host_network)?;
         let ip = reservation.address().unwrap_or(crate::linux::NO_ADDRESS);
         let record = SandboxRecord {
@@ -41,7 +43,7 @@ impl Service {
             host_network,
         };
         let id = record.id.clone();
-        if let Err(error) = self.make(&host, &record).await {
+        if let Err(error) = self.make(&record).await {
             self.unmake(&record).await;
             return Err(error);
         }
@@ -52,7 +54,9 @@ impl Service {
         Ok(id)
     }
 
-    async fn make(&self, host: &HostClient, record: &SandboxRecord) -> Result<(), Status> {
+    async fn make(self: &Arc<Self>, record: &SandboxRecord) -> Result<(), Status> {
+        let host = if is_isolated(record) { self.start_own(record)? } else { self.host.clone() };
+        let host = host.client().await?;
         self.connect(record).await?;
         if record.host_network {
             return Ok(());
@@ -65,6 +69,9 @@ impl Service {
 
     /// Takes back what [`Service::make`] did before it failed.
     async fn unmake(&self, record: &SandboxRecord) {
+        if is_isolated(record) {
+            self.end_own(record).await;
+        }
         let undone = self.disconnect(record).await;
         if let Err(error) = undone.and(self.remove_linux_pod(record, &[]).await) {
             tracing::warn!(sandbox = record.id, "taking back a sandbox that failed: {}", error.message());
@@ -80,13 +87,14 @@ impl Service {
 
     async fn stop_record(&self, id: &str) -> Result<(), Status> {
         let Some(record) = self.state.sandbox(id).filter(|s| s.ready) else { return Ok(()) };
-        let host = self.host.client().await?;
-        let filter = Filter { sandbox_id: id, ..Filter::default() };
-        let containers = self.state.containers(&filter);
-        let stops = containers.iter().map(|c| self.stop_on_host(&host, c, Duration::ZERO));
-        futures::future::try_join_all(stops).await?;
-        if !record.host_network {
-            host.stop_sandbox(id).await.map_err(refused)?;
+        if is_isolated(&record) {
+            self.stop_isolated(&record).await?;
+        } else {
+            let host = self.host.client().await?;
+            self.stop_containers(&host, id).await?;
+            if !record.host_network {
+                host.stop_sandbox(id).await.map_err(refused)?;
+            }
         }
         self.disconnect(&record).await?;
         match self.state.stop_sandbox(id) {
@@ -95,14 +103,48 @@ impl Service {
         }
     }
 
+    async fn stop_containers(&self, host: &HostClient, sandbox: &str) -> Result<(), Status> {
+        let filter = Filter { sandbox_id: sandbox, ..Filter::default() };
+        let containers = self.state.containers(&filter);
+        let stops = containers.iter().map(|c| self.stop_on_host(host, c, Duration::ZERO));
+        futures::future::try_join_all(stops).await.map(drop)
+    }
+
+    /// Ends the host of one pod: what it does not tell of its containers any more is how one ends that is killed.
+    async fn stop_isolated(&self, record: &SandboxRecord) -> Result<(), Status> {
+        let host = self.host_of(&record.id)?.client().await;
+        let told = match &host {
+            Ok(host) => self.stop_containers(host, &record.id).await,
+            Err(error) => Err(error.clone()),
+        };
+        drop(host);
+        if let Err(error) = told {
+            tracing::warn!(sandbox = record.id, "stopping an isolated pod: {}", error.message());
+        }
+        self.end_own(record).await;
+        let filter = Filter { sandbox_id: &record.id, ..Filter::default() };
+        for container in self.state.containers(&filter) {
+            let ended = match container.state {
+                Life::Running { started_at_ns } => {
+                    lost(started_at_ns, 137, "the wasm host process that ran it ended")
+                }
+                Life::Created | Life::Exited { .. } => continue,
+            };
+            self.observe(&container.id, ended).await?;
+        }
+        Ok(())
+    }
+
     /// Removes a sandbox and its containers; of one that is not there: fine.
     pub async fn remove_pod_sandbox(&self, id: &str) -> Result<(), Status> {
         let Some(record) = self.state.sandbox(id) else { return Ok(()) };
         let id = record.id.as_str();
         let _turn = self.turn(id).await;
         self.stop_record(id).await?;
-        let host = self.host.client().await?;
-        host.remove_sandbox(id).await.map_err(refused)?;
+        // One with a host of its own went with it.
+        if !is_isolated(&record) {
+            self.host.client().await?.remove_sandbox(id).await.map_err(refused)?;
+        }
         let filter = Filter { sandbox_id: id, ..Filter::default() };
         let containers = self.state.containers(&filter);
         self.remove_linux_pod(&record, &containers).await?;

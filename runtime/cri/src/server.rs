@@ -74,8 +74,12 @@ pub async fn serve(mut options: Options, stop: CancellationToken) -> anyhow::Res
         tokio::spawn(service.clone().follow_linux(ends));
     }
 
-    let settings =
-        host::Settings { state_dir: options.state_dir.clone(), command: options.wasm_host_command.clone() };
+    let settings = host::Settings {
+        state_dir: options.state_dir.clone(),
+        command: options.wasm_host_command.clone(),
+        group: None,
+    };
+    service.adopt_isolated(settings.clone()).await;
     let supervision = CancellationToken::new();
     let supervisor =
         tokio::spawn(service.host.clone().supervise(settings, service.clone(), supervision.clone()));
@@ -84,6 +88,7 @@ pub async fn serve(mut options: Options, stop: CancellationToken) -> anyhow::Res
     let result = answer_calls(listener, &service, &stop).await;
     supervision.cancel();
     let _ = supervisor.await;
+    service.isolated.let_go().await;
     let _ = std::fs::remove_file(&options.socket);
     result
 }
@@ -111,10 +116,14 @@ async fn answer_calls(
     }
 }
 
-/// Stops every container within 10 s and ends the wasm host of this state folder. Fine when none lives. The service must
+/// Stops every container within 10 s and ends the wasm hosts of this state folder. Fine when none lives. The service must
 /// have ended before, or it starts a host anew.
 pub async fn end_hosts(state_dir: &Path) -> anyhow::Result<()> {
-    host::shutdown(state_dir, HOST_GRACE).await
+    let folders = crate::isolated::folders(state_dir);
+    let isolated = folders.iter().map(|dir| host::shutdown(dir, HOST_GRACE));
+    let (shared, isolated) =
+        tokio::join!(host::shutdown(state_dir, HOST_GRACE), futures::future::join_all(isolated));
+    isolated.into_iter().fold(shared, Result::and)
 }
 
 fn open(options: &Options, linux: Linux) -> anyhow::Result<Service> {
@@ -137,7 +146,8 @@ fn open(options: &Options, linux: Linux) -> anyhow::Result<Service> {
     Ok(Service::new(state, linux, puller, compiler, journal))
 }
 
-fn make_dir(dir: &Path) -> anyhow::Result<()> {
+/// Makes a folder that only its owner may look into, and what leads there.
+pub(crate) fn make_dir(dir: &Path) -> anyhow::Result<()> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -1,5 +1,6 @@
 //! What the gRPC services share: records, the host, images, code and events.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tonic::Status;
 
 use crate::compile::Compiler;
 use crate::host::{Host, Listener};
+use crate::isolated::{Isolated, is_isolated};
 use crate::reconcile::{Action, plan};
 use crate::record::{ContainerRecord, SandboxRecord, lost, now_ns};
 use crate::state::{Filter, State};
@@ -26,7 +28,9 @@ const KILL_GRACE: Duration = Duration::from_secs(10);
 /// The state of the CRI service. Shared by everything that answers calls.
 pub struct Service {
     pub state: State,
+    /// The host of all pods that have none of their own.
     pub host: Host,
+    pub isolated: Isolated,
     pub linux: crate::linux::Linux,
     /// Set once it serves.
     pub streaming: std::sync::OnceLock<coracle_streaming::Server>,
@@ -54,6 +58,7 @@ impl Service {
         Self {
             state,
             host: Host::new(),
+            isolated: Isolated::default(),
             linux,
             streaming: std::sync::OnceLock::new(),
             images,
@@ -194,12 +199,17 @@ impl Service {
         Ok(())
     }
 
-    async fn reconcile(&self, host: &HostClient) -> anyhow::Result<()> {
+    /// Brings records and a host together: the isolated host of a sandbox, or the shared one.
+    async fn reconcile(&self, host: &HostClient, own: Option<&str>) -> anyhow::Result<()> {
         let listing = host.list().await?;
         let (mut sandboxes, mut containers) = self.state.snapshot();
         // The host knows nothing of what is not its own.
-        sandboxes.retain(|s| !s.host_network);
-        containers.retain(|c| !c.linux);
+        sandboxes.retain(|s| match own {
+            Some(id) => s.id == id,
+            None => !s.host_network && !is_isolated(s),
+        });
+        let here: HashSet<_> = sandboxes.iter().map(|s| s.id.as_str()).collect();
+        containers.retain(|c| !c.linux && here.contains(c.sandbox_id.as_str()));
         for action in plan(&sandboxes, &containers, &listing) {
             // One object that resists does not keep all others from being served.
             if let Err(error) = self.carry_out(host, action).await {
@@ -207,6 +217,31 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// What is done first with a host that answers.
+    pub async fn bring_together(&self, client: &HostClient, own: Option<&str>) -> anyhow::Result<()> {
+        self.reconcile(client, own).await?;
+        let table = self.table.borrow().clone();
+        if let Some(table) = table
+            && let Err(error) = client.set_services((*table).clone()).await
+        {
+            tracing::error!("giving the wasm host the Service table: {error}");
+        }
+        Ok(())
+    }
+
+    /// What is done when a host speaks.
+    pub async fn hear(&self, client: &HostClient, event: Event) {
+        let result = match event {
+            Event::ContainerStopped { id, state, .. } => {
+                self.observe(&id, state).await.map_err(|s| anyhow::anyhow!("{s}"))
+            }
+            Event::Lagged => self.relist(client).await,
+        };
+        if let Err(error) = result {
+            tracing::error!("following the wasm host: {error:#}");
+        }
     }
 
     /// Learns how the containers are doing; changes nothing on the host.
@@ -222,26 +257,11 @@ impl Service {
 #[async_trait]
 impl Listener for Service {
     async fn attached(&self, client: &HostClient) -> anyhow::Result<()> {
-        self.reconcile(client).await?;
-        let table = self.table.borrow().clone();
-        if let Some(table) = table
-            && let Err(error) = client.set_services((*table).clone()).await
-        {
-            tracing::error!("giving the wasm host the Service table: {error}");
-        }
-        Ok(())
+        self.bring_together(client, None).await
     }
 
     async fn event(&self, client: &HostClient, event: Event) {
-        let result = match event {
-            Event::ContainerStopped { id, state, .. } => {
-                self.observe(&id, state).await.map_err(|s| anyhow::anyhow!("{s}"))
-            }
-            Event::Lagged => self.relist(client).await,
-        };
-        if let Err(error) = result {
-            tracing::error!("following the wasm host: {error:#}");
-        }
+        self.hear(client, event).await;
     }
 }
 

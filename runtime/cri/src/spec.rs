@@ -14,7 +14,7 @@ pub const PORTS_ANNOTATION: &str = "io.kubernetes.container.ports";
 /// On a pod or container: `fresh` wants a new instance for every request, `pooled` (the default) does not.
 pub const INSTANCE_ANNOTATION: &str = "coracle.dev/http-instance";
 /// The runtime handlers that are known; the empty one is the default.
-pub const HANDLERS: [&str; 3] = ["", "wasm", "runc"];
+pub const HANDLERS: [&str; 4] = ["", "wasm", crate::isolated::HANDLER, "runc"];
 /// The largest environment, in entries.
 const MAX_ENTRIES: usize = 10_000;
 

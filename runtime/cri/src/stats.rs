@@ -57,9 +57,17 @@ fn value(value: u64) -> Option<v1::UInt64Value> {
 
 impl Service {
     async fn measure(&self, ids: &[String]) -> Result<HashMap<String, ContainerStats>, Status> {
-        let host = self.host.client().await?;
-        let stats = host.stats(ids).await.map_err(refused)?;
-        Ok(stats.into_iter().chain(self.measure_linux(ids)).map(|s| (s.id.clone(), s)).collect())
+        let shared = async {
+            let host = self.host.client().await?;
+            host.stats(ids).await.map_err(refused)
+        };
+        let (stats, isolated) = tokio::join!(shared, self.measure_isolated(ids));
+        Ok(stats?
+            .into_iter()
+            .chain(isolated)
+            .chain(self.measure_linux(ids))
+            .map(|s| (s.id.clone(), s))
+            .collect())
     }
 
     fn measure_linux(&self, ids: &[String]) -> Vec<ContainerStats> {

@@ -31,7 +31,8 @@ impl Backend for Streams {
     async fn attach(&self, container: &str, stdin: bool, near: Near) -> Ended {
         let record = self.0.running(container).map_err(|s| s.message().to_owned())?;
         if !record.linux {
-            let host = self.0.host.socket().ok_or("the wasm host does not answer")?;
+            let host = self.0.host_of(&record.sandbox_id).map_err(|s| s.message().to_owned())?;
+            let host = host.socket().ok_or("the wasm host does not answer")?;
             let ended = coracle_wasm::client::attach(&host, &record.id, stdin, near).await;
             return ended.map_err(|e| e.to_string());
         }

@@ -1,5 +1,6 @@
 //! The body of the wasm-host process: it owns the sandboxes and outlives the CRI service that made them.
 
+mod confine;
 mod registry;
 mod streams;
 
@@ -40,12 +41,16 @@ pub struct HostOptions {
     pub state_dir: PathBuf,
     /// Which addresses are pods and Services.
     pub ranges: Ranges,
+    /// The host of one pod: it gives up the system calls that guests do not take, and opens no listeners of Services, so
+    /// that nobody else's connections end with it.
+    pub isolated: bool,
 }
 
 impl HostOptions {
     /// A host with the ranges of the loopback profile.
     pub fn new(socket: impl Into<PathBuf>, state_dir: impl Into<PathBuf>) -> HostOptions {
-        HostOptions { socket: socket.into(), state_dir: state_dir.into(), ranges: Ranges::default() }
+        let (socket, state_dir) = (socket.into(), state_dir.into());
+        HostOptions { socket, state_dir, ranges: Ranges::default(), isolated: false }
     }
 }
 
@@ -62,6 +67,9 @@ pub async fn serve(options: HostOptions) -> anyhow::Result<()> {
     let shared = engine::shared().map_err(|e| anyhow::anyhow!("making a wasm engine: {e:#}"))?;
     engine::start_ticking(&shared.engine);
     crate::linker::shared().map_err(|e| anyhow::anyhow!("linking the host: {e:#}"))?;
+    if options.isolated {
+        confine::confine()?;
+    }
     let registry = Arc::new(Registry::new(&options, shared.pooling));
     registry.services.restore().await;
     let listener = listen(&options.socket)?;

@@ -52,13 +52,15 @@ pub(crate) struct Services {
     dns: Mutex<Option<dns::Server>>,
     ranges: Ranges,
     file: PathBuf,
+    /// Whether others may connect to Services here; guests of this process always may.
+    listens: bool,
     /// One table after the other.
     turn: tokio::sync::Mutex<()>,
 }
 
 impl Services {
     /// An empty table, which is kept in `file` from the next one on.
-    pub fn new(file: PathBuf, ranges: Ranges) -> Services {
+    pub fn new(file: PathBuf, ranges: Ranges, listens: bool) -> Services {
         Services {
             directory: Arc::default(),
             handlers: Arc::default(),
@@ -66,6 +68,7 @@ impl Services {
             dns: Mutex::default(),
             ranges,
             file,
+            listens,
             turn: tokio::sync::Mutex::default(),
         }
     }
@@ -84,7 +87,7 @@ impl Services {
         let _turn = self.turn.lock().await;
         self.directory.store(&table);
         let mut wanted: HashMap<(Transport, SocketAddrV4), (&str, Service)> = HashMap::new();
-        let listened = table.services.iter().filter(|_| !table.resolve_only);
+        let listened = table.services.iter().filter(|_| self.listens && !table.resolve_only);
         for service in listened {
             let address = SocketAddrV4::new(service.address, service.port);
             let entry = wanted
@@ -116,7 +119,7 @@ impl Services {
             return Vec::new();
         }
         *server = None;
-        let Some(config) = &table.dns else { return Vec::new() };
+        let Some(config) = table.dns.as_ref().filter(|_| self.listens) else { return Vec::new() };
         match dns::Server::start(config.clone(), self.directory.clone(), self.ranges) {
             Ok(started) => {
                 *server = Some(started);

@@ -9,7 +9,7 @@ use coracle_images::{Mirror, RegistryConfig};
 
 const USAGE: &str = "usage:
   coracle-runtime serve --socket S --state-dir D [--pod-cidr C] [--mirror URL]...
-  coracle-runtime wasm-host --socket S --state-dir D
+  coracle-runtime wasm-host --socket S --state-dir D [--isolated]
   coracle-runtime compile-wasm COMPONENT CODE
   coracle-runtime oci-shim FOLDER
 serve takes --cluster-cidr C for profile routed, and then --cni-conf-dir D, --cdi-spec-dir D";
@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         Some("serve") => run(serve(flags)),
         Some("wasm-host") => {
             let mut host = coracle_wasm::host::HostOptions::new(flags.socket, flags.state_dir);
+            host.isolated = flags.isolated;
             if let Some(pods) = flags.cluster_cidr.and_then(|c| c.parse().ok()) {
                 host.ranges.pods = pods;
             }
@@ -79,6 +80,7 @@ struct Flags {
     cluster_cidr: Option<String>,
     cni_conf_dir: Option<PathBuf>,
     cdi_dirs: Vec<PathBuf>,
+    isolated: bool,
 }
 
 impl Flags {
@@ -86,6 +88,10 @@ impl Flags {
         let mut flags = Self::default();
         let mut args = args.into_iter();
         while let Some(flag) = args.next() {
+            if flag == "--isolated" {
+                flags.isolated = true;
+                continue;
+            }
             let value = args.next().ok_or_else(|| format!("{flag:?} needs a value"))?;
             let text = || value.clone().into_string().map_err(|v| format!("{v:?} is not text"));
             match flag.to_str() {

@@ -42,9 +42,14 @@ impl Suite {
 
     /// Runs a sandbox of this config.
     pub async fn run(&self, config: v1::PodSandboxConfig) -> anyhow::Result<Pod<'_>> {
+        self.run_as(config, &self.target.handler).await
+    }
+
+    /// Runs a sandbox of this handler.
+    pub async fn run_as(&self, config: v1::PodSandboxConfig, handler: &str) -> anyhow::Result<Pod<'_>> {
         tokio::fs::create_dir_all(&config.log_directory).await?;
         let request =
-            v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+            v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.to_owned() };
         let id = self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
         Ok(Pod { suite: self, id, config })
     }

@@ -1,17 +1,15 @@
 //! Our runtime passes the suite that any runtime has to pass, and refuses what it cannot do.
 
-use coracle_cri::conformance;
+use coracle_cri::conformance::{self, Suite};
 use coracle_cri_api::v1;
 use tonic::Code;
 
 use crate::programs::{DEMANDING, wasm};
 use crate::service::Service;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_runtime_conforms() {
-    let service = Service::start().await;
-    let suite = service.suite().await;
-    let outcomes = conformance::run(&suite).await;
+/// Runs the suite; every check has to pass.
+pub async fn passes(suite: &Suite) {
+    let outcomes = conformance::run(suite).await;
     let mut failed = 0;
     for outcome in &outcomes {
         match &outcome.result {
@@ -23,6 +21,20 @@ async fn the_runtime_conforms() {
         }
     }
     assert_eq!(failed, 0, "of {} checks", outcomes.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runtime_conforms() {
+    let service = Service::start().await;
+    passes(&service.suite().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn isolated_pods_conform() {
+    let service = Service::start().await;
+    let mut suite = service.suite().await;
+    suite.target.handler = "wasm-isolated".into();
+    passes(&suite).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

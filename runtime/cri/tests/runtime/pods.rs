@@ -240,10 +240,21 @@ async fn no_request_fails_while_the_service_is_killed() {
         })
     });
     let load: Vec<_> = load.collect();
+    // Requests are answered before each kill, and while the service is away.
+    let more = async || {
+        let enough = done.load(Ordering::Relaxed) + CONNECTIONS * 4;
+        for _ in 0..3000 {
+            if done.load(Ordering::Relaxed) >= enough {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("requests are not answered any more");
+    };
     for _ in 0..3 {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        more().await;
         service.kill();
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        more().await;
         service.spawn().await;
     }
     kills_over.store(true, Ordering::Relaxed);

@@ -154,6 +154,7 @@ impl Service {
     pub async fn suite_of(&self, programs: Programs) -> Suite {
         conformance::connect(Target {
             endpoint: self.endpoint(),
+            handler: String::new(),
             programs,
             scratch: self.dir.path().join("scratch"),
             absent_image: "absent:v9".into(),

@@ -39,7 +39,7 @@ impl Registry {
         Registry {
             sandboxes: RwLock::default(),
             containers: RwLock::default(),
-            services: Services::new(options.state_dir.join("services"), options.ranges),
+            services: Services::new(options.state_dir.join("services"), options.ranges, !options.isolated),
             events: broadcast::channel(4096).0,
             ranges: options.ranges,
             started_at_ns: now_ns(),
