@@ -101,3 +101,13 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_flags_of_every_command_fit_together() {
+        super::Command::command().debug_assert();
+    }
+}
