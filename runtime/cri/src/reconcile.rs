@@ -150,6 +150,7 @@ mod tests {
                 fresh_instance: false,
                 stdin: false,
                 stdin_once: false,
+                capabilities: Default::default(),
             },
             kind: Kind::Command,
             state: state.clone(),

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Component, Path, PathBuf};
 
 use coracle_cri_api::v1;
-use coracle_wasm::protocol::{ContainerSpec, DnsConfig, Mount, SandboxSpec};
+use coracle_wasm::protocol::{Capabilities, ContainerSpec, DnsConfig, Mount, SandboxSpec};
 use serde::Deserialize;
 use tonic::Status;
 
@@ -13,6 +13,10 @@ use tonic::Status;
 pub const PORTS_ANNOTATION: &str = "io.kubernetes.container.ports";
 /// On a pod or container: `fresh` wants a new instance for every request, `pooled` (the default) does not.
 pub const INSTANCE_ANNOTATION: &str = "coracle.dev/http-instance";
+/// On a container: host capabilities that it is granted, joined by commas. Device plugins say so; the agent lets no pod.
+pub const CAPABILITIES_ANNOTATION: &str = "coracle.dev/capabilities";
+/// On a container: the GPUs that it has to itself, joined by commas.
+pub const DEVICES_ANNOTATION: &str = "coracle.dev/gpu-devices";
 /// The runtime handlers that are known; the empty one is the default.
 pub const HANDLERS: [&str; 4] = ["", "wasm", crate::isolated::HANDLER, "runc"];
 /// The largest environment, in entries.
@@ -126,7 +130,20 @@ pub fn container(
         fresh_instance: fresh_instance(config, sandbox)?,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
+        capabilities: capabilities(config),
     })
+}
+
+fn list<'a>(config: &'a v1::ContainerConfig, annotation: &str) -> impl Iterator<Item = &'a str> {
+    let text = config.annotations.get(annotation).map_or("", String::as_str);
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+/// What the annotations grant; capabilities that this runtime does not know are nobody's here.
+fn capabilities(config: &v1::ContainerConfig) -> Capabilities {
+    let inference = list(config, CAPABILITIES_ANNOTATION).any(|c| c == "wasi:nn");
+    let devices = || list(config, DEVICES_ANNOTATION).map(str::to_owned).collect();
+    Capabilities { inference: inference.then(devices) }
 }
 
 fn check_container(config: &v1::ContainerConfig) -> Result<(), Status> {
@@ -138,7 +155,9 @@ fn check_container(config: &v1::ContainerConfig) -> Result<(), Status> {
     if config.tty {
         return refuse("a wasm container has no terminal (tty)");
     }
-    if !config.devices.is_empty() || !config.cdi_devices.is_empty() {
+    // A GPU is a capability for a wasm container: what Linux containers get beside it is of no use.
+    let capable = list(config, CAPABILITIES_ANNOTATION).next().is_some();
+    if !config.devices.is_empty() || !(config.cdi_devices.is_empty() || capable) {
         return refuse("a wasm container cannot be given devices of the host");
     }
     let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
@@ -275,6 +294,12 @@ mod tests {
         assert_eq!((spec.cpu_millis, spec.memory_limit_bytes), (Some(500), Some(1 << 26)));
         assert_eq!(spec.log_path, Path::new("/logs/pod/app/2.log"));
         assert!(!spec.fresh_instance);
+        assert_eq!(spec.capabilities, Capabilities::default());
+        config.annotations.insert(CAPABILITIES_ANNOTATION.into(), "wasi:nn".into());
+        config.annotations.insert(DEVICES_ANNOTATION.into(), "GPU-1, GPU-2".into());
+        config.cdi_devices.push(v1::CdiDevice { name: "nvidia.com/gpu=GPU-1".into() });
+        let spec = container("c", "s", Path::new("/a.cwasm"), &config, &pod()).unwrap();
+        assert_eq!(spec.capabilities.inference, Some(vec!["GPU-1".to_owned(), "GPU-2".to_owned()]));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
-use crate::{engine, linker, protocol::Kind};
+use crate::{engine, hosts, linker, protocol::Kind};
 
 /// What was compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +128,7 @@ fn kind_of<'a>(exports: impl Iterator<Item = &'a str>) -> Option<Kind> {
 
 /// Interfaces that a host of Coracle may grant some day, and what would grant them.
 const CAPABILITIES: &[(&str, &str)] = &[
-    ("wasi:nn/", "inference (wasi:nn), granted with a GPU or its stand-in"),
+    ("wasi:nn/", hosts::nn::MISSING),
     ("wasi:webgpu/", "compute (wasi:webgpu), granted with a GPU or its stand-in"),
     ("wasi:keyvalue/", "a key-value store (wasi:keyvalue)"),
     ("wasi:config/", "configuration (wasi:config)"),

@@ -100,9 +100,12 @@ impl Container {
     pub async fn create(spec: ContainerSpec, sandbox: Arc<Sandbox>) -> Result<Container, HostError> {
         let invalid = |words: String| HostError::new(ErrorCode::Invalid, words);
         let (artifact, mounts) = (spec.artifact.clone(), spec.mounts.clone());
+        let capabilities = spec.capabilities.clone();
         let checked = tokio::task::spawn_blocking(move || {
             hosts::filesystem::validate(&mounts)?;
-            program::load(&artifact)
+            let program = program::load(&artifact)?;
+            hosts::permit(&program.imports, &capabilities)?;
+            Ok::<_, String>(program)
         });
         let program = checked
             .await
@@ -129,11 +132,13 @@ impl Container {
             ports.dedup();
             sandbox.reserve(&spec.id, &spec.name, &ports)?;
         }
+        let (memory, meter) = (Account::new(spec.memory_limit_bytes), Meter::new(spec.cpu_millis));
         let grants = Arc::new(Grants {
+            inference: hosts::nn::prepare(&spec.capabilities, &memory, &meter, &log),
             env,
             log,
-            memory: Account::new(spec.memory_limit_bytes),
-            meter: Meter::new(spec.cpu_millis),
+            memory,
+            meter,
             network: sandbox.network.clone(),
             egress: sandbox.egress.trusting(&spec.mounts),
             spec,

@@ -32,6 +32,7 @@ pub(crate) struct Grants {
     pub meter: Arc<Meter>,
     pub network: Arc<PodNetwork>,
     pub egress: Egress,
+    pub inference: hosts::nn::Context,
 }
 
 /// The data of an instance's store.
@@ -39,6 +40,8 @@ pub(crate) struct Guest {
     wasi: WasiCtx,
     http: WasiHttpCtx,
     egress: Egress,
+    #[cfg_attr(not(feature = "nn"), allow(dead_code, reason = "nothing asks for it"))]
+    inference: hosts::nn::Context,
     table: ResourceTable,
     memory: Share,
     network: Arc<PodNetwork>,
@@ -63,6 +66,8 @@ impl Guest {
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
             egress: grants.egress.clone(),
+            #[allow(clippy::clone_on_copy, clippy::unit_arg, reason = "a unit where inference is left out")]
+            inference: grants.inference.clone(),
             table,
             memory: Share::new(grants.memory.clone()),
             network: grants.network.clone(),
@@ -85,6 +90,11 @@ impl Guest {
         let inner =
             wasmtime_wasi::sockets::WasiSocketsCtxView { ctx: self.wasi.sockets(), table: &mut self.table };
         PodSocketsView { inner, network: &self.network, bound: &mut self.bound }
+    }
+
+    #[cfg(feature = "nn")]
+    pub(crate) fn inference(&mut self) -> (&hosts::nn::Context, &mut ResourceTable) {
+        (&self.inference, &mut self.table)
     }
 
     /// The stock socket view, for what needs no rewriting.

@@ -3,4 +3,27 @@
 pub(crate) mod cli;
 pub(crate) mod filesystem;
 pub(crate) mod http;
+pub(crate) mod nn;
 pub(crate) mod sockets;
+
+use crate::protocol::Capabilities;
+
+/// Interfaces that a container has only where they were granted to it: what they need, in words, and whether they were.
+type Granted = (&'static str, &'static str, fn(&Capabilities) -> bool);
+
+const GRANTED: &[Granted] = &[nn::GRANTED];
+
+/// Refuses a component that imports what its container was not granted.
+pub(crate) fn permit(imports: &[String], capabilities: &Capabilities) -> Result<(), String> {
+    for import in imports {
+        let rule = GRANTED.iter().find(|(prefix, ..)| import.starts_with(prefix));
+        if let Some((_, needs, granted)) = rule
+            && !granted(capabilities)
+        {
+            return Err(format!(
+                "the component imports {import}, which the container was not granted: {needs}"
+            ));
+        }
+    }
+    Ok(())
+}

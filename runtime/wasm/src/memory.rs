@@ -37,7 +37,8 @@ impl Account {
         self.exceeded.load(Ordering::Acquire)
     }
 
-    fn take(&self, bytes: usize) -> Result<(), OverLimit> {
+    /// Counts bytes, of guests or of the host for them.
+    pub fn take(&self, bytes: usize) -> Result<(), OverLimit> {
         let limit = self.limit.load(Ordering::Relaxed);
         let taken = self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
             let sum = held.checked_add(bytes)?;
@@ -49,7 +50,8 @@ impl Account {
         })
     }
 
-    fn give(&self, bytes: usize) {
+    /// They are free again.
+    pub fn give(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::AcqRel);
     }
 }

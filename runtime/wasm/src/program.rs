@@ -19,6 +19,8 @@ use crate::{compile, engine, guest::Guest, linker, protocol::Kind};
 pub(crate) struct Program {
     pub kind: Kind,
     pub pre: InstancePre<Guest>,
+    /// The interfaces that it imports.
+    pub imports: Vec<String>,
 }
 
 type Loaded = Mutex<HashMap<(PathBuf, u64, i64), Weak<Program>>>;
@@ -62,7 +64,7 @@ fn read(path: &Path, found: &fs::Metadata) -> Result<Program, String> {
     let component = component.map_err(|e| format!("{e:#}"))?;
     let linker = linker::shared().map_err(|e| format!("{e:#}"))?;
     let pre = linker.instantiate_pre(&component).map_err(|e| format!("{e:#}"))?;
-    Ok(Program { kind: description.kind, pre })
+    Ok(Program { kind: description.kind, pre, imports: description.imports })
 }
 
 fn digest(path: &Path) -> std::io::Result<String> {

@@ -13,7 +13,7 @@ pub use services::{
 };
 
 /// What each side writes first; the last byte is the version of this protocol.
-pub const PREAMBLE: [u8; 4] = *b"CWH\x04";
+pub const PREAMBLE: [u8; 4] = *b"CWH\x05";
 
 /// The longest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -74,6 +74,14 @@ pub struct ContainerSpec {
     pub stdin: bool,
     /// It ends with the first of them.
     pub stdin_once: bool,
+    pub capabilities: Capabilities,
+}
+
+/// What a container is granted beyond WASI: nothing by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// wasi:nn, with these devices to itself (their ids; there may be none).
+    pub inference: Option<Vec<String>>,
 }
 
 /// A directory or file of the host that a container sees.

@@ -113,6 +113,7 @@ impl Host {
             fresh_instance: false,
             stdin: false,
             stdin_once: false,
+            capabilities: Default::default(),
         }
     }
 
