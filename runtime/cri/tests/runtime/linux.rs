@@ -205,7 +205,7 @@ async fn the_platform_of_an_index_is_chosen_by_the_handler() {
     let request = v1::StatusRequest { verbose: false };
     let handlers = suite.runtime.clone().status(request).await.unwrap().into_inner().runtime_handlers;
     let names: Vec<_> = handlers.iter().map(|h| h.name.as_str()).collect();
-    assert_eq!(names, ["", "wasm", "runc"]);
+    assert_eq!(names, ["", "wasm", "wasm-isolated", "runc"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
