@@ -230,7 +230,7 @@ impl ClusterCa {
 }
 
 impl Identity {
-    fn parts(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+    pub(crate) fn parts(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
         let chain = CertificateDer::pem_slice_iter(self.cert_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| wrong("the identity", e))?;
@@ -265,7 +265,7 @@ pub fn kubeconfig(server_url: &str, ca_pem: &str, identity: &Identity, token: Op
     format!("{config:#}\n")
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 

@@ -9,6 +9,7 @@ use http::header::HeaderValue;
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 
+use crate::delegate::{self, Delegated};
 use crate::negotiate::{Accepted, Encoding, Form};
 use crate::resource::{ResourceDef, Subresource};
 use crate::{codec, respond};
@@ -122,9 +123,14 @@ impl Discovery {
         Self { plain, aggregated }
     }
 
-    /// The document at a path, if there is one.
-    pub fn serve(&self, path: &str, accepted: &Accepted) -> Option<Response<Body>> {
+    /// The document at a path, if there is one, with what other servers serve.
+    pub fn serve(&self, path: &str, accepted: &Accepted, others: &[Delegated]) -> Option<Response<Body>> {
         let path = if path.len() > 1 { path.trim_end_matches('/') } else { path };
+        if !others.is_empty()
+            && let Some(answer) = self.with_others(path, accepted, others)
+        {
+            return Some(answer);
+        }
         if let (Form::Discovery(version), Some(document)) = (&accepted.form, self.aggregated.get(path)) {
             return Some(aggregated_answer(document, version));
         }
@@ -133,6 +139,23 @@ impl Discovery {
             Encoding::Json => respond::json_bytes(StatusCode::OK, document.bytes.clone()),
             Encoding::Yaml => respond::encoded(StatusCode::OK, Encoding::Yaml, &document.value),
         })
+    }
+
+    fn with_others(&self, path: &str, accepted: &Accepted, others: &[Delegated]) -> Option<Response<Body>> {
+        let document = if path == "/apis" {
+            if let (Form::Discovery(version), Some(document)) = (&accepted.form, self.aggregated.get(path)) {
+                let merged = Document::new(delegate::aggregated(&document.value, others));
+                return Some(aggregated_answer(&merged, version));
+            }
+            delegate::groups(&self.plain.get(path)?.value, others)
+        } else {
+            let name = path.strip_prefix("/apis/").filter(|name| !name.contains('/'))?;
+            if !others.iter().any(|other| other.group == name) {
+                return None;
+            }
+            delegate::group(name, self.plain.get(path).map(|d| &d.value), others)?
+        };
+        Some(respond::encoded(StatusCode::OK, accepted.encoding, &document))
     }
 
     /// Every path that answers.

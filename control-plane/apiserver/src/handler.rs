@@ -2,33 +2,43 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use coracle_api::{GroupResource, Status};
 use futures::FutureExt;
-use http::header::{HeaderValue, WWW_AUTHENTICATE};
+use http::header::{HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode, header};
 use jiff::Timestamp;
 use tower::ServiceExt;
 
+use crate::audit::{self, Arrived, Asked, Trail};
 use crate::authn::{self, PeerIdentity};
 use crate::authz::{AuthorizationRequest, Decision};
 use crate::call::Target;
 use crate::dispatch::dispatch;
 use crate::filters::impersonation;
+use crate::flow::{self, Ask, Flow, Ticket, What};
+use crate::metrics::Labels;
 use crate::path::{self, ResourcePath};
 use crate::query::{Query, WriteOptions};
 use crate::request::{Annotations, RequestContext, UserInfo, Warnings};
 use crate::state::{Served, Shared};
-use crate::{filters, respond};
+use crate::{deadline, filters, respond};
 
-/// What metrics and logs say of a call.
+/// What metrics, logs and the audit log say of a call.
 #[derive(Default)]
-struct Label {
-    verb: &'static str,
-    resource: String,
+struct Track {
+    labels: Labels,
+    trail: Option<Trail>,
+    flow: Option<Arc<Flow>>,
+    /// The answer is a stream that lasts.
+    streams: bool,
 }
+
+/// Subresources whose answers last, so that they neither take seats nor have a deadline.
+const STREAMS: [&str; 5] = ["attach", "exec", "log", "portforward", "proxy"];
 
 /// Serves one call. `known` is the identity of a call from inside the process.
 pub(crate) async fn serve(
@@ -37,57 +47,150 @@ pub(crate) async fn serve(
     known: Option<UserInfo>,
 ) -> Response<Body> {
     let started = Instant::now();
-    let mut label = Label::default();
+    let mut track = Track::default();
+    let outside = known.is_none();
+    let id = (outside || shared.audit.is_some()).then(|| audit::id_of(request.headers()));
     let metrics = shared.metrics.clone();
     // A defect in one call must not take the connection, and its other calls, with it.
-    let answer = AssertUnwindSafe(answer(shared, request, known, &mut label)).catch_unwind().await;
-    let response = match answer {
+    let answer = answer(shared, request, known, id.as_deref().unwrap_or(""), &mut track);
+    let answer = AssertUnwindSafe(answer).catch_unwind().await;
+    let Labels { verb, resource, .. } = &track.labels;
+    let mut response = match answer {
         Ok(Ok(response)) => response,
         Ok(Err(status)) => respond::status(&status),
         Err(_) => {
-            tracing::error!(verb = label.verb, resource = label.resource, "panic while serving a call");
-            respond::status(&Status::internal("the server failed to handle the request"))
+            tracing::error!(verb, resource, "panic while serving a call");
+            let response = respond::status(&Status::internal("the server failed to handle the request"));
+            if let Some(trail) = &track.trail {
+                trail.panicked(&response);
+            }
+            response
         }
     };
-    metrics.observe(label.verb, &label.resource, response.status().as_u16(), started.elapsed());
-    tracing::debug!(verb = label.verb, resource = label.resource, code = response.status().as_u16(), took = ?started.elapsed(), "call");
+    let code = response.status().as_u16();
+    metrics.observe(&track.labels, code, started.elapsed());
+    tracing::debug!(verb, resource, code, took = ?started.elapsed(), "call");
+    if let Some(trail) = track.trail {
+        response = trail.answered(response, track.streams).await;
+    }
+    if outside {
+        let headers = response.headers_mut();
+        if let Some(Ok(id)) = id.map(HeaderValue::try_from) {
+            headers.insert(AUDIT_ID, id);
+        }
+        if let Some(flow) = track.flow {
+            headers.insert(FLOW_SCHEMA, flow.schema_uid.clone());
+            headers.insert(PRIORITY_LEVEL, flow.level_uid.clone());
+        }
+    }
     response
 }
+
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+const FLOW_SCHEMA: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
+const PRIORITY_LEVEL: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
 
 async fn answer(
     shared: Arc<Shared>,
     mut request: Request<Body>,
     known: Option<UserInfo>,
-    label: &mut Label,
+    id: &str,
+    track: &mut Track,
 ) -> Result<Response<Body>, Status> {
     let inside = known.is_some();
+    let path = request.uri().path().to_owned();
+    let (parsed, query) = (path::parse(&path), Query::parse(request.uri().query()));
+    let verb = match &parsed {
+        Some(parsed) => verb_of(request.method(), parsed, &query),
+        None => lower_method(request.method()),
+    };
+    let begin = |user: &UserInfo, request: &Request<Body>| {
+        let from = request.extensions().get::<PeerIdentity>().and_then(|peer| peer.address);
+        let asked = Asked { user, verb, resource: parsed.as_ref(), path: &path };
+        Trail::begin(shared.audit.as_ref()?, &asked, &Arrived { request, id, from, at: Timestamp::now() })
+    };
     let caller = match known {
         Some(user) => user,
         None => {
             let peer = request.extensions().get::<PeerIdentity>();
             match authn::authenticate(request.headers(), peer, &shared.tokens).await {
                 Ok(user) => user,
-                Err(status) => return Ok(challenge(&shared, request.uri().path(), &status)),
+                Err(status) => {
+                    track.trail = begin(&UserInfo::default(), &request);
+                    return Ok(challenge(&shared, request.uri().path(), &status));
+                }
             }
         }
     };
+    track.trail = begin(&caller, &request);
+    let name = caller.name.clone();
     let user = impersonation::apply(&shared, caller, request.headers()).await?;
-    let path = request.uri().path().to_owned();
+    if let Some(trail) = &mut track.trail
+        && user.name != name
+    {
+        trail.impersonates(&user);
+    }
     if let Some(router) = mounted(&shared, &path) {
-        (label.verb, label.resource) = ("mount", String::new());
+        track.labels.verb = "mount";
         return mount(&shared, router, request, user, &path).await;
     }
-    match path::parse(&path) {
+    match parsed {
         Some(parsed) => {
             request.headers_mut().remove(header::AUTHORIZATION);
-            resource(shared, request, user, parsed, inside, label).await
+            resource(shared, request, user, parsed, query, verb, inside, track).await
         }
         None => {
-            label.verb = lower_method(request.method());
-            authorize_path(&shared, &user, label.verb, &path).await?;
+            track.labels.verb = upper(verb);
+            let ask = Ask { user: &user, verb, what: What::Path(&path) };
+            let _ticket = match seat(&shared, &ask, 1, deadline::LONGEST, inside, track).await {
+                Ok(ticket) => ticket,
+                Err(refused) => return Ok(refused),
+            };
+            let allowed = authorize_path(&shared, &user, verb, &path).await;
+            decided(track, &allowed);
+            allowed?;
+            let delegate = path::group_version(&path).and_then(|(g, v)| Some((shared.delegate(g, v)?, g, v)));
+            if let Some((delegate, group, version)) = delegate {
+                return delegate.forward(&shared.objects, (group, version), &user, request).await;
+            }
             crate::paths::serve(&shared, &request.into_parts().0).await
         }
     }
+}
+
+fn decided(track: &Track, allowed: &Result<(), Status>) {
+    if let Some(trail) = &track.trail {
+        trail.decided(allowed.is_ok(), "");
+    }
+}
+
+/// Seats for a call, or the answer that sends it away. Calls from inside the process need none: their number is known.
+async fn seat(
+    shared: &Shared,
+    ask: &Ask<'_>,
+    seats: u32,
+    time: Duration,
+    inside: bool,
+    track: &mut Track,
+) -> Result<Option<Ticket>, Response<Body>> {
+    if inside {
+        return Ok(None);
+    }
+    let Some(flow) = shared.flows.classify(ask) else { return Ok(None) };
+    let namespace = match &ask.what {
+        What::Resource(path) => path.namespace.as_deref(),
+        What::Path(_) => None,
+    };
+    // Who waits longer than this would have too little time left.
+    let admitted = shared.flows.admit(&flow, ask.user, namespace, seats, time / 4).await;
+    track.flow = Some(flow);
+    admitted.map_err(|why| {
+        tracing::debug!(user = ask.user.name, why = why.reason(), "a call was sent away");
+        let words = "Too many requests, please try again later.\n";
+        let mut response = respond::text(StatusCode::TOO_MANY_REQUESTS, words);
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        response
+    })
 }
 
 fn mounted<'a>(shared: &'a Shared, path: &str) -> Option<&'a axum::Router> {
@@ -142,6 +245,23 @@ fn lower_method(method: &Method) -> &'static str {
     }
 }
 
+/// A verb in the words of metrics.
+fn upper(verb: &str) -> &'static str {
+    match verb {
+        "get" => "GET",
+        "list" => "LIST",
+        "watch" => "WATCH",
+        "create" | "post" => "POST",
+        "update" | "put" => "PUT",
+        "patch" => "PATCH",
+        "delete" => "DELETE",
+        "deletecollection" => "DELETECOLLECTION",
+        "head" => "HEAD",
+        "options" => "OPTIONS",
+        _ => "other",
+    }
+}
+
 async fn authorize_path(shared: &Shared, user: &UserInfo, verb: &str, path: &str) -> Result<(), Status> {
     let ask = AuthorizationRequest {
         user,
@@ -183,25 +303,44 @@ fn verb_of(method: &Method, path: &ResourcePath, query: &Query) -> &'static str 
     }
 }
 
+#[allow(clippy::too_many_arguments)] // What was read of the call is passed on, not read again.
 async fn resource(
     shared: Arc<Shared>,
     request: Request<Body>,
     user: UserInfo,
     path: ResourcePath,
+    query: Query,
+    verb: &'static str,
     inside: bool,
-    label: &mut Label,
+    track: &mut Track,
 ) -> Result<Response<Body>, Status> {
-    let query = Query::parse(request.uri().query());
-    let verb = verb_of(request.method(), &path, &query);
-    label.verb = verb;
-    filters::authorize_resource(&shared, &user, verb, &path, request.uri().path()).await?;
+    track.labels.verb = upper(verb);
+    let lasts = path.subresource.as_deref().is_some_and(|sub| STREAMS.contains(&sub));
+    track.streams = lasts || verb == "watch";
+    let time = if track.streams { deadline::LONGEST } else { deadline::of(&query)? };
+    let seats = match verb {
+        "list" => list_seats(&shared, &path, &query),
+        _ => 1,
+    };
+    let ask = Ask { user: &user, verb, what: What::Resource(&path) };
+    let ticket = match seat(&shared, &ask, seats, time, inside || lasts, track).await {
+        Ok(ticket) => ticket,
+        Err(refused) => return Ok(refused),
+    };
+    let allowed = filters::authorize_resource(&shared, &user, verb, &path, request.uri().path()).await;
+    decided(track, &allowed);
+    allowed?;
+    if let Some(delegate) = shared.delegate(&path.group, &path.version) {
+        track.labels.resource.clone_from(&path.resource);
+        return delegate.forward(&shared.objects, (&path.group, &path.version), &user, request).await;
+    }
     let Some(served) = shared.find(&path.group, &path.version, &path.resource).await else {
         return match shared.catalog.load().has_group_version(&path.group, &path.version) {
             true => Err(Status::resource_not_found()),
             false => Ok(respond::text(StatusCode::NOT_FOUND, "404 page not found\n")),
         };
     };
-    label.resource.clone_from(&served.def.plural);
+    label(track, &served, &path, &query, &request);
     if path.namespace.is_some() && !served.def.namespaced {
         return Err(Status::resource_not_found());
     }
@@ -220,11 +359,52 @@ async fn resource(
         let read = shared.objects.store().linearizable().boxed().await;
         read.map_err(|error| crate::errors::store(error, &served.gr))?;
     }
-    let cx = context(&served, &request, user, verb, &path, &query);
+    let mut cx = context(&served, &request, user, verb, &path, &query);
+    if let Some(trail) = &track.trail {
+        cx.annotations = trail.annotations();
+    }
     let warnings = cx.warnings.clone();
-    let mut response = dispatch(Target { shared, served, cx }, request, path, query, inside).await?;
+    let metrics = shared.metrics.clone();
+    let mutating = !matches!(verb, "get" | "list" | "watch");
+    let _in_flight = (!track.streams).then(|| metrics.in_flight(mutating));
+    let mut response = dispatch(Target { shared, served, cx }, request, path, query, time).await?;
+    drop(ticket);
     respond::warn(&mut response, &warnings.take());
     Ok(response)
+}
+
+/// Seats of a list: by the objects that the last one went over.
+fn list_seats(shared: &Shared, path: &ResourcePath, query: &Query) -> u32 {
+    let catalog = shared.catalog.load();
+    let Some(served) = catalog.find(&path.group, &path.version, &path.resource) else { return 1 };
+    let limit = query.text("limit").and_then(|l| l.parse().ok());
+    flow::seats_of_list(served.listed.load(Ordering::Relaxed), limit)
+}
+
+/// What metrics say of a call to a resource that is served.
+fn label(track: &mut Track, served: &Served, path: &ResourcePath, query: &Query, request: &Request<Body>) {
+    let labels = &mut track.labels;
+    labels.group.clone_from(&served.def.group);
+    labels.version.clone_from(&served.def.version);
+    labels.resource.clone_from(&served.def.plural);
+    if let Some(sub) = path.subresource.as_deref().filter(|sub| served.subresource(sub).is_some()) {
+        labels.subresource = sub.to_owned();
+        if STREAMS.contains(&sub) {
+            labels.verb = "CONNECT";
+        }
+    }
+    labels.scope = match () {
+        () if path.name.is_some() || labels.verb == "POST" => "resource",
+        () if path.namespace.is_some() => "namespace",
+        () => "cluster",
+    };
+    if query.all("dryRun").any(|v| v == "All") {
+        labels.dry_run = "All";
+    }
+    let apply = |v: &HeaderValue| v.as_bytes().starts_with(b"application/apply-patch");
+    if labels.verb == "PATCH" && request.headers().get(header::CONTENT_TYPE).is_some_and(apply) {
+        labels.verb = "APPLY";
+    }
 }
 
 fn context(

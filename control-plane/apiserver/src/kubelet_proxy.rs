@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::connect::{SubresourceHandler, SubresourceRequest};
 
-mod upgrade;
+pub(crate) mod upgrade;
 
 /// The user name of the server's own client certificate; it is in `system:masters`.
 pub const CLIENT_USER: &str = "kube-apiserver-kubelet-client";
@@ -163,7 +163,7 @@ impl SubresourceHandler for NotImplemented {
 }
 
 /// Headers without those of one connection and without credentials.
-fn end_to_end(headers: &HeaderMap<HeaderValue>) -> HeaderMap<HeaderValue> {
+pub(crate) fn end_to_end(headers: &HeaderMap<HeaderValue>) -> HeaderMap<HeaderValue> {
     const DROPPED: [HeaderName; 8] = [
         header::CONNECTION,
         header::TRANSFER_ENCODING,
@@ -215,7 +215,7 @@ async fn refusal(code: StatusCode, body: Body) -> Status {
 }
 
 /// The innermost cause: the outer ones only say that something failed.
-fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut at = error;
     for _ in 0..16 {
         match at.source() {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod body;
@@ -12,14 +13,18 @@ pub mod ca;
 mod call;
 mod catalog;
 mod codec;
+mod compress;
 pub mod connect;
+mod deadline;
 mod decode;
+pub mod delegate;
 mod discovery;
 mod dispatch;
 mod dynamic;
 pub mod encryption;
 mod errors;
 mod filters;
+pub mod flow;
 mod handler;
 pub mod inprocess;
 pub mod kubelet_proxy;
@@ -48,6 +53,7 @@ mod write;
 pub use admission::{Admission, Attributes, Operation, Rounds, Together, Turn};
 pub use authz::{AdminsOnly, AuthorizationRequest, Authorizer, Decision};
 pub use connect::{SubresourceHandler, SubresourceRequest};
+pub use delegate::{Delegated, Delegates};
 pub use dynamic::ResourceSource;
 pub use inprocess::InProcess;
 pub use kubelet_proxy::{KubeletProxy, NodeEndpoint, NotImplemented, ResolveNode};

@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::{Response, StatusCode};
 use sha2::{Digest, Sha256};
 
+use crate::delegate::Delegated;
 use crate::resource::ResourceDef;
 use crate::respond;
 
@@ -27,9 +28,10 @@ struct Document {
 }
 
 impl Document {
-    fn new(bytes: Vec<u8>) -> Self {
+    fn new(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
         let etag = format!("\"{}\"", hex::encode_upper(Sha256::digest(&bytes)));
-        Self { bytes: bytes.into(), etag }
+        Self { bytes, etag }
     }
 }
 
@@ -90,9 +92,9 @@ impl OpenApi {
     }
 
     /// The document at a path below `/openapi/`.
-    pub fn serve(&self, request: &Parts) -> Option<Response<Body>> {
+    pub fn serve(&self, request: &Parts, others: &[Delegated]) -> Option<Response<Body>> {
         let header = |name| request.headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
-        let mut response = self.document(request.uri.path(), header(ACCEPT))?;
+        let mut response = self.document(request.uri.path(), header(ACCEPT), others)?;
         let etag = response.extensions().get::<Tag>().map(|t| t.0.clone())?;
         if header(IF_NONE_MATCH).is_some_and(|known| known.contains(&etag)) {
             response = Response::new(Body::empty());
@@ -109,14 +111,27 @@ impl OpenApi {
         Some(response)
     }
 
-    fn document(&self, path: &str, accept: Option<&str>) -> Option<Response<Body>> {
+    fn document(&self, path: &str, accept: Option<&str>, others: &[Delegated]) -> Option<Response<Body>> {
         if path == "/openapi/v2" {
             return Some(self.v2(accept.unwrap_or("")));
         }
         let rest = path.strip_prefix("/openapi/v3")?.trim_matches('/');
+        let of_others: BTreeMap<String, Document> = others
+            .iter()
+            .filter_map(|o| {
+                Some((format!("apis/{}/{}", o.group, o.version), Document::new(o.openapi.clone()?)))
+            })
+            .collect();
+        if let Some(document) = of_others.get(rest) {
+            return Some(tagged(JSON, document));
+        }
         if rest.is_empty() {
             let hashes =
                 || self.v3.iter().map(|(path, part)| (path.as_str(), self.part(part).etag.trim_matches('"')));
+            if !of_others.is_empty() {
+                let others = of_others.iter().map(|(path, d)| (path.as_str(), d.etag.trim_matches('"')));
+                return Some(tagged(JSON, &Document::new(openapi::v3_index(hashes().chain(others)))));
+            }
             let index = self.index.get_or_init(|| Document::new(openapi::v3_index(hashes())));
             return Some(tagged(JSON, index));
         }

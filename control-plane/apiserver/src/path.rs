@@ -21,6 +21,12 @@ pub struct ResourcePath {
     pub watch: bool,
 }
 
+/// Group and version of `/apis/<group>/<version>`; `None` for any other path.
+pub fn group_version(path: &str) -> Option<(&str, &str)> {
+    let (group, version) = path.strip_prefix("/apis/")?.trim_end_matches('/').split_once('/')?;
+    (!group.is_empty() && !version.is_empty() && !version.contains('/')).then_some((group, version))
+}
+
 /// Takes a path apart; `None` if it is no resource path. Segments are percent-decoded.
 pub fn parse(path: &str) -> Option<ResourcePath> {
     let mut rest = path.strip_prefix('/')?;

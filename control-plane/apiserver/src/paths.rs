@@ -38,18 +38,21 @@ pub(crate) async fn serve(shared: &Shared, request: &http::request::Parts) -> Re
         "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => {
             Ok(health(shared, request).await)
         }
-        "/metrics" => {
-            Ok(respond::text(StatusCode::OK, shared.metrics.render() + &shared.objects.store().metrics()))
-        }
+        "/metrics" => Ok(respond::text(StatusCode::OK, crate::metrics::all(shared))),
         _ if path.starts_with("/openapi/") => {
             shared.catch_up().await;
-            shared.catalog.load().openapi.serve(request).ok_or_else(Status::resource_not_found)
+            shared
+                .catalog
+                .load()
+                .openapi
+                .serve(request, &shared.delegated())
+                .ok_or_else(Status::resource_not_found)
         }
         _ => {
             let json = negotiate::Accepted { encoding: Encoding::Json, form: Form::Object, stream: false };
             let accepted = negotiate::accept(accept).unwrap_or(json);
             shared.catch_up().await;
-            match shared.catalog.load().discovery.serve(path, &accepted) {
+            match shared.catalog.load().discovery.serve(path, &accepted, &shared.delegated()) {
                 Some(response) => Ok(response),
                 None if path.starts_with("/apis/") => {
                     Ok(respond::text(StatusCode::NOT_FOUND, "404 page not found\n"))

@@ -16,10 +16,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
+use crate::audit::Audit;
 use crate::authn::{PeerIdentity, TokenAuthenticator, TokenList, cert};
 use crate::authz::{AdminsOnly, Authorizer};
 use crate::catalog::Catalog;
+use crate::delegate::Delegates;
 use crate::dynamic::{self, Dynamic, ResourceSource};
+use crate::flow::{self, FlowSource, Flows};
 use crate::handler;
 use crate::inprocess::InProcess;
 use crate::metrics::Metrics;
@@ -30,8 +33,6 @@ use crate::state::Shared;
 
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 16_384;
-/// Most calls from outside that are worked on at a time, streams not counted.
-const MAX_CALLS: usize = 600;
 /// How long a TLS handshake and the head of a request may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -49,6 +50,9 @@ pub struct ApiServerBuilder {
     admission: Vec<Arc<dyn Admission>>,
     mounts: Vec<(String, Router)>,
     source: Option<Arc<dyn ResourceSource>>,
+    delegates: Option<Arc<dyn Delegates>>,
+    flow_source: Option<Arc<dyn FlowSource>>,
+    audit: Option<Arc<Audit>>,
     address: String,
     shutdown: CancellationToken,
 }
@@ -65,6 +69,9 @@ impl ApiServerBuilder {
             admission: Vec::new(),
             mounts: Vec::new(),
             source: None,
+            delegates: None,
+            flow_source: None,
+            audit: None,
             address: "127.0.0.1:6443".into(),
             shutdown: CancellationToken::new(),
         }
@@ -125,6 +132,24 @@ impl ApiServerBuilder {
         self
     }
 
+    /// Passes on calls to groups that others serve. Needs a tokio runtime when the server is built.
+    pub fn delegates(mut self, delegates: Arc<dyn Delegates>) -> Self {
+        self.delegates = Some(delegates);
+        self
+    }
+
+    /// Shares the server out among its callers as these objects say. Needs a tokio runtime when the server is built.
+    pub fn flows(mut self, source: Arc<dyn FlowSource>) -> Self {
+        self.flow_source = Some(source);
+        self
+    }
+
+    /// Tells calls to an audit log.
+    pub fn audit(mut self, audit: Arc<Audit>) -> Self {
+        self.audit = Some(audit);
+        self
+    }
+
     /// The `host:port` that discovery tells clients.
     pub fn advertise(mut self, address: impl Into<String>) -> Self {
         self.address = address.into();
@@ -143,6 +168,7 @@ impl ApiServerBuilder {
         tokens.extend(self.authenticators);
         let shared = Shared {
             catalog: arc_swap::ArcSwap::from_pointee(Catalog::new(&self.resources, &self.address)),
+            delegates: self.delegates.clone(),
             dynamic: self.source.map(|s| Arc::new(Dynamic::new(s, self.resources.clone()))),
             objects: Objects::new(self.store, self.resources),
             tokens,
@@ -151,10 +177,20 @@ impl ApiServerBuilder {
             mounts: self.mounts,
             metrics: Arc::new(Metrics::default()),
             shutdown: self.shutdown,
-            slots: Semaphore::new(MAX_CALLS),
+            flows: Flows::default(),
+            audit: self.audit,
         };
         let server = ApiServer { shared: Arc::new(shared) };
         dynamic::follow(server.clone());
+        if let Some(source) = self.flow_source {
+            flow::follow(server.shared.clone(), source);
+        }
+        if let Some(delegates) = self.delegates {
+            let (follower, shutdown) = (server.clone(), server.shutdown_token());
+            tokio::spawn(async move {
+                shutdown.run_until_cancelled(delegates.follow(follower)).await;
+            });
+        }
         server
     }
 }
@@ -196,7 +232,8 @@ impl ApiServer {
     /// Only if the listener itself fails for good.
     pub async fn serve(&self, listener: TcpListener, tls: Arc<rustls::ServerConfig>) -> std::io::Result<()> {
         let acceptor = TlsAcceptor::from(tls);
-        let graceful = GracefulShutdown::new();
+        let mut graceful = GracefulShutdown::new();
+        let mut adrift = self.shared.objects.store().adrift();
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut failures = 0_u32;
         loop {
@@ -204,6 +241,14 @@ impl ApiServer {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = self.shared.shutdown.cancelled() => break,
+                Ok(()) = adrift.changed() => {
+                    if *adrift.borrow_and_update() {
+                        // Clients come again, here or at a server that is ready.
+                        let old = std::mem::replace(&mut graceful, GracefulShutdown::new());
+                        tokio::spawn(old.shutdown());
+                    }
+                    continue;
+                }
             };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,

@@ -1,17 +1,20 @@
 //! What a running server knows: resources by path, and the chains that every call passes.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use axum::Router;
 use coracle_api::{GroupResource, Gvk};
 use serde_json::Value;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
+use crate::audit::Audit;
 use crate::authn::TokenAuthenticator;
 use crate::authz::Authorizer;
+use crate::delegate::{Delegated, Delegates};
 use crate::dynamic::{Current, Dynamic};
+use crate::flow::Flows;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::resource::{ResourceDef, Subresource};
@@ -28,6 +31,8 @@ pub(crate) struct Served {
     /// What every stored object begins with; lists leave it out. Empty for custom objects, of which lists leave out nothing.
     pub head: Vec<u8>,
     pub fields: FieldCache,
+    /// How many objects the last list of all went over.
+    pub listed: AtomicU64,
     /// An object before anybody set anything.
     pub blank: Value,
     /// Cancelled when the resource is no longer served as it is here.
@@ -49,6 +54,7 @@ impl Served {
             fields: FieldCache::new(def.strategy.all_selectable_fields().count()),
             retired: CancellationToken::new(),
             blank: Value::Null,
+            listed: AtomicU64::new(0),
             def,
         };
         served.blank = crate::managed::blank(&served);
@@ -91,14 +97,18 @@ pub(crate) struct Shared {
     pub objects: Objects,
     pub catalog: Current,
     pub dynamic: Option<Arc<Dynamic>>,
+    /// Who serves other groups.
+    pub delegates: Option<Arc<dyn Delegates>>,
     pub tokens: Vec<Arc<dyn TokenAuthenticator>>,
     pub authorizer: Arc<dyn Authorizer>,
     pub admission: Vec<Arc<dyn Admission>>,
     pub mounts: Vec<(String, Router)>,
     pub metrics: Arc<Metrics>,
     pub shutdown: CancellationToken,
-    /// Slots for calls from outside that are no streams.
-    pub slots: Semaphore,
+    /// Who of the calls from outside is served when.
+    pub flows: Flows,
+    /// Where calls are told, if anywhere.
+    pub audit: Option<Arc<Audit>>,
 }
 
 impl Shared {
@@ -109,6 +119,16 @@ impl Shared {
         }
         self.catch_up().await;
         self.catalog.load().find(group, version, plural).cloned()
+    }
+
+    /// The other server of a group and version, if there is one.
+    pub fn delegate(&self, group: &str, version: &str) -> Option<&Arc<dyn Delegates>> {
+        self.delegates.as_ref().filter(|d| d.has(group, version))
+    }
+
+    /// What other servers serve.
+    pub fn delegated(&self) -> Arc<Vec<Delegated>> {
+        self.delegates.as_ref().map(|d| d.all()).unwrap_or_default()
     }
 
     /// Waits until every resource that is defined is served.

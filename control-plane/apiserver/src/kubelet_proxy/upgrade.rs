@@ -7,13 +7,13 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 /// What a caller asks to upgrade to, and its side of the connection.
-pub(super) struct Asked {
+pub(crate) struct Asked {
     client: OnUpgrade,
     protocol: HeaderValue,
 }
 
 /// Takes the caller's side out of a call that asks for an upgrade.
-pub(super) fn asked(request: &mut Request<Body>) -> Option<Asked> {
+pub(crate) fn asked(request: &mut Request<Body>) -> Option<Asked> {
     let wants = request.headers().get_all(CONNECTION).iter().any(|value| {
         let mut words = value.to_str().unwrap_or_default().split(',');
         words.any(|word| word.trim().eq_ignore_ascii_case("upgrade"))
@@ -24,13 +24,13 @@ pub(super) fn asked(request: &mut Request<Body>) -> Option<Asked> {
 
 impl Asked {
     /// Asks the node for the same.
-    pub(super) fn mark(&self, headers: &mut HeaderMap) {
+    pub(crate) fn mark(&self, headers: &mut HeaderMap) {
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, self.protocol.clone());
     }
 
     /// Joins both sides when the node agreed. The answer is what the caller reads before its side is joined.
-    pub(super) fn join(self, answer: &mut Response<Body>, mut node: Response<hyper::body::Incoming>) {
+    pub(crate) fn join(self, answer: &mut Response<Body>, mut node: Response<hyper::body::Incoming>) {
         let agreed = node.headers().get(UPGRADE).cloned().unwrap_or(self.protocol);
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         answer.headers_mut().insert(UPGRADE, agreed);
