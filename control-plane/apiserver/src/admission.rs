@@ -1,17 +1,23 @@
 //! The admission chain: plugins that see every write after defaulting and before validation.
 
-use std::sync::{Mutex, PoisonError};
+mod rounds;
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use coracle_api::meta;
 use coracle_api::status::Status;
+use coracle_api::{Gvk, meta};
 use coracle_store::{Compare, Op, Txn, Value as Stored};
 use serde_json::Value;
 
-use crate::codec;
+use crate::authz::Authorizer;
 use crate::objects::Objects;
 use crate::request::RequestContext;
+use crate::resource::ResourceDef;
+use crate::{codec, decode};
+
+pub use rounds::{Rounds, Turn};
 
 /// What is being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,10 +68,62 @@ pub struct Attributes<'a> {
     pub request: &'a RequestContext,
     /// The object before the change; absent on create.
     pub old: Option<&'a Value>,
+    /// The resource of the path.
+    pub def: &'a ResourceDef,
+    /// Type of the object at hand: the resource's own, or that of a subresource (Scale, Binding, PodExecOptions).
+    pub kind: &'a Gvk,
     /// Other objects, read from memory.
     pub objects: &'a Objects,
     /// What is to be written with the object; only `validate` may add to it.
     pub together: &'a Together,
+    /// Who may do what.
+    pub authorizer: &'a Arc<dyn Authorizer>,
+    /// What the changing half of the chain remembers when it runs a second time.
+    pub rounds: &'a Rounds,
+}
+
+impl Attributes<'_> {
+    /// Whether the object at hand is of another type than the resource's.
+    pub fn is_other_kind(&self) -> bool {
+        self.kind.kind != self.def.kind || self.kind.group != self.def.group
+    }
+
+    /// JSON that a plugin changed as an object of the call's type: known fields alone, with defaults.
+    ///
+    /// # Errors
+    /// Fields of wrong types.
+    pub fn decode(&self, changed: &Value) -> Result<Value, Status> {
+        if self.is_other_kind() {
+            return Ok(changed.clone());
+        }
+        decode::typed(self.def, changed)
+    }
+
+    /// Other resources that serve the same objects: other versions, or another group.
+    pub fn equivalents(&self) -> Vec<Arc<ResourceDef>> {
+        let prefix = self.def.prefix();
+        let all = self.objects.resources();
+        let same = |r: &&Arc<ResourceDef>| {
+            r.prefix() == prefix && (r.group != self.def.group || r.version != self.def.version)
+        };
+        all.iter().filter(same).cloned().collect()
+    }
+
+    /// An object of this resource as another resource of the same objects serves it.
+    ///
+    /// # Errors
+    /// A conversion that failed.
+    pub async fn convert(&self, obj: &Value, to: &ResourceDef) -> Result<Value, Status> {
+        codec::convert(self.def, to, obj).await
+    }
+
+    /// The other way round.
+    ///
+    /// # Errors
+    /// A conversion that failed.
+    pub async fn convert_back(&self, obj: &Value, from: &ResourceDef) -> Result<Value, Status> {
+        codec::convert(from, self.def, obj).await
+    }
 }
 
 /// One plugin. Plugins run in the order of registration; the first error ends the call.

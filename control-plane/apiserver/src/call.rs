@@ -1,19 +1,22 @@
 //! One call to a resource on its way through a verb.
 
+use std::borrow::Cow;
 use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use coracle_api::Status;
+use coracle_api::{Gvk, Status};
 use coracle_store::KeyValue;
 use serde_json::Value;
 
-use crate::admission::{Attributes, Operation, Together};
+use crate::admission::{Attributes, Operation, Rounds, Together};
 use crate::negotiate::Accepted;
 use crate::query::Query;
 use crate::request::RequestContext;
+use crate::resource::{ScalePaths, SubresourceAction};
 use crate::state::{Served, Shared};
 use crate::strategy::StrategyContext;
+use crate::verbs::scale;
 
 /// What a verb works on: one object or collection, by one caller.
 #[derive(Clone)]
@@ -46,27 +49,70 @@ impl Target {
         StrategyContext { request: &self.cx, objects: &self.shared.objects }
     }
 
-    fn attributes<'a>(
-        &'a self,
-        operation: Operation,
-        old: Option<&'a Value>,
-        together: &'a Together,
-    ) -> Attributes<'a> {
-        Attributes { operation, request: &self.cx, old, objects: &self.shared.objects, together }
+    /// The type of the objects that a call carries: the resource's, or that of the subresource.
+    fn kind(&self) -> Gvk {
+        let other = self.cx.subresource.as_deref().and_then(|name| self.served.subresource(name));
+        match other {
+            Some(sub) if sub.kind != self.served.def.kind => match &sub.group_version {
+                Some((group, version)) => Gvk::new(group.as_str(), version.as_str(), sub.kind.as_str()),
+                None => Gvk::new("", "v1", sub.kind.as_str()),
+            },
+            _ => self.served.gvk.clone(),
+        }
     }
 
-    /// Runs the changing half of the admission chain.
+    /// Where a scale finds its numbers, if the call is to the scale of an object.
+    fn scale(&self) -> Option<ScalePaths> {
+        let name = self.cx.subresource.as_deref()?;
+        match &self.served.subresource(name)?.action {
+            SubresourceAction::Scale(paths) => Some(paths.clone()),
+            _ => None,
+        }
+    }
+
+    /// Runs the changing half of the admission chain: a second time, if a plugin asks for it.
     pub async fn admit(
         &self,
         operation: Operation,
         mut obj: Option<&mut Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        let none = Together::default();
-        for plugin in &self.shared.admission {
-            plugin.admit(&self.attributes(operation, old, &none), obj.as_deref_mut()).await?;
-        }
+        let (Some(paths), Some(obj)) = (self.scale(), obj.as_deref_mut()) else {
+            return self.run_admit(operation, obj, old).await;
+        };
+        let mut seen = scale::of(obj, &paths);
+        let was = old.map(|old| scale::of(old, &paths));
+        self.run_admit(operation, Some(&mut seen), was.as_ref()).await?;
+        scale::put_replicas(obj, &seen, &paths);
         Ok(())
+    }
+
+    async fn run_admit(
+        &self,
+        operation: Operation,
+        mut obj: Option<&mut Value>,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let (together, rounds, kind) = (Together::default(), Rounds::default(), self.kind());
+        let attributes = Attributes {
+            operation,
+            request: &self.cx,
+            old,
+            def: &self.served.def,
+            kind: &kind,
+            objects: &self.shared.objects,
+            together: &together,
+            rounds: &rounds,
+            authorizer: &self.shared.authorizer,
+        };
+        loop {
+            for plugin in &self.shared.admission {
+                plugin.admit(&attributes, obj.as_deref_mut()).await?;
+            }
+            if !rounds.again() {
+                return Ok(());
+            }
+        }
     }
 
     /// Runs the checking half of the admission chain; answers what is to be written with the object.
@@ -76,9 +122,22 @@ impl Target {
         obj: Option<&Value>,
         old: Option<&Value>,
     ) -> Result<Together, Status> {
-        let together = Together::default();
+        let paths = self.scale();
+        let (obj, old) = (seen(obj, paths.as_ref()), seen(old, paths.as_ref()));
+        let (together, rounds, kind) = (Together::default(), Rounds::default(), self.kind());
+        let attributes = Attributes {
+            operation,
+            request: &self.cx,
+            old: old.as_deref(),
+            def: &self.served.def,
+            kind: &kind,
+            objects: &self.shared.objects,
+            together: &together,
+            rounds: &rounds,
+            authorizer: &self.shared.authorizer,
+        };
         for plugin in &self.shared.admission {
-            plugin.validate(&self.attributes(operation, old, &together), obj).await?;
+            plugin.validate(&attributes, obj.as_deref()).await?;
         }
         Ok(together)
     }
@@ -101,5 +160,13 @@ impl Target {
     /// The stored object that the path names; 404 if there is none.
     pub async fn fetch(&self) -> Result<Arc<KeyValue>, Status> {
         self.shared.objects.fetch(&self.key(), &self.served.gr).await?.ok_or_else(|| self.not_found())
+    }
+}
+
+/// An object as admission sees it: a scale is a Scale.
+fn seen<'a>(obj: Option<&'a Value>, paths: Option<&ScalePaths>) -> Option<Cow<'a, Value>> {
+    match paths {
+        Some(paths) => obj.map(|o| Cow::Owned(scale::of(o, paths))),
+        None => obj.map(Cow::Borrowed),
     }
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::call::Call;
 use crate::request::FieldValidation;
+use crate::resource::ResourceDef;
 
 pub(crate) use coracle_api::schema::Decoded;
 
@@ -53,6 +54,21 @@ pub(crate) fn patched(call: &Call, patched: &Value) -> Result<Decoded, Status> {
     let mut decoded = schema::decode_patched(&call.served.gvk, patched, validation(call))?;
     defaults(&call.served.gvk, &mut decoded.object);
     Ok(decoded)
+}
+
+/// JSON as an object of a resource: known fields of the right types alone, with every default.
+pub(crate) fn typed(def: &ResourceDef, value: &Value) -> Result<Value, Status> {
+    let gvk = def.gvk();
+    let mut object = match &def.schema {
+        Some(schema) => structural::decode_patched(schema, &gvk, value, Validation::Ignore)?.object,
+        None => {
+            let mut object = schema::decode_patched(&gvk, value, Validation::Ignore)?.object;
+            defaults(&gvk, &mut object);
+            object
+        }
+    };
+    def.strategy.default(&mut object);
+    Ok(object)
 }
 
 fn defaults(gvk: &Gvk, object: &mut Value) {

@@ -99,6 +99,7 @@ async fn attempt(
         managed::updated(target, &old, &mut new);
     }
     target.admit(Operation::Update, Some(&mut new), Some(&old)).await?;
+    identity(target, &mut new)?;
     let mut errors = Vec::new();
     match rules {
         Rules::Status => {

@@ -80,6 +80,9 @@ async fn attempt(target: &mut Target, mut obj: Value, applied: bool) -> Result<W
         managed::created(target, &mut obj);
     }
     target.admit(Operation::Create, Some(&mut obj), None).await?;
+    // Plugins may name it otherwise, but not put it elsewhere.
+    target.cx.name = meta::name(&obj).map(str::to_owned);
+    match_namespace(target, &mut obj)?;
     let strategy = target.served.def.strategy.clone();
     system_fields(target, &mut obj);
     strategy.prepare_for_create(&target.strategy_context(), &mut obj).await?;

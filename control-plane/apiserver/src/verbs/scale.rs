@@ -113,6 +113,14 @@ fn change(target: &Target, old: &Value, scale: &Value, paths: &ScalePaths) -> Re
     Ok(new)
 }
 
+/// Takes the wanted replicas of a scale over into its object.
+pub(crate) fn put_replicas(obj: &mut Value, scale: &Value, paths: &ScalePaths) {
+    let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+    if obj.pointer(&paths.spec_replicas).and_then(Value::as_i64).unwrap_or(0) != replicas {
+        set(obj, &paths.spec_replicas, replicas.into());
+    }
+}
+
 /// Sets a value at a JSON pointer, making objects on the way.
 fn set(obj: &mut Value, pointer: &str, value: Value) {
     let mut at = obj;
@@ -127,7 +135,7 @@ fn set(obj: &mut Value, pointer: &str, value: Value) {
 }
 
 /// The Scale of an object.
-fn of(obj: &Value, paths: &ScalePaths) -> Value {
+pub(crate) fn of(obj: &Value, paths: &ScalePaths) -> Value {
     let mut metadata = Map::new();
     for name in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = obj.pointer("/metadata").and_then(|m| m.get(name)) {
