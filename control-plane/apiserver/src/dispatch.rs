@@ -6,7 +6,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use coracle_api::Status;
 use http::{Request, Response, header};
-use tokio::sync::SemaphorePermit;
+use serde_json::{Value, json};
 
 use crate::admission::Operation;
 use crate::call::{Call, Target};
@@ -15,34 +15,20 @@ use crate::negotiate::{self, Refused};
 use crate::path::ResourcePath;
 use crate::query::Query;
 use crate::resource::SubresourceAction;
-use crate::state::Shared;
 use crate::write::Rules;
 use crate::{filters, verbs};
 
-/// How long a call may take that is no stream.
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a call waits for a slot.
-const SLOT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A slot to work in, for calls from outside; 429 when none comes free in time. Bodies are bounded, so memory is too.
-async fn slot(shared: &Shared) -> Result<SemaphorePermit<'_>, Status> {
-    match tokio::time::timeout(SLOT_TIMEOUT, shared.slots.acquire()).await {
-        Ok(Ok(permit)) => Ok(permit),
-        _ => Err(Status::too_many_requests("too many requests, please try again later", 1)),
-    }
-}
-
-/// Finds the verb of an authorized call and runs it. Calls from `inside` the process wait for no slot.
+/// Finds the verb of an authorized call and runs it; `time` is how long it may take if it is no stream.
 pub(crate) async fn dispatch(
     target: Target,
     request: Request<Body>,
     path: ResourcePath,
     query: Query,
-    inside: bool,
+    time: Duration,
 ) -> Result<Response<Body>, Status> {
     let verb = target.cx.verb;
     let served = target.served.clone();
-    let mut action = None;
+    let (mut action, mut connects) = (None, false);
     match &path.subresource {
         Some(name) => {
             let sub = served.subresource(name).ok_or_else(Status::resource_not_found)?;
@@ -50,6 +36,7 @@ pub(crate) async fn dispatch(
                 return Err(Status::method_not_allowed());
             }
             action = Some(sub.action.clone());
+            connects = sub.kind.ends_with("Options");
         }
         None if !served.def.has_verb(verb) || verb.is_empty() => return Err(Status::method_not_allowed()),
         None if verb == "create" && path.name.is_some() => return Err(Status::method_not_allowed()),
@@ -59,10 +46,12 @@ pub(crate) async fn dispatch(
         None => {}
     }
     if let Some(SubresourceAction::Handler(handler)) = action {
-        let operation = if verb == "get" { Operation::Connect } else { Operation::Create };
-        target.check_admission(operation, None, None).await?;
+        let request = match (connects, verb) {
+            (true, _) => admit_connect(&target, &query, request).await?,
+            (false, "create") => admit_create(&target, request).await?,
+            (false, _) => request,
+        };
         let objects = target.shared.objects.clone();
-        let request = filters::readable(request).await?;
         return handler
             .handle(SubresourceRequest { context: target.cx, tail: path.tail, http: request, objects })
             .await;
@@ -81,21 +70,90 @@ pub(crate) async fn dispatch(
         return verbs::watch::watch(call, path.name).await;
     }
     let reads = matches!(verb, "get" | "list");
-    let shared = call.shared.clone();
     let work = async move {
-        let _slot = if inside { None } else { Some(slot(&shared).await?) };
         if !reads {
             call.body = crate::body::read(body).await?;
             if filters::is_protobuf(&call.headers) {
                 call.body = filters::protobuf_as_json(&mut call.headers, &call.body)?;
             }
         }
-        run(call, action).await
+        call.cx.annotations.keep_body(&call.body);
+        let headers = reads.then(|| call.headers.clone());
+        let response = run(call, action).await?;
+        Ok(match headers {
+            Some(headers) => crate::compress::answer(&headers, response),
+            None => response,
+        })
     };
-    match tokio::time::timeout(CALL_TIMEOUT, work).await {
+    match tokio::time::timeout(time, work).await {
         Ok(answer) => answer,
         Err(_) => Err(Status::timeout("request did not complete within the allotted timeout", 0)),
     }
+}
+
+/// Admission of a connection: its options are the object.
+async fn admit_connect(
+    target: &Target,
+    query: &Query,
+    request: Request<Body>,
+) -> Result<Request<Body>, Status> {
+    let mut options = connect_options(target, query);
+    target.admit(Operation::Connect, Some(&mut options), None).await?;
+    target.check_admission(Operation::Connect, Some(&options), None).await?;
+    Ok(request)
+}
+
+/// The options of a connection, such as PodExecOptions, from its query.
+fn connect_options(target: &Target, query: &Query) -> Value {
+    let sub = target.cx.subresource.as_deref().and_then(|name| target.served.subresource(name));
+    let mut options = json!({"apiVersion": "v1", "kind": sub.map_or("", |s| s.kind.as_str())});
+    let mut set = |name: &str, value: Value| options.as_object_mut().map(|o| o.insert(name.into(), value));
+    for name in ["stdin", "stdout", "stderr", "tty"].into_iter().filter(|name| query.flag(name)) {
+        set(name, true.into());
+    }
+    for name in ["container", "path"] {
+        if let Some(value) = query.text(name) {
+            set(name, value.into());
+        }
+    }
+    let command: Vec<&str> = query.all("command").collect();
+    if !command.is_empty() {
+        set("command", command.into());
+    }
+    let ports: Vec<i64> = query.all("ports").filter_map(|port| port.parse().ok()).collect();
+    if !ports.is_empty() {
+        set("ports", ports.into());
+    }
+    options
+}
+
+/// Admission of what is created through a subresource (Binding, Eviction, TokenRequest): plugins may change it. What is no
+/// object is left to the subresource, which refuses it.
+async fn admit_create(target: &Target, request: Request<Body>) -> Result<Request<Body>, Status> {
+    let mut request = filters::readable(request).await?;
+    let body = crate::body::read(std::mem::take(request.body_mut())).await?;
+    let yaml = request.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().ends_with(b"yaml"));
+    let object: Option<Value> = match yaml {
+        true => coracle_api::yaml::one_document(&body).ok().map(|document| document.value),
+        false => serde_json::from_slice(&body).ok(),
+    };
+    let Some(sent) = object.filter(Value::is_object) else {
+        target.check_admission(Operation::Create, None, None).await?;
+        *request.body_mut() = Body::from(body);
+        return Ok(request);
+    };
+    let mut object = sent.clone();
+    target.admit(Operation::Create, Some(&mut object), None).await?;
+    target.check_admission(Operation::Create, Some(&object), None).await?;
+    if object == sent {
+        *request.body_mut() = Body::from(body);
+        return Ok(request);
+    }
+    let headers = request.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    headers.remove(header::CONTENT_LENGTH);
+    *request.body_mut() = Body::from(crate::codec::to_bytes(&object));
+    Ok(request)
 }
 
 async fn run(call: Call, action: Option<SubresourceAction>) -> Result<Response<Body>, Status> {

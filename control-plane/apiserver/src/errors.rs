@@ -29,7 +29,7 @@ pub(crate) fn expired() -> Status {
 /// 410 for a continue token.
 pub(crate) fn continue_expired() -> Status {
     Status::expired(
-        "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.",
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
     )
 }
 

@@ -1,35 +1,74 @@
-//! Counts and latencies of calls, in the Prometheus text format.
+//! Counts and latencies of calls, in the Prometheus text format, under Kubernetes' names.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
+mod render;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::RwLock;
 
-/// Upper bounds of the latency buckets, in seconds.
-const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
-/// Most series that are kept; what comes later is counted under `other`.
+pub(crate) use render::all;
+
+/// Upper bounds of the latency buckets, in seconds: those of Kubernetes, and finer ones below.
+const BUCKETS: [f64; 26] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0,
+    6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0,
+];
+/// Most series that are kept; what comes later is counted as one.
 const MAX_SERIES: usize = 4096;
 
-/// By verb and code, then by resource.
-type Requests = BTreeMap<(&'static str, u16), BTreeMap<String, Series>>;
-
-/// Counters of one server.
-#[derive(Default)]
-pub struct Metrics {
-    requests: RwLock<Requests>,
-    watches: AtomicI64,
+/// What a call was, in the words of Kubernetes' labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Labels {
+    /// `GET`, `LIST`, `WATCH`, `POST`, `APPLY`, `CONNECT`, ...
+    pub verb: &'static str,
+    pub group: String,
+    pub version: String,
+    /// Empty for paths that are no resource.
+    pub resource: String,
+    pub subresource: String,
+    /// `resource`, `namespace`, `cluster`, or empty.
+    pub scope: &'static str,
+    /// `All` or empty.
+    pub dry_run: &'static str,
 }
 
-#[derive(Default)]
+/// Counters of one server.
+pub struct Metrics {
+    hasher: RandomState,
+    requests: RwLock<HashMap<u64, Series>>,
+    running: RwLock<HashMap<Labels, Arc<Running>>>,
+    /// Calls that are worked on: those that read and those that write.
+    in_flight: [AtomicI64; 2],
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            hasher: RandomState::new(),
+            requests: RwLock::default(),
+            running: RwLock::default(),
+            in_flight: Default::default(),
+        }
+    }
+}
+
 struct Series {
+    labels: Labels,
+    code: u16,
     count: AtomicU64,
     micros: AtomicU64,
     buckets: [AtomicU64; BUCKETS.len()],
 }
 
 impl Series {
+    fn new(labels: Labels, code: u16) -> Self {
+        Self { labels, code, count: 0.into(), micros: 0.into(), buckets: Default::default() }
+    }
+
     fn observe(&self, took: Duration) {
         self.count.fetch_add(1, Ordering::Relaxed);
         self.micros.fetch_add(took.as_micros().try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -42,73 +81,72 @@ impl Series {
     }
 }
 
-fn each(requests: &Requests) -> impl Iterator<Item = (&'static str, u16, &str, &Series)> {
-    requests.iter().flat_map(|((verb, code), resources)| {
-        resources.iter().map(move |(resource, series)| (*verb, *code, resource.as_str(), series))
-    })
+/// Streams of one kind.
+#[derive(Default)]
+struct Running {
+    now: AtomicI64,
+    /// Events that its watches have sent.
+    events: AtomicU64,
 }
 
-/// Counts a watch for as long as it lives.
-pub struct WatchGuard(std::sync::Arc<Metrics>);
+/// Counts a watch for as long as it lives, and its events.
+pub(crate) struct WatchGuard(Arc<Running>);
+
+impl WatchGuard {
+    /// So many events were sent.
+    pub fn sent(&self, events: u64) {
+        self.0.events.fetch_add(events, Ordering::Relaxed);
+    }
+}
 
 impl Drop for WatchGuard {
     fn drop(&mut self) {
-        self.0.watches.fetch_sub(1, Ordering::Relaxed);
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a call while it is worked on.
+pub(crate) struct InFlight<'a>(&'a AtomicI64);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Metrics {
     /// Counts one answered call.
-    pub fn observe(&self, verb: &'static str, resource: &str, code: u16, took: Duration) {
-        if let Some(series) = self.requests.read().get(&(verb, code)).and_then(|r| r.get(resource)) {
+    pub(crate) fn observe(&self, labels: &Labels, code: u16, took: Duration) {
+        let key = self.hasher.hash_one((labels, code));
+        if let Some(series) = self.requests.read().get(&key) {
             return series.observe(took);
         }
         let mut requests = self.requests.write();
-        let full = requests.values().map(BTreeMap::len).sum::<usize>() >= MAX_SERIES;
-        let (verb, resource, code) = if full { ("other", "", 0) } else { (verb, resource, code) };
-        requests.entry((verb, code)).or_default().entry(resource.to_owned()).or_default().observe(took);
+        let full = requests.len() >= MAX_SERIES;
+        let (key, labels, code) = if full {
+            (0, Labels { verb: "other", ..Labels::default() }, 0)
+        } else {
+            (key, labels.clone(), code)
+        };
+        requests.entry(key).or_insert_with(|| Series::new(labels, code)).observe(took);
     }
 
     /// Counts a watch until the guard is dropped.
-    pub fn watch(self: &std::sync::Arc<Self>) -> WatchGuard {
-        self.watches.fetch_add(1, Ordering::Relaxed);
-        WatchGuard(self.clone())
+    pub(crate) fn watch(&self, labels: Labels) -> WatchGuard {
+        let known = self.running.read().get(&labels).cloned();
+        let running = known.unwrap_or_else(|| {
+            let mut all = self.running.write();
+            let labels = if all.len() < MAX_SERIES { labels } else { Labels::default() };
+            all.entry(labels).or_default().clone()
+        });
+        running.now.fetch_add(1, Ordering::Relaxed);
+        WatchGuard(running)
     }
 
-    /// The text that a scraper reads.
-    pub fn render(&self) -> String {
-        let mut out = String::new();
-        out.push_str("# HELP apiserver_request_total Calls answered, by verb, resource and code.\n# TYPE apiserver_request_total counter\n");
-        let requests = self.requests.read();
-        for (verb, code, resource, series) in each(&requests) {
-            let n = series.count.load(Ordering::Relaxed);
-            let _ = writeln!(
-                out,
-                "apiserver_request_total{{verb=\"{verb}\",resource=\"{resource}\",code=\"{code}\"}} {n}"
-            );
-        }
-        out.push_str("# HELP apiserver_request_duration_seconds Time to the head of the answer.\n# TYPE apiserver_request_duration_seconds histogram\n");
-        for (verb, code, resource, series) in each(&requests) {
-            let labels = format!("verb=\"{verb}\",resource=\"{resource}\",code=\"{code}\"");
-            let mut sum = 0;
-            for (bound, bucket) in BUCKETS.iter().zip(&series.buckets) {
-                sum += bucket.load(Ordering::Relaxed);
-                let _ = writeln!(
-                    out,
-                    "apiserver_request_duration_seconds_bucket{{{labels},le=\"{bound}\"}} {sum}"
-                );
-            }
-            let n = series.count.load(Ordering::Relaxed);
-            let seconds = series.micros.load(Ordering::Relaxed) as f64 / 1e6;
-            let _ = writeln!(out, "apiserver_request_duration_seconds_bucket{{{labels},le=\"+Inf\"}} {n}");
-            let _ = writeln!(out, "apiserver_request_duration_seconds_sum{{{labels}}} {seconds}");
-            let _ = writeln!(out, "apiserver_request_duration_seconds_count{{{labels}}} {n}");
-        }
-        let _ = writeln!(
-            out,
-            "# HELP apiserver_longrunning_requests Watches that are open.\n# TYPE apiserver_longrunning_requests gauge\napiserver_longrunning_requests{{verb=\"watch\"}} {}",
-            self.watches.load(Ordering::Relaxed)
-        );
-        out
+    /// Counts a call while it is worked on.
+    pub(crate) fn in_flight(&self, mutating: bool) -> InFlight<'_> {
+        let count = &self.in_flight[usize::from(mutating)];
+        count.fetch_add(1, Ordering::Relaxed);
+        InFlight(count)
     }
 }

@@ -1,8 +1,9 @@
 //! What is known of a call: who, which verb, which object. Filters fill it; everything after them reads it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
 /// Who calls.
@@ -80,7 +81,13 @@ impl Warnings {
 /// What plugins have to say of a call in the audit log: annotations by key, such as
 /// `pod-security.kubernetes.io/enforce-policy`. Clones share one map; without an audit log nothing is kept.
 #[derive(Clone, Debug, Default)]
-pub struct Annotations(Option<Arc<Mutex<BTreeMap<String, String>>>>);
+pub struct Annotations(Option<Arc<Notes>>);
+
+#[derive(Debug, Default)]
+struct Notes {
+    annotations: Mutex<BTreeMap<String, String>>,
+    body: OnceLock<Bytes>,
+}
 
 impl Annotations {
     /// Most annotations of one call.
@@ -98,8 +105,8 @@ impl Annotations {
 
     /// Adds one. The first under a key stays, as in Kubernetes.
     pub fn add(&self, key: impl Into<String>, value: impl Into<String>) {
-        let Some(all) = &self.0 else { return };
-        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(notes) = &self.0 else { return };
+        let mut all = notes.annotations.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() < Self::MAX {
             all.entry(key.into()).or_insert_with(|| value.into());
         }
@@ -107,8 +114,20 @@ impl Annotations {
 
     /// All of them.
     pub(crate) fn all(&self) -> BTreeMap<String, String> {
-        let Some(all) = &self.0 else { return BTreeMap::new() };
-        all.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let Some(notes) = &self.0 else { return BTreeMap::new() };
+        notes.annotations.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps the body of the call.
+    pub(crate) fn keep_body(&self, body: &Bytes) {
+        if let Some(notes) = &self.0 {
+            let _ = notes.body.set(body.clone());
+        }
+    }
+
+    /// The body of the call.
+    pub(crate) fn body(&self) -> Option<Bytes> {
+        self.0.as_ref()?.body.get().filter(|body| !body.is_empty()).cloned()
     }
 }
 

@@ -3,6 +3,7 @@
 mod raw;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::body::Body;
 use base64::Engine;
@@ -60,7 +61,10 @@ pub(crate) async fn list(call: Call) -> Result<Response<Body>, Status> {
         return respond(&call, StatusCode::OK, &objects, &page);
     }
     let plan = plan(&call, &prefix).await?;
-    let (kvs, page) = read(&call, &prefix, &selection, &plan).await?;
+    let (kvs, page) = match read(&call, &prefix, &selection, &plan).await {
+        Err(e) if e.code == 410 && plan.after.is_some() => return Ok(expired(&call, &prefix, &plan)),
+        read => read?,
+    };
     let plain = call.accepted.form == Form::Object && call.accepted.encoding == Encoding::Json;
     if plain && !call.served.def.strategy.converts() {
         return Ok(raw::respond(&call.served, kvs, &page));
@@ -103,10 +107,11 @@ async fn read(
         // With a selector, pages of the store are read until enough objects match.
         let wanted = if plan.limit == 0 { 0 } else { plan.limit - chosen.len() };
         let found =
-            call.shared.objects.range(&range.clone().limit(wanted), &call.served.gr).await.map_err(|e| {
-                if e.code == 410 && plan.after.is_some() { crate::errors::continue_expired() } else { e }
-            })?;
+            call.shared.objects.range(&range.clone().limit(wanted), &call.served.gr).await?;
         page.revision = found.revision;
+        if call.cx.namespace.is_none() && plan.after.is_none() {
+            call.served.listed.store(found.count, Ordering::Relaxed);
+        }
         let last = found.kvs.last().map(|kv| kv.key.clone());
         if selection.is_everything() {
             chosen = found.kvs;
@@ -122,7 +127,7 @@ async fn read(
         }
         let Some(last) = last.filter(|_| found.more) else { return Ok((chosen, page)) };
         if plan.limit > 0 && chosen.len() >= plan.limit {
-            page.next = Some(continue_token(page.revision, prefix, &last));
+            page.next = Some(continue_token(page.revision.cast_signed(), prefix, &last));
             if selection.is_everything() {
                 page.remaining = found.count.checked_sub(chosen.len() as u64).filter(|n| *n > 0);
             }
@@ -130,6 +135,16 @@ async fn read(
         }
         range = range.at(page.revision).after(&last);
     }
+}
+
+/// 410 for a token whose revision is gone, with one that goes on from the same key in what is there now.
+fn expired(call: &Call, prefix: &str, plan: &Plan) -> Response<Body> {
+    let mut status = crate::errors::continue_expired().to_value();
+    let token = continue_token(-1, prefix, plan.after.as_deref().unwrap_or_default());
+    if let Some(metadata) = status.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("continue".into(), token.into());
+    }
+    answers::encoded(StatusCode::GONE, call.accepted.encoding, &status)
 }
 
 /// Reads limit, continue, resourceVersion and resourceVersionMatch.
@@ -208,7 +223,7 @@ fn check_match(call: &Call, version: &str, matching: &str) -> Result<(), Status>
 }
 
 /// A token in Kubernetes' form: base64 of `{"v":"meta.k8s.io/v1","rv":N,"start":"name\u0000"}`.
-fn continue_token(revision: u64, prefix: &str, last: &[u8]) -> String {
+fn continue_token(revision: i64, prefix: &str, last: &[u8]) -> String {
     let rest = String::from_utf8_lossy(last.get(prefix.len()..).unwrap_or_default());
     let token = json!({"v": "meta.k8s.io/v1", "rv": revision, "start": format!("{rest}\0")});
     TOKEN.encode(codec::to_bytes(&token))

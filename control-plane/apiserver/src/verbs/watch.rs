@@ -20,6 +20,7 @@ use encoder::{Encoder, Shape, error_line};
 
 use super::get::{not_older_than, revision};
 use crate::call::{Call, Target};
+use crate::metrics::Labels;
 use crate::negotiate::{Encoding, Form};
 use crate::select::Selection;
 use crate::tables::Include;
@@ -51,6 +52,11 @@ pub(crate) async fn watch(call: Call, name: Option<String>) -> Result<Response<B
         Start::After(revision) => (VecDeque::new(), revision),
     };
     let store = call.shared.objects.store();
+    let adrift = store.adrift();
+    if *adrift.borrow() {
+        let why = "this server has lost touch with the others; watch at another one";
+        return Err(Status::service_unavailable(why));
+    }
     let current = store.revision();
     // A revision that lies ahead: events up to it are not for this caller.
     let watch = match store.watch(prefix.into(), after.min(current)) {
@@ -73,7 +79,9 @@ pub(crate) async fn watch(call: Call, name: Option<String>) -> Result<Response<B
         bookmarked: after,
         next_bookmark: Box::pin(tokio::time::sleep_until(now + bookmark_delay(options.timeout))),
         deadline: Box::pin(tokio::time::sleep_until(now + options.timeout)),
-        _guard: call.shared.metrics.watch(),
+        adrift,
+        sent: 0,
+        guard: call.shared.metrics.watch(labels(&call)),
     };
     let body = Body::from_stream(futures::stream::unfold(state, |mut state| async move {
         let line = state.next().await?;
@@ -85,6 +93,18 @@ pub(crate) async fn watch(call: Call, name: Option<String>) -> Result<Response<B
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
+}
+
+fn labels(call: &Call) -> Labels {
+    let def = &call.served.def;
+    Labels {
+        verb: "WATCH",
+        group: def.group.clone(),
+        version: def.version.clone(),
+        resource: def.plural.clone(),
+        scope: if call.cx.namespace.is_some() { "namespace" } else { "cluster" },
+        ..Labels::default()
+    }
 }
 
 fn bookmark_delay(timeout: Duration) -> Duration {

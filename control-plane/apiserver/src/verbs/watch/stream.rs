@@ -30,7 +30,11 @@ pub(super) struct State {
     pub bookmarked: u64,
     pub next_bookmark: Pin<Box<Sleep>>,
     pub deadline: Pin<Box<Sleep>>,
-    pub _guard: WatchGuard,
+    /// Whether this server has lost touch with the others.
+    pub adrift: tokio::sync::watch::Receiver<bool>,
+    pub guard: WatchGuard,
+    /// Events that were sent and not yet counted.
+    pub sent: u64,
 }
 
 impl State {
@@ -38,6 +42,7 @@ impl State {
     pub async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(line) = self.queue.pop_front() {
+                self.sent += 1;
                 return Some(line);
             }
             if let Some(kv) = self.initial.pop_front() {
@@ -57,7 +62,7 @@ impl State {
             }
             let watch = self.watch.as_mut()?;
             match watch.try_next() {
-                Ok(None) => {}
+                Ok(None) => self.guard.sent(std::mem::take(&mut self.sent)),
                 other => {
                     self.take_result(other);
                     continue;
@@ -69,6 +74,8 @@ impl State {
                 () = self.deadline.as_mut() => return None,
                 () = shutdown.cancelled() => return None,
                 () = retired.cancelled() => return None,
+                // No news would come: the client goes on elsewhere from the revision that it has.
+                () = async { drop(self.adrift.wait_for(|adrift| *adrift).await) } => return None,
             }
         }
     }
