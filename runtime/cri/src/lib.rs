@@ -13,6 +13,7 @@ mod images;
 pub mod isolated;
 pub mod journal;
 pub mod linux;
+mod metrics;
 mod network;
 mod reconcile;
 mod record;

@@ -325,14 +325,16 @@ impl RuntimeService for Rpc {
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        unimplemented("metrics of pods are not served through the runtime yet; ListPodSandboxStats has them")
+        let descriptors = crate::metrics::descriptors();
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        unimplemented("metrics of pods are not served through the runtime yet; ListPodSandboxStats has them")
+        let pod_metrics = self.0.list_pod_sandbox_metrics().await?;
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
     async fn runtime_config(

@@ -56,7 +56,8 @@ fn value(value: u64) -> Option<v1::UInt64Value> {
 }
 
 impl Service {
-    async fn measure(&self, ids: &[String]) -> Result<HashMap<String, ContainerStats>, Status> {
+    /// Use of the running containers of these ids, or of all.
+    pub(crate) async fn measure(&self, ids: &[String]) -> Result<HashMap<String, ContainerStats>, Status> {
         let shared = async {
             let host = self.host.client().await?;
             host.stats(ids).await.map_err(refused)
@@ -86,6 +87,8 @@ impl Service {
                 memory_bytes: usage.working_set_bytes,
                 instances: u32::try_from(usage.processes).unwrap_or(u32::MAX),
                 requests: 0,
+                cold_starts: 0,
+                latency: Default::default(),
             })
         });
         measured.collect()

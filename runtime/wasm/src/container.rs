@@ -185,7 +185,9 @@ impl Container {
                 Some(handler) => handler.instances.load(Ordering::Relaxed),
                 None => u32::from(running),
             },
-            requests: handler.map_or(0, |handler| handler.requests.load(Ordering::Relaxed)),
+            requests: handler.as_ref().map_or(0, |handler| handler.requests.load(Ordering::Relaxed)),
+            cold_starts: handler.as_ref().map_or(0, |handler| handler.cold_starts.load(Ordering::Relaxed)),
+            latency: handler.map(|handler| handler.latencies.read()).unwrap_or_default(),
         }
     }
 

@@ -5,6 +5,7 @@
 mod body;
 mod connection;
 mod instance;
+mod latency;
 mod reuse;
 
 use std::{
@@ -24,9 +25,11 @@ use wasmtime_wasi_http::{WasiBody, handler::ProxyPre};
 
 use crate::{cpu::Metered, guest::Grants, memory::OverLimit, program::Program};
 pub(crate) use body::Body;
+pub(crate) use body::Entered;
 use body::{GuestBody, Slot};
 pub(crate) use connection::{Target, serve};
 use instance::{Instance, Run};
+use latency::Latencies;
 use reuse::Reuse;
 
 /// The most requests of a container that are run at once.
@@ -54,6 +57,9 @@ pub(crate) struct Handler {
     quiet: Notify,
     pub instances: AtomicU32,
     pub requests: AtomicU64,
+    /// Requests that waited for a new instance.
+    pub cold_starts: AtomicU64,
+    pub latencies: Latencies,
     /// No new connections; those that are open are closed after their next response.
     pub draining: CancellationToken,
     /// Everything ends now.
@@ -81,6 +87,8 @@ impl Handler {
             quiet: Notify::new(),
             instances: AtomicU32::new(0),
             requests: AtomicU64::new(0),
+            cold_starts: AtomicU64::new(0),
+            latencies: Latencies::default(),
             draining: CancellationToken::new(),
             killed: CancellationToken::new(),
             over_limit: Notify::new(),
@@ -101,10 +109,12 @@ impl Handler {
 
     /// Answers one request.
     pub async fn handle(self: &Arc<Handler>, request: Request<WasiBody>) -> Response<Body> {
+        let arrived = now();
         let Some(slot) = self.slot().await else {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "too many requests are waiting");
         };
         self.requests.fetch_add(1, Ordering::Relaxed);
+        let _timed = Timed { handler: self, arrived };
         let answer = tokio::select! {
             biased;
             answer = tokio::time::timeout(DEADLINE, self.run(request, slot)) => answer,
@@ -123,7 +133,7 @@ impl Handler {
     }
 
     /// Room for one more request, or none.
-    async fn slot(self: &Arc<Handler>) -> Option<Slot> {
+    async fn slot(self: &Arc<Handler>, entered: Entered) -> Option<Slot> {
         let permit = match self.slots.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
@@ -135,8 +145,7 @@ impl Handler {
                 tokio::time::timeout(DEADLINE, permit).await.ok()?.ok()?
             }
         };
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
-        Some(Slot { handler: self.clone(), _permit: permit })
+        Some(Slot { entered, _permit: permit })
     }
 
     /// Runs a guest until the head of its response; its body runs the guest on.
@@ -178,6 +187,7 @@ impl Handler {
         request: Request<WasiBody>,
         slot: Slot,
     ) -> wasmtime::Result<Response<Body>> {
+        self.cold_starts.fetch_add(1, Ordering::Relaxed);
         let meter = self.grants.meter.clone();
         let instance = Metered { future: Box::pin(self.instantiate()), meter }.await?;
         let (response, run) = Self::head(instance, request, slot).await;
@@ -242,7 +252,7 @@ impl Handler {
 
     /// Requests that have not been answered completely.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Acquire)
+        self.in_flight.load(Ordering::SeqCst)
     }
 
     /// Waits until no request is in flight.
@@ -269,6 +279,18 @@ impl Handler {
 fn answer(response: Response<WasiBody>, run: Run) -> Response<Body> {
     let (parts, body) = response.into_parts();
     Response::from_parts(parts, Body::Guest(GuestBody::new(body, run)))
+}
+
+/// Counts a request's time when it has its answer, or its client has gone.
+struct Timed<'a> {
+    handler: &'a Handler,
+    arrived: Instant,
+}
+
+impl Drop for Timed<'_> {
+    fn drop(&mut self) {
+        self.handler.latencies.count(self.arrived.elapsed());
+    }
 }
 
 /// Counts up while it lives.

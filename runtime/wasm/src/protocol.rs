@@ -161,6 +161,20 @@ pub struct ContainerStats {
     pub instances: u32,
     /// Requests served (handlers).
     pub requests: u64,
+    /// Of these, those that waited for a new instance.
+    pub cold_starts: u64,
+    pub latency: Latency,
+}
+
+/// Upper bounds of the buckets of [`Latency`], in milliseconds; beyond the last there is one more.
+pub const LATENCY_BOUNDS_MS: [u64; 13] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000];
+
+/// How long requests took from their arrival to the head of their response (handlers; empty for others).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    /// How many fell into each bucket, not summed up.
+    pub counts: Vec<u64>,
+    pub sum_micros: u64,
 }
 
 /// Which host this is.

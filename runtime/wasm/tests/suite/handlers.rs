@@ -21,6 +21,7 @@ async fn hello_on_a_pod_address() -> Result {
     get(at, "/print?line").await?;
     let stats = host.client.stats(std::slice::from_ref(&id)).await?;
     assert!(stats.iter().all(|s| s.requests == 4 && s.instances == 1 && s.cpu_nanos > 0), "{stats:?}");
+    assert!(stats.iter().all(|s| s.cold_starts == 0 && s.latency.counts.iter().sum::<u64>() == 4), "{stats:?}");
     let status = host.client.stop_container(&id, 5000).await?;
     assert_eq!(exit(&status.state), (0, "Completed"));
     assert_eq!(host.printed(&pod, "main")?, "line");

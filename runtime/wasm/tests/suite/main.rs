@@ -1,5 +1,6 @@
 //! A wasm host, driven through its socket, with guests built by `cargo xtask guests`.
 
+mod capabilities;
 mod commands;
 mod handlers;
 mod harness;
