@@ -255,7 +255,7 @@ fn mission_m09_requests_are_scheduled_and_limits_hold() -> Result<()> {
 }
 
 /// Ends with the test.
-struct Plugin(Child);
+pub(crate) struct Plugin(Child);
 
 impl Drop for Plugin {
     fn drop(&mut self) {
@@ -264,7 +264,8 @@ impl Drop for Plugin {
     }
 }
 
-fn plugin(cluster: &Cluster) -> Result<Plugin> {
+/// A plugin with one GPU that is none.
+pub(crate) fn plugin(cluster: &Cluster) -> Result<Plugin> {
     let data = cluster.data_dir();
     let program = data.with_file_name("coracle");
     let directory = data.join("node").join("device-plugins");
