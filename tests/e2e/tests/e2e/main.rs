@@ -7,6 +7,7 @@ mod cluster;
 mod custom_resources;
 mod faults;
 mod hello;
+mod infer;
 mod isolated;
 mod kube_rs;
 mod languages;
