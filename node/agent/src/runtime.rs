@@ -345,6 +345,15 @@ impl Runtime {
         let request = cri::ListContainerStatsRequest { filter: None };
         Ok(self.runtime.clone().list_container_stats(timed(request, LOOK)).await?.into_inner().stats)
     }
+
+    /// What the runtime counts of containers, and what that is.
+    pub async fn metrics(&self) -> Result<(Vec<cri::MetricDescriptor>, Vec<cri::PodSandboxMetrics>), Status> {
+        let (mut one, mut two) = (self.runtime.clone(), self.runtime.clone());
+        let descriptors = one.list_metric_descriptors(timed(cri::ListMetricDescriptorsRequest {}, LOOK));
+        let metrics = two.list_pod_sandbox_metrics(timed(cri::ListPodSandboxMetricsRequest {}, LOOK));
+        let (descriptors, metrics) = tokio::try_join!(descriptors, metrics)?;
+        Ok((descriptors.into_inner().descriptors, metrics.into_inner().pod_metrics))
+    }
 }
 
 fn image_spec(name: &str) -> cri::ImageSpec {

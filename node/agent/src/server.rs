@@ -20,6 +20,7 @@ use crate::Options;
 use crate::context::Context;
 use crate::pods::source::Pods;
 
+mod cadvisor;
 mod container_logs;
 mod metrics;
 mod streams;
@@ -119,6 +120,7 @@ fn router(shared: Shared) -> Router {
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs::get))
         .route("/configz", get(configz))
         .route("/metrics", get(metrics::agent))
+        .route("/metrics/cadvisor", get(cadvisor::get))
         .route("/metrics/resource", get(metrics::resource))
         .route("/stats/summary", get(metrics::summary))
         .route("/exec/{namespace}/{pod}/{container}", any(streams::exec))
