@@ -85,6 +85,15 @@ impl Objects {
         found.kvs.iter().map(|kv| codec::decode(&def, kv).map_err(crate::errors::corrupt)).collect()
     }
 
+    /// The key of an object and the form in which it is stored, for who writes it with something else in one transaction. Neither
+    /// admission nor validation runs.
+    pub fn stored(&self, group: &str, plural: &str, obj: &Value) -> Result<(Bytes, coracle_store::Value), Status> {
+        let def = self.known(group, plural)?;
+        let name = coracle_api::meta::name(obj).unwrap_or_default();
+        let key = def.key(coracle_api::meta::namespace(obj), name);
+        Ok((key.into(), codec::to_stored(&def, obj)))
+    }
+
     /// Reads, changes and writes an object until no other writer came between (bounded). Neither admission nor
     /// validation runs. NotFound if it does not exist.
     pub async fn update<F>(

@@ -14,7 +14,8 @@ use tower::ServiceExt;
 
 use crate::namespace::SYSTEM;
 use crate::options::RegistryOptions;
-use crate::value::text;
+use crate::networking::{GROUP, service_cidr};
+use crate::value::{items, text};
 
 /// Most bytes of an answer.
 const ANSWER_MAX: usize = 1 << 20;
@@ -38,6 +39,9 @@ pub async fn bootstrap(server: &ApiServer, options: &RegistryOptions) -> Result<
         ensure(server, "/api/v1/namespaces", &namespace).await?;
     }
     crate::authz::defaults::reconcile(server).await?;
+    for (path, object) in crate::flow_control::defaults() {
+        ensure(server, path, &object).await?;
+    }
     for (path, object) in classes(options) {
         ensure(server, path, &object).await?;
     }
@@ -46,7 +50,11 @@ pub async fn bootstrap(server: &ApiServer, options: &RegistryOptions) -> Result<
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     let wanted = kubernetes_slice(options);
     ensure(server, slices, &wanted).await?;
+    ensure(server, "/apis/networking.k8s.io/v1/servicecidrs", &service_cidr(options)).await?;
+    service_cidr_is_ready(server).await?;
     if let Some(ca_pem) = &options.ca_pem {
+        let path = "/api/v1/namespaces/kube-system/configmaps";
+        ensure(server, path, &extension_authentication(ca_pem)).await?;
         ensure(server, "/api/v1/namespaces/kube-public/configmaps", &cluster_info(options, ca_pem)).await?;
     }
     Ok(())
@@ -64,6 +72,45 @@ fn cluster_info(options: &RegistryOptions, ca_pem: &str) -> Value {
         "metadata": {"name": "cluster-info", "namespace": "kube-public"},
         "data": {"kubeconfig": format!("{kubeconfig:#}\n")},
     })
+}
+
+/// How the servers of aggregated APIs know this one, and its callers.
+fn extension_authentication(ca_pem: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {
+            "client-ca-file": ca_pem,
+            "requestheader-client-ca-file": ca_pem,
+            "requestheader-allowed-names": json!([crate::FRONT_PROXY]).to_string(),
+            "requestheader-username-headers": "[\"X-Remote-User\"]",
+            "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
+            "requestheader-group-headers": "[\"X-Remote-Group\"]",
+            "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
+        },
+    })
+}
+
+fn service_cidr(options: &RegistryOptions) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": service_cidr::DEFAULT},
+        "spec": {"cidrs": [options.service_cidr.to_string()]},
+    })
+}
+
+async fn service_cidr_is_ready(server: &ApiServer) -> Result<(), Status> {
+    let now = coracle_api::time::now();
+    let done = server.objects().update(GROUP, "servicecidrs", None, service_cidr::DEFAULT, |range| {
+        if items(range, "/status/conditions").is_empty() {
+            crate::value::set(range, "status", json!({"conditions": [{
+                "type": "Ready", "status": "True", "lastTransitionTime": now,
+                "reason": "", "message": "Kubernetes Service CIDR is ready",
+            }]}));
+        }
+        Ok(())
+    });
+    done.await.map(drop)
 }
 
 /// The classes that every cluster has: priorities of the system, the runtimes of this project, storage on the nodes' own disks.

@@ -144,6 +144,13 @@ impl Strategy for Request {
                 "use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed";
             return Err(Status::forbidden(&gr, cx.request.name.as_deref().unwrap_or_default(), why));
         }
+        if text(spec, "/signerName") == "kubernetes.io/kube-apiserver-client"
+            && validation::common_name(text(spec, "/request")).as_deref() == Some(crate::FRONT_PROXY)
+        {
+            let gr = GroupResource::new(GROUP, "certificatesigningrequests");
+            let why = "the servers of aggregated APIs believe whoever has this name";
+            return Err(Status::forbidden(&gr, cx.request.name.as_deref().unwrap_or_default(), why));
+        }
         Ok(())
     }
 

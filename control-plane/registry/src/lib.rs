@@ -4,7 +4,11 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod admission_cel;
 pub mod admission_policy;
+pub mod aggregation;
+pub mod admission_rules;
+pub mod admission_webhook;
 pub mod api_service;
 pub mod authn;
 pub mod authz;
@@ -22,6 +26,7 @@ pub mod devices;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod event;
+pub mod flow_control;
 pub mod horizontal_pod_autoscaler;
 pub mod job;
 pub mod lease;
@@ -64,7 +69,7 @@ pub use check::Cidr;
 use coracle_apiserver::authn::TokenAuthenticator;
 use coracle_apiserver::{Admission, ApiServerBuilder, ResourceDef};
 use coracle_store::Store;
-pub use options::{OptionsError, RegistryOptions};
+pub use options::{FRONT_PROXY, OptionsError, RegistryOptions};
 
 /// The built-in kinds and what goes with them.
 pub struct Builtin {
@@ -76,6 +81,8 @@ pub struct Builtin {
     pub authenticators: Vec<Arc<dyn TokenAuthenticator>>,
     /// Who may do what.
     pub authorizer: Arc<Authorizers>,
+    /// Who serves the groups that this server does not.
+    pub aggregator: Arc<aggregation::Aggregator>,
     /// Pages that are no resources, by path.
     pub mounts: Vec<(&'static str, axum::Router)>,
 }
@@ -86,8 +93,9 @@ impl Builtin {
         let builder =
             self.admission.into_iter().fold(builder.resources(self.resources), ApiServerBuilder::admission);
         let builder = self.authenticators.into_iter().fold(builder, ApiServerBuilder::authenticator);
-        let builder = builder.authorizer(self.authorizer);
+        let builder = builder.authorizer(self.authorizer).delegates(self.aggregator);
         let builder = builder.source(Arc::new(custom_resource_definition::Source));
+        let builder = builder.flows(Arc::new(flow_control::Source));
         self.mounts.into_iter().fold(builder, |builder, (path, router)| builder.mount(path, router))
     }
 }
@@ -101,9 +109,12 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
     let tokens = authn::Tokens::new(options, store)?;
     let authorizer = Authorizers::new(store);
     let resources = resources(options, store, &tokens, &authorizer);
+    let services = Arc::new(admission_webhook::services::Services::default());
+    let aggregator = Arc::new(aggregation::Aggregator::new(&resources, options.front_proxy.clone()));
     Ok(Builtin {
         resources,
-        admission: admission::chain(options),
+        aggregator,
+        admission: admission::chain(options, &services),
         mounts: tokens.mounts(options.api_server),
         authenticators: tokens.authenticators(),
         authorizer,
@@ -157,6 +168,7 @@ fn resources(
     all.extend(role::resources(authorizer));
     all.extend(role_binding::resources(authorizer));
     all.extend(storage::resources());
+    all.extend(admission_webhook::resources());
     all.extend(admission_policy::resources());
     all.extend([
         custom_resource_definition::resource(),
@@ -165,6 +177,7 @@ fn resources(
         runtime_class::resource(),
         endpoint_slice::resource(options),
     ]);
+    all.extend(flow_control::resources());
     all.extend(devices::resources());
     all
 }

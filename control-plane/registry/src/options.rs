@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use coracle_apiserver::UserInfo;
 use coracle_apiserver::authn::TokenKey;
+use coracle_apiserver::ca::Identity;
 use coracle_apiserver::kubelet_proxy::KubeletProxy;
 
 use crate::check::Cidr;
+
+/// The name in the certificate with which this server calls those of aggregated APIs.
+pub const FRONT_PROXY: &str = "front-proxy-client";
 
 /// Choices that the kinds depend on.
 #[derive(Clone)]
@@ -28,6 +32,8 @@ pub struct RegistryOptions {
     pub fixed_tokens: Vec<(String, UserInfo)>,
     /// Seconds that a pod stays on a node that is not ready, and on one that cannot be reached, unless it says otherwise.
     pub toleration_seconds: (i64, i64),
+    /// By which the servers of aggregated APIs know this one: a certificate of the cluster's authority for [`FRONT_PROXY`].
+    pub front_proxy: Option<Identity>,
     /// Whether a StorageClass `local` is made, which claims get that name none.
     pub default_storage_class: bool,
     /// Whether Ingresses are accepted in the versions that Kubernetes removed.
@@ -49,6 +55,7 @@ impl Default for RegistryOptions {
             ca_pem: None,
             fixed_tokens: Vec::new(),
             toleration_seconds: (300, 300),
+            front_proxy: None,
             default_storage_class: true,
             legacy_manifests: false,
             kubelet: None,

@@ -2,6 +2,7 @@
 
 mod allocation;
 mod allocator;
+pub mod backends;
 mod claim;
 mod validation;
 

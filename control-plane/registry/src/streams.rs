@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::node;
 use crate::options::RegistryOptions;
 use crate::pod::logs::{container, encode, pairs};
+use crate::service::backends;
 use crate::subresource::{existing, on_node};
 use crate::value::{flag, items, number, text};
 
@@ -168,19 +169,9 @@ impl ResolveNode for ServiceProxy {
         };
         let none = || Status::service_unavailable(format!("no endpoints available for service {name:?}"));
         let port = port.ok_or_else(none)?;
-        let slices = request.objects.list("discovery.k8s.io", "endpointslices", cx.namespace.as_deref());
-        let mut ready = Vec::new();
-        for slice in slices.await? {
-            let of = text(&slice, "/metadata/labels/kubernetes.io~1service-name");
-            let found = items(&slice, "/ports").iter().find(|p| text(p, "/name") == text(port, "/name"));
-            let (true, Some(found)) = (of == name, found) else { continue };
-            let number = u16::try_from(number(found, "/port")).unwrap_or(0);
-            for one in items(&slice, "/endpoints").iter().filter(|e| flag(e, "/conditions/ready")) {
-                ready.extend(
-                    items(one, "/addresses").first().and_then(|a| Some((a.as_str()?.to_owned(), number))),
-                );
-            }
-        }
+        let mut ready =
+            backends::ready(&request.objects, cx.namespace.as_deref().unwrap_or_default(), name, text(port, "/name"))
+                .await?;
         // Any will do; the clock spreads calls well enough.
         let turn = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs() as usize;
         let chosen = turn.checked_rem(ready.len()).map(|at| ready.swap_remove(at));

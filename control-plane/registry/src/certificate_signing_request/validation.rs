@@ -111,3 +111,12 @@ pub fn organizations(request: &str) -> Vec<String> {
     };
     parse(request, read).unwrap_or_default()
 }
+
+/// The common name of a request's subject.
+pub fn common_name(request: &str) -> Option<String> {
+    let read = |request: &X509CertificationRequest<'_>| {
+        let subject = &request.certification_request_info.subject;
+        subject.iter_common_name().find_map(|name| name.as_str().ok()).map(str::to_owned)
+    };
+    parse(request, read).ok().flatten()
+}

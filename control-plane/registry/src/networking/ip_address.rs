@@ -14,6 +14,7 @@ use crate::{check, table};
 /// The plural.
 pub const PLURAL: &str = "ipaddresses";
 const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
+const ALLOCATOR: &str = "ipallocator.k8s.io";
 const FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
 const PARENT: &str = "IPAddress references the resource that an IPAddress is attached to. An IPAddress must reference a parent object.";
 
@@ -33,10 +34,15 @@ pub fn of_service(ip: IpAddr, namespace: &str, name: &str, now: Timestamp) -> Va
         "metadata": {
             "name": ip.to_string(), "uid": uuid::Uuid::new_v4().to_string(),
             "creationTimestamp": coracle_api::time::seconds(now), "generation": 1,
-            "labels": {MANAGED_BY: "ipallocator.k8s.io", FAMILY: if ip.is_ipv4() { "IPv4" } else { "IPv6" }},
+            "labels": {MANAGED_BY: ALLOCATOR, FAMILY: if ip.is_ipv4() { "IPv4" } else { "IPv6" }},
         },
         "spec": {"parentRef": {"resource": "services", "namespace": namespace, "name": name}},
     })
+}
+
+/// Whether it was written with a Service's claim, so that the claim says whose it is.
+pub fn is_of_services(obj: &Value) -> bool {
+    coracle_api::meta::labels(obj).any(|(key, value)| key == MANAGED_BY && value == ALLOCATOR)
 }
 
 struct IpAddress;
@@ -83,7 +89,12 @@ impl Strategy for IpAddress {
     fn validate_update(&self, new: &Value, old: &Value) -> Vec<Error> {
         let mut errors = self.validate_create(new);
         let pointer = "/spec/parentRef";
-        check::immutable(&mut errors, &Path::new("spec").child("parentRef"), at(new, pointer), at(old, pointer));
+        check::immutable(
+            &mut errors,
+            &Path::new("spec").child("parentRef"),
+            at(new, pointer),
+            at(old, pointer),
+        );
         errors
     }
 

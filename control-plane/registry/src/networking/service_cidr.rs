@@ -68,7 +68,8 @@ impl Strategy for ServiceCidr {
         if let [first, second] = families.as_slice()
             && first == second
         {
-            let words = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
+            let words =
+                "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
             errors.push(Error::invalid(&path, cidrs.to_vec(), words));
         }
         errors

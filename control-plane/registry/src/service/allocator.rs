@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use coracle_apiserver::Objects;
-use coracle_store::{Compare, Op, Range, Txn};
+use coracle_store::Range;
 use rand::Rng;
 use serde_json::Value;
 use tokio::sync::OnceCell;
@@ -184,12 +184,7 @@ impl Allocator {
             }
             let Some(kv) = objects.store().get(&what.key()) else { continue };
             if Claim::of(&kv).is_some_and(|claim| claim.is_of(&(namespace.clone(), name.clone()))) {
-                let txn = Txn {
-                    compares: vec![Compare::ModRevision(what.key(), kv.mod_revision)],
-                    success: vec![Op::Delete { key: what.key() }],
-                    failure: Vec::new(),
-                };
-                if let Err(error) = objects.store().txn(txn).await {
+                if let Err(error) = objects.store().txn(claim::unclaim(what, kv.mod_revision)).await {
                     tracing::debug!(%error, namespace, name, "a claim is given back later");
                 }
             }

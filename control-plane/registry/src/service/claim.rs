@@ -8,11 +8,12 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use coracle_api::status::Status;
 use coracle_apiserver::Objects;
-use coracle_store::{KeyValue, OpResult, Txn};
+use coracle_store::{Compare, KeyValue, Op, OpResult, Txn};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::networking::{self, ip_address};
 use crate::value::{items, number, text};
 
 /// How long a write may be under way, in seconds: until then its holder is believed though the store does not show it yet.
@@ -130,9 +131,43 @@ pub async fn stale(what: What, claim: Option<&Claim>, objects: &Objects) -> Resu
     Ok(!found.is_some_and(|service| what.held_by(&service)))
 }
 
+/// Whether an IPAddress that is not this Service's holds an address.
+async fn held_by_hand(what: What, holder: &Holder, objects: &Objects) -> Result<bool, Refusal> {
+    let What::Address(ip) = what else { return Ok(false) };
+    let found = objects.get(networking::GROUP, ip_address::PLURAL, None, &ip.to_string()).await;
+    let Some(found) = found.map_err(Refusal::Failed)? else { return Ok(false) };
+    let parent = |field: &str| text(&found, &format!("/spec/parentRef/{field}"));
+    Ok(!ip_address::is_of_services(&found)
+        && (parent("resource"), parent("namespace"), parent("name"))
+            != ("services", holder.0.as_str(), holder.1.as_str()))
+}
+
+/// The IPAddress that is written with the claim of an address.
+fn shown(what: What, holder: &Holder, objects: &Objects) -> Result<Option<Op>, Refusal> {
+    let What::Address(ip) = what else { return Ok(None) };
+    let object = ip_address::of_service(ip, &holder.0, &holder.1, Timestamp::now());
+    let stored = objects.stored(networking::GROUP, ip_address::PLURAL, &object);
+    let (key, value) = stored.map_err(Refusal::Failed)?;
+    Ok(Some(Op::Put { key, value, ttl_ms: None }))
+}
+
+/// Deletes a claim that was read, and the IPAddress of an address.
+pub fn unclaim(what: What, revision: u64) -> Txn {
+    let mut txn = Txn {
+        compares: vec![Compare::ModRevision(what.key(), revision)],
+        success: vec![Op::Delete { key: what.key() }],
+        failure: Vec::new(),
+    };
+    if let What::Address(ip) = what {
+        let key = format!("/registry/{}/{}/{ip}", networking::GROUP, ip_address::PLURAL);
+        txn.success.push(Op::Delete { key: key.into() });
+    }
+    txn
+}
+
 /// Whether somebody other than `holder` has it.
 pub async fn taken(what: What, holder: &Holder, objects: &Objects) -> Result<bool, Refusal> {
-    let Some(kv) = objects.store().get(&what.key()) else { return Ok(false) };
+    let Some(kv) = objects.store().get(&what.key()) else { return held_by_hand(what, holder, objects).await };
     let claim = Claim::of(&kv);
     if claim.as_ref().is_some_and(|claim| claim.is_of(holder)) {
         return Ok(false);
@@ -146,8 +181,13 @@ pub async fn claim(what: What, holder: &Holder, objects: &Objects) -> Result<boo
         Claim { namespace: holder.0.clone(), name: holder.1.clone(), at: Timestamp::now().as_second() };
     let value = serde_json::to_vec(&claim).map_err(|error| Refusal::Failed(Status::internal(error)))?;
     let value = coracle_store::Value::raw(value);
+    if held_by_hand(what, holder, objects).await? {
+        return Ok(false);
+    }
+    let shown = shown(what, holder, objects)?;
     let mut txn = Txn::create(what.key(), value.clone(), None);
     for _ in 0..ATTEMPTS {
+        txn.success.extend(shown.clone());
         let done = objects.store().txn(txn).await.map_err(failed)?;
         if done.succeeded {
             return Ok(true);

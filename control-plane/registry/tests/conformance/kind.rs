@@ -63,7 +63,12 @@ impl Kind {
             path: format!("{path}{scope}/{name}"),
             plain: format!("{path}/{name}"),
             namespaced,
-            verbs: entry["verbs"].as_array().into_iter().flatten().map(|v| v.as_str().unwrap_or("").into()).collect(),
+            verbs: entry["verbs"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(|v| v.as_str().unwrap_or("").into())
+                .collect(),
             has_status,
             object: of("object"),
             change: of("change"),

@@ -23,7 +23,9 @@ pub async fn one(client: &Client, kind: &Kind, made: &Value, found: &mut Finding
     let Some(read) = found.code("get", 200, client.get(&kind.at()).await) else { return };
     found.expect(read == *made, || format!("made as {made} and read as {read}"));
     found.code("get of what is not there", 404, client.get(&format!("{}x", kind.at())).await);
-    let Some(part) = found.code("get of metadata", 200, client.get_as(&kind.at(), METADATA).await) else { return };
+    let Some(part) = found.code("get of metadata", 200, client.get_as(&kind.at(), METADATA).await) else {
+        return;
+    };
     found.expect(part["kind"] == "PartialObjectMetadata" && part["metadata"] == made["metadata"], || {
         format!("metadata alone is {part}")
     });
@@ -134,7 +136,8 @@ pub async fn watches(client: &Client, kind: &Kind, before: &str, found: &mut Fin
     let types: Vec<&str> = events.iter().map(|(kind, _)| kind.as_str()).collect();
     let whole = types.first() == Some(&"ADDED") && types.last() == Some(&"DELETED") && types.len() > 3;
     found.expect(whole, || format!("watch: {types:?}"));
-    found.expect(types.iter().skip(1).rev().skip(1).all(|t| *t == "MODIFIED"), || format!("watch: {types:?}"));
+    found
+        .expect(types.iter().skip(1).rev().skip(1).all(|t| *t == "MODIFIED"), || format!("watch: {types:?}"));
     for (_, object) in &events {
         let fits = object["kind"] == kind.object["kind"] && object["apiVersion"] == kind.object["apiVersion"];
         found.expect(fits && object["metadata"]["name"] == name, || format!("watch: {object}"));

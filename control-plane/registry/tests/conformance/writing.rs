@@ -48,7 +48,9 @@ pub async fn update(client: &Client, kind: &Kind, found: &mut Findings) {
         "an update kept the resourceVersion".into()
     });
     for field in ["uid", "creationTimestamp"] {
-        found.expect(next["metadata"][field] == read["metadata"][field], || format!("an update changed {field}"));
+        found.expect(next["metadata"][field] == read["metadata"][field], || {
+            format!("an update changed {field}")
+        });
     }
     let stale = found.code("update of what is no longer so", 409, client.put(&kind.at(), &new).await);
     if let Some(status) = stale {
@@ -77,7 +79,8 @@ pub async fn patch(client: &Client, kind: &Kind, found: &mut Findings) {
     let apply = format!("{at}?fieldManager=applier");
     let applied = client.patch(&apply, "apply", &kind.labelled(json!({"apply": "yes"}))).await;
     if let Some(applied) = found.code("apply", 200, applied) {
-        let all = json!({"updated": "yes", "merge": "yes", "strategic": "yes", "json": "yes", "apply": "yes"});
+        let all =
+            json!({"updated": "yes", "merge": "yes", "strategic": "yes", "json": "yes", "apply": "yes"});
         found.contains("patched", &all, &applied["metadata"]["labels"]);
         found.expect(applied["metadata"]["labels"]["dry"].is_null(), || "a dry run left a label".into());
         let owns = applied["metadata"]["managedFields"].as_array().is_some_and(|managers| {
@@ -97,7 +100,9 @@ pub async fn patch(client: &Client, kind: &Kind, found: &mut Findings) {
     found.code("apply of another's field", 409, taken);
     let gone = client.patch(&apply, "apply", &kind.labelled(json!({}))).await;
     if let Some(gone) = found.code("apply of less", 200, gone) {
-        found.expect(gone["metadata"]["labels"]["apply"].is_null(), || "what was applied is still there".into());
+        found.expect(gone["metadata"]["labels"]["apply"].is_null(), || {
+            "what was applied is still there".into()
+        });
     }
     if !kind.change.is_null()
         && let Some(changed) = found.code("change", 200, client.patch(&at, "merge", &kind.change).await)
@@ -113,14 +118,14 @@ pub async fn status(client: &Client, kind: &Kind, found: &mut Findings) {
     if !kind.has_status {
         return;
     }
-    if !found.expect(kind.status.is_object(), || "a status subresource and no status in the manifest".into()) {
+    if !found.expect(kind.status.is_object(), || "a status subresource and no status in the manifest".into())
+    {
         return;
     }
     let path = format!("{}/status", kind.at());
     let Some(before) = found.code("get", 200, client.get(&kind.at()).await) else { return };
     let mut both = json!({"status": kind.status});
-    merge(&mut both, &kind.change);
-    // Back to what the object was made with, where that is to be seen.
+    // Back to what the object was made with, so that a write would be seen.
     if !kind.change.is_null() {
         both["spec"] = kind.object["spec"].clone();
     }
@@ -135,7 +140,9 @@ pub async fn status(client: &Client, kind: &Kind, found: &mut Findings) {
     let put = client.put(&path, &read).await;
     found.code("update of status", 200, put);
     let mut other = json!({"metadata": {"labels": {"isolated": "yes"}}, "status": null});
-    merge(&mut other, &kind.change);
+    if !kind.change.is_null() {
+        merge(&mut other, &kind.change);
+    }
     if let Some(kept) = found.code("update of spec", 200, client.patch(&kind.at(), "merge", &other).await) {
         found.contains("status after a write of spec", &kind.status, &kept["status"]);
     }
