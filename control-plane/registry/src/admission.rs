@@ -12,6 +12,8 @@ mod resource_quota;
 mod runtime_class;
 mod service_account;
 mod storage;
+mod subject;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -19,11 +21,13 @@ use coracle_api::meta;
 use coracle_apiserver::{Admission, Attributes, Operation};
 use serde_json::Value;
 
+use crate::admission_webhook::services::Services;
 use crate::options::RegistryOptions;
 
 /// The chain, in the order in which it runs.
-pub fn chain(options: &RegistryOptions) -> Vec<Arc<dyn Admission>> {
+pub fn chain(options: &RegistryOptions, services: &Arc<Services>) -> Vec<Arc<dyn Admission>> {
     let (not_ready, unreachable) = options.toleration_seconds;
+    let webhooks = webhooks::Webhooks::new(services.clone());
     vec![
         Arc::new(namespace_lifecycle::NamespaceLifecycle),
         Arc::new(limit_ranger::LimitRanger),
@@ -37,7 +41,9 @@ pub fn chain(options: &RegistryOptions) -> Vec<Arc<dyn Admission>> {
         Arc::new(storage::PersistentVolumeClaimResize),
         Arc::new(runtime_class::RuntimeClass),
         Arc::new(ingress_class::DefaultIngressClass),
+        Arc::new(webhooks::Mutating::new(webhooks.clone())),
         Arc::new(admission_policy::ValidatingAdmissionPolicy::default()),
+        Arc::new(webhooks::Validating::new(webhooks)),
         // Last, so that nothing is charged for what another plugin refuses.
         Arc::new(resource_quota::ResourceQuota),
     ]

@@ -3,6 +3,7 @@
 
 pub mod client_config;
 mod configuration;
+pub mod services;
 
 use coracle_apiserver::ResourceDef;
 

@@ -133,7 +133,7 @@ impl Compiled {
             if !extent.affords(expression) {
                 return Err(TOO_COSTLY.to_owned());
             }
-            expression.program.execute(context).map_err(|e| e.to_string())
+            expression.run(context)
         };
         let mut variables: HashMap<Key, Cel> = HashMap::new();
         context.add_variable_from_value("variables", Cel::Map(Map { map: Arc::new(variables.clone()) }));

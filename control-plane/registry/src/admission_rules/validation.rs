@@ -158,15 +158,21 @@ mod tests {
         assert_eq!(with("operations", json!([])), ["r.operations: Required value"]);
         assert_eq!(
             with("operations", json!(["*", "CREATE"])),
-            ["r.operations: Invalid value: [\"*\",\"CREATE\"]: if '*' is present, must not specify other operations"]
+            [
+                "r.operations: Invalid value: [\"*\",\"CREATE\"]: if '*' is present, must not specify other operations"
+            ]
         );
         assert_eq!(
             with("operations", json!(["BIND"])),
-            ["r.operations[0]: Unsupported value: \"BIND\": supported values: \"*\", \"CONNECT\", \"CREATE\", \"DELETE\", \"UPDATE\""]
+            [
+                "r.operations[0]: Unsupported value: \"BIND\": supported values: \"*\", \"CONNECT\", \"CREATE\", \"DELETE\", \"UPDATE\""
+            ]
         );
         assert_eq!(
             with("resources", json!(["pods/*", "pods/status"])),
-            ["r.resources[1]: Invalid value: \"pods/status\": if 'pods/*' is present, must not specify pods/status"]
+            [
+                "r.resources[1]: Invalid value: \"pods/status\": if 'pods/*' is present, must not specify pods/status"
+            ]
         );
         assert_eq!(with("resources", json!(["*/*", "pods"])).len(), 1);
         assert_eq!(with("resources", json!(["*", "pods"])).len(), 1);

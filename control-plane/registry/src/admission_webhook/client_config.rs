@@ -11,7 +11,8 @@ const FORM: &str = "; desired format: https://host[/path]";
 
 /// Fills in the port of a Service.
 pub fn default(config: &mut Value) {
-    if let Some(service) = config.get("service").filter(|s| s.is_object()).is_some().then(|| object(config, "service"))
+    if let Some(service) =
+        config.get("service").filter(|s| s.is_object()).is_some().then(|| object(config, "service"))
         && let Some(service) = service
     {
         set_default_number(service, "port", 443);
@@ -111,11 +112,14 @@ mod tests {
         assert_eq!(said(json!({})), ["c: Required value: exactly one of url or service is required"]);
         assert_eq!(
             said(json!({"url": "http://a.example/x"})),
-            ["c.url: Invalid value: \"http\": 'https' is the only allowed URL scheme; desired format: https://host[/path]"]
+            [
+                "c.url: Invalid value: \"http\": 'https' is the only allowed URL scheme; desired format: https://host[/path]"
+            ]
         );
         assert_eq!(said(json!({"url": "https://u:p@a.example/x?y=z#f"})).len(), 3);
         assert_eq!(said(json!({"url": "https:///x"})).len(), 1);
-        let service = |path: &str| json!({"service": {"namespace": "n", "name": "s", "port": 443, "path": path}});
+        let service =
+            |path: &str| json!({"service": {"namespace": "n", "name": "s", "port": 443, "path": path}});
         assert!(said(service("/a/b/")).is_empty());
         assert_eq!(
             said(service("/a//b")),

@@ -18,8 +18,11 @@ use crate::{admission_rules, check, table};
 const REVIEWS: [&str; 2] = ["v1", "v1beta1"];
 const SIDE_EFFECTS: [&str; 2] = ["None", "NoneOnDryRun"];
 
-static COLUMNS: [Column; 3] =
-    [table::NAME, table::integer("Webhooks", "Webhooks indicates the number of webhooks configured."), table::AGE];
+static COLUMNS: [Column; 3] = [
+    table::NAME,
+    table::integer("Webhooks", "Webhooks indicates the number of webhooks configured."),
+    table::AGE,
+];
 
 /// One of the two resources.
 pub fn resource(kind: &'static str, plural: &str, mutating: bool) -> ResourceDef {

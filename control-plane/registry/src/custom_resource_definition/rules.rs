@@ -12,7 +12,7 @@ use coracle_api::field::{Error, Path, root};
 use coracle_api::schema::structural::{Additional, Rule, Structural, item_key};
 use kube_cel::KubeCelExt;
 use kube_cel::cel::objects::OptionalValue;
-use kube_cel::cel::{Context, Program, Value as Cel};
+use kube_cel::cel::{Context, Value as Cel};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -216,11 +216,10 @@ impl Run<'_> {
 }
 
 fn execute(expression: &Expression, scope: &Context<'_>) -> Result<Cel, String> {
-    let program: &Program = &expression.program;
     if expression.depth <= SHALLOW {
-        return program.execute(scope).map_err(|e| e.to_string());
+        return expression.run(scope);
     }
-    program.execute(scope).map_err(|e| e.to_string())
+    with_stack(|| expression.run(scope)).unwrap_or_else(|| Err("evaluation failed".to_owned()))
 }
 
 /// What a broken rule says.

@@ -1,7 +1,7 @@
 //! Reading an expression, within bounds.
 
-use kube_cel::cel::Program;
-use kube_cel::cel::common::ast::{EntryExpr, Expr, IdedExpr};
+use kube_cel::cel::common::ast::{EntryExpr, Expr, IdedExpr, LiteralValue, MapEntryExpr, MapExpr};
+use kube_cel::cel::{Context, Program, Value as Cel};
 
 /// The longest expression, in bytes, and the deepest.
 const MAX_LENGTH: usize = 8 * 1024;
@@ -42,8 +42,8 @@ const KNOWN: [&str; 27] = [
 ];
 
 /// An expression that was read.
-pub(crate) struct Expression {
-    pub program: Program,
+pub struct Expression {
+    root: IdedExpr,
     pub depth: usize,
     /// How deep its loops are nested.
     pub loops: u32,
@@ -51,6 +51,19 @@ pub(crate) struct Expression {
     /// How many of its functions may make text much longer than it was.
     pub growths: u32,
     pub uses_old: bool,
+}
+
+impl Expression {
+    /// The value over some variables; the error is in words.
+    pub fn run(&self, context: &Context<'_>) -> Result<Cel, String> {
+        Cel::resolve(&self.root, context).map_err(|e| words(&e.to_string()))
+    }
+}
+
+/// Errors begin with a small letter, as Kubernetes' do.
+fn words(error: &str) -> String {
+    let mut letters = error.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
 
 /// Runs work on a thread with a large stack; `None` if it panicked.
@@ -72,22 +85,72 @@ pub(crate) fn compile_for(text: &str, variables: &[&str]) -> Result<Expression, 
         return Err(format!("an expression may not be longer than {MAX_LENGTH} bytes"));
     }
     let program = Program::compile(text).map_err(|e| e.to_string())?;
+    let mut root = program.expression().clone();
     let mut walk = Walk { scope: variables.iter().map(ToString::to_string).collect(), ..Walk::default() };
-    walk.expr(program.expression(), 1, 0);
+    walk.expr(&root, 1, 0);
     if let Some(name) = walk.unknown {
         return Err(format!("undeclared reference to '{name}' (in container '')"));
     }
     if walk.depth > MAX_DEPTH {
         return Err(format!("an expression may not be nested more than {MAX_DEPTH} levels deep"));
     }
+    simplify(&mut root);
     Ok(Expression {
-        program,
+        root,
         depth: walk.depth,
         loops: walk.loops,
         size: walk.size,
         growths: walk.growths,
         uses_old: walk.uses_old,
     })
+}
+
+/// Makes maps of messages, which the interpreter does not know, and one variable of `authorizer.requestResource`.
+fn simplify(at: &mut IdedExpr) {
+    match &mut at.expr {
+        Expr::Unspecified | Expr::Literal(_) | Expr::Ident(_) => {}
+        Expr::Call(call) => {
+            call.target.iter_mut().for_each(|target| simplify(target));
+            call.args.iter_mut().for_each(simplify);
+        }
+        Expr::Comprehension(c) => {
+            for part in
+                [&mut c.iter_range, &mut c.accu_init, &mut c.loop_cond, &mut c.loop_step, &mut c.result]
+            {
+                simplify(part);
+            }
+        }
+        Expr::List(list) => list.elements.iter_mut().for_each(simplify),
+        Expr::Map(map) => {
+            for entry in &mut map.entries {
+                if let EntryExpr::MapEntry(entry) = &mut entry.expr {
+                    simplify(&mut entry.key);
+                    simplify(&mut entry.value);
+                }
+            }
+        }
+        Expr::Select(select) => {
+            let authorizer = matches!(&select.operand.expr, Expr::Ident(name) if name == "authorizer");
+            if authorizer && select.field == "requestResource" {
+                at.expr = Expr::Ident("@requestResource".into());
+            } else {
+                simplify(&mut select.operand);
+            }
+        }
+        Expr::Struct(message) => {
+            let mut entries = std::mem::take(&mut message.entries);
+            for entry in &mut entries {
+                if let EntryExpr::StructField(field) = &mut entry.expr {
+                    let mut value = std::mem::take(&mut field.value);
+                    simplify(&mut value);
+                    let key = LiteralValue::String(super::values::unescaped(&field.field).as_str().into());
+                    let key = IdedExpr { id: value.id, expr: Expr::Literal(key) };
+                    entry.expr = EntryExpr::MapEntry(MapEntryExpr { key, value, optional: field.optional });
+                }
+            }
+            at.expr = Expr::Map(MapExpr { entries });
+        }
+    }
 }
 
 #[derive(Default)]

@@ -54,6 +54,11 @@ impl Extent {
         extent
     }
 
+    /// Counts one more value in.
+    pub fn widen(&mut self, value: &Value) {
+        self.add(value);
+    }
+
     fn add(&mut self, value: &Value) {
         match value {
             Value::String(text) => self.text += text.len(),
@@ -158,4 +163,17 @@ fn escaped(name: &str) -> String {
         .replace('.', "__dot__")
         .replace('-', "__dash__")
         .replace('/', "__slash__")
+}
+
+/// The property that an escaped name reaches.
+pub(crate) fn unescaped(name: &str) -> String {
+    if let Some(word) = name.strip_prefix("__").and_then(|n| n.strip_suffix("__"))
+        && RESERVED.contains(&word)
+    {
+        return word.to_owned();
+    }
+    name.replace("__dot__", ".")
+        .replace("__dash__", "-")
+        .replace("__slash__", "/")
+        .replace("__underscores__", "__")
 }
