@@ -5,6 +5,7 @@
 
 pub mod authority;
 mod join;
+pub mod tuning;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ pub struct Options {
     /// Where device plugins have their sockets; `device-plugins` in the root directory where it is not said.
     #[arg(long)]
     pub device_plugin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub tuning: tuning::Tuning,
     /// The domain of the cluster's names.
     #[arg(long, default_value = "cluster.local")]
     pub cluster_domain: String,
@@ -207,6 +210,7 @@ async fn services(options: &Options, credentials: Credentials, shutdown: Cancell
         client_ca_pem: credentials.ca_pem,
         max_pods: options.max_pods,
         more_routes: gateway.router(),
+        tuning: options.tuning.agent()?,
         device_plugin_dir: options.device_plugin_dir.clone(),
         dns: coracle_agent::context::Dns {
             servers: options.cluster_dns.clone(),

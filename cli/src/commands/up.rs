@@ -65,6 +65,8 @@ pub struct Options {
     default_toleration_seconds: i64,
     #[command(flatten)]
     tuning: super::server::tuning::Tuning,
+    #[command(flatten)]
+    node: super::node::tuning::Tuning,
     /// How long to wait until everything is ready, in seconds.
     #[arg(long, default_value_t = 60)]
     timeout: u64,
@@ -183,6 +185,11 @@ fn tuning(options: &Options) -> Vec<(&'static str, String)> {
     tuning.flags()
 }
 
+/// What the node is told of tuning: profile `loopback` runs on somebody's own machine.
+fn node_tuning(options: &Options) -> Vec<(&'static str, String)> {
+    if options.network == "loopback" { options.node.for_own_machine().flags() } else { options.node.flags() }
+}
+
 fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     let shown = |path: PathBuf| path.display().to_string();
     let program = |name: &'static str, home: PathBuf, args: Vec<(&str, String)>| Program {
@@ -229,22 +236,26 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     let node = program(
         "node",
         dir.node(),
-        vec![
-            ("kubeconfig", shown(credentials.join("kubeconfig"))),
-            ("name", options.node_name.clone()),
-            ("node-ip", options.node_ip.to_string()),
-            ("port", options.node_port.to_string()),
-            ("runtime-endpoint", format!("unix://{}", dir.cri_socket().display())),
-            ("root-dir", shown(dir.node())),
-            ("tls-cert-file", shown(credentials.join("serving.crt"))),
-            ("tls-private-key-file", shown(credentials.join("serving.key"))),
-            ("client-ca-file", shown(credentials.join("ca.crt"))),
-            ("cluster-dns", dns_address(&options.service_cidr)),
-            ("dns-port", options.dns_port.to_string()),
-            ("forward-dns", options.forward_dns.to_string()),
-            ("network", options.network.clone()),
-            ("service-cidr", options.service_cidr.clone()),
-        ],
+        [
+            node_tuning(options),
+            vec![
+                ("kubeconfig", shown(credentials.join("kubeconfig"))),
+                ("name", options.node_name.clone()),
+                ("node-ip", options.node_ip.to_string()),
+                ("port", options.node_port.to_string()),
+                ("runtime-endpoint", format!("unix://{}", dir.cri_socket().display())),
+                ("root-dir", shown(dir.node())),
+                ("tls-cert-file", shown(credentials.join("serving.crt"))),
+                ("tls-private-key-file", shown(credentials.join("serving.key"))),
+                ("client-ca-file", shown(credentials.join("ca.crt"))),
+                ("cluster-dns", dns_address(&options.service_cidr)),
+                ("dns-port", options.dns_port.to_string()),
+                ("forward-dns", options.forward_dns.to_string()),
+                ("network", options.network.clone()),
+                ("service-cidr", options.service_cidr.clone()),
+            ],
+        ]
+        .concat(),
     );
     [server, runtime, node]
 }

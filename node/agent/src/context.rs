@@ -7,11 +7,14 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::env::fields::Facts;
 use crate::events::Recorder;
+use crate::eviction::thresholds::Pressure;
 use crate::objects::Objects;
+use crate::pods::requests::Amounts;
 use crate::pods::steps::config::Surroundings;
 use crate::runtime::Runtime;
 use crate::services::Services;
 use crate::tokens::{Issued, Tokens};
+use crate::tuning::Tuning;
 
 /// Where pods ask for names.
 #[derive(Clone, Debug)]
@@ -52,10 +55,20 @@ pub struct Context {
     pub cpu_milli: i64,
     /// Bytes of this machine.
     pub memory: i64,
+    /// What pods may have of this machine.
+    pub allocatable: Amounts,
+    /// Most pods at a time.
+    pub max_pods: u32,
     /// Where pods ask for names.
     pub dns: Dns,
     /// Devices that plugins serve.
     pub devices: coracle_devices::manager::Manager,
+    /// What an operator set.
+    pub tuning: Tuning,
+    /// What the node is short of.
+    pub pressure: tokio::sync::watch::Sender<Pressure>,
+    /// The node is being shut down: it takes no more pods.
+    pub shutting_down: std::sync::atomic::AtomicBool,
     /// Names of the runtime's handlers, as it last told.
     pub handlers: parking_lot::RwLock<Vec<String>>,
 }

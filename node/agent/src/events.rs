@@ -89,6 +89,13 @@ impl Recorder {
         self.send(Message { about, warning, reason, message: message.into() });
     }
 
+    /// About this node, by its name.
+    pub fn own_node(&self, name: &str, warning: bool, reason: &'static str, message: impl Into<String>) {
+        let mut node = Node::default();
+        node.metadata.name = Some(name.to_owned());
+        self.node(&node, warning, reason, message);
+    }
+
     /// About the node.
     pub fn node(&self, node: &Node, warning: bool, reason: &'static str, message: impl Into<String>) {
         let name = node.metadata.name.clone();

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 pub mod context;
 pub mod env;
 pub mod events;
+pub mod eviction;
 pub mod hooks;
 pub mod images;
 pub mod logs;
@@ -26,6 +27,7 @@ pub mod server;
 pub mod services;
 pub mod storage;
 pub mod tokens;
+pub mod tuning;
 pub mod volumes;
 
 /// What an agent needs to know.
@@ -52,6 +54,8 @@ pub struct Options {
     pub more_routes: axum::Router,
     /// Where pods ask for names.
     pub dns: context::Dns,
+    /// What an operator sets.
+    pub tuning: tuning::Tuning,
     /// Where device plugins have their sockets; `None`: `device-plugins` in the root directory.
     pub device_plugin_dir: Option<PathBuf>,
 }
@@ -66,7 +70,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         root.join("device-plugins").join("checkpoint.json"),
         shutdown.clone(),
     );
-    let machine = node::machine::read();
+    let machine = node::machine::read(&root);
     let (recorder, write_events) =
         events::Recorder::new(options.client.clone(), options.node_name.clone(), shutdown.clone());
     let (services, follow_services) = services::Services::new(options.client.clone(), shutdown.clone());
@@ -80,10 +84,18 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         node_name: options.node_name.clone(),
         node_ip: options.node_ip,
         root,
+        allocatable: node::object::allocatable(
+            [machine.cpus.saturating_mul(1000), machine.memory, machine.storage],
+            &options.tuning,
+        ),
+        max_pods: options.max_pods,
         cpu_milli: machine.cpus.saturating_mul(1000),
         memory: machine.memory,
         dns: options.dns.clone(),
         devices: devices.clone(),
+        tuning: options.tuning.clone(),
+        pressure: tokio::sync::watch::channel(Default::default()).0,
+        shutting_down: Default::default(),
         handlers: Default::default(),
     });
     let pods = pods::source::Pods::default();
@@ -94,7 +106,10 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         follow_services,
         server.run(shutdown.clone()),
         node::run(context.clone(), machine, port, options.max_pods, shutdown.clone()),
-        pods::source::run(context.clone(), pods, shutdown.clone()),
+        pods::source::run(context.clone(), pods.clone(), shutdown.clone()),
+        eviction::run(context.clone(), pods.clone(), options.tuning.eviction.clone(), shutdown.clone()),
+        node::shutdown::run(context.clone(), pods.clone(), shutdown.clone()),
+        images::gc::run(context.clone(), options.tuning.images, shutdown.clone()),
         logs::rotate::run(context.clone(), shutdown.clone()),
         storage::run(context, shutdown.clone()),
         serve_devices(devices),

@@ -1,5 +1,6 @@
 //! Log files in CRI format (`<time> <stdout|stderr> <P|F> <text>`), read as the API asks for them.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -53,12 +54,13 @@ pub fn text(line: &[u8]) -> Vec<u8> {
     render(line, &Query::default(), &mut false).unwrap_or_default()
 }
 
-/// Where the last `lines` lines begin.
-async fn tail_offset(file: &mut File, lines: u64) -> std::io::Result<u64> {
+/// How many lines end in a file, and where the last `lines` of them begin.
+async fn tail_offset(file: &mut File, lines: u64) -> std::io::Result<(u64, u64)> {
     let end = file.seek(SeekFrom::End(0)).await?;
-    if lines == 0 {
-        return Ok(end);
+    if lines == 0 || end == 0 {
+        return Ok((0, end));
     }
+    // What the file ends with is a line, with its newline or without.
     let (mut at, mut seen) = (end, 0_u64);
     while at > 0 {
         let size = CHUNK.min(at);
@@ -72,12 +74,12 @@ async fn tail_offset(file: &mut File, lines: u64) -> std::io::Result<u64> {
             if *byte == b'\n' && position + 1 < end {
                 seen += 1;
                 if seen == lines {
-                    return Ok(position + 1);
+                    return Ok((seen, position + 1));
                 }
             }
         }
     }
-    Ok(0)
+    Ok((seen + 1, 0))
 }
 
 /// Sends what `query` asks for to `out`, until the end, or with `follow` until `alive` says that the container is gone
@@ -118,13 +120,9 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = bool>,
 {
-    let mut file = open(path, query.follow).await?;
-    let start = match query.tail {
-        Some(lines) => tail_offset(&mut file, lines).await?,
-        None => 0,
-    };
-    file.seek(SeekFrom::Start(start)).await?;
-    let mut reader = BufReader::new(file);
+    let current = open(path, query.follow).await?;
+    let mut files = begin(path, current, query.tail).await?;
+    let Some(mut reader) = files.pop_front().map(BufReader::new) else { return Ok(()) };
     let mut left = query.limit.unwrap_or(u64::MAX);
     let mut line = Vec::new();
     let mut last_look = false;
@@ -148,6 +146,11 @@ where
             }
             continue;
         }
+        if let Some(next) = files.pop_front() {
+            reader = BufReader::new(next);
+            line.clear();
+            continue;
+        }
         if !query.follow {
             return Ok(());
         }
@@ -169,6 +172,32 @@ where
             }
         }
     }
+}
+
+/// The files to be read, oldest first: those that were put aside and the current one, at the first line that is asked for.
+async fn begin(path: &Path, current: File, tail: Option<u64>) -> std::io::Result<VecDeque<File>> {
+    let mut known = identity(&current).await.into_iter().collect::<Vec<_>>();
+    let mut files = VecDeque::from([current]);
+    for old in rotate::aside(path)?.iter().rev() {
+        // One that is forgotten at this moment is not there any more.
+        let Ok(file) = File::open(old).await else { continue };
+        // The current one may just have been put aside.
+        let Some(id) = identity(&file).await.filter(|id| !known.contains(id)) else { continue };
+        known.push(id);
+        files.push_front(file);
+    }
+    let mut left = tail.unwrap_or(u64::MAX);
+    for file in files.iter_mut().rev().filter(|_| tail.is_some()) {
+        let (lines, start) = tail_offset(file, left).await?;
+        file.seek(SeekFrom::Start(start)).await?;
+        left -= lines.min(left);
+    }
+    Ok(files)
+}
+
+async fn identity(file: &File) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    file.metadata().await.ok().map(|m| (m.dev(), m.ino()))
 }
 
 /// The file that has the name now, when it is another than the one that is read.
@@ -215,8 +244,12 @@ mod tests {
 
     async fn read(query: Query) -> String {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("0.log");
-        std::fs::write(&path, LOG).expect("a log");
+        std::fs::write(dir.path().join("0.log"), LOG).expect("a log");
+        read_in(dir.path(), query).await
+    }
+
+    async fn read_in(dir: &Path, query: Query) -> String {
+        let path = dir.join("0.log");
         let (out, mut lines) = mpsc::channel(8);
         tokio::spawn(stream(path, query, || async { false }, out));
         let mut all = Vec::new();
@@ -243,6 +276,31 @@ mod tests {
         ];
         for (query, expected) in table {
             assert_eq!(read(query.clone()).await, expected, "{query:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn across_files_that_were_put_aside() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let line = |n| format!("2026-11-21T05:00:0{n}.000000001Z stdout F {n}\n");
+        for (name, from) in [("0.log.20261121-050001", 0), ("0.log.20261121-050003", 2), ("0.log", 4)] {
+            std::fs::write(dir.path().join(name), line(from) + &line(from + 1)).expect("a log");
+        }
+        std::fs::write(dir.path().join("0.log.other"), "no log\n").expect("a file");
+        let table = [
+            (Query::default(), "0\n1\n2\n3\n4\n5\n"),
+            (Query { follow: true, ..Default::default() }, "0\n1\n2\n3\n4\n5\n"),
+            (Query { tail: Some(1), ..Default::default() }, "5\n"),
+            (Query { tail: Some(2), ..Default::default() }, "4\n5\n"),
+            (Query { tail: Some(3), ..Default::default() }, "3\n4\n5\n"),
+            (Query { tail: Some(6), follow: true, ..Default::default() }, "0\n1\n2\n3\n4\n5\n"),
+            (Query { tail: Some(9), ..Default::default() }, "0\n1\n2\n3\n4\n5\n"),
+            (Query { tail: Some(0), ..Default::default() }, ""),
+            (Query { limit: Some(5), ..Default::default() }, "0\n1\n2"),
+            (Query { since: "2026-11-21T05:00:03Z".parse().ok(), ..Default::default() }, "3\n4\n5\n"),
+        ];
+        for (query, expected) in table {
+            assert_eq!(read_in(dir.path(), query.clone()).await, expected, "{query:?}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{ContainerImage, Node};
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -16,11 +16,14 @@ use crate::context::Context;
 pub mod lease;
 pub mod machine;
 pub mod object;
+pub mod shutdown;
 
 /// How often the status is looked at.
 const LOOK: Duration = Duration::from_secs(10);
 /// How often it is written although nothing changed.
 const WRITE: Duration = Duration::from_secs(300);
+/// Images that the Node tells of.
+const MAX_IMAGES: usize = 50;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(7);
 
@@ -42,6 +45,7 @@ pub async fn run(
 async fn keep_node(context: &Context, machine: &machine::Machine, port: u16, max_pods: u32) {
     let mut keeper = Keeper { context, machine, port, max_pods, written: None, cidr: None, started: false };
     let mut delay = RETRY_MIN;
+    let mut pressure = context.pressure.subscribe();
     loop {
         match keeper.turn().await {
             Ok(settled) => {
@@ -50,6 +54,7 @@ async fn keep_node(context: &Context, machine: &machine::Machine, port: u16, max
                 let pause = if settled { LOOK } else { Duration::from_millis(300) };
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
+                    _ = pressure.changed() => {}
                     () = context.devices.changed() => {}
                 }
             }
@@ -108,6 +113,10 @@ impl Keeper<'_> {
             max_pods: self.max_pods,
             runtime: self.ask_runtime(handed).await,
             devices: self.context.devices.amounts(),
+            tuning: &self.context.tuning,
+            pressure: *self.context.pressure.borrow(),
+            shutting_down: self.context.shutting_down.load(std::sync::atomic::Ordering::Relaxed),
+            images: self.images().await,
             now: Timestamp::now(),
         };
         let ready = facts.runtime.problem.is_none();
@@ -117,11 +126,26 @@ impl Keeper<'_> {
             let body = json!({"status": status});
             let written = api.patch_status(name, &PatchParams::default(), &Patch::Merge(body)).await?;
             self.written = Some(Instant::now());
+            for reason in object::news(node.status.as_ref(), &status) {
+                let words = format!("Node {name} status is now: {reason}");
+                self.context.recorder.node(&written, false, reason, words);
+            }
             if !std::mem::replace(&mut self.started, true) {
                 self.context.recorder.node(&written, false, "Starting", "Starting kubelet.");
             }
         }
         Ok(ready && node.spec.as_ref().and_then(|s| s.pod_cidr.as_ref()).is_some())
+    }
+
+    /// The largest images, as the Node tells them.
+    async fn images(&self) -> Vec<ContainerImage> {
+        let mut images = self.context.runtime.list_images().await.unwrap_or_default();
+        images.sort_by_key(|image| (std::cmp::Reverse(image.size), image.id.clone()));
+        let shown = images.into_iter().take(MAX_IMAGES).map(|image| ContainerImage {
+            names: Some(image.repo_digests.into_iter().chain(image.repo_tags).take(5).collect()),
+            size_bytes: i64::try_from(image.size).ok(),
+        });
+        shown.collect()
     }
 
     async fn hand_over_cidr(&mut self, node: &Node) -> Result<(), String> {

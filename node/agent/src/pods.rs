@@ -3,8 +3,10 @@
 
 pub mod backoff;
 pub mod plan;
+pub mod requests;
 pub mod source;
 pub mod state;
+pub mod static_pods;
 pub mod status;
 pub mod steps;
 pub mod termination;

@@ -149,6 +149,7 @@ impl Runtime {
         let linux = listed.annotations.get(annotation::LINUX_CONTAINERS).is_some_and(|v| v == "true");
         Ok(Some(Sandbox {
             id: listed.id.clone(),
+            handler: listed.runtime_handler.clone(),
             ready: state == cri::PodSandboxState::SandboxReady as i32,
             attempt: listed.metadata.as_ref().map_or(0, |m| m.attempt),
             linux,
@@ -278,9 +279,9 @@ impl Runtime {
         Ok(())
     }
 
-    /// The image of this name, if the runtime has it.
-    pub async fn image(&self, name: &str) -> Result<Option<Image>, Status> {
-        let request = cri::ImageStatusRequest { image: Some(image_spec(name)), verbose: false };
+    /// The image of this name, if the runtime has it for this handler.
+    pub async fn image(&self, name: &str, handler: &str) -> Result<Option<Image>, Status> {
+        let request = cri::ImageStatusRequest { image: Some(image_spec(name, handler)), verbose: false };
         let answer = self.images.clone().image_status(timed(request, LOOK)).await;
         match answer {
             Ok(answer) => Ok(answer.into_inner().image.map(Image::new)),
@@ -289,15 +290,19 @@ impl Runtime {
         }
     }
 
-    /// Pulls an image and returns what CreateContainer wants.
+    /// Pulls an image for a handler and returns what CreateContainer wants.
     pub async fn pull(
         &self,
         name: &str,
+        handler: &str,
         auth: Option<cri::AuthConfig>,
         sandbox: cri::PodSandboxConfig,
     ) -> Result<String, Status> {
-        let request =
-            cri::PullImageRequest { image: Some(image_spec(name)), auth, sandbox_config: Some(sandbox) };
+        let request = cri::PullImageRequest {
+            image: Some(image_spec(name, handler)),
+            auth,
+            sandbox_config: Some(sandbox),
+        };
         // Pulls take as long as they take; deleting the pod interrupts them.
         Ok(self
             .images
@@ -340,6 +345,25 @@ impl Runtime {
         Ok(self.runtime.clone().exec_sync(timed(request, limit)).await?.into_inner())
     }
 
+    /// Images that the runtime has.
+    pub async fn list_images(&self) -> Result<Vec<cri::Image>, Status> {
+        let request = cri::ListImagesRequest { filter: None };
+        Ok(self.images.clone().list_images(timed(request, LOOK)).await?.into_inner().images)
+    }
+
+    /// Removes an image; one that is gone is fine.
+    pub async fn remove_image(&self, id: &str) -> Result<(), Status> {
+        let request = cri::RemoveImageRequest { image: Some(image_spec(id, "")) };
+        absent_is_fine(self.images.clone().remove_image(timed(request, ACT)).await)
+    }
+
+    /// Where images lie, and the bytes that they take.
+    pub async fn image_filesystem(&self) -> Result<Option<(String, u64)>, Status> {
+        let answer = self.images.clone().image_fs_info(timed(cri::ImageFsInfoRequest {}, LOOK)).await?;
+        let first = answer.into_inner().image_filesystems.into_iter().next();
+        Ok(first.and_then(|one| Some((one.fs_id?.mountpoint, one.used_bytes.map_or(0, |v| v.value)))))
+    }
+
     /// CPU and memory of every container.
     pub async fn stats(&self) -> Result<Vec<cri::ContainerStats>, Status> {
         let request = cri::ListContainerStatsRequest { filter: None };
@@ -356,6 +380,12 @@ impl Runtime {
     }
 }
 
-fn image_spec(name: &str) -> cri::ImageSpec {
-    cri::ImageSpec { image: name.to_owned(), user_specified_image: name.to_owned(), ..Default::default() }
+/// An image by its name, as a handler wants it; empty: as the runtime's default does.
+fn image_spec(name: &str, handler: &str) -> cri::ImageSpec {
+    cri::ImageSpec {
+        image: name.to_owned(),
+        user_specified_image: name.to_owned(),
+        runtime_handler: handler.to_owned(),
+        ..Default::default()
+    }
 }

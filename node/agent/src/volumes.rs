@@ -18,6 +18,7 @@ pub mod claims;
 pub mod mounting;
 pub mod mounts;
 pub mod sources;
+pub mod used;
 
 /// Why a volume is not there: the words of a `FailedMount` Event.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! Logs of containers do not grow without end: at 10 MiB a file is put aside and a new one begun; five are kept.
+//! Logs of containers do not grow without end: at a size a file is put aside and a new one begun; so many are kept.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,16 +13,29 @@ use crate::runtime::label;
 
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(10);
-/// The size at which a file is put aside, in bytes.
-const MAX_BYTES: u64 = 10 << 20;
-/// Files that are kept, the current one included.
-const MAX_FILES: usize = 5;
+
+/// How large logs may become.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The size at which a file is put aside, in bytes.
+    pub bytes: u64,
+    /// Files that are kept, the current one included; at least 2.
+    pub files: usize,
+    /// Looks at the files so often.
+    pub period: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes: 10 << 20, files: 5, period: LOOK }
+    }
+}
 
 /// Looks after the logs until `shutdown`.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(context.tuning.logs.period) => {}
             () = shutdown.cancelled() => return,
         }
         look(&context).await;
@@ -43,7 +56,7 @@ async fn look(context: &Context) {
             .join(of(label::CONTAINER_NAME))
             .join(format!("{attempt}.log"));
         let size = tokio::fs::metadata(&path).await.map_or(0, |m| m.len());
-        if size < MAX_BYTES {
+        if size < context.tuning.logs.bytes {
             continue;
         }
         if let Err(error) = rotate(context, &container.id, path.clone()).await {
@@ -59,7 +72,7 @@ async fn rotate(context: &Context, id: &str, path: PathBuf) -> std::io::Result<(
         std::fs::rename(&aside, &path)?;
         return Err(std::io::Error::other(status.message().to_owned()));
     }
-    forget_oldest(&path)
+    forget_oldest(&path, context.tuning.logs.files)
 }
 
 /// Renames the file to one with the time in its name, as the kubelet does.
@@ -70,19 +83,26 @@ fn put_aside(path: &Path, now: Timestamp) -> std::io::Result<PathBuf> {
     Ok(aside)
 }
 
-fn forget_oldest(path: &Path) -> std::io::Result<()> {
-    let Some(directory) = path.parent() else { return Ok(()) };
+/// The files of a log that were put aside, oldest first.
+pub fn aside(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let Some(directory) = path.parent() else { return Ok(Vec::new()) };
     let prefix = format!("{}.", path.file_name().unwrap_or_default().to_string_lossy());
     let mut old = Vec::new();
     for entry in std::fs::read_dir(directory)?.take(10_000) {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.strip_prefix(&prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
             old.push(entry.path());
         }
     }
     // Their names sort by time.
     old.sort();
-    let surplus = old.len().saturating_sub(MAX_FILES - 1);
+    Ok(old)
+}
+
+fn forget_oldest(path: &Path, files: usize) -> std::io::Result<()> {
+    let old = aside(path)?;
+    let surplus = old.len().saturating_sub(files.max(2) - 1);
     old.iter().take(surplus).try_for_each(std::fs::remove_file)
 }
 
@@ -97,7 +117,7 @@ mod tests {
         for second in 0..7 {
             std::fs::write(&path, format!("{second}")).expect("written");
             put_aside(&path, Timestamp::from_second(second).expect("a time")).expect("put aside");
-            forget_oldest(&path).expect("forgotten");
+            forget_oldest(&path, 5).expect("forgotten");
         }
         let mut left: Vec<String> = std::fs::read_dir(dir.path())
             .expect("entries")

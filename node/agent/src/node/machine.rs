@@ -7,6 +7,8 @@ pub struct Machine {
     pub cpus: i64,
     /// Bytes.
     pub memory: i64,
+    /// Bytes of the filesystem that volumes and logs lie on.
+    pub storage: i64,
     /// The kernel's release.
     pub kernel: String,
     /// The distribution's name.
@@ -21,8 +23,9 @@ fn read_line(path: &str) -> String {
     std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 
-/// Reads them.
-pub fn read() -> Machine {
+/// Reads them; `root` is where volumes and logs lie.
+pub fn read(root: &std::path::Path) -> Machine {
+    let storage = crate::eviction::signals::filesystem(root).map_or(0, |(space, _)| space.capacity);
     let meminfo = read_line("/proc/meminfo");
     let total = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"));
     let kib = total.and_then(|t| t.trim().trim_end_matches("kB").trim().parse::<i64>().ok()).unwrap_or(0);
@@ -31,6 +34,7 @@ pub fn read() -> Machine {
     Machine {
         cpus: std::thread::available_parallelism().map_or(1, |n| i64::try_from(n.get()).unwrap_or(1)),
         memory: kib.saturating_mul(1024),
+        storage: i64::try_from(storage).unwrap_or(i64::MAX),
         kernel: read_line("/proc/sys/kernel/osrelease"),
         os_image: name.unwrap_or_default().trim_matches('"').to_owned(),
         machine_id: read_line("/etc/machine-id"),

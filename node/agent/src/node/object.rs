@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+    NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -13,7 +14,10 @@ use serde_json::{Value, json};
 use coracle_devices::manager::Amount;
 
 use super::machine::Machine;
+use crate::eviction::signals::Signal;
+use crate::eviction::thresholds::Pressure;
 use crate::storage::DIRECTORY_ANNOTATION;
+use crate::tuning::{Reserved, Tuning};
 
 /// The Kubernetes version whose kubelet this agent stands in for.
 pub const VERSION: &str = "v1.36.2+coracle";
@@ -43,6 +47,14 @@ pub struct Facts<'a> {
     pub runtime: RuntimeFacts,
     /// Devices of plugins.
     pub devices: Vec<Amount>,
+    /// Reservations and thresholds.
+    pub tuning: &'a Tuning,
+    /// What the node is short of.
+    pub pressure: Pressure,
+    /// The node is being shut down.
+    pub shutting_down: bool,
+    /// The largest of the node's images.
+    pub images: Vec<ContainerImage>,
     /// The clock.
     pub now: Timestamp,
 }
@@ -93,24 +105,24 @@ pub fn missing_labels(node: &Node, name: &str) -> Option<Value> {
 pub fn status(node: &Node, facts: &Facts<'_>) -> NodeStatus {
     let old = node.status.clone().unwrap_or_default();
     let machine = facts.machine;
-    let amounts: BTreeMap<String, Quantity> = [
-        ("cpu", machine.cpus.to_string()),
-        ("memory", format!("{}Ki", machine.memory / 1024)),
-        ("pods", facts.max_pods.to_string()),
-    ]
-    .into_iter()
-    .map(|(name, amount)| (name.to_owned(), Quantity(amount)))
-    .collect();
     // What others advertise on this Node (`kubectl patch --subresource=status`) stays.
-    let with_devices = |old: Option<BTreeMap<String, Quantity>>, of: fn(&Amount) -> usize| {
+    let with_devices = |old: Option<BTreeMap<String, Quantity>>, own: [i64; 3], of: fn(&Amount) -> usize| {
         let mut all: BTreeMap<String, Quantity> =
             old.unwrap_or_default().into_iter().filter(|(name, _)| name.contains('/')).collect();
-        all.extend(amounts.clone());
+        let [cpu, memory, storage] = own;
+        let cpu = if cpu % 1000 == 0 { (cpu / 1000).to_string() } else { format!("{cpu}m") };
+        let kibibytes = |bytes: i64| Quantity(format!("{}Ki", bytes / 1024));
+        all.insert("cpu".to_owned(), Quantity(cpu));
+        all.insert("memory".to_owned(), kibibytes(memory));
+        all.insert("ephemeral-storage".to_owned(), kibibytes(storage));
+        all.insert("pods".to_owned(), Quantity(facts.max_pods.to_string()));
         all.extend(facts.devices.iter().map(|d| (d.resource.clone(), Quantity(of(d).to_string()))));
         all
     };
-    let capacity = with_devices(old.capacity.clone(), |d| d.capacity);
-    let allocatable = with_devices(old.allocatable.clone(), |d| d.allocatable);
+    let has = [machine.cpus.saturating_mul(1000), machine.memory, machine.storage];
+    let capacity = with_devices(old.capacity.clone(), has, |d| d.capacity);
+    let allocatable =
+        with_devices(old.allocatable.clone(), allocatable(has, facts.tuning), |d| d.allocatable);
     let address = |kind: &str, address: &str| NodeAddress { type_: kind.into(), address: address.into() };
     let before = old.node_info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default();
     NodeStatus {
@@ -118,6 +130,7 @@ pub fn status(node: &Node, facts: &Facts<'_>) -> NodeStatus {
         capacity: Some(capacity),
         allocatable: Some(allocatable),
         conditions: Some(conditions(&old, facts)),
+        images: Some(facts.images.clone()),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(facts.port) }),
         }),
@@ -138,15 +151,62 @@ pub fn status(node: &Node, facts: &Facts<'_>) -> NodeStatus {
     }
 }
 
+/// What pods may have of millicores, bytes of memory and bytes of disk: all but what is reserved and what has to stay free.
+pub fn allocatable([cpu, memory, storage]: [i64; 3], tuning: &Tuning) -> [i64; 3] {
+    let free = |signal: Signal, capacity: i64| -> i64 {
+        let hard = tuning.eviction.thresholds.iter().filter(|t| t.signal == signal && t.grace.is_none());
+        let amounts = hard.map(|t| t.amount.of(u64::try_from(capacity).unwrap_or(0)));
+        amounts.max().map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
+    };
+    let reserved = [&tuning.kube_reserved, &tuning.system_reserved];
+    let sum = |of: fn(&Reserved) -> i64| reserved.iter().map(|r| of(r)).fold(0, i64::saturating_add);
+    [
+        cpu.saturating_sub(sum(Reserved::cpu)).max(0),
+        memory
+            .saturating_sub(sum(|r| r.bytes("memory")))
+            .saturating_sub(free(Signal::MemoryAvailable, memory))
+            .max(0),
+        storage
+            .saturating_sub(sum(|r| r.bytes("ephemeral-storage")))
+            .saturating_sub(free(Signal::NodefsAvailable, storage))
+            .max(0),
+    ]
+}
+
 fn conditions(old: &NodeStatus, facts: &Facts<'_>) -> Vec<NodeCondition> {
     let ready = match &facts.runtime.problem {
+        _ if facts.shutting_down => ("Ready", "False", "KubeletNotReady", "node is shutting down"),
         None => ("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
         Some(problem) => ("Ready", "False", "KubeletNotReady", problem.as_str()),
     };
+    let Pressure { memory, disk, pid } = facts.pressure;
     let all = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        match memory {
+            false => (
+                "MemoryPressure",
+                "False",
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available",
+            ),
+            true => (
+                "MemoryPressure",
+                "True",
+                "KubeletHasInsufficientMemory",
+                "kubelet has insufficient memory available",
+            ),
+        },
+        match disk {
+            false => ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+            true => ("DiskPressure", "True", "KubeletHasDiskPressure", "kubelet has disk pressure"),
+        },
+        match pid {
+            false => {
+                ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available")
+            }
+            true => {
+                ("PIDPressure", "True", "KubeletHasInsufficientPID", "kubelet has insufficient PID available")
+            }
+        },
         ready,
     ];
     let existing = old.conditions.clone().unwrap_or_default();
@@ -169,6 +229,25 @@ fn conditions(old: &NodeStatus, facts: &Facts<'_>) -> Vec<NodeCondition> {
     let ours: Vec<String> = conditions.iter().map(|c| c.type_.clone()).collect();
     conditions.extend(existing.into_iter().filter(|c| !ours.contains(&c.type_)));
     conditions
+}
+
+/// The Events that tell of conditions that changed; without an old status, of all.
+pub fn news(old: Option<&NodeStatus>, new: &NodeStatus) -> Vec<&'static str> {
+    let words = |kind: &str, status: &str| match (kind, status) {
+        ("MemoryPressure", "True") => Some("NodeHasInsufficientMemory"),
+        ("MemoryPressure", _) => Some("NodeHasSufficientMemory"),
+        ("DiskPressure", "True") => Some("NodeHasDiskPressure"),
+        ("DiskPressure", _) => Some("NodeHasNoDiskPressure"),
+        ("PIDPressure", "True") => Some("NodeHasInsufficientPID"),
+        ("PIDPressure", _) => Some("NodeHasSufficientPID"),
+        ("Ready", "True") => Some("NodeReady"),
+        ("Ready", _) => Some("NodeNotReady"),
+        _ => None,
+    };
+    let before = old.and_then(|o| o.conditions.as_deref()).unwrap_or_default();
+    let changed = |c: &&NodeCondition| !before.iter().any(|b| b.type_ == c.type_ && b.status == c.status);
+    let all = new.conditions.iter().flatten().filter(changed);
+    all.filter_map(|c| words(&c.type_, &c.status)).collect()
 }
 
 /// Whether two statuses differ in more than the time of their last heartbeat.
@@ -200,6 +279,10 @@ mod tests {
                 problem: problem.map(str::to_owned),
             },
             devices: Vec::new(),
+            tuning: &Tuning::default(),
+            pressure: Pressure::default(),
+            shutting_down: false,
+            images: Vec::new(),
             now: Timestamp::UNIX_EPOCH,
         };
         status(&node("node-1"), &facts)
@@ -216,6 +299,17 @@ mod tests {
         assert!(differs(Some(&ready), &down));
         assert!(!differs(Some(&ready), &facts(&machine, None)));
         assert_eq!(ready.capacity.unwrap_or_default()["memory"].0, "2Ki");
+    }
+
+    #[test]
+    fn what_is_reserved_is_not_for_pods() {
+        let mut tuning = Tuning::default();
+        tuning.kube_reserved = Reserved::parse("cpu=100m,memory=256Mi").expect("amounts");
+        tuning.system_reserved = Reserved::parse("cpu=100m,ephemeral-storage=1Gi").expect("amounts");
+        let has = [2000, 1 << 30, 100 << 30];
+        // 100Mi of memory and a tenth of the disk have to stay free.
+        let left = allocatable(has, &tuning);
+        assert_eq!(left, [1800, (1024 - 256 - 100) << 20, (100 - 1 - 10) << 30]);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::backoff::Backoff;
 use super::state::{
-    Container, Doom, Fate, Memory, Phase, PodState, ephemeral_containers, grace_seconds, init_containers,
-    is_sidecar, main_containers, restart_policy,
+    Container, Doom, Fate, Memory, Phase, PodState, ephemeral_containers, find_container, grace_left,
+    grace_seconds, init_containers, is_sidecar, main_containers, restarts,
 };
 
 /// One thing to do.
@@ -30,13 +30,8 @@ pub enum Action {
         /// The back-off that the next crash of this container meets.
         backoff: Option<Backoff>,
     },
-    /// Stop containers, all at once.
-    Stop {
-        /// Id, name and why (an Event's words; empty: none).
-        containers: Vec<(String, String, String)>,
-        /// Seconds between asking and killing.
-        grace: i64,
-    },
+    /// Stop containers.
+    Stop(Vec<Ending>),
     /// Say that a container waits for its back-off.
     BackOff {
         /// The container's name.
@@ -65,6 +60,21 @@ pub enum Action {
     Delete,
     /// Nothing is left: the worker ends.
     Finish,
+}
+
+/// A container that is to end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ending {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Why: the words of an Event.
+    pub why: String,
+    /// Seconds between asking and killing, its `preStop` hook included.
+    pub grace: i64,
+    /// It is asked when all of lower turns have ended: main containers are 0, sidecars go in the reverse order of their start.
+    pub turn: usize,
 }
 
 /// What to do, and when to look again at the latest.
@@ -132,11 +142,10 @@ pub fn plan(input: Input<'_>) -> Plan {
     plan.actions.extend(doomed(input));
     if init(input, &mut plan) {
         for spec in main_containers(input.pod) {
-            start_if_due(input, spec, restart_policy(input.pod), &mut plan);
+            start_if_due(input, spec, &mut plan);
         }
-        // Each runs once.
         for spec in ephemeral_containers(input.pod) {
-            start_if_due(input, &spec, "Never", &mut plan);
+            start_if_due(input, &spec, &mut plan);
         }
     }
     plan.actions.extend(prune(input));
@@ -153,9 +162,10 @@ fn new_sandbox(input: Input<'_>, attempt: u32) -> Plan {
     }
     let why = "Pod sandbox changed, it will be killed and re-created.";
     let running = input.state.containers.iter().filter(|c| c.phase == Phase::Running);
-    let stops: Vec<_> = running.map(|c| (c.id.clone(), c.name.clone(), why.to_owned())).collect();
+    let grace = grace_seconds(input.pod, input.fate);
+    let stops: Vec<_> = running.map(|c| ending(c, why.to_owned(), grace, 0)).collect();
     if !stops.is_empty() {
-        plan.actions.push(Action::Stop { containers: stops, grace: grace_seconds(input.pod, input.fate) });
+        plan.actions.push(Action::Stop(stops));
     }
     // The newest dead sandbox stays for its logs; older ones go.
     let older = input.state.sandboxes.iter().skip(1);
@@ -177,22 +187,16 @@ pub fn ended(input: Input<'_>) -> bool {
     {
         return true;
     }
-    let policy = restart_policy(input.pod);
-    if policy == "Always" {
-        return false;
-    }
     let exited = |name: &str| input.state.newest(name).filter(|c| c.phase == Phase::Exited);
-    if policy == "Never" {
-        let mut inits = init_containers(input.pod).iter().filter(|s| !is_sidecar(s));
-        if inits.any(|spec| exited(&spec.name).is_some_and(|c| c.exit_code != 0)) {
-            return true;
-        }
-    }
-    let containers = main_containers(input.pod);
     let over = |spec: &Spec| {
-        exited(&spec.name).is_some_and(|c| !restarts(policy, c))
+        exited(&spec.name).is_some_and(|c| !restarts(input.pod, spec, c.exit_code))
             && !input.memory.waiting.contains_key(&spec.name)
     };
+    let failed = |spec: &&Spec| exited(&spec.name).is_some_and(|c| c.exit_code != 0) && over(spec);
+    if init_containers(input.pod).iter().filter(|s| !is_sidecar(s)).any(|spec| failed(&spec)) {
+        return true;
+    }
+    let containers = main_containers(input.pod);
     !containers.is_empty() && containers.iter().all(over)
 }
 
@@ -201,15 +205,6 @@ pub fn deadline(input: Input<'_>) -> Option<Timestamp> {
     let seconds = input.pod.spec.as_ref()?.active_deadline_seconds?;
     let start = input.pod.status.as_ref()?.start_time.as_ref()?.0;
     start.saturating_add(SignedDuration::from_secs(seconds)).ok()
-}
-
-/// Whether a container that ended starts again.
-pub fn restarts(policy: &str, ended: &Container) -> bool {
-    match policy {
-        "Always" => true,
-        "OnFailure" => ended.exit_code != 0,
-        _ => false,
-    }
 }
 
 /// An ended pod keeps its dead containers, for their logs, and nothing else.
@@ -223,18 +218,24 @@ fn clean_up(input: Input<'_>) -> Plan {
     plan
 }
 
-/// Main containers first; sidecars when those are gone.
+fn ending(container: &Container, why: String, grace: i64, turn: usize) -> Ending {
+    Ending { id: container.id.clone(), name: container.name.clone(), why, grace, turn }
+}
+
+/// Main containers first, then the sidecars, the last one first. What is left of the grace is for all of them.
 fn stop_running(input: Input<'_>, plan: &mut Plan) {
-    let inits = init_containers(input.pod);
-    let sidecar = |c: &&Container| inits.iter().any(|s| s.name == c.name && is_sidecar(s));
-    let running: Vec<&Container> =
-        input.state.containers.iter().filter(|c| c.phase == Phase::Running).collect();
-    let mains: Vec<&Container> = running.iter().copied().filter(|c| !sidecar(c)).collect();
-    let chosen = if mains.is_empty() { running } else { mains };
-    if !chosen.is_empty() {
-        let stop = |c: &Container| (c.id.clone(), c.name.clone(), format!("Stopping container {}", c.name));
-        let containers = chosen.into_iter().map(stop).collect();
-        plan.actions.push(Action::Stop { containers, grace: grace_seconds(input.pod, input.fate) });
+    let sidecars: Vec<&Spec> = init_containers(input.pod).iter().filter(|s| is_sidecar(s)).rev().collect();
+    let grace = grace_left(input.pod, input.fate, input.memory, input.now);
+    let running = input.state.containers.iter().filter(|c| c.phase == Phase::Running);
+    let mut endings: Vec<Ending> = running
+        .map(|c| {
+            let turn = sidecars.iter().position(|s| s.name == c.name).map_or(0, |at| at + 1);
+            ending(c, format!("Stopping container {}", c.name), grace, turn)
+        })
+        .collect();
+    endings.sort_by_key(|e| e.turn);
+    if !endings.is_empty() {
+        plan.actions.push(Action::Stop(endings));
     }
 }
 
@@ -258,24 +259,28 @@ fn leave(input: Input<'_>) -> Plan {
     plan
 }
 
+/// The exit code of a container that had to be killed.
+const KILLED: i32 = 137;
+
 /// Containers that a probe gave up on.
 fn doomed(input: Input<'_>) -> Vec<Action> {
     let mut stops = Vec::new();
     for container in input.state.containers.iter().filter(|c| c.phase == Phase::Running) {
-        let probe = match input.memory.probed.get(&container.id).and_then(|p| p.doomed) {
-            Some(Doom::Liveness) => "liveness",
-            Some(Doom::Startup) => "startup",
-            None => continue,
-        };
+        let Some(doom) = input.memory.probed.get(&container.id).and_then(|p| p.doomed) else { continue };
         let name = &container.name;
-        let fate = if restart_policy(input.pod) == "Never" { "" } else { ", will be restarted" };
-        let why = format!("Container {name} failed {probe} probe{fate}");
-        stops.push((container.id.clone(), name.clone(), why));
+        let spec = find_container(input.pod, name);
+        let (word, probe) = match doom {
+            Doom::Liveness => ("liveness", spec.as_ref().and_then(|s| s.liveness_probe.as_ref())),
+            Doom::Startup => ("startup", spec.as_ref().and_then(|s| s.startup_probe.as_ref())),
+        };
+        let again = spec.as_ref().is_some_and(|s| restarts(input.pod, s, KILLED));
+        let why =
+            format!("Container {name} failed {word} probe{}", if again { ", will be restarted" } else { "" });
+        let own = probe.and_then(|p| p.termination_grace_period_seconds).map(|seconds| seconds.max(1));
+        let grace = own.unwrap_or_else(|| grace_seconds(input.pod, input.fate));
+        stops.push(ending(container, why, grace, 0));
     }
-    if stops.is_empty() {
-        return Vec::new();
-    }
-    vec![Action::Stop { containers: stops, grace: grace_seconds(input.pod, input.fate) }]
+    if stops.is_empty() { Vec::new() } else { vec![Action::Stop(stops)] }
 }
 
 /// Whether a container counts as started: its startup probe passed, or it has none.
@@ -287,11 +292,10 @@ pub fn started(spec: &Spec, container: &Container, memory: &Memory) -> bool {
 /// Goes through the init containers in order; true when the main containers may run.
 fn init(input: Input<'_>, plan: &mut Plan) -> bool {
     let mains_began = main_containers(input.pod).iter().any(|s| input.state.current(&s.name).is_some());
-    let policy = if restart_policy(input.pod) == "Never" { "Never" } else { "OnFailure" };
     for spec in init_containers(input.pod) {
         let current = input.state.current(&spec.name);
         if is_sidecar(spec) {
-            start_if_due(input, spec, "Always", plan);
+            start_if_due(input, spec, plan);
             let up = current.is_some_and(|c| started(spec, c, input.memory));
             if !up && !mains_began {
                 return false;
@@ -299,7 +303,7 @@ fn init(input: Input<'_>, plan: &mut Plan) -> bool {
         } else if !mains_began {
             let done = current.is_some_and(|c| c.phase == Phase::Exited && c.exit_code == 0);
             if !done {
-                start_if_due(input, spec, policy, plan);
+                start_if_due(input, spec, plan);
                 return false;
             }
         }
@@ -307,7 +311,7 @@ fn init(input: Input<'_>, plan: &mut Plan) -> bool {
     true
 }
 
-fn start_if_due(input: Input<'_>, spec: &Spec, policy: &str, plan: &mut Plan) {
+fn start_if_due(input: Input<'_>, spec: &Spec, plan: &mut Plan) {
     let name = &spec.name;
     let before = input.memory.backoff.get(name).copied();
     let mut backoff = before;
@@ -315,7 +319,7 @@ fn start_if_due(input: Input<'_>, spec: &Spec, policy: &str, plan: &mut Plan) {
         match current.phase {
             Phase::Running => return,
             Phase::Exited => {
-                if !restarts(policy, current) {
+                if !restarts(input.pod, spec, current.exit_code) {
                     return;
                 }
                 let held = Backoff::after(before, current);

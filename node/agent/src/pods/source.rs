@@ -12,7 +12,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::state::Fate;
+use super::requests::Amounts;
+use super::state::{Failed, Fate};
+use super::static_pods;
 use super::worker::{Wanted, Worker};
 use crate::context::Context;
 use crate::runtime::label;
@@ -22,14 +24,38 @@ const RELIST: Duration = Duration::from_secs(1);
 const RELIST_WITH_EVENTS: Duration = Duration::from_secs(5);
 
 struct Entry {
+    /// From a file of this node.
+    of_file: bool,
     wanted: watch::Sender<Wanted>,
     wake: Arc<Notify>,
+}
+
+/// What pods that the node has taken ask for.
+#[derive(Default)]
+struct Taken {
+    by: HashMap<String, Amounts>,
+    sum: Amounts,
+}
+
+impl Taken {
+    fn add(&mut self, uid: &str, asked: Amounts) {
+        self.remove(uid);
+        self.sum.iter_mut().zip(asked).for_each(|(sum, one)| *sum = sum.saturating_add(one));
+        self.by.insert(uid.to_owned(), asked);
+    }
+
+    fn remove(&mut self, uid: &str) -> Option<Amounts> {
+        let asked = self.by.remove(uid)?;
+        self.sum.iter_mut().zip(asked).for_each(|(sum, one)| *sum = sum.saturating_sub(one));
+        Some(asked)
+    }
 }
 
 /// The pods that have a worker, by uid. Shared with the node API.
 #[derive(Clone, Default)]
 pub struct Pods {
     entries: Arc<Mutex<HashMap<String, Entry>>>,
+    taken: Arc<Mutex<Taken>>,
 }
 
 impl Pods {
@@ -48,6 +74,35 @@ impl Pods {
         found.min_by_key(|pod| pod.metadata.deletion_timestamp.is_some())
     }
 
+    /// All pods of this node, and whether they are wanted.
+    pub fn list_with_fate(&self) -> Vec<(Arc<Pod>, Fate)> {
+        self.entries.lock().values().map(|e| e.wanted.borrow().clone()).map(|w| (w.pod, w.fate)).collect()
+    }
+
+    /// Fails a pod: its worker ends its containers and says why.
+    pub fn fail(&self, uid: &str, failed: Failed) {
+        if let Some(entry) = self.entries.lock().get(uid) {
+            entry.wanted.send_modify(|w| w.failed = Some(failed));
+        }
+    }
+
+    /// Takes a pod that asks for so much if `fits` says so of what is in use, and how many pods use it. One decision at a
+    /// time: two pods do not get the same room. A pod that was taken before is not in its own way.
+    pub fn take(&self, uid: &str, asked: Amounts, fits: impl FnOnce(Amounts, usize) -> bool) {
+        let mut taken = self.taken.lock();
+        let before = taken.remove(uid);
+        if fits(taken.sum, taken.by.len()) {
+            taken.add(uid, asked);
+        } else if let Some(before) = before {
+            taken.add(uid, before);
+        }
+    }
+
+    /// What a pod asked for is free again.
+    pub fn release(&self, uid: &str) {
+        self.taken.lock().remove(uid);
+    }
+
     fn wake(&self, uid: &str) {
         if let Some(entry) = self.entries.lock().get(uid) {
             entry.wake.notify_one();
@@ -55,9 +110,55 @@ impl Pods {
     }
 
     fn apply(&self, context: &Arc<Context>, pod: Pod) {
+        if static_pods::mirrors(&pod).is_some() {
+            return self.mirror(context, &pod, pod.metadata.deletion_timestamp.is_some());
+        }
         let Some(uid) = pod.metadata.uid.clone() else { return };
         let fate = if pod.metadata.deletion_timestamp.is_some() { Fate::Leaves } else { Fate::Runs };
-        self.set(context, uid, Wanted { pod: Arc::new(pod), fate });
+        self.set(context, uid, Wanted::new(pod, fate));
+    }
+
+    /// The mirror of a static pod was seen, or is `leaving`: then the pod's worker makes another. One that mirrors nothing
+    /// is removed.
+    fn mirror(&self, context: &Arc<Context>, pod: &Pod, leaving: bool) {
+        let entries = self.entries.lock();
+        let same = |entry: &&Entry| {
+            let own = &entry.wanted.borrow().pod.metadata;
+            entry.of_file && own.name == pod.metadata.name && own.namespace == pod.metadata.namespace
+        };
+        match entries.values().find(same) {
+            Some(entry) if leaving => entry.wanted.send_modify(|w| w.mirrors_lost += 1),
+            Some(_) => {}
+            None => {
+                tokio::spawn(static_pods::remove_mirror(context.client.clone(), pod.clone()));
+            }
+        }
+    }
+
+    /// Brings the static pods to `wanted`: what is no longer there leaves; what is new starts when the one of that name is
+    /// gone.
+    pub fn set_static(&self, context: &Arc<Context>, wanted: Vec<Pod>) {
+        {
+            let entries = self.entries.lock();
+            let listed = |uid: &String| wanted.iter().any(|pod| pod.metadata.uid.as_ref() == Some(uid));
+            for (_, entry) in entries.iter().filter(|(uid, entry)| entry.of_file && !listed(uid)) {
+                entry.wanted.send_if_modified(|w| {
+                    let runs = w.fate == Fate::Runs;
+                    w.fate = if runs { Fate::Leaves } else { w.fate };
+                    runs
+                });
+            }
+        }
+        for pod in wanted {
+            let Some(uid) = pod.metadata.uid.clone() else { continue };
+            let known = self.entries.lock().values().any(|entry| {
+                let own = &entry.wanted.borrow().pod.metadata;
+                entry.of_file && own.name == pod.metadata.name && own.namespace == pod.metadata.namespace
+            });
+            if !known {
+                self.set(context, uid, Wanted::new(pod, Fate::Runs));
+            }
+        }
     }
 
     fn gone(&self, uid: &str) {
@@ -73,20 +174,23 @@ impl Pods {
             entry.wanted.send_if_modified(|old| {
                 let changes = old.fate != Fate::Gone;
                 if changes {
-                    *old = wanted;
+                    let (failed, mirrors_lost) = (old.failed.take(), old.mirrors_lost);
+                    *old = Wanted { failed, mirrors_lost, ..wanted };
                 }
                 changes
             });
             return;
         }
+        let of_file = static_pods::is_static(&wanted.pod);
         let (sender, receiver) = watch::channel(wanted);
         let wake = Arc::new(Notify::new());
-        let worker = Worker::new(context.clone(), receiver, wake.clone());
-        entries.insert(uid.clone(), Entry { wanted: sender, wake });
+        let worker = Worker::new(context.clone(), self.clone(), receiver, wake.clone());
+        entries.insert(uid.clone(), Entry { of_file, wanted: sender, wake });
         drop(entries);
         let pods = self.clone();
         tokio::spawn(async move {
             worker.run().await;
+            pods.release(&uid);
             pods.entries.lock().remove(&uid);
         });
     }
@@ -94,7 +198,11 @@ impl Pods {
 
 /// Follows both until `shutdown`.
 pub async fn run(context: Arc<Context>, pods: Pods, shutdown: CancellationToken) {
+    // Before anything is torn down for not being in the API.
+    let files = static_pods::Files::new(&context);
+    files.look(&context, &pods).await;
     tokio::select! {
+        () = files.follow(&context, &pods) => {}
         () = follow_api(&context, &pods) => {}
         () = follow_runtime(&context, &pods) => {}
         () = shutdown.cancelled() => {}
@@ -112,7 +220,9 @@ async fn follow_api(context: &Arc<Context>, pods: &Pods) {
         match event {
             Ok(watcher::Event::Apply(pod)) => pods.apply(context, pod),
             Ok(watcher::Event::Delete(pod)) => {
-                if let Some(uid) = &pod.metadata.uid {
+                if static_pods::mirrors(&pod).is_some() {
+                    pods.mirror(context, &pod, true);
+                } else if let Some(uid) = &pod.metadata.uid {
                     pods.gone(uid);
                 }
             }
@@ -122,10 +232,20 @@ async fn follow_api(context: &Arc<Context>, pods: &Pods) {
                 pods.apply(context, pod);
             }
             Ok(watcher::Event::InitDone) => {
-                let known: Vec<String> = pods.entries.lock().keys().cloned().collect();
-                known.iter().filter(|uid| !listed.contains(*uid)).for_each(|uid| pods.gone(uid));
+                let of_api: Vec<String> = {
+                    let entries = pods.entries.lock();
+                    entries.iter().filter(|(_, e)| !e.of_file).map(|(uid, _)| uid.clone()).collect()
+                };
+                // Mirrors that went while nobody watched are made anew.
+                pods.entries.lock().values().filter(|e| e.of_file).for_each(|entry| {
+                    entry.wanted.send_modify(|w| w.mirrors_lost += 1);
+                });
+                of_api.iter().filter(|uid| !listed.contains(*uid)).for_each(|uid| pods.gone(uid));
                 if std::mem::take(&mut first) {
-                    if let Err(error) = context.devices.retain(|uid| listed.contains(uid)) {
+                    if let Err(error) = context
+                        .devices
+                        .retain(|uid| listed.contains(uid) || pods.entries.lock().contains_key(uid))
+                    {
                         tracing::warn!(%error, "devices of pods that are gone could not be taken back");
                     }
                     tokio::spawn(adopt_orphans(context.clone(), pods.clone(), listed.clone()));
@@ -158,7 +278,7 @@ async fn adopt_orphans(context: Arc<Context>, pods: Pods, listed: HashSet<String
         pod.metadata.name = of(label::POD_NAME);
         pod.metadata.namespace = of(label::POD_NAMESPACE);
         tracing::info!(uid, name = pod.metadata.name, "a pod that left the API meanwhile is torn down");
-        pods.set(&context, uid, Wanted { pod: Arc::new(pod), fate: Fate::Gone });
+        pods.set(&context, uid, Wanted::new(pod, Fate::Gone));
     }
 }
 

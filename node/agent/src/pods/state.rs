@@ -1,8 +1,8 @@
 //! What the runtime says of one pod, and what the agent remembers about it between two decisions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container as Spec, ContainerRestartRule, Pod, ResourceRequirements};
 use k8s_openapi::jiff::Timestamp;
 
 use super::backoff::Backoff;
@@ -28,6 +28,8 @@ pub struct Sandbox {
     pub attempt: u32,
     /// Nanoseconds since 1970.
     pub created_at: i64,
+    /// The handler that it was made with; empty: the default.
+    pub handler: String,
     /// It was made for Linux containers too.
     pub linux: bool,
     /// Its addresses, the main one first.
@@ -139,6 +141,30 @@ pub struct Probed {
     pub doomed: Option<Doom>,
 }
 
+/// Why a resize has not happened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unresized {
+    /// `Infeasible`: never on this node. `Deferred`: not yet.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+    /// What the runtime refused: it is not asked again.
+    pub refused: Option<ResourceRequirements>,
+}
+
+/// A pod that has failed on this node, whatever its containers do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failed {
+    /// `Evicted`, `Terminated`, `OutOfcpu` ...
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    /// The node ended a pod that ran: the condition `DisruptionTarget` says so.
+    pub disrupted: bool,
+    /// Seconds that its containers get at most; `None`: what its spec says.
+    pub grace: Option<i64>,
+}
+
 /// Which probe gave up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doom {
@@ -167,16 +193,20 @@ pub struct Memory {
     pub needs_linux: bool,
     /// By container name: images that were seen to before the sandbox was made.
     pub images: BTreeMap<String, Image>,
-    /// The pod has failed here, whatever its containers do: reason and message.
-    pub failed: Option<(String, String)>,
+    /// The pod has failed here, whatever its containers do.
+    pub failed: Option<Failed>,
+    /// Since when its containers are being ended for good: the grace counts from there.
+    pub ending_since: Option<Timestamp>,
+    /// By container id: `preStop` hooks that were begun. Each runs once.
+    pub hooked: BTreeSet<String>,
     /// By container id: the resources that it has.
     pub resources: BTreeMap<String, ResourceRequirements>,
-    /// Resources that the runtime would not give a running container, and why.
-    pub resize_refused: Option<(ResourceRequirements, String)>,
+    /// Why running containers do not have the resources of their specs.
+    pub unresized: Option<Unresized>,
     /// What this node cannot do for the pod: it is refused for good.
     pub refused: Option<(String, String)>,
-    /// The sandbox was torn down after the end of the pod.
-    pub cleaned: bool,
+    /// The node has taken the pod.
+    pub admitted: bool,
 }
 
 /// The pod left the API without its node's consent, or is on its way out.
@@ -219,9 +249,44 @@ pub fn is_sidecar(container: &Spec) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
-/// `Always`, `OnFailure` or `Never`.
+/// The pod's `Always`, `OnFailure` or `Never`.
 pub fn restart_policy(pod: &Pod) -> &str {
     pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always")
+}
+
+/// Whether a container that ended with `exit_code` starts again: by its own rules, its own policy, or the pod's.
+/// Ephemeral containers run once; init containers that succeeded are done, unless they are sidecars.
+pub fn restarts(pod: &Pod, spec: &Spec, exit_code: i32) -> bool {
+    let init = init_containers(pod).iter().any(|c| c.name == spec.name);
+    if !init && !main_containers(pod).iter().any(|c| c.name == spec.name) {
+        return false;
+    }
+    if spec.restart_policy.is_some()
+        && spec.restart_policy_rules.iter().flatten().any(|r| matches(r, exit_code))
+    {
+        return true;
+    }
+    let policy = match (spec.restart_policy.as_deref(), init, restart_policy(pod)) {
+        (Some(own), ..) => own,
+        // An init container is repeated until it has succeeded.
+        (None, true, "Always") => "OnFailure",
+        (None, _, policy) => policy,
+    };
+    match policy {
+        "Always" => true,
+        "OnFailure" => exit_code != 0,
+        _ => false,
+    }
+}
+
+fn matches(rule: &ContainerRestartRule, exit_code: i32) -> bool {
+    let Some(codes) = rule.exit_codes.as_ref().filter(|_| rule.action == "Restart") else { return false };
+    let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
+    match codes.operator.as_str() {
+        "In" => listed,
+        "NotIn" => !listed,
+        _ => false,
+    }
 }
 
 /// Seconds that containers get between the request to end and the end.
@@ -232,4 +297,12 @@ pub fn grace_seconds(pod: &Pod, fate: Fate) -> i64 {
         Fate::Gone => 1,
         Fate::Runs | Fate::Leaves => asked.or(spec).unwrap_or(30).max(1),
     }
+}
+
+/// What is left of the grace of a pod whose containers are being ended for good. Seconds, at least 1.
+pub fn grace_left(pod: &Pod, fate: Fate, memory: &Memory, now: Timestamp) -> i64 {
+    let all = grace_seconds(pod, fate);
+    let all = memory.failed.as_ref().and_then(|f| f.grace).map_or(all, |most| all.min(most));
+    let passed = memory.ending_since.map_or(0, |since| now.as_second().saturating_sub(since.as_second()));
+    all.saturating_sub(passed.max(0)).max(1)
 }

@@ -24,8 +24,8 @@ pub fn status(input: Input<'_>, node_ip: &str) -> PodStatus {
             (end.to_owned(), old.reason.clone(), old.message.clone())
         }
         _ if input.memory.failed.is_some() => {
-            let (reason, message) = input.memory.failed.clone().unwrap_or_default();
-            ("Failed".to_owned(), Some(reason), Some(message))
+            let failed = input.memory.failed.clone().unwrap_or_default();
+            ("Failed".to_owned(), Some(failed.reason), Some(failed.message))
         }
         _ if super::plan::deadline(input).is_some_and(|at| at <= input.now) => {
             let message = "Pod was active on the node longer than the specified deadline";
@@ -101,13 +101,19 @@ fn conditions(
     let existing = old.conditions.clone().unwrap_or_default();
     let mut conditions: Vec<PodCondition> =
         verdicts.into_iter().map(|v| condition(v, &existing, input.pod, input.now)).collect();
-    let refused = input.memory.resize_refused.as_ref().filter(|_| !ended);
-    let resize = refused.map(|(_, words)| Verdict {
-        reason: Some("Infeasible"),
-        message: Some(words.clone()),
+    let refused = input.memory.unresized.as_ref().filter(|_| !ended);
+    let resize = refused.map(|why| Verdict {
+        reason: Some(why.reason),
+        message: Some(why.message.clone()),
         ..verdict(RESIZE, true)
     });
-    conditions.extend(resize.map(|v| condition(v, &existing, input.pod, input.now)));
+    let disrupted = input.memory.failed.as_ref().filter(|f| f.disrupted).map(|failed| Verdict {
+        reason: Some("TerminationByKubelet"),
+        message: Some(failed.message.clone()),
+        ..verdict("DisruptionTarget", true)
+    });
+    conditions
+        .extend(resize.into_iter().chain(disrupted).map(|v| condition(v, &existing, input.pod, input.now)));
     // Conditions of others (readiness gates, the disruption controller) stay as they are.
     let ours: Vec<String> = conditions.iter().map(|c| c.type_.clone()).collect();
     conditions.extend(existing.into_iter().filter(|c| !ours.contains(&c.type_) && c.type_ != RESIZE));
@@ -190,17 +196,25 @@ fn ready(input: Input<'_>, old: &PodStatus, containers: &Verdict) -> Verdict {
         };
     }
     let gates = input.pod.spec.as_ref().and_then(|s| s.readiness_gates.as_deref()).unwrap_or_default();
-    let holds = |kind: &str| old.conditions.iter().flatten().any(|c| c.type_ == kind && c.status == "True");
-    match gates.iter().find(|g| !holds(&g.condition_type)) {
-        None => verdict("Ready", true),
-        Some(gate) => Verdict {
-            reason: Some("ReadinessGatesNotReady"),
-            message: Some(format!(
-                "corresponding condition of pod readiness gate \"{}\" does not exist.",
-                gate.condition_type
-            )),
-            ..verdict("Ready", false)
-        },
+    let of = |kind: &str| old.conditions.iter().flatten().find(|c| c.type_ == kind);
+    let unready: Vec<String> = gates
+        .iter()
+        .map(|gate| gate.condition_type.as_str())
+        .filter_map(|kind| match of(kind) {
+            None => Some(format!("corresponding condition of pod readiness gate {kind:?} does not exist.")),
+            Some(c) if c.status != "True" => {
+                Some(format!("the status of pod readiness gate {kind:?} is not \"True\", but {}", c.status))
+            }
+            Some(_) => None,
+        })
+        .collect();
+    if unready.is_empty() {
+        return verdict("Ready", true);
+    }
+    Verdict {
+        reason: Some("ReadinessGatesNotReady"),
+        message: Some(unready.join(", ")),
+        ..verdict("Ready", false)
     }
 }
 

@@ -9,15 +9,19 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::plan::{Action, Input, Plan, plan};
-use super::state::{Fate, Memory, PodState, Waiting, find_container};
+use super::source::Pods;
+use super::state::{Failed, Fate, Memory, PodState, Waiting, find_container};
 use super::steps::{container, sandbox, volumes};
 use super::termination;
 use super::{status, unsupported};
 use crate::context::Context;
+use crate::logs::rotate;
 use crate::probes::Prober;
 use crate::volumes::{Error as VolumeError, PodDir};
 
+mod admit;
 mod limits;
+mod mirror;
 pub mod report;
 mod resize;
 mod start;
@@ -38,11 +42,23 @@ pub struct Wanted {
     pub pod: Arc<Pod>,
     /// Whether it runs, leaves or is gone.
     pub fate: Fate,
+    /// The node has ended it.
+    pub failed: Option<Failed>,
+    /// How often the mirror of a static pod was lost.
+    pub mirrors_lost: u64,
+}
+
+impl Wanted {
+    /// A pod as a source has it.
+    pub fn new(pod: Pod, fate: Fate) -> Self {
+        Self { pod: Arc::new(pod), fate, failed: None, mirrors_lost: 0 }
+    }
 }
 
 /// The task of one pod.
 pub struct Worker {
     context: Arc<Context>,
+    pods: Pods,
     wanted: watch::Receiver<Wanted>,
     wake: Arc<Notify>,
     pod: Pod,
@@ -53,6 +69,9 @@ pub struct Worker {
     written: Option<PodStatus>,
     refreshed: Instant,
     said_backoff: Option<(String, Instant)>,
+    /// Of a static pod: its mirror's uid, and how often one was lost before.
+    mirror: Option<(String, u64)>,
+    mirrors_lost: u64,
 }
 
 enum Done {
@@ -66,13 +85,19 @@ enum Done {
 
 impl Worker {
     /// A worker for the pod that `wanted` holds.
-    pub fn new(context: Arc<Context>, wanted: watch::Receiver<Wanted>, wake: Arc<Notify>) -> Self {
+    pub fn new(
+        context: Arc<Context>,
+        pods: Pods,
+        wanted: watch::Receiver<Wanted>,
+        wake: Arc<Notify>,
+    ) -> Self {
         let now = wanted.borrow().clone();
         let prober = Prober::new(wake.clone(), context.recorder.clone(), context.runtime.clone());
         Self {
             pod: (*now.pod).clone(),
             fate: now.fate,
             context,
+            pods,
             wanted,
             wake,
             state: PodState::default(),
@@ -81,6 +106,8 @@ impl Worker {
             written: None,
             refreshed: Instant::now(),
             said_backoff: None,
+            mirror: None,
+            mirrors_lost: now.mirrors_lost,
         }
     }
 
@@ -124,13 +151,18 @@ impl Worker {
     fn take_wanted(&mut self) {
         let wanted = self.wanted.borrow_and_update().clone();
         self.fate = wanted.fate;
+        self.mirrors_lost = wanted.mirrors_lost;
+        if self.memory.failed.is_none() {
+            self.memory.failed = wanted.failed;
+        }
         let version = |pod: &Pod| pod.metadata.resource_version.as_ref().and_then(|v| v.parse::<u64>().ok());
         // The watch may lag behind our own writes.
         let newer = match (version(&wanted.pod), version(&self.pod)) {
             (Some(theirs), Some(ours)) => theirs >= ours,
             _ => true,
         };
-        if newer {
+        // A file says nothing of a status.
+        if newer && !super::static_pods::is_static(&wanted.pod) {
             self.pod = (*wanted.pod).clone();
         }
     }
@@ -163,6 +195,11 @@ impl Worker {
 
     async fn turn(&mut self) -> anyhow::Result<Done> {
         self.look().await?;
+        if self.memory.ending_since.is_none() && (self.fate != Fate::Runs || super::plan::ended(self.input()))
+        {
+            self.memory.ending_since = Some(Timestamp::now());
+        }
+        self.admit();
         let Plan { actions, wake } = plan(self.input());
         let mut acted = false;
         for action in actions {
@@ -181,7 +218,9 @@ impl Worker {
             return Ok(Done::Again);
         }
         self.refresh().await;
-        self.resize().await;
+        if self.resize().await? {
+            return Ok(Done::Again);
+        }
         let failed = self.memory.failed.is_some();
         let look_again = self.check_limits().await;
         if self.memory.failed.is_some() && !failed {
@@ -240,7 +279,7 @@ impl Worker {
                 }
                 self.start(&name, attempt).await?;
             }
-            Action::Stop { containers, grace } => self.stop(containers, grace).await?,
+            Action::Stop(endings) => self.stop(endings).await?,
             Action::BackOff { name, message } => {
                 let recent = self
                     .said_backoff
@@ -259,6 +298,7 @@ impl Worker {
                 }
             }
             Action::RemoveContainer { id } => {
+                self.remove_logs(&id).await;
                 runtime.remove_container(&id).await.map_err(|e| failed("remove a container", e))?
             }
             Action::StopSandbox { id } => {
@@ -359,6 +399,15 @@ impl Worker {
         let ips = self.state.sandbox().map(|s| s.ips.clone()).unwrap_or_default();
         if let Err(error) = volumes::mount(&self.context, &self.pod, ips).await {
             self.context.recorder.pod(&self.pod, None, true, "FailedMount", error.to_string());
+        }
+    }
+
+    /// Removes what was put aside of the log of a container that is to be forgotten; the runtime removes the rest.
+    async fn remove_logs(&self, id: &str) {
+        let Some(container) = self.state.by_id(Some(id)) else { return };
+        let directory = self.context.log_directory(&self.pod).join(&container.name);
+        for old in rotate::aside(&directory.join(format!("{}.log", container.attempt))).unwrap_or_default() {
+            let _ = tokio::fs::remove_file(old).await;
         }
     }
 

@@ -48,6 +48,10 @@ fn decide(pod: &Pod, fate: Fate, state: &PodState, memory: &Memory, now: i64) ->
     plan(Input { pod, fate, state, memory, now: at(now) })
 }
 
+fn end(id: &str, name: &str, why: &str, grace: i64, turn: usize) -> Ending {
+    Ending { id: id.into(), name: name.into(), why: why.into(), grace, turn }
+}
+
 fn start(name: &str, attempt: u32, backoff: Option<i64>) -> Action {
     Action::Start { name: name.into(), attempt, backoff: backoff.map(|seconds| Backoff { seconds }) }
 }
@@ -126,9 +130,12 @@ fn a_failed_pull_waits_for_its_time() {
 fn leaving_stops_then_tears_down_then_deletes() {
     let pod = pod("Always", &[], &["a"]);
     let running = state(&[("a", 0, Phase::Running, 0)]);
-    let stop =
-        Action::Stop { containers: vec![("a0".into(), "a".into(), "Stopping container a".into())], grace: 7 };
-    assert_eq!(decide(&pod, Fate::Leaves, &running, &mounted(), 0).actions, [stop]);
+    let stop = |grace| Action::Stop(vec![end("a0", "a", "Stopping container a", grace, 0)]);
+    assert_eq!(decide(&pod, Fate::Leaves, &running, &mounted(), 0).actions, [stop(7)]);
+    // What is left of the grace counts, and a pod that is gone has none.
+    let memory = Memory { ending_since: Some(at(100)), ..mounted() };
+    assert_eq!(decide(&pod, Fate::Leaves, &running, &memory, 104).actions, [stop(3)]);
+    assert_eq!(decide(&pod, Fate::Gone, &running, &memory, 104).actions, [stop(1)]);
     let mut dead = state(&[("a", 0, Phase::Exited, 143)]);
     assert_eq!(
         decide(&pod, Fate::Leaves, &dead, &mounted(), 0).actions,
@@ -165,7 +172,56 @@ fn a_doomed_container_is_stopped() {
     memory.probed.entry("a0".into()).or_default().doomed = Some(Doom::Liveness);
     let plan = decide(&pod, Fate::Runs, &state(&[("a", 0, Phase::Running, 0)]), &memory, 0);
     let why = "Container a failed liveness probe, will be restarted".to_owned();
-    assert_eq!(plan.actions, [Action::Stop { containers: vec![("a0".into(), "a".into(), why)], grace: 7 }]);
+    assert_eq!(plan.actions, [Action::Stop(vec![end("a0", "a", &why, 7, 0)])]);
+    let mut hasty = pod.clone();
+    let probe = json!({"httpGet": {"port": 1}, "terminationGracePeriodSeconds": 2});
+    hasty.spec.as_mut().expect("a spec").containers[0].liveness_probe = serde_json::from_value(probe).ok();
+    let plan = decide(&hasty, Fate::Runs, &state(&[("a", 0, Phase::Running, 0)]), &memory, 0);
+    assert_eq!(plan.actions, [Action::Stop(vec![end("a0", "a", &why, 2, 0)])]);
+}
+
+#[test]
+fn sidecars_end_after_the_others_in_reverse() {
+    let mut pod = pod("Always", &["i", "s", "t"], &["a"]);
+    for sidecar in &mut pod.spec.as_mut().expect("a spec").init_containers.as_mut().expect("some")[1..] {
+        sidecar.restart_policy = Some("Always".into());
+    }
+    let running =
+        state(&[("s", 0, Phase::Running, 0), ("t", 0, Phase::Running, 0), ("a", 0, Phase::Running, 0)]);
+    let why = |name| format!("Stopping container {name}");
+    let expected = [("a0", "a", 0), ("t0", "t", 1), ("s0", "s", 2)];
+    let expected = expected.map(|(id, name, turn)| end(id, name, &why(name), 7, turn)).to_vec();
+    assert_eq!(decide(&pod, Fate::Leaves, &running, &mounted(), 0).actions, [Action::Stop(expected)]);
+}
+
+#[test]
+fn containers_have_policies_of_their_own() {
+    let own = |of: &str, policy: &str, rule: serde_json::Value| {
+        let mut pod = pod(of, &[], &["a"]);
+        let spec = &mut pod.spec.as_mut().expect("a spec").containers[0];
+        spec.restart_policy = Some(policy.into());
+        spec.restart_policy_rules = serde_json::from_value(rule).expect("rules");
+        pod
+    };
+    let rule =
+        |operator: &str| json!([{"action": "Restart", "exitCodes": {"operator": operator, "values": [42]}}]);
+    let none = json!([]);
+    let over = vec![Action::StopSandbox { id: "s".into() }];
+    let again = vec![start("a", 1, Some(10))];
+    for (of, policy, rule, code, actions) in [
+        ("Always", "Never", &none, 1, &over),
+        ("Never", "Always", &none, 0, &again),
+        ("Never", "OnFailure", &none, 1, &again),
+        ("Never", "OnFailure", &none, 0, &over),
+        ("Never", "Never", &rule("In"), 42, &again),
+        ("Never", "Never", &rule("In"), 43, &over),
+        ("Never", "Never", &rule("NotIn"), 43, &again),
+    ] {
+        let state = state(&[("a", 0, Phase::Exited, code)]);
+        let pod = own(of, policy, rule.clone());
+        let plan = decide(&pod, Fate::Runs, &state, &mounted(), 100);
+        assert_eq!(&plan.actions, actions, "{of} {policy} {rule} {code}");
+    }
 }
 
 #[test]
@@ -187,7 +243,7 @@ fn a_deadline_ends_a_pod() {
     let early = decide(&pod, Fate::Runs, &running, &mounted(), 159);
     assert_eq!((early.actions.len(), early.wake), (0, Some(at(160))));
     let late = decide(&pod, Fate::Runs, &running, &mounted(), 160);
-    assert!(matches!(late.actions.as_slice(), [Action::Stop { .. }]), "{late:?}");
+    assert!(matches!(late.actions.as_slice(), [Action::Stop(_)]), "{late:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::pods::backoff::Backoff;
 use crate::pods::plan::{self, Input, backoff_message};
-use crate::pods::state::{Container, Fate, Phase, init_containers, is_sidecar, restart_policy};
+use crate::pods::state::{Container, Fate, Phase, init_containers, restarts};
 
 /// The scheme of container ids in a status, before `://`.
 pub const ID_SCHEME: &str = "coracle";
@@ -42,19 +42,6 @@ pub fn old_status<'a>(input: Input<'a>, name: &str) -> Option<&'a ContainerStatu
     all.into_iter().find(|s| s.name == name)
 }
 
-fn policy<'a>(input: Input<'a>, spec: &Spec, init: bool) -> &'a str {
-    let ephemeral = input.pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref());
-    if ephemeral.unwrap_or_default().iter().any(|e| e.name == spec.name) {
-        return "Never";
-    }
-    match (init, is_sidecar(spec), restart_policy(input.pod)) {
-        (true, true, _) => "Always",
-        (true, false, "Never") => "Never",
-        (true, false, _) => "OnFailure",
-        (false, _, policy) => policy,
-    }
-}
-
 fn from_container(
     input: Input<'_>,
     spec: &Spec,
@@ -83,7 +70,7 @@ fn from_container(
         Phase::Exited => {
             status.ready = init && container.exit_code == 0;
             let dead = terminated(container);
-            match why_waiting(input, spec, init, container) {
+            match why_waiting(input, spec, container) {
                 Some(why) => {
                     status.last_state = Some(dead);
                     status.state = Some(why);
@@ -128,9 +115,8 @@ fn from_nothing(
 }
 
 /// Why a container that ended is waiting, or `None` when it just ended.
-fn why_waiting(input: Input<'_>, spec: &Spec, init: bool, container: &Container) -> Option<ContainerState> {
-    if input.fate != Fate::Runs || plan::ended(input) || !plan::restarts(policy(input, spec, init), container)
-    {
+fn why_waiting(input: Input<'_>, spec: &Spec, container: &Container) -> Option<ContainerState> {
+    if input.fate != Fate::Runs || plan::ended(input) || !restarts(input.pod, spec, container.exit_code) {
         return None;
     }
     if let Some(why) = input.memory.waiting.get(&spec.name) {

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::pods::backoff::Backoff;
-use crate::pods::state::{Container, Memory, Phase, PodState, Sandbox, Waiting};
+use crate::pods::state::{Container, Failed, Memory, Phase, PodState, Sandbox, Waiting};
 
 fn pod(spec: Value) -> Pod {
     serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": spec}))
@@ -31,6 +31,41 @@ fn observe(pod: &Pod, containers: Vec<Container>, memory: &Memory) -> Value {
     let now = Timestamp::from_second(105).expect("a time");
     let input = Input { pod, fate: Fate::Runs, state: &state, memory, now };
     serde_json::to_value(status(input, "127.0.1.1")).expect("JSON")
+}
+
+#[test]
+fn a_pod_on_its_way_out_has_come_to_its_end() {
+    let pod = pod(json!({"restartPolicy": "Always", "containers": [{"name": "a", "image": "app:v1"}]}));
+    let phase = |fate, phase, code| {
+        let sandbox = Sandbox { id: "s".into(), ..Default::default() };
+        let state = PodState { sandboxes: vec![sandbox], containers: vec![container(phase, code, 0)] };
+        let now = Timestamp::from_second(105).expect("a time");
+        let memory = Memory::default();
+        let input = Input { pod: &pod, fate, state: &state, memory: &memory, now };
+        status(input, "127.0.1.1").phase.unwrap_or_default()
+    };
+    assert_eq!(phase(Fate::Leaves, Phase::Running, 0), "Running");
+    assert_eq!(phase(Fate::Leaves, Phase::Exited, 0), "Succeeded");
+    assert_eq!(phase(Fate::Leaves, Phase::Exited, 137), "Failed");
+    assert_eq!(phase(Fate::Runs, Phase::Exited, 0), "Running");
+}
+
+#[test]
+fn readiness_gates_and_disruption() {
+    let mut pod = pod(json!({"containers": [{"name": "a", "image": "app:v1"}],
+        "readinessGates": [{"conditionType": "a/x"}, {"conditionType": "a/y"}]}));
+    let said = json!({"conditions": [{"type": "a/y", "status": "False"}]});
+    pod.status = Some(serde_json::from_value(said).expect("a status"));
+    let running = observe(&pod, vec![container(Phase::Running, 0, 0)], &Memory::default());
+    let words = "corresponding condition of pod readiness gate \"a/x\" does not exist., \
+        the status of pod readiness gate \"a/y\" is not \"True\", but False";
+    assert_eq!(condition(&running, "Ready")["message"], words);
+    assert_eq!(condition(&running, "ContainersReady")["status"], "True");
+    let failed = Failed { reason: "Evicted".into(), message: "m".into(), disrupted: true, grace: None };
+    let memory = Memory { failed: Some(failed), ..Default::default() };
+    let evicted = observe(&pod, vec![container(Phase::Exited, 137, 0)], &memory);
+    assert_eq!((&evicted["phase"], &evicted["reason"]), (&json!("Failed"), &json!("Evicted")));
+    assert_eq!(condition(&evicted, "DisruptionTarget")["reason"], "TerminationByKubelet");
 }
 
 fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {

@@ -64,7 +64,7 @@ pub async fn start(
     let sandbox_config = config::sandbox(pod, sandbox.attempt, &context.surroundings(&logs, sandbox.linux));
     let image = match seen {
         Some(image) => Ok(image),
-        None => image(context, pod, spec, sandbox_config.clone()).await,
+        None => image(context, pod, spec, sandbox_config.clone(), &sandbox.handler).await,
     };
     let image = image.inspect_err(|error| {
         recorder.pod(pod, Some(&spec.name), true, "Failed", format!("Error: {}", error.reason));
@@ -158,11 +158,12 @@ pub async fn image(
     pod: &Pod,
     spec: &Container,
     sandbox: cri::PodSandboxConfig,
+    handler: &str,
 ) -> Result<Image, Failure> {
     let recorder = &context.recorder;
     let name = spec.image.as_deref().unwrap_or_default();
     let policy = images::policy(spec);
-    let present = context.runtime.image(name).await.map_err(|status| {
+    let present = context.runtime.image(name, handler).await.map_err(|status| {
         let message = format!("Failed to inspect image \"{name}\": {}", words(&status));
         recorder.pod(pod, Some(&spec.name), true, "InspectFailed", message.clone());
         // The name itself is refused, or the runtime is in trouble.
@@ -187,13 +188,13 @@ pub async fn image(
         (Policy::Always, _) | (Policy::IfNotPresent, None) => {
             recorder.pod(pod, Some(&spec.name), false, "Pulling", format!("Pulling image \"{name}\""));
             let started = Instant::now();
-            let pulled = pull(context, pod, name, sandbox).await.map_err(|status| {
+            let pulled = pull(context, pod, (name, handler), sandbox).await.map_err(|status| {
                 let message = format!("Failed to pull image \"{name}\": {}", words(&status));
                 recorder.pod(pod, Some(&spec.name), true, "Failed", message);
                 failure("ErrImagePull", words(&status))
             })?;
             let took = images::words(started.elapsed());
-            let found = context.runtime.image(name).await.ok().flatten();
+            let found = context.runtime.image(name, handler).await.ok().flatten();
             let size = found.as_ref().map_or(0, |i| i.size);
             let message = format!(
                 "Successfully pulled image \"{name}\" in {took} ({took} including waiting). Image size: {size} bytes."
@@ -208,7 +209,7 @@ pub async fn image(
 async fn pull(
     context: &Context,
     pod: &Pod,
-    image: &str,
+    (image, handler): (&str, &str),
     sandbox: cri::PodSandboxConfig,
 ) -> Result<String, Status> {
     let secrets = pod.spec.iter().flat_map(|s| s.image_pull_secrets.iter().flatten());
@@ -226,13 +227,13 @@ async fn pull(
     };
     let mut last = None;
     for auth in auths {
-        match context.runtime.pull(image, Some(auth), sandbox.clone()).await {
+        match context.runtime.pull(image, handler, Some(auth), sandbox.clone()).await {
             Ok(pulled) => return Ok(pulled),
             Err(status) => last = Some(status),
         }
     }
     match last {
         Some(status) => Err(status),
-        None => context.runtime.pull(image, None, sandbox).await,
+        None => context.runtime.pull(image, handler, None, sandbox).await,
     }
 }

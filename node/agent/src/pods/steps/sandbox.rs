@@ -36,7 +36,7 @@ async fn has_linux(context: &Context, pod: &Pod, memory: &mut Memory) -> bool {
     for spec in init_containers(pod).iter().chain(main_containers(pod)) {
         let logs = context.log_directory(pod);
         let config = sandbox(pod, 0, &context.surroundings(&logs, false));
-        if let Ok(image) = container::image(context, pod, spec, config).await {
+        if let Ok(image) = container::image(context, pod, spec, config, "").await {
             linux |= image.user.linux;
             memory.images.insert(spec.name.clone(), image);
         }

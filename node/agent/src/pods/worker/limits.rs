@@ -1,19 +1,15 @@
 //! What a pod may use on this node's disk, and what is given back when it has ended.
 
-use std::path::Path;
-
 use coracle_api::quantity::Quantity;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::Worker;
 use crate::pods::plan;
-use crate::pods::state::{Fate, Phase};
-use crate::volumes::{self, PodDir};
+use crate::pods::state::{Failed, Fate, Phase};
+use crate::volumes::{self, PodDir, used};
 
 /// How often the size of an emptyDir is looked at, in seconds.
 const LOOK_SECONDS: i64 = 10;
-/// Files that are counted in one look: more is more than any limit is meant for.
-const MAX_FILES: u64 = 1_000_000;
 
 impl Worker {
     /// Fails a pod whose emptyDir is larger than it may be. Answers when to look again.
@@ -34,13 +30,15 @@ impl Worker {
             return None;
         }
         let measured = tokio::task::spawn_blocking(move || {
-            let mut files = 0;
-            limited.into_iter().find(|(_, _, bytes, path)| used(path, &mut files, 0) > *bytes)
+            limited.into_iter().find(|(_, _, bytes, path)| used::below(path) > *bytes)
         });
         if let Ok(Some((name, limit, _, _))) = measured.await {
             let message = format!("Usage of EmptyDir volume \"{name}\" exceeds the limit \"{limit}\". ");
             self.context.recorder.pod(&self.pod, None, true, "Evicted", message.clone());
-            self.memory.failed = Some(("Evicted".to_owned(), message));
+            // At once: it writes on.
+            let failed =
+                Failed { reason: "Evicted".to_owned(), message, grace: Some(1), ..Default::default() };
+            self.memory.failed = Some(failed);
             return None;
         }
         Timestamp::now().saturating_add(SignedDuration::from_secs(LOOK_SECONDS)).ok()
@@ -51,28 +49,10 @@ impl Worker {
         let running = self.state.containers.iter().any(|c| c.phase == Phase::Running);
         if !running && (self.fate != Fate::Runs || plan::ended(self.input())) {
             let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+            self.pods.release(&uid);
             if let Err(error) = self.context.devices.retain(|pod| pod != uid) {
                 tracing::warn!(%error, "devices of an ended pod could not be taken back");
             }
         }
     }
-}
-
-/// Bytes on disk below a directory. Links are not followed.
-fn used(path: &Path, files: &mut u64, depth: u32) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    let mut sum = 0_u64;
-    for entry in entries.flatten() {
-        *files += 1;
-        if *files > MAX_FILES || depth > 64 {
-            break;
-        }
-        let Ok(metadata) = entry.metadata() else { continue };
-        sum = sum.saturating_add(metadata.blocks().saturating_mul(512));
-        if metadata.is_dir() {
-            sum = sum.saturating_add(used(&entry.path(), files, depth + 1));
-        }
-    }
-    sum
 }

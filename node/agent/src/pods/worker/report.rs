@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::Worker;
 use crate::pods::state::Fate;
+use crate::pods::static_pods;
 
 /// The merge patch that turns the status `old` into `new`; `None` when they are equal.
 pub fn patch(old: Option<&PodStatus>, new: &PodStatus) -> Option<Value> {
@@ -28,7 +29,7 @@ pub fn patch(old: Option<&PodStatus>, new: &PodStatus) -> Option<Value> {
 }
 
 impl Worker {
-    fn api(&self) -> Api<Pod> {
+    pub(super) fn api(&self) -> Api<Pod> {
         let namespace = self.pod.metadata.namespace.clone().unwrap_or_default();
         Api::namespaced(self.context.client.clone(), &namespace)
     }
@@ -39,6 +40,9 @@ impl Worker {
             return Ok(());
         }
         let status = self.status();
+        if static_pods::is_static(&self.pod) {
+            return self.write_mirror(status).await;
+        }
         let old = self.pod.status.as_ref().or(self.written.as_ref());
         let Some(patch) = patch(old, &status) else { return Ok(()) };
         let name = self.pod.metadata.name.clone().unwrap_or_default();
@@ -60,6 +64,9 @@ impl Worker {
 
     /// Removes the pod from the API: nothing of it runs any more.
     pub(super) async fn delete(&mut self) -> anyhow::Result<()> {
+        if static_pods::is_static(&self.pod) {
+            return self.delete_mirror().await;
+        }
         let name = self.pod.metadata.name.clone().unwrap_or_default();
         let same = Preconditions { uid: self.pod.metadata.uid.clone(), resource_version: None };
         let params = DeleteParams::default().grace_period(0).preconditions(same);

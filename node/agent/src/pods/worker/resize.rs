@@ -1,22 +1,26 @@
 //! In-place resize: other limits for containers that run (`pods/resize`).
 
-use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::api::core::v1::{Container as Spec, ResourceRequirements};
 
 use super::Worker;
-use crate::pods::state::{Fate, Phase, find_container};
+use crate::pods::plan::Ending;
+use crate::pods::requests;
+use crate::pods::state::{Fate, Phase, Unresized, find_container, grace_seconds};
 use crate::pods::status::containers::old_status;
 use crate::pods::steps::config::resources;
 
 impl Worker {
-    /// Gives running containers the resources that their specs have now. What the runtime refuses is told once, as a
-    /// condition and an Event, and what the container has stays.
-    pub(super) async fn resize(&mut self) {
+    /// Gives running containers the resources that their specs have now: in place, or by a restart where `resizePolicy`
+    /// asks for one. What the node has no room for waits, what it can never have and what the runtime refuses is told; what
+    /// the container has stays. True: a container was ended for it.
+    pub(super) async fn resize(&mut self) -> anyhow::Result<bool> {
         if self.fate != Fate::Runs {
-            return;
+            return Ok(false);
         }
         let running = self.state.containers.iter().filter(|c| c.phase == Phase::Running);
         let running: Vec<(String, String)> = running.map(|c| (c.id.clone(), c.name.clone())).collect();
         self.memory.resources.retain(|id, _| running.iter().any(|(other, _)| other == id));
+        let mut changes = Vec::new();
         for (id, name) in running {
             let Some(spec) = find_container(&self.pod, &name) else { continue };
             let wanted = spec.resources.clone().unwrap_or_default();
@@ -25,33 +29,93 @@ impl Worker {
                 None => self.told(&name, &id).unwrap_or_else(|| wanted.clone()),
             };
             self.memory.resources.insert(id.clone(), has.clone());
-            let refused = self.memory.resize_refused.as_ref().is_some_and(|(of, _)| *of == wanted);
-            if has == wanted || refused {
-                continue;
+            if has != wanted {
+                changes.push((id, spec, has, wanted));
             }
-            let asked = match resources::container(&self.pod, &spec, self.context.memory) {
-                Ok(limits) => self.context.runtime.update_resources(&id, limits).await,
-                Err(words) => Err(tonic::Status::invalid_argument(words)),
-            };
-            match asked {
-                Ok(()) => {
-                    self.memory.resize_refused = None;
-                    self.memory.resources.insert(id, wanted);
-                    let words = format!("container {name} has its new resources");
-                    self.context.recorder.pod(&self.pod, Some(&name), false, "ResizeCompleted", words);
-                }
-                Err(status) => {
-                    let words = status.message().to_owned();
-                    self.context.recorder.pod(
-                        &self.pod,
-                        Some(&name),
-                        true,
-                        "ResizeInfeasible",
-                        words.clone(),
-                    );
-                    self.memory.resize_refused = Some((wanted, words));
-                }
+        }
+        if changes.is_empty() {
+            self.memory.unresized = None;
+            return Ok(false);
+        }
+        if !self.has_room() {
+            return Ok(false);
+        }
+        let mut restarts = Vec::new();
+        for (id, spec, has, wanted) in changes {
+            if needs_restart(&spec, &has, &wanted) {
+                let why = format!("Container {} resize requires restart", spec.name);
+                let grace = grace_seconds(&self.pod, self.fate);
+                restarts.push(Ending { id, name: spec.name.clone(), why, grace, turn: 0 });
+            } else {
+                self.apply(id, &spec, wanted).await;
             }
+        }
+        if restarts.is_empty() {
+            return Ok(false);
+        }
+        self.stop(restarts).await?;
+        Ok(true)
+    }
+
+    /// Whether the node has room for what the pod asks for now.
+    fn has_room(&mut self) -> bool {
+        let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+        let (asked, capacity) = (requests::of_pod(&self.pod), self.context.allocatable);
+        if let Some((resource, asked, _, capacity)) = requests::lacking(asked, [0; 3], capacity) {
+            let words = format!(
+                "Node didn't have enough capacity: {resource}, requested: {asked}, capacity: {capacity}"
+            );
+            self.unresized("Infeasible", "ResizeInfeasible", words, None);
+            return false;
+        }
+        let mut lacks = None;
+        self.pods.take(&uid, asked, |used, _| {
+            lacks = requests::lacking(asked, used, capacity);
+            lacks.is_none()
+        });
+        let Some((resource, asked, used, capacity)) = lacks else { return true };
+        let words = format!(
+            "Node didn't have enough resource: {resource}, requested: {asked}, used: {used}, capacity: {capacity}"
+        );
+        self.unresized("Deferred", "ResizeDeferred", words, None);
+        false
+    }
+
+    async fn apply(&mut self, id: String, spec: &Spec, wanted: ResourceRequirements) {
+        let before = self.memory.unresized.as_ref().and_then(|u| u.refused.as_ref());
+        if before == Some(&wanted) {
+            return;
+        }
+        let asked = match resources::container(&self.pod, spec, self.context.memory) {
+            Ok(limits) => self.context.runtime.update_resources(&id, limits).await,
+            Err(words) => Err(tonic::Status::invalid_argument(words)),
+        };
+        match asked {
+            Ok(()) => {
+                self.memory.unresized = None;
+                self.memory.resources.insert(id, wanted);
+                let words = format!("container {} has its new resources", spec.name);
+                self.context.recorder.pod(&self.pod, Some(&spec.name), false, "ResizeCompleted", words);
+            }
+            Err(status) => {
+                let words = status.message().to_owned();
+                self.unresized("Infeasible", "ResizeInfeasible", words, Some(wanted));
+            }
+        }
+    }
+
+    /// Remembers what keeps the pod from its resources, and tells it once.
+    fn unresized(
+        &mut self,
+        reason: &'static str,
+        event: &'static str,
+        message: String,
+        refused: Option<ResourceRequirements>,
+    ) {
+        let unresized = Unresized { reason, message, refused };
+        if self.memory.unresized.as_ref() != Some(&unresized) {
+            self.context.recorder.pod(&self.pod, None, true, event, unresized.message.clone());
+            self.memory.unresized = Some(unresized);
         }
     }
 
@@ -60,5 +124,39 @@ impl Worker {
         let old = old_status(self.input(), name)?;
         let same = old.container_id.as_deref().is_some_and(|of| of.rsplit('/').next() == Some(id));
         old.resources.clone().filter(|_| same)
+    }
+}
+
+/// Pure: whether a container has to start anew for these resources.
+fn needs_restart(spec: &Spec, has: &ResourceRequirements, wanted: &ResourceRequirements) -> bool {
+    let changes = |name: &str| {
+        let of = |r: &ResourceRequirements| {
+            let get = |list: &Option<std::collections::BTreeMap<String, _>>| {
+                list.as_ref().and_then(|l| l.get(name).cloned())
+            };
+            (get(&r.requests), get(&r.limits))
+        };
+        of(has) != of(wanted)
+    };
+    let policies = spec.resize_policy.iter().flatten();
+    policies.into_iter().any(|p| p.restart_policy == "RestartContainer" && changes(&p.resource_name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_restart_only_where_the_policy_asks() {
+        let resources = |cpu: &str, memory: &str| -> ResourceRequirements {
+            serde_json::from_value(json!({"limits": {"cpu": cpu, "memory": memory}})).expect("resources")
+        };
+        let policy = json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"},
+            {"resourceName": "cpu", "restartPolicy": "NotRequired"}]);
+        let spec: Spec =
+            serde_json::from_value(json!({"name": "a", "resizePolicy": policy})).expect("a container");
+        assert!(needs_restart(&spec, &resources("1", "1Gi"), &resources("1", "2Gi")));
+        assert!(!needs_restart(&spec, &resources("1", "1Gi"), &resources("2", "1Gi")));
     }
 }

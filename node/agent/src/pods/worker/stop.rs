@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
+use tokio::sync::watch;
 
 use super::Worker;
 use crate::context::Context;
 use crate::hooks;
-use crate::pods::state::{init_containers, main_containers};
+use crate::pods::plan::Ending;
+use crate::pods::state::{Fate, find_container, grace_left};
 use crate::pods::steps::container::words;
 use crate::probes::check::Target;
 
@@ -16,48 +18,90 @@ use crate::probes::check::Target;
 const LEAST: i64 = 2;
 
 impl Worker {
-    /// Ends containers (id, name, why), all at once.
-    pub(super) async fn stop(
-        &mut self,
-        containers: Vec<(String, String, String)>,
-        grace: i64,
-    ) -> anyhow::Result<()> {
+    /// Ends containers: their hooks all at once, themselves by their turns. A shorter grace that is asked for meanwhile
+    /// (another deletion, a removal by force) breaks it off: the next plan has what is left.
+    pub(super) async fn stop(&mut self, endings: Vec<Ending>) -> anyhow::Result<()> {
         let ip = self.state.sandbox().and_then(|s| s.ips.first()).cloned().unwrap_or_default();
+        // How many of each turn still run.
+        let turns = endings.iter().map(|e| e.turn).max().map_or(0, |most| most + 1);
+        let left = (0..turns).map(|turn| endings.iter().filter(|e| e.turn == turn).count()).collect();
+        let (left, _) = watch::channel::<Vec<usize>>(left);
+        let left = Arc::new(left);
+        let longest = endings.iter().map(|e| e.grace).max().unwrap_or(0);
         let mut stops = Vec::new();
-        for (id, name, why) in containers {
-            if !why.is_empty() {
-                self.context.recorder.pod(&self.pod, Some(&name), false, "Killing", why);
+        for ending in endings {
+            let spec = find_container(&self.pod, &ending.name);
+            let told = !self.memory.hooked.insert(ending.id.clone());
+            if !told {
+                self.context.recorder.pod(
+                    &self.pod,
+                    Some(&ending.name),
+                    false,
+                    "Killing",
+                    ending.why.clone(),
+                );
             }
-            let all = init_containers(&self.pod).iter().chain(main_containers(&self.pod));
-            let spec = all.into_iter().find(|spec| spec.name == name);
-            stops.push(stop(self.context.clone(), &self.pod, spec, id, ip.clone(), grace));
+            let stop =
+                Stop { context: self.context.clone(), pod: &self.pod, spec, ip: ip.clone(), hook: !told };
+            stops.push(stop.run(ending, left.clone()));
         }
-        for result in futures::future::join_all(stops).await {
+        let began = Instant::now();
+        let (fate, mut wanted) = (self.fate, self.wanted.clone());
+        let memory = &self.memory;
+        let hurried = wanted.wait_for(|now| {
+            let passed = i64::try_from(began.elapsed().as_secs()).unwrap_or(i64::MAX);
+            let grace = grace_left(&now.pod, now.fate, memory, k8s_openapi::jiff::Timestamp::now());
+            (now.fate != Fate::Runs || fate != Fate::Runs) && grace + 1 < longest.saturating_sub(passed)
+        });
+        let results = tokio::select! {
+            results = futures::future::join_all(stops) => results,
+            _ = hurried => return Ok(()),
+        };
+        for result in results {
             result.map_err(|e| anyhow::anyhow!("stop a container: {}", words(&e)))?;
         }
         Ok(())
     }
 }
 
-async fn stop(
+struct Stop<'a> {
     context: Arc<Context>,
-    pod: &Pod,
-    spec: Option<&Spec>,
-    id: String,
+    pod: &'a Pod,
+    spec: Option<Spec>,
     ip: String,
-    grace: i64,
-) -> Result<(), tonic::Status> {
-    let mut left = grace;
-    if let Some((spec, hook)) = spec.and_then(|s| Some((s, s.lifecycle.as_ref()?.pre_stop.as_ref()?))) {
+    /// Its hook is still to be run.
+    hook: bool,
+}
+
+impl Stop<'_> {
+    async fn run(self, ending: Ending, left: Arc<watch::Sender<Vec<usize>>>) -> Result<(), tonic::Status> {
         let began = Instant::now();
-        let target = Target { spec, id: &id, ip: &ip, runtime: &context.runtime };
-        let limit = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+        let limit = Duration::from_secs(u64::try_from(ending.grace).unwrap_or(0));
+        if self.hook {
+            self.pre_stop(&ending, limit).await;
+        }
+        let mut watched = left.subscribe();
+        let turn = ending.turn;
+        let before = watched.wait_for(|left| left.iter().take(turn).all(|count| *count == 0));
+        let _ = tokio::time::timeout(limit.saturating_sub(began.elapsed()), before).await;
+        let took = i64::try_from(began.elapsed().as_secs()).unwrap_or(i64::MAX);
+        let grace = ending.grace.saturating_sub(took).max(LEAST.min(ending.grace));
+        let stopped = self.context.runtime.stop_container(&ending.id, grace).await;
+        left.send_modify(|left| {
+            if let Some(count) = left.get_mut(turn) {
+                *count = count.saturating_sub(1);
+            }
+        });
+        stopped
+    }
+
+    async fn pre_stop(&self, ending: &Ending, limit: Duration) {
+        let Some(spec) = &self.spec else { return };
+        let Some(hook) = spec.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) else { return };
+        let target = Target { spec, id: &ending.id, ip: &self.ip, runtime: &self.context.runtime };
         if let Err(why) = hooks::run(hook, &target, limit).await {
             let message = format!("PreStopHook failed: {why}");
-            context.recorder.pod(pod, Some(&spec.name), true, "FailedPreStopHook", message);
+            self.context.recorder.pod(self.pod, Some(&spec.name), true, "FailedPreStopHook", message);
         }
-        let took = i64::try_from(began.elapsed().as_secs()).unwrap_or(i64::MAX);
-        left = grace.saturating_sub(took).max(LEAST.min(grace));
     }
-    context.runtime.stop_container(&id, left).await
 }
