@@ -107,10 +107,23 @@ impl Handler {
         Ok(handler)
     }
 
+    /// Announces a request, so that a drain waits for it; `None` when that has begun, and another handler is to be asked.
+    pub fn enter(self: &Arc<Handler>) -> Option<Entered> {
+        let entered = self.enter_anyway();
+        // In this order: the drain sees the request, or the request sees the drain.
+        if self.draining.is_cancelled() { None } else { Some(entered) }
+    }
+
+    /// As [`Handler::enter`], though it may be draining.
+    pub fn enter_anyway(self: &Arc<Handler>) -> Entered {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        Entered(self.clone())
+    }
+
     /// Answers one request.
-    pub async fn handle(self: &Arc<Handler>, request: Request<WasiBody>) -> Response<Body> {
+    pub async fn handle(self: &Arc<Handler>, request: Request<WasiBody>, entered: Entered) -> Response<Body> {
         let arrived = now();
-        let Some(slot) = self.slot().await else {
+        let Some(slot) = self.slot(entered).await else {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "too many requests are waiting");
         };
         self.requests.fetch_add(1, Ordering::Relaxed);

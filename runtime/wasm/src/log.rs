@@ -19,6 +19,9 @@ pub(crate) const MAX_LINE: usize = 16 << 10;
 /// How much may wait for the disk before a guest has to.
 const MAX_WAITING: usize = 256 << 10;
 
+/// How long a rotation waits for what was written before.
+const SETTLE: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// How many pieces a follower may be behind.
 const FOLLOWED: usize = 256;
 
@@ -175,12 +178,16 @@ impl Log {
         }
     }
 
-    /// Opens the path anew: what waits is written to the old file first where that is possible.
-    pub async fn reopen(&self) -> io::Result<()> {
-        self.settled().await;
-        let file = open(&self.path)?;
-        *self.file.lock() = file;
-        Ok(())
+    /// Opens the path anew. What waits is written to the old file first, unless a guest writes on and on.
+    pub async fn reopen(self: &Arc<Log>) -> io::Result<()> {
+        let _ = tokio::time::timeout(SETTLE, self.settled()).await;
+        let log = self.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let file = open(&log.path)?;
+            *log.file.lock() = file;
+            Ok(())
+        });
+        opened.await.map_err(io::Error::other)?
     }
 }
 

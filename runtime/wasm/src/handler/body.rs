@@ -14,17 +14,26 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::{Handler, instance::Run};
 
+/// A request that a handler's drain waits for, from its arrival to the end of its response.
+pub(crate) struct Entered(pub(super) Arc<Handler>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if self.0.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.quiet.notify_waiters();
+        }
+    }
+}
+
 /// The place of one request among those that a container runs at once.
 pub(super) struct Slot {
-    pub handler: Arc<Handler>,
+    pub entered: Entered,
     pub _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if self.handler.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.handler.quiet.notify_waiters();
-        }
+impl Slot {
+    pub fn handler(&self) -> &Arc<Handler> {
+        &self.entered.0
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use wasmtime_wasi_http::Error;
 
-use super::{Body, Handler, plain};
+use super::{Body, Entered, Handler, plain};
 
 /// How long a client may take for the head of a request, and so stay without one.
 const HEAD: Duration = Duration::from_secs(75);
@@ -79,19 +79,29 @@ async fn answer(
     current: &Mutex<Option<Arc<Handler>>>,
 ) -> Response<Body> {
     let version = request.version();
-    let chosen = {
-        let mut current = current.lock();
-        let chosen = target.choose(current.as_ref());
-        current.clone_from(&chosen);
-        chosen
-    };
-    let Some(handler) = chosen else {
+    let chosen = choose(target, &mut current.lock());
+    let Some((handler, entered)) = chosen else {
         let response = plain(StatusCode::SERVICE_UNAVAILABLE, "no ready endpoint");
         return closing(response, version);
     };
     let request = request.map(|body| body.map_err(Error::from).boxed_unsync());
-    let response = handler.handle(request).await;
+    let response = handler.handle(request, entered).await;
     if handler.draining.is_cancelled() { closing(response, version) } else { response }
+}
+
+/// The handler of the next request, which its drain waits for from now on.
+fn choose(target: &dyn Target, current: &mut Option<Arc<Handler>>) -> Option<(Arc<Handler>, Entered)> {
+    let mut chosen = target.choose(current.as_ref())?;
+    let entered = match chosen.enter() {
+        Some(entered) => entered,
+        // It began to drain this moment: another one, or the same if there is none.
+        None => {
+            chosen = target.choose(Some(&chosen))?;
+            chosen.enter_anyway()
+        }
+    };
+    *current = Some(chosen.clone());
+    Some((chosen, entered))
 }
 
 /// Tells an HTTP/1 client to come back on a new connection, so that it loses no request.

@@ -116,7 +116,7 @@ impl Run {
 
     /// Whether the container was killed meanwhile.
     pub fn slot_killed(&self) -> bool {
-        self.slot.as_ref().is_some_and(|slot| slot.handler.killed.is_cancelled())
+        self.slot.as_ref().is_some_and(|slot| slot.handler().killed.is_cancelled())
     }
 
     /// Runs on; the result of the guest when it ends now, `None` when it had ended before.
@@ -124,7 +124,7 @@ impl Run {
         let (Some(future), Some(slot)) = (&mut self.future, &self.slot) else {
             return Poll::Ready(None);
         };
-        let handler = &slot.handler;
+        let handler = slot.handler();
         let Poll::Ready((instance, result)) = handler.grants.meter.measure(|| future.as_mut().poll(cx))
         else {
             return Poll::Pending;
@@ -160,14 +160,14 @@ impl Run {
         let (Some(future), Some(slot)) = (self.future.take(), self.slot.take()) else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            let meter = slot.handler.grants.meter.clone();
-            let killed = slot.handler.killed.clone();
+            let meter = slot.handler().grants.meter.clone();
+            let killed = slot.handler().killed.clone();
             let run = crate::cpu::Metered { future: Box::pin(future), meter };
             tokio::select! {
                 ran = tokio::time::timeout(super::DEADLINE, run) => match ran {
-                    Ok((instance, Ok(()))) => slot.handler.give_back(instance),
-                    Ok((_, Err(error))) => drop(slot.handler.failed(&error)),
-                    Err(_) => slot.handler.grants.log.note("a guest went on for 60 s after its response; it is ended"),
+                    Ok((instance, Ok(()))) => slot.handler().give_back(instance),
+                    Ok((_, Err(error))) => drop(slot.handler().failed(&error)),
+                    Err(_) => slot.handler().grants.log.note("a guest went on for 60 s after its response; it is ended"),
                 },
                 () = killed.cancelled() => {}
             }
@@ -177,7 +177,7 @@ impl Run {
     /// Reports a failure that came after the head of the response.
     pub fn report(&self, error: &wasmtime::Error) {
         if let Some(slot) = &self.slot {
-            drop(slot.handler.failed(error));
+            drop(slot.handler().failed(error));
         }
     }
 }

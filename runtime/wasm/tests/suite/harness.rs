@@ -156,6 +156,19 @@ impl Host {
         tokio::time::timeout(SOON, wait).await?
     }
 
+    /// Waits until a log has these words: it is written after the answer.
+    pub async fn prints(&self, pod: &SandboxSpec, name: &str, words: &[&str]) -> Result {
+        let end = tokio::time::Instant::now() + SOON;
+        loop {
+            let printed = self.printed(pod, name).unwrap_or_default();
+            if words.iter().all(|word| printed.contains(word)) {
+                return Ok(());
+            }
+            anyhow::ensure!(tokio::time::Instant::now() < end, "no {words:?} in {printed}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// The content of a log without times and tags.
     pub fn printed(&self, pod: &SandboxSpec, name: &str) -> Result<String> {
         let text = std::fs::read_to_string(self.log_path(pod, name))?;
