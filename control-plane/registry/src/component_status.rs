@@ -39,7 +39,9 @@ impl ComponentStatus {
     /// What is wrong with an elected component.
     fn wrong(&self, lease: &str, now: Timestamp) -> Option<String> {
         let key = format!("/registry/coordination.k8s.io/leases/kube-system/{lease}");
-        let Some(kv) = self.store.get(key.as_bytes()) else { return Some(format!("nobody holds the Lease {lease}")) };
+        let Some(kv) = self.store.get(key.as_bytes()) else {
+            return Some(format!("nobody holds the Lease {lease}"));
+        };
         let lease_of: Value = serde_json::from_slice(&kv.to_json()).unwrap_or_default();
         let renewed = coracle_api::time::parse(text(&lease_of, "/spec/renewTime"));
         let seconds = match number(&lease_of, "/spec/leaseDurationSeconds") {

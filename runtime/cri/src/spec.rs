@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Component, Path, PathBuf};
 
 use coracle_cri_api::v1;
-use coracle_wasm::protocol::{Capabilities, ContainerSpec, DnsConfig, Mount, SandboxSpec};
+use coracle_wasm::protocol::{Capabilities, ContainerSpec, DnsConfig, KeyValue, Mount, SandboxSpec};
 use serde::Deserialize;
 use tonic::Status;
 
@@ -17,6 +17,10 @@ pub const INSTANCE_ANNOTATION: &str = "coracle.dev/http-instance";
 pub const CAPABILITIES_ANNOTATION: &str = "coracle.dev/capabilities";
 /// On a container: the GPUs that it has to itself, joined by commas.
 pub const DEVICES_ANNOTATION: &str = "coracle.dev/gpu-devices";
+/// On a pod or container: the mount path of a volume whose files are settings: grants wasi:config.
+pub const CONFIG_ANNOTATION: &str = "coracle.dev/wasi-config";
+/// On a pod or container: `memory`, or the mount path of a volume: grants wasi:keyvalue.
+pub const KEYVALUE_ANNOTATION: &str = "coracle.dev/wasi-keyvalue";
 /// The runtime handlers that are known; the empty one is the default.
 pub const HANDLERS: [&str; 4] = ["", "wasm", crate::isolated::HANDLER, "runc"];
 /// The largest environment, in entries.
@@ -130,7 +134,7 @@ pub fn container(
         fresh_instance: fresh_instance(config, sandbox)?,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
-        capabilities: capabilities(config),
+        capabilities: capabilities(config, sandbox)?,
     })
 }
 
@@ -140,10 +144,29 @@ fn list<'a>(config: &'a v1::ContainerConfig, annotation: &str) -> impl Iterator<
 }
 
 /// What the annotations grant; capabilities that this runtime does not know are nobody's here.
-fn capabilities(config: &v1::ContainerConfig) -> Capabilities {
+fn capabilities(
+    config: &v1::ContainerConfig,
+    sandbox: &v1::PodSandboxConfig,
+) -> Result<Capabilities, Status> {
     let inference = list(config, CAPABILITIES_ANNOTATION).any(|c| c == "wasi:nn");
     let devices = || list(config, DEVICES_ANNOTATION).map(str::to_owned).collect();
-    Capabilities { inference: inference.then(devices) }
+    let path = |annotation: &str| {
+        let text = config.annotations.get(annotation).or_else(|| sandbox.annotations.get(annotation));
+        text.map(|text| {
+            match text.starts_with('/') || (text == "memory" && annotation == KEYVALUE_ANNOTATION) {
+                true => Ok(text.clone()),
+                false => Err(invalid(format!(
+                    "annotation {annotation} is {text:?}; it names the mount path of a volume"
+                ))),
+            }
+        })
+    };
+    let keyvalue = path(KEYVALUE_ANNOTATION).transpose()?.map(|text| match text.as_str() {
+        "memory" => KeyValue::Memory,
+        _ => KeyValue::Volume(text),
+    });
+    let config = path(CONFIG_ANNOTATION).transpose()?;
+    Ok(Capabilities { inference: inference.then(devices), config, keyvalue })
 }
 
 fn check_container(config: &v1::ContainerConfig) -> Result<(), Status> {
@@ -299,13 +322,21 @@ mod tests {
         config.annotations.insert(DEVICES_ANNOTATION.into(), "GPU-1, GPU-2".into());
         config.cdi_devices.push(v1::CdiDevice { name: "nvidia.com/gpu=GPU-1".into() });
         let spec = container("c", "s", Path::new("/a.cwasm"), &config, &pod()).unwrap();
+        assert_eq!(spec.capabilities.keyvalue, None);
+        config.annotations.insert(KEYVALUE_ANNOTATION.into(), "memory".into());
+        let mut sandbox = pod();
+        sandbox.annotations.insert(CONFIG_ANNOTATION.into(), "/etc/settings".into());
+        let spec = container("c", "s", Path::new("/a.cwasm"), &config, &sandbox).unwrap();
+        assert_eq!(spec.capabilities.keyvalue, Some(KeyValue::Memory));
+        assert_eq!(spec.capabilities.config.as_deref(), Some("/etc/settings"));
         assert_eq!(spec.capabilities.inference, Some(vec!["GPU-1".to_owned(), "GPU-2".to_owned()]));
     }
 
     #[test]
     fn what_cannot_be_done_is_refused() {
         type Change = fn(&mut v1::ContainerConfig);
-        let cases: [(&str, Change); 9] = [
+        let cases: [(&str, Change); 10] = [
+            ("mount path", |c| drop(c.annotations.insert(CONFIG_ANNOTATION.into(), "memory".into()))),
             ("no name", |c| c.metadata = Some(Default::default())),
             ("no metadata", |c| c.metadata = None),
             ("terminal", |c| c.tty = true),

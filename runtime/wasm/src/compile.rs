@@ -130,8 +130,6 @@ fn kind_of<'a>(exports: impl Iterator<Item = &'a str>) -> Option<Kind> {
 const CAPABILITIES: &[(&str, &str)] = &[
     ("wasi:nn/", hosts::nn::MISSING),
     ("wasi:webgpu/", "compute (wasi:webgpu), granted with a GPU or its stand-in"),
-    ("wasi:keyvalue/", "a key-value store (wasi:keyvalue)"),
-    ("wasi:config/", "configuration (wasi:config)"),
     ("wasi:messaging/", "messaging (wasi:messaging)"),
     ("wasi:blobstore/", "a blob store (wasi:blobstore)"),
     ("wasi:tls/", "TLS inside the guest (wasi:tls)"),

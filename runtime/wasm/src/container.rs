@@ -4,7 +4,11 @@ mod command;
 mod exec;
 mod serving;
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -15,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cpu::Meter,
     guest::Grants,
-    handler::Handler,
+    handler::{DEADLINE, Handler},
     hosts,
     log::Log,
     memory::Account,
@@ -24,6 +28,11 @@ use crate::{
     sandbox::Sandbox,
     services::Handlers,
 };
+
+/// On a pod: how long a request may take until the head of its answer, in seconds.
+const TIMEOUT_ANNOTATION: &str = "coracle.dev/http-timeout-seconds";
+/// The longest such time.
+const MAX_TIMEOUT: u64 = 3600;
 
 /// The port of a handler that declares none.
 const DEFAULT_PORT: u16 = 8080;
@@ -70,6 +79,16 @@ impl Exit {
     }
 }
 
+/// How long requests to the pod's handlers may take.
+fn deadline(annotations: &BTreeMap<String, String>) -> Result<Duration, String> {
+    let Some(text) = annotations.get(TIMEOUT_ANNOTATION) else { return Ok(DEADLINE) };
+    let seconds = text.parse().ok().filter(|seconds| (1..=MAX_TIMEOUT).contains(seconds));
+    let words = || {
+        format!("annotation {TIMEOUT_ANNOTATION}: {text:?} is no number of seconds from 1 to {MAX_TIMEOUT}")
+    };
+    seconds.map(Duration::from_secs).ok_or_else(words)
+}
+
 /// What stops a running container.
 #[derive(Clone)]
 pub(crate) struct Stop {
@@ -101,13 +120,17 @@ impl Container {
         let invalid = |words: String| HostError::new(ErrorCode::Invalid, words);
         let (artifact, mounts) = (spec.artifact.clone(), spec.mounts.clone());
         let capabilities = spec.capabilities.clone();
+        let memory = Account::new(spec.memory_limit_bytes);
+        let account = memory.clone();
         let checked = tokio::task::spawn_blocking(move || {
             hosts::filesystem::validate(&mounts)?;
             let program = program::load(&artifact)?;
             hosts::permit(&program.imports, &capabilities)?;
-            Ok::<_, String>(program)
+            let config = hosts::config::prepare(&capabilities, &mounts)?;
+            let keyvalue = hosts::keyvalue::prepare(&capabilities, &mounts, &account)?;
+            Ok::<_, String>((program, config, keyvalue))
         });
-        let program = checked
+        let (program, config, keyvalue) = checked
             .await
             .map_err(|e| HostError::new(ErrorCode::Internal, e.to_string()))?
             .map_err(|words| invalid(format!("container {}: {words}", spec.name)))?;
@@ -132,9 +155,13 @@ impl Container {
             ports.dedup();
             sandbox.reserve(&spec.id, &spec.name, &ports)?;
         }
-        let (memory, meter) = (Account::new(spec.memory_limit_bytes), Meter::new(spec.cpu_millis));
+        let meter = Meter::new(spec.cpu_millis);
+        let deadline = deadline(&sandbox.spec.annotations).map_err(invalid)?;
         let grants = Arc::new(Grants {
+            deadline,
             inference: hosts::nn::prepare(&spec.capabilities, &memory, &meter, &log),
+            config,
+            keyvalue,
             env,
             log,
             memory,

@@ -33,6 +33,8 @@ pub(crate) struct Grants {
     pub network: Arc<PodNetwork>,
     pub egress: Egress,
     pub inference: hosts::nn::Context,
+    pub config: hosts::config::Context,
+    pub keyvalue: hosts::keyvalue::Context,
 }
 
 /// The data of an instance's store.
@@ -42,6 +44,8 @@ pub(crate) struct Guest {
     egress: Egress,
     #[cfg_attr(not(feature = "nn"), allow(dead_code, reason = "nothing asks for it"))]
     inference: hosts::nn::Context,
+    config: hosts::config::Context,
+    keyvalue: hosts::keyvalue::Context,
     table: ResourceTable,
     memory: Share,
     network: Arc<PodNetwork>,
@@ -68,6 +72,8 @@ impl Guest {
             egress: grants.egress.clone(),
             #[allow(clippy::clone_on_copy, clippy::unit_arg, reason = "a unit where inference is left out")]
             inference: grants.inference.clone(),
+            config: grants.config.clone(),
+            keyvalue: grants.keyvalue.clone(),
             table,
             memory: Share::new(grants.memory.clone()),
             network: grants.network.clone(),
@@ -95,6 +101,14 @@ impl Guest {
     #[cfg(feature = "nn")]
     pub(crate) fn inference(&mut self) -> (&hosts::nn::Context, &mut ResourceTable) {
         (&self.inference, &mut self.table)
+    }
+
+    pub(crate) fn config(&mut self) -> &hosts::config::Context {
+        &self.config
+    }
+
+    pub(crate) fn keyvalue(&mut self) -> (&hosts::keyvalue::Context, &mut ResourceTable) {
+        (&self.keyvalue, &mut self.table)
     }
 
     /// The stock socket view, for what needs no rewriting.

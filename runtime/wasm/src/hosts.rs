@@ -1,8 +1,10 @@
 //! What the host grants to guests: one module a capability. Each says how it is linked and what one instance gets.
 
 pub(crate) mod cli;
+pub(crate) mod config;
 pub(crate) mod filesystem;
 pub(crate) mod http;
+pub(crate) mod keyvalue;
 pub(crate) mod nn;
 pub(crate) mod sockets;
 
@@ -11,7 +13,7 @@ use crate::protocol::Capabilities;
 /// Interfaces that a container has only where they were granted to it: what they need, in words, and whether they were.
 type Granted = (&'static str, &'static str, fn(&Capabilities) -> bool);
 
-const GRANTED: &[Granted] = &[nn::GRANTED];
+const GRANTED: &[Granted] = &[config::GRANTED, keyvalue::GRANTED, nn::GRANTED];
 
 /// Refuses a component that imports what its container was not granted.
 pub(crate) fn permit(imports: &[String], capabilities: &Capabilities) -> Result<(), String> {

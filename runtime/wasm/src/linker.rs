@@ -22,6 +22,8 @@ fn make() -> wasmtime::Result<Linker<Guest>> {
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    hosts::config::add_to_linker(&mut linker)?;
+    hosts::keyvalue::add_to_linker(&mut linker)?;
     hosts::nn::add_to_linker(&mut linker)?;
     linker.allow_shadowing(true);
     hosts::sockets::add_to_linker(&mut linker)?;

@@ -82,6 +82,19 @@ pub struct ContainerSpec {
 pub struct Capabilities {
     /// wasi:nn, with these devices to itself (their ids; there may be none).
     pub inference: Option<Vec<String>>,
+    /// wasi:config, from the files of the volume that is mounted at this path of the container.
+    pub config: Option<String>,
+    /// wasi:keyvalue.
+    pub keyvalue: Option<KeyValue>,
+}
+
+/// Where the buckets of wasi:keyvalue lie.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyValue {
+    /// In memory, as long as the container lives.
+    Memory,
+    /// In the volume that is mounted at this path of the container.
+    Volume(String),
 }
 
 /// A directory or file of the host that a container sees.

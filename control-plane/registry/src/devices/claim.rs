@@ -43,7 +43,10 @@ pub fn check(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
         let path = path.child("constraints").index(i);
         named(errors, constraint, &names, &path);
         if !present(constraint, "/matchAttribute") && !present(constraint, "/distinctAttribute") {
-            errors.push(Error::required(&path, "exactly one of `matchAttribute` or `distinctAttribute` is required"));
+            errors.push(Error::required(
+                &path,
+                "exactly one of `matchAttribute` or `distinctAttribute` is required",
+            ));
         }
     }
     for (i, config) in items(spec, "/devices/config").iter().enumerate() {

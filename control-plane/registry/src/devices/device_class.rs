@@ -15,7 +15,8 @@ static COLUMNS: [Column; 2] = [table::NAME, table::AGE];
 
 /// The resource.
 pub fn resource() -> ResourceDef {
-    ResourceDef::new(super::GROUP, "v1", "DeviceClass", "deviceclasses", Arc::new(DeviceClass)).cluster_scoped()
+    ResourceDef::new(super::GROUP, "v1", "DeviceClass", "deviceclasses", Arc::new(DeviceClass))
+        .cluster_scoped()
 }
 
 struct DeviceClass;

@@ -68,7 +68,8 @@ pub fn request(errors: &mut Vec<Error>, request: &Value, path: &Path) {
             }
         }
         (true, false) => {
-            let words = "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set";
+            let words =
+                "exactly one of `exactly` or `firstAvailable` is required, but multiple fields are set";
             errors.push(Error::invalid(path, request.clone(), words));
         }
         (false, true) => {
@@ -179,7 +180,11 @@ pub fn qualified(errors: &mut Vec<Error>, map: &Value, path: &Path) {
         let begins = id.bytes().next().is_some_and(|c| c.is_ascii_alphabetic() || c == b'_');
         let fits = begins && id.len() <= 32 && id.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
         if !fits {
-            errors.push(Error::invalid(&path, id, "a valid C identifier of at most 32 characters is required"));
+            errors.push(Error::invalid(
+                &path,
+                id,
+                "a valid C identifier of at most 32 characters is required",
+            ));
         }
     }
 }

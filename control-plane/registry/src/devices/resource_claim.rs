@@ -83,7 +83,8 @@ impl Strategy for ResourceClaim {
         if results.len() > RESULTS_MAX {
             errors.push(Error::too_many(&at_results, results.len(), RESULTS_MAX));
         }
-        let requests: Vec<&str> = items(new, "/spec/devices/requests").iter().map(|r| text(r, "/name")).collect();
+        let requests: Vec<&str> =
+            items(new, "/spec/devices/requests").iter().map(|r| text(r, "/name")).collect();
         for (i, result) in results.iter().enumerate() {
             let path = at_results.index(i);
             let request = text(result, "/request");

@@ -30,7 +30,8 @@ static COLUMNS: [Column; 5] = [
 
 /// The resource.
 pub fn resource() -> ResourceDef {
-    ResourceDef::new(super::GROUP, "v1", "ResourceSlice", "resourceslices", Arc::new(ResourceSlice)).cluster_scoped()
+    ResourceDef::new(super::GROUP, "v1", "ResourceSlice", "resourceslices", Arc::new(ResourceSlice))
+        .cluster_scoped()
 }
 
 struct ResourceSlice;
@@ -53,7 +54,8 @@ impl Strategy for ResourceSlice {
             let pointer = format!("/spec/{field}");
             present(obj, &pointer) && at(obj, &pointer) != false
         };
-        let words = "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
+        let words =
+            "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
         match PLACES.iter().filter(|field| set(field)).count() {
             0 => errors.push(Error::required(&spec, words)),
             1 => {}

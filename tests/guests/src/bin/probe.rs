@@ -33,6 +33,10 @@ fn main() {
             }
             println!("grown {}", kept.len());
         }
+        "recurse" => println!("{}", recurse(0)),
+        "sockets" => sockets(arg(2), arg(3)),
+        "files" => files(arg(2)),
+        "hammer" => hammer(arg(2), arg(3)),
         "sleep" => sleep(arg(2)),
         "connect" => println!("{}", connect(arg(2))),
         "listen" => listen(arg(2), arg(3)),
@@ -53,6 +57,46 @@ fn main() {
             std::process::exit(2);
         }
     }
+}
+
+/// Needs the stack of every call until the last.
+fn recurse(depth: u64) -> u64 {
+    let room = std::hint::black_box([depth; 16]);
+    if depth == u64::MAX { 0 } else { recurse(depth + 1) + room[7] }
+}
+
+/// Connects as often as it can and holds the connections; then writes how many they are, and waits.
+fn sockets(to: &str, ready: &str) {
+    let mut held = Vec::new();
+    let error = loop {
+        match TcpStream::connect(to) {
+            Ok(stream) => held.push(stream),
+            Err(error) => break error,
+        }
+    };
+    println!("held {}: {:?}", held.len(), error.kind());
+    report(std::fs::write(ready, held.len().to_string()));
+    sleep("600000");
+}
+
+/// Opens a file as often as it can.
+fn files(path: &str) {
+    let mut held = Vec::new();
+    while let Ok(file) = std::fs::File::open(path) {
+        held.push(file);
+    }
+    println!("held {}", held.len());
+}
+
+/// Reads a file again and again, and tells all that it ever was.
+fn hammer(path: &str, times: &str) {
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..times.parse::<usize>().unwrap_or(0) {
+        if let Ok(text) = std::fs::read_to_string(path) {
+            seen.insert(text);
+        }
+    }
+    println!("{seen:?}");
 }
 
 fn sleep(ms: &str) {

@@ -26,6 +26,11 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
             wstd::task::sleep(Duration::from_millis(query.parse().unwrap_or(0))).await;
             text("slept".into())
         }
+        "/length" => {
+            let mut body = request.into_body();
+            let length = body.contents().await?.len();
+            text(length.to_string())
+        }
         "/echo" => Ok(Response::new(request.into_body())),
         "/big" => {
             let size = query.parse().unwrap_or(0);
