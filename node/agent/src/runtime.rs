@@ -1,6 +1,6 @@
 //! The runtime as the agent sees it: CRI v1 over one channel that reconnects by itself.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use coracle_cri_api::v1 as cri;
@@ -362,6 +362,18 @@ impl Runtime {
         let answer = self.images.clone().image_fs_info(timed(cri::ImageFsInfoRequest {}, LOOK)).await?;
         let first = answer.into_inner().image_filesystems.into_iter().next();
         Ok(first.and_then(|one| Some((one.fs_id?.mountpoint, one.used_bytes.map_or(0, |v| v.value)))))
+    }
+
+    /// Bytes that the containers of a pod have written to their own files, by their names.
+    pub async fn writable_layers(&self, uid: &str) -> Result<BTreeMap<String, u64>, Status> {
+        let filter = cri::ContainerStatsFilter { label_selector: by_uid(uid), ..Default::default() };
+        let request = cri::ListContainerStatsRequest { filter: Some(filter) };
+        let stats = self.runtime.clone().list_container_stats(timed(request, LOOK)).await?.into_inner().stats;
+        let layer = |stat: cri::ContainerStats| {
+            let name = stat.attributes?.labels.get(label::CONTAINER_NAME)?.clone();
+            Some((name, stat.writable_layer?.used_bytes?.value))
+        };
+        Ok(stats.into_iter().filter_map(layer).collect())
     }
 
     /// CPU and memory of every container.

@@ -137,14 +137,31 @@ fn router(shared: Shared) -> Router {
 /// What of the configuration others can see, in the form of a kubelet's.
 async fn configz(State(shared): State<Shared>) -> Response {
     let context = &shared.context;
+    let tuning = &context.tuning;
+    let thresholds = |soft: bool| -> std::collections::BTreeMap<&str, String> {
+        let all = tuning.eviction.thresholds.iter().filter(|t| t.grace.is_some() == soft);
+        all.map(|t| (t.signal.name(), t.amount.words())).collect()
+    };
     let config = json!({
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "address": context.node_ip,
         "clusterDomain": context.dns.domain,
         "clusterDNS": context.dns.servers,
-        "containerLogMaxSize": "10Mi",
-        "containerLogMaxFiles": 5,
+        "containerLogMaxSize": tuning.logs.bytes.to_string(),
+        "containerLogMaxFiles": tuning.logs.files,
+        "maxPods": context.max_pods,
+        "evictionHard": thresholds(false),
+        "evictionSoft": thresholds(true),
+        "evictionPressureTransitionPeriod": format!("{}s", tuning.eviction.transition.as_secs()),
+        "imageGCHighThresholdPercent": tuning.images.high,
+        "imageGCLowThresholdPercent": tuning.images.low,
+        "imageMinimumGCAge": format!("{}s", tuning.images.min_age.as_secs()),
+        "staticPodPath": tuning.static_pods,
+        "shutdownGracePeriod": format!("{}s", tuning.shutdown.grace.as_secs()),
+        "shutdownGracePeriodCriticalPods": format!("{}s", tuning.shutdown.critical.as_secs()),
+        "kubeReserved": tuning.kube_reserved.words(),
+        "systemReserved": tuning.system_reserved.words(),
         "nodeStatusReportFrequency": "5m0s",
         "nodeLeaseDurationSeconds": 40,
     });

@@ -88,6 +88,11 @@ impl Reserved {
         Ok(Self(all))
     }
 
+    /// As a configuration shows it.
+    pub fn words(&self) -> BTreeMap<&str, String> {
+        self.0.iter().map(|(name, amount)| (name.as_str(), amount.to_string())).collect()
+    }
+
     /// Millicores.
     pub fn cpu(&self) -> i64 {
         self.0.get("cpu").map_or(0, Quantity::milli_value)

@@ -15,6 +15,7 @@ use claims::{Claimed, Claims};
 
 pub mod atomic;
 pub mod claims;
+pub mod memory;
 pub mod mounting;
 pub mod mounts;
 pub mod sources;
@@ -48,6 +49,9 @@ pub struct PodDir {
     pub path: PathBuf,
     /// Where persistent data of this node lies.
     storage: PathBuf,
+    /// The agent's root directory, and the pod's uid.
+    root: PathBuf,
+    uid: String,
     /// What the pod's claims are bound to.
     claims: Claims,
 }
@@ -63,6 +67,8 @@ impl PodDir {
         is_component(uid).then(|| Self {
             path: root.join("pods").join(uid),
             storage: claims::storage(root),
+            root: root.to_owned(),
+            uid: uid.to_owned(),
             claims: Claims::new(),
         })
     }
@@ -76,6 +82,11 @@ impl PodDir {
     pub fn volume(&self, volume: &Volume) -> Option<PathBuf> {
         if let Some(host_path) = &volume.host_path {
             return Some(PathBuf::from(&host_path.path));
+        }
+        if is_memory(volume)
+            && let Some(directory) = memory::directory(&self.root, &self.uid)
+        {
+            return is_component(&volume.name).then(|| directory.join(&volume.name));
         }
         let claimed = self.claims.get(&volume.name);
         if let Some(directory) = claimed.and_then(Claimed::directory) {
@@ -100,11 +111,17 @@ impl PodDir {
     /// Removes everything that the pod has here.
     pub fn remove(&self) -> std::io::Result<()> {
         mounting::unmount_below(&self.path)?;
+        memory::remove(&self.root, &self.uid)?;
         match std::fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a volume is to be in memory.
+pub fn is_memory(volume: &Volume) -> bool {
+    volume.empty_dir.as_ref().is_some_and(|e| e.medium.as_deref() == Some("Memory"))
 }
 
 /// The directory that the kubelet gives to a kind of volume that is written from objects.
@@ -168,6 +185,12 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
             continue;
         }
         let fresh = !path.exists();
+        if is_memory(volume)
+            && memory::directory(&dir.root, &dir.uid).is_some_and(|own| path.starts_with(own))
+        {
+            memory::make(&path).map_err(|e| failed(format!("make {}: {e}", path.display())))?;
+            continue;
+        }
         std::fs::create_dir_all(&path).map_err(|e| failed(format!("create {}: {e}", path.display())))?;
         let claimed = dir.claims.get(&volume.name);
         if let Some(share) = volume.nfs.clone().or_else(|| claimed.and_then(Claimed::nfs)) {

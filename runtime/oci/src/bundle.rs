@@ -38,6 +38,8 @@ pub struct Shared {
     pub network: Option<PathBuf>,
     pub ipc: Option<PathBuf>,
     pub uts: Option<PathBuf>,
+    /// The process namespace of the container whose processes are to be seen; `None`: its own.
+    pub pid: Option<PathBuf>,
     /// The control group of the pod, such as `/coracle/<sandbox>`.
     pub cgroup: String,
 }
@@ -71,7 +73,7 @@ pub(crate) fn security(config: &v1::ContainerConfig) -> v1::LinuxContainerSecuri
 pub fn spec(parts: &Parts<'_>) -> Result<Spec, Error> {
     let config = parts.config;
     let security = security(config);
-    check(&security)?;
+    check(&security, parts.shared)?;
     let mut spec = json!({
         "ociVersion": "1.0.2",
         "process": process::process(parts, &security)?,
@@ -117,12 +119,13 @@ fn or_default(given: &[String], default: &[&str]) -> Vec<String> {
 }
 
 /// What is asked for and not done is refused.
-fn check(security: &v1::LinuxContainerSecurityContext) -> Result<(), Error> {
+fn check(security: &v1::LinuxContainerSecurityContext, shared: &Shared) -> Result<(), Error> {
     let options = security.namespace_options.clone().unwrap_or_default();
+    if options.pid() == v1::NamespaceMode::Target && shared.pid.is_none() {
+        return wrong(format!("the target container {:?} does not run", options.target_id));
+    }
     // A kubelet says CONTAINER where nothing is shared.
-    if security.namespace_options.is_some()
-        && matches!(options.pid(), v1::NamespaceMode::Target | v1::NamespaceMode::Pod)
-    {
+    if security.namespace_options.is_some() && options.pid() == v1::NamespaceMode::Pod {
         return wrong(
             "containers that share a process namespace (shareProcessNamespace) are not supported yet",
         );
@@ -142,9 +145,12 @@ fn check(security: &v1::LinuxContainerSecurityContext) -> Result<(), Error> {
 fn namespaces(shared: &Shared, security: &v1::LinuxContainerSecurityContext) -> Value {
     let mut list = vec![json!({"type": "mount"})];
     let pid = security.namespace_options.as_ref().map(v1::NamespaceOption::pid);
-    if pid != Some(v1::NamespaceMode::Node) {
-        list.push(json!({"type": "pid"}));
+    match pid {
+        Some(v1::NamespaceMode::Node | v1::NamespaceMode::Target) => {}
+        _ => list.push(json!({"type": "pid"})),
     }
+    let target = shared.pid.as_ref().filter(|_| pid == Some(v1::NamespaceMode::Target));
+    list.extend(target.map(|path| json!({"type": "pid", "path": path})));
     let files = [("network", &shared.network), ("ipc", &shared.ipc), ("uts", &shared.uts)];
     let joined =
         files.into_iter().filter_map(|(kind, path)| Some(json!({"type": kind, "path": path.as_ref()?})));

@@ -115,7 +115,8 @@ impl Engine {
         let (place, layers) = (dir.to_owned(), wanted.layers.clone());
         let mounted = tokio::task::spawn_blocking(move || rootfs::mount_overlay(&place, &layers));
         let rootfs = mounted.await?.context("mount the image (overlayfs)")?;
-        let shared = self.shared(wanted.sandbox_id, wanted.sandbox);
+        let mut shared = self.shared(wanted.sandbox_id, wanted.sandbox);
+        shared.pid = self.target(wanted.config);
         let spec = bundle::spec(&Parts {
             id: wanted.id,
             rootfs: &rootfs,
@@ -139,6 +140,19 @@ impl Engine {
         };
         shim::spawn(dir, &self.settings.shim_command, &config).await?;
         Ok(())
+    }
+
+    /// The process namespace of the container that a container is to look into.
+    fn target(&self, config: &v1::ContainerConfig) -> Option<PathBuf> {
+        let security = config.linux.as_ref()?.security_context.as_ref()?;
+        let target = &security.namespace_options.as_ref()?.target_id;
+        // Ids come from outside: one that is no file name names nothing.
+        let known = self.layers.lock().contains_key(target);
+        let pid = std::fs::read_to_string(self.container_dir(target).join(shim::file::PID))
+            .ok()
+            .filter(|_| known)?;
+        let path = PathBuf::from(format!("/proc/{}/ns/pid", pid.trim().parse::<u32>().ok()?));
+        path.exists().then_some(path)
     }
 
     /// Follows a container to its end, which is told on the channel.

@@ -26,6 +26,14 @@ impl Amount {
         }
     }
 
+    /// As a configuration shows it.
+    pub fn words(self) -> String {
+        match self {
+            Amount::Number(number) => number.to_string(),
+            Amount::Share(share) => format!("{}%", (share * 1000.0).round() / 10.0),
+        }
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         if let Some(percent) = text.strip_suffix('%') {
             let percent: f64 = percent.parse().map_err(|_| format!("{text:?} is not a percentage"))?;

@@ -177,14 +177,61 @@ pub async fn summary(State(shared): State<Shared>) -> Response {
             list.push(container);
         }
     }
+    let volumes = disk(&shared).await;
+    for (uid, (sum, list)) in &volumes {
+        if let Some(pod) = all.get_mut(uid.as_str()).and_then(|p| p.as_object_mut()) {
+            pod.insert("ephemeral-storage".into(), json!({"time": now, "usedBytes": sum}));
+            pod.insert("volume".into(), json!(list));
+        }
+    }
     let node = machine::usage();
     let mut node_memory = memory(node.memory);
     if let Some(fields) = node_memory.as_object_mut() {
         fields.insert("availableBytes".into(), json!(node.available));
     }
-    let node =
-        json!({"nodeName": shared.context.node_name, "cpu": cpu(node.cpu_nanos), "memory": node_memory});
+    let images = shared.context.runtime.image_filesystem().await.ok().flatten();
+    let mut image_fs = filesystem(images.as_ref().map(|(path, _)| path.as_ref()), &now);
+    if let (Some(fields), Some((_, used))) = (image_fs.as_object_mut(), &images) {
+        fields.insert("usedBytes".into(), json!(used));
+    }
+    let node = json!({
+        "nodeName": shared.context.node_name, "cpu": cpu(node.cpu_nanos), "memory": node_memory,
+        "fs": filesystem(Some(&shared.context.root), &now), "runtime": {"imageFs": image_fs},
+    });
     axum::Json(json!({"node": node, "pods": all.into_values().collect::<Vec<_>>()})).into_response()
+}
+
+/// A filesystem in the summary's words.
+fn filesystem(path: Option<&std::path::Path>, now: &str) -> serde_json::Value {
+    let Some((space, files)) = path.and_then(crate::eviction::signals::filesystem) else { return json!({}) };
+    json!({
+        "time": now, "availableBytes": space.available, "capacityBytes": space.capacity,
+        "usedBytes": space.capacity.saturating_sub(space.available),
+        "inodesFree": files.available, "inodes": files.capacity,
+        "inodesUsed": files.capacity.saturating_sub(files.available),
+    })
+}
+
+/// By a pod's uid: the bytes of its volumes and logs on this node's disk, and each emptyDir.
+async fn disk(shared: &Shared) -> HashMap<String, (u64, Vec<serde_json::Value>)> {
+    use crate::volumes::{self, PodDir, used};
+    let (pods, context) = (shared.pods.list(), shared.context.clone());
+    let measured = tokio::task::spawn_blocking(move || {
+        let one = |pod: &k8s_openapi::api::core::v1::Pod| {
+            let uid = pod.metadata.uid.clone()?;
+            let dir = PodDir::new(&context.root, &uid)?;
+            let mut sum = used::below(&context.log_directory(pod));
+            let mut list = Vec::new();
+            for volume in volumes::volumes(pod).iter().filter(|v| v.empty_dir.is_some()) {
+                let bytes = dir.volume(volume).map_or(0, |path| used::below(&path));
+                list.push(json!({"name": volume.name, "usedBytes": bytes}));
+                sum = if volumes::is_memory(volume) { sum } else { sum.saturating_add(bytes) };
+            }
+            Some((uid, (sum, list)))
+        };
+        pods.iter().filter_map(|pod| one(pod)).collect()
+    });
+    measured.await.unwrap_or_default()
 }
 
 /// `/metrics`: how many pods and containers there are.

@@ -44,6 +44,7 @@ impl Given {
             network: Some("/state/pod/net".into()),
             ipc: Some("/state/pod/ipc".into()),
             uts: None,
+            pid: None,
             cgroup: "/coracle/pod".into(),
         };
         let parts = Parts {
@@ -72,6 +73,14 @@ fn image_and_pod_make_a_process() {
     let kinds: Vec<_> =
         spec["linux"]["namespaces"].as_array().unwrap().iter().map(|n| n["type"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["mount", "pid", "network", "ipc"], "no name of its own: the host's");
+
+    given.security().namespace_options = Some(v1::NamespaceOption {
+        pid: v1::NamespaceMode::Target.into(),
+        target_id: "gone".into(),
+        ..Default::default()
+    });
+    assert!(given.spec(&[]).unwrap_err().contains("target container \"gone\" does not run"));
+    given.security().namespace_options = None;
 
     given.config.args = vec!["x".into()];
     given.config.envs = vec![v1::KeyValue { key: "A".into(), value: "9".into() }];

@@ -105,6 +105,7 @@ impl Engine {
             network: own_network.then(|| namespaces::network(&dir)),
             uts: own_network.then(|| namespaces::uts(&dir)),
             ipc: Some(namespaces::ipc(&dir)),
+            pid: None,
             cgroup,
             dir,
         }

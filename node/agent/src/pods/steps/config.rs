@@ -116,6 +116,8 @@ pub struct Ingredients {
     pub env: Vec<(String, String)>,
     /// Its volumes.
     pub mounts: Vec<Mount>,
+    /// Of an ephemeral container: the id of the container whose processes it is to see.
+    pub target: Option<String>,
     /// Its devices.
     pub devices: ContainerAllocateResponse,
     /// Bytes of this machine.
@@ -127,7 +129,7 @@ pub struct Ingredients {
 /// # Errors
 /// The words of a `CreateContainerConfigError`.
 pub fn container(pod: &Pod, spec: &Container, of: Ingredients) -> Result<cri::ContainerConfig, String> {
-    let Ingredients { attempt, image, user, mut env, mounts, devices, node_memory } = of;
+    let Ingredients { attempt, image, user, mut env, mounts, target, devices, node_memory } = of;
     // What a plugin sets, nobody overrides.
     env.retain(|(name, _)| !devices.envs.contains_key(name));
     env.extend(devices.envs);
@@ -172,7 +174,7 @@ pub fn container(pod: &Pod, spec: &Container, of: Ingredients) -> Result<cri::Co
         tty: spec.tty.unwrap_or(false),
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(resources::container(pod, spec, node_memory)?),
-            security_context: Some(security::container(pod, spec, &user)?),
+            security_context: Some(security::into(target, security::container(pod, spec, &user)?)),
         }),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
     })

@@ -72,7 +72,10 @@ pub async fn start(
     if image.user.linux && !sandbox.linux && context.runs_linux() {
         return Ok(Outcome::NeedsLinux);
     }
-    let made = make_config(context, pod, spec, attempt, image, sandbox).await;
+    let made = match target(pod, state, spec, &image) {
+        Ok(target) => make_config(context, pod, spec, attempt, image, sandbox, target).await,
+        Err(words) => Err(words),
+    };
     let made = made.map_err(|message| {
         recorder.pod(pod, Some(&spec.name), true, "Failed", format!("Error: {message}"));
         failure("CreateContainerConfigError", message)
@@ -120,6 +123,16 @@ async fn post_start(
     Err(failure("PostStartHookError", message))
 }
 
+/// The id of the container that an ephemeral container is to look into. Wasm containers have no processes to be seen.
+fn target(pod: &Pod, state: &PodState, spec: &Container, image: &Image) -> Result<Option<String>, String> {
+    let added = pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
+    let named = added.iter().find(|e| e.name == spec.name).and_then(|e| e.target_container_name.as_deref());
+    let Some(name) = named.filter(|name| !name.is_empty() && image.user.linux) else { return Ok(None) };
+    let found = state.current(name).filter(|c| c.phase == Phase::Running);
+    let found = found.ok_or_else(|| format!("unable to find target container \"{name}\""))?;
+    Ok(Some(found.id.clone()))
+}
+
 async fn make_config(
     context: &Context,
     pod: &Pod,
@@ -127,6 +140,7 @@ async fn make_config(
     attempt: u32,
     image: Image,
     sandbox: &Sandbox,
+    target: Option<String>,
 ) -> Result<cri::ContainerConfig, String> {
     let sources = volumes::read(context, pod, env::references(spec)).await.map_err(|e| e.to_string())?;
     let services = context.services.env(pod).await;
@@ -146,6 +160,7 @@ async fn make_config(
         user: image.user,
         env,
         mounts,
+        target,
         devices,
         node_memory: context.memory,
     };

@@ -175,6 +175,18 @@ pub fn container(
     })
 }
 
+/// The same, seeing the processes of the container of that id.
+pub fn into(
+    target: Option<String>,
+    mut context: cri::LinuxContainerSecurityContext,
+) -> cri::LinuxContainerSecurityContext {
+    if let (Some(id), Some(options)) = (target, context.namespace_options.as_mut()) {
+        options.pid = cri::NamespaceMode::Target.into();
+        options.target_id = id;
+    }
+    context
+}
+
 fn not_root(user: Option<i64>, image: &ImageUser) -> Result<(), String> {
     match (user, image.uid, image.name.as_str()) {
         (Some(0), _, _) => Err("container's runAsUser breaks non-root policy".to_owned()),
