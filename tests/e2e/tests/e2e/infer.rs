@@ -55,11 +55,16 @@ fn a_wasm_pod_with_a_gpu_infers() -> Result<()> {
             "spec": {"nodeName": node, "containers": [{"name": "main", "image": "gpu-infer:v1"}]},
         })
     };
-    apply(&cluster, &[pod("plain", json!({})), pod("greedy", json!({"coracle.dev/capabilities": "wasi:nn"}))])?;
+    apply(
+        &cluster,
+        &[pod("plain", json!({})), pod("greedy", json!({"coracle.dev/capabilities": "wasi:nn"}))],
+    )?;
     for name in ["plain", "greedy"] {
         eventually(&format!("{name} is refused"), SOON, || {
             let described = cluster.kubectl(&["describe", "pod", name])?;
-            Ok(["wasi:nn/", "was not granted", "nvidia.com/gpu"].iter().all(|words| described.contains(words)))
+            Ok(["wasi:nn/", "was not granted", "nvidia.com/gpu"]
+                .iter()
+                .all(|words| described.contains(words)))
         })?;
         let status = cluster.get(&["pod", name])?["status"].take();
         ensure!(status["containerStatuses"][0]["ready"] == false, "{status:#}");

@@ -2,6 +2,7 @@
 
 mod auth;
 mod bad_input;
+mod capabilities;
 mod clients;
 mod cluster;
 mod custom_resources;
