@@ -4,10 +4,12 @@
 
 mod admin;
 pub mod archive;
+pub mod audit;
+pub mod authentication;
 mod components;
 mod credentials;
 mod election;
-mod encryption;
+pub mod encryption;
 mod endpoints;
 mod join;
 pub mod membership;
@@ -63,10 +65,10 @@ pub struct Options {
     /// Addresses of pods, fixed when the cluster is made [default: 127.64.0.0/11].
     #[arg(long)]
     pub pod_cidr: Option<Cidr>,
-    /// A file of kind EncryptionConfiguration (apiserver.config.k8s.io/v1) that says which resources are encrypted at rest, and
-    /// with which keys; all servers need the same keys. Otherwise Secrets are encrypted with a key of the cluster's own.
-    #[arg(long)]
-    pub encryption_provider_config: Option<PathBuf>,
+    #[command(flatten)]
+    pub encrypting: encryption::Encrypting,
+    #[command(flatten)]
+    pub auditing: audit::Auditing,
     /// Accept Ingresses in the versions that Kubernetes removed (extensions/v1beta1, networking.k8s.io/v1beta1).
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub legacy_manifests: bool,
@@ -78,6 +80,8 @@ pub struct Options {
     pub default_unreachable_toleration_seconds: i64,
     #[command(flatten)]
     pub tuning: tuning::Tuning,
+    #[command(flatten)]
+    pub authentication: authentication::Authentication,
     /// Where to write the administrator's kubeconfig.
     #[arg(long)]
     pub write_kubeconfig: Option<PathBuf>,
@@ -127,10 +131,14 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
             options.default_unreachable_toleration_seconds,
         ),
         token_key: Some(Arc::new(TokenKey::open(&ca.dir().join("sa.key"))?)),
-        fixed_tokens: vec![
+        authenticators: options.authentication.authenticators()?,
+        fixed_tokens: [
             (admin_token.clone(), UserInfo::new("kubernetes-admin", &["system:masters"])),
             (node_token.clone(), UserInfo::new("system:node:local", &["system:nodes"])),
-        ],
+        ]
+        .into_iter()
+        .chain(options.authentication.fixed_tokens()?)
+        .collect(),
         ..RegistryOptions::default()
     };
     let builtin = coracle_registry::builtin(&registry_options, &store)?;
@@ -155,6 +163,11 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         .mount(coracle_ui::PATH, coracle_ui::router())
         .advertise(address.to_string())
         .shutdown(shutdown.clone());
+    let audit = options.auditing.open()?;
+    let builder = match &audit {
+        Some(audit) => builder.audit(audit.clone()),
+        None => builder,
+    };
     let server = builtin.install(builder).build();
 
     let mut identity =
@@ -191,6 +204,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         );
         let member = membership.member;
         tokio::join!(
+            encryption::renew(store.clone(), shutdown.clone()),
             components::run(
                 &server,
                 member,
@@ -215,6 +229,9 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
     let served = serving.await.context("the API server's task")?;
     if ended.is_finished() {
         bail!("the store ended: {}", ended.await?);
+    }
+    if let Some(audit) = audit {
+        audit.flush().await;
     }
     store.shutdown().await.context("close the store")?;
     started?;
@@ -264,7 +281,7 @@ async fn open_store(
     peering.routes = routes;
     let dir = options.data_dir.join("store");
     let new = membership.join.is_empty() && !dir.join("state.redb").exists();
-    let named = options.encryption_provider_config.as_deref();
+    let named = options.encrypting.encryption_provider_config.as_deref();
     let sealer = encryption::sealer(named, &options.data_dir.join("pki"), new)?;
     let store =
         coracle_store::Options { node_id: membership.member, sealer, ..coracle_store::Options::new(&dir) };

@@ -66,6 +66,12 @@ pub struct Options {
     #[command(flatten)]
     tuning: super::server::tuning::Tuning,
     #[command(flatten)]
+    authentication: super::server::authentication::Authentication,
+    #[command(flatten)]
+    encrypting: super::server::encryption::Encrypting,
+    #[command(flatten)]
+    auditing: super::server::audit::Auditing,
+    #[command(flatten)]
     node: super::node::tuning::Tuning,
     /// How long to wait until everything is ready, in seconds.
     #[arg(long, default_value_t = 60)]
@@ -182,7 +188,8 @@ fn tuning(options: &Options) -> Vec<(&'static str, String)> {
         let [a, b, c, _] = node.octets();
         tuning.load_balancer_cidr = Some(format!("{a}.{b}.{c}.128/25"));
     }
-    tuning.flags()
+    let more = [options.authentication.flags(), options.encrypting.flags(), options.auditing.flags()];
+    tuning.flags().into_iter().chain(more.into_iter().flatten()).collect()
 }
 
 /// What the node is told of tuning: profile `loopback` runs on somebody's own machine.

@@ -1,6 +1,7 @@
 //! Who calls: client certificates, bearer tokens, basic authentication whose password is a token, and nobody.
 
 pub mod cert;
+pub mod https;
 pub mod jwt;
 pub mod token;
 

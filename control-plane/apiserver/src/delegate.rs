@@ -16,7 +16,6 @@ use serde_json::Value;
 
 use crate::objects::Objects;
 use crate::request::UserInfo;
-use crate::server::ApiServer;
 
 pub(crate) use discovery::{aggregated, group, groups};
 pub use remote::{Remote, Trust};
@@ -54,7 +53,4 @@ pub trait Delegates: Send + Sync + 'static {
         user: &UserInfo,
         request: Request<Body>,
     ) -> Result<Response<Body>, Status>;
-
-    /// Finds out who serves what, until it is dropped.
-    async fn follow(&self, server: ApiServer);
 }

@@ -42,6 +42,7 @@ pub mod resource;
 mod respond;
 mod select;
 pub mod server;
+mod stall;
 mod state;
 pub mod strategy;
 pub mod tables;
@@ -60,5 +61,5 @@ pub use kubelet_proxy::{KubeletProxy, NodeEndpoint, NotImplemented, ResolveNode}
 pub use objects::Objects;
 pub use request::{Annotations, FieldValidation, RequestContext, UserInfo, Warnings};
 pub use resource::{ResourceDef, ScalePaths, Subresource, SubresourceAction};
-pub use server::{ApiServer, ApiServerBuilder};
+pub use server::{ApiServer, ApiServerBuilder, Follower};
 pub use strategy::{Column, PlainStrategy, Strategy, StrategyContext};

@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::request::UserInfo;
 use crate::resource::ResourceDef;
+use crate::stall::{self, Connection};
 use crate::state::Shared;
 
 /// Most connections at a time.
@@ -39,6 +40,13 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long open calls are waited for at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_STREAMS: u32 = 1000;
+
+/// What follows the objects of a server in which it runs, on every member of a cluster.
+#[async_trait::async_trait]
+pub trait Follower: Send + Sync + 'static {
+    /// Runs until it is dropped.
+    async fn follow(&self, server: ApiServer);
+}
 
 /// Collects what a server is made of.
 pub struct ApiServerBuilder {
@@ -51,8 +59,10 @@ pub struct ApiServerBuilder {
     mounts: Vec<(String, Router)>,
     source: Option<Arc<dyn ResourceSource>>,
     delegates: Option<Arc<dyn Delegates>>,
+    followers: Vec<Arc<dyn Follower>>,
     flow_source: Option<Arc<dyn FlowSource>>,
     audit: Option<Arc<Audit>>,
+    stall: Duration,
     address: String,
     shutdown: CancellationToken,
 }
@@ -70,8 +80,10 @@ impl ApiServerBuilder {
             mounts: Vec::new(),
             source: None,
             delegates: None,
+            followers: Vec::new(),
             flow_source: None,
             audit: None,
+            stall: stall::PERIOD,
             address: "127.0.0.1:6443".into(),
             shutdown: CancellationToken::new(),
         }
@@ -132,7 +144,13 @@ impl ApiServerBuilder {
         self
     }
 
-    /// Passes on calls to groups that others serve. Needs a tokio runtime when the server is built.
+    /// Runs beside the server until shutdown. Needs a tokio runtime when the server is built.
+    pub fn follower(mut self, follower: Arc<dyn Follower>) -> Self {
+        self.followers.push(follower);
+        self
+    }
+
+    /// Passes on calls to groups that others serve.
     pub fn delegates(mut self, delegates: Arc<dyn Delegates>) -> Self {
         self.delegates = Some(delegates);
         self
@@ -141,6 +159,12 @@ impl ApiServerBuilder {
     /// Shares the server out among its callers as these objects say. Needs a tokio runtime when the server is built.
     pub fn flows(mut self, source: Arc<dyn FlowSource>) -> Self {
         self.flow_source = Some(source);
+        self
+    }
+
+    /// How often open streams are looked at: a client that takes nothing of one between two looks loses its connection.
+    pub fn stall_period(mut self, period: Duration) -> Self {
+        self.stall = period;
         self
     }
 
@@ -168,7 +192,7 @@ impl ApiServerBuilder {
         tokens.extend(self.authenticators);
         let shared = Shared {
             catalog: arc_swap::ArcSwap::from_pointee(Catalog::new(&self.resources, &self.address)),
-            delegates: self.delegates.clone(),
+            delegates: self.delegates,
             dynamic: self.source.map(|s| Arc::new(Dynamic::new(s, self.resources.clone()))),
             objects: Objects::new(self.store, self.resources),
             tokens,
@@ -179,16 +203,17 @@ impl ApiServerBuilder {
             shutdown: self.shutdown,
             flows: Flows::default(),
             audit: self.audit,
+            stall: self.stall,
         };
         let server = ApiServer { shared: Arc::new(shared) };
         dynamic::follow(server.clone());
         if let Some(source) = self.flow_source {
             flow::follow(server.shared.clone(), source);
         }
-        if let Some(delegates) = self.delegates {
-            let (follower, shutdown) = (server.clone(), server.shutdown_token());
+        for follower in self.followers {
+            let (server, shutdown) = (server.clone(), server.shutdown_token());
             tokio::spawn(async move {
-                shutdown.run_until_cancelled(delegates.follow(follower)).await;
+                shutdown.run_until_cancelled(follower.follow(server)).await;
             });
         }
         server
@@ -294,11 +319,14 @@ async fn connection(
     };
     let user = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(cert::user_of);
     let peer = PeerIdentity { user, address: Some(address) };
+    let end = CancellationToken::new();
+    let connection = Connection { end: end.clone(), period: shared.stall };
     let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let (shared, peer) = (shared.clone(), peer.clone());
+        let (shared, peer, connection) = (shared.clone(), peer.clone(), connection.clone());
         async move {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(connection);
             Ok::<_, std::convert::Infallible>(handler::serve(shared, request, None).await)
         }
     });
@@ -312,7 +340,12 @@ async fn connection(
         .keep_alive_timeout(Duration::from_secs(20))
         .enable_connect_protocol();
     let served = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
-    if let Err(error) = watcher.watch(served.into_owned()).await {
-        tracing::debug!(%address, %error, "connection");
+    tokio::select! {
+        served = watcher.watch(served.into_owned()) => {
+            if let Err(error) = served {
+                tracing::debug!(%address, %error, "connection");
+            }
+        }
+        () = end.cancelled() => tracing::debug!(%address, "connection cut off"),
     }
 }

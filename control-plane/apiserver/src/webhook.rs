@@ -3,7 +3,7 @@
 //! Connections are kept and used again. A Service is dialled at one of its endpoints, as its resolver says at that moment.
 
 mod dial;
-mod trust;
+pub(crate) mod trust;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use axum::body::Body;
 use coracle_api::Status;
 use coracle_apiserver::ca::Identity;
-use coracle_apiserver::{ApiServer, Delegated, Delegates, Objects, ResourceDef, UserInfo};
+use coracle_apiserver::{ApiServer, Delegated, Delegates, Follower, Objects, ResourceDef, UserInfo};
 use futures::future::join_all;
 use http::{Request, Response};
 use serde_json::Value;
@@ -146,7 +146,10 @@ impl Delegates for Aggregator {
         let Some(backend) = backend else { return Err(Status::resource_not_found()) };
         backend.send(objects, user, request).await
     }
+}
 
+#[async_trait]
+impl Follower for Aggregator {
     async fn follow(&self, server: ApiServer) {
         loop {
             if let Err(error) = self.watch(&server).await {

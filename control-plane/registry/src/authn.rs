@@ -3,7 +3,10 @@
 pub mod bootstrap_token;
 pub mod discovery;
 pub mod image_token;
+pub mod oidc;
 pub mod service_account;
+pub mod token_file;
+pub mod webhook_token;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,6 +31,8 @@ pub struct Tokens {
     pub key: Arc<TokenKey>,
     /// Tokens that are looked up, or that this cluster signed for other ends.
     pub others: Vec<Arc<dyn TokenAuthenticator>>,
+    /// Who else knows tokens. They are asked last, so that they see none of this cluster's own that are good.
+    pub outside: Vec<Arc<dyn TokenAuthenticator>>,
 }
 
 impl Tokens {
@@ -49,6 +54,7 @@ impl Tokens {
                 Arc::new(bootstrap_token::BootstrapTokens::new(objects.clone())),
                 Arc::new(image_token::ImageTokens::new(key, objects)),
             ],
+            outside: options.authenticators.clone(),
         })
     }
 
@@ -56,6 +62,7 @@ impl Tokens {
     pub fn authenticators(&self) -> Vec<Arc<dyn TokenAuthenticator>> {
         let mut all = self.others.clone();
         all.push(self.service_accounts.clone());
+        all.extend(self.outside.iter().cloned());
         all
     }
 
@@ -75,7 +82,7 @@ impl Tokens {
         if !audiences.is_empty() && !audiences.contains(&ISSUER) {
             return None;
         }
-        for other in &self.others {
+        for other in self.others.iter().chain(&self.outside) {
             if let Some(user) = other.authenticate(token).await {
                 return Some((user, vec![ISSUER.to_owned()]));
             }

@@ -6,9 +6,9 @@
 pub mod admission;
 pub mod admission_cel;
 pub mod admission_policy;
-pub mod aggregation;
 pub mod admission_rules;
 pub mod admission_webhook;
+pub mod aggregation;
 pub mod api_service;
 pub mod authn;
 pub mod authz;
@@ -58,6 +58,7 @@ pub mod subject_access_review;
 pub mod subresource;
 pub mod table;
 pub mod token_review;
+pub mod token_secrets;
 pub mod value;
 mod workload;
 
@@ -83,6 +84,10 @@ pub struct Builtin {
     pub authorizer: Arc<Authorizers>,
     /// Who serves the groups that this server does not.
     pub aggregator: Arc<aggregation::Aggregator>,
+    /// Where webhooks that are Services are found.
+    services: Arc<admission_webhook::services::Services>,
+    /// Fills Secrets with the tokens of accounts.
+    pub token_secrets: Arc<token_secrets::TokenSecrets>,
     /// Pages that are no resources, by path.
     pub mounts: Vec<(&'static str, axum::Router)>,
 }
@@ -93,8 +98,9 @@ impl Builtin {
         let builder =
             self.admission.into_iter().fold(builder.resources(self.resources), ApiServerBuilder::admission);
         let builder = self.authenticators.into_iter().fold(builder, ApiServerBuilder::authenticator);
-        let builder = builder.authorizer(self.authorizer).delegates(self.aggregator);
-        let builder = builder.source(Arc::new(custom_resource_definition::Source));
+        let builder = builder.authorizer(self.authorizer).delegates(self.aggregator.clone());
+        let builder = builder.follower(self.aggregator).follower(self.token_secrets);
+        let builder = builder.source(Arc::new(custom_resource_definition::Source::new(self.services)));
         let builder = builder.flows(Arc::new(flow_control::Source));
         self.mounts.into_iter().fold(builder, |builder, (path, router)| builder.mount(path, router))
     }
@@ -114,7 +120,12 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
     Ok(Builtin {
         resources,
         aggregator,
+        token_secrets: Arc::new(token_secrets::TokenSecrets::new(
+            tokens.service_accounts.clone(),
+            options.ca_pem.clone(),
+        )),
         admission: admission::chain(options, &services),
+        services,
         mounts: tokens.mounts(options.api_server),
         authenticators: tokens.authenticators(),
         authorizer,

@@ -13,7 +13,7 @@ use crate::options::RegistryOptions;
 use crate::pod::logs::{container, encode, pairs};
 use crate::service::backends;
 use crate::subresource::{existing, on_node};
-use crate::value::{flag, items, number, text};
+use crate::value::{items, number, text};
 
 /// Verbs of a proxy.
 const PROXY: [&str; 5] = ["create", "delete", "get", "patch", "update"];
@@ -169,9 +169,13 @@ impl ResolveNode for ServiceProxy {
         };
         let none = || Status::service_unavailable(format!("no endpoints available for service {name:?}"));
         let port = port.ok_or_else(none)?;
-        let mut ready =
-            backends::ready(&request.objects, cx.namespace.as_deref().unwrap_or_default(), name, text(port, "/name"))
-                .await?;
+        let mut ready = backends::ready(
+            &request.objects,
+            cx.namespace.as_deref().unwrap_or_default(),
+            name,
+            text(port, "/name"),
+        )
+        .await?;
         // Any will do; the clock spreads calls well enough.
         let turn = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs() as usize;
         let chosen = turn.checked_rem(ready.len()).map(|at| ready.swap_remove(at));

@@ -13,13 +13,13 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
 use crate::ca::{self, Identity};
 use crate::kubelet_proxy::{cause, end_to_end, upgrade};
 use crate::request::UserInfo;
+use crate::webhook::trust;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -30,7 +30,7 @@ const PREFIX: &str = "x-remote-";
 
 /// Whose certificate the other server must show.
 pub enum Trust<'a> {
-    /// One that these authorities signed (PEM).
+    /// One that these authorities (PEM) signed; where there are none, those of the system.
     Bundle(&'a [u8]),
     /// Anyone's.
     Anyone,
@@ -58,15 +58,7 @@ impl Remote {
                 builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate { provider }))
             }
             Trust::Bundle(pem) => {
-                let mut roots = RootCertStore::empty();
-                for cert in CertificateDer::pem_slice_iter(pem) {
-                    let cert = cert.map_err(|e| wrong(format!("the bundle: {e}")))?;
-                    roots.add(cert).map_err(|e| wrong(format!("the bundle: {e}")))?;
-                }
-                if roots.is_empty() {
-                    return Err(wrong("the bundle has no certificate".into()));
-                }
-                builder.with_root_certificates(roots)
+                builder.dangerous().with_custom_certificate_verifier(trust::verifier(pem).map_err(&wrong)?)
             }
         };
         let tls = match identity {

@@ -23,7 +23,19 @@ const SYSTEM: [&str; 5] = [
 const CERTIFICATES_MAX: usize = 4096;
 
 /// The client side of TLS that trusts this bundle (PEM), or the system's where it is empty; the error is in words.
-pub(super) fn config(bundle: &[u8]) -> Result<ClientConfig, String> {
+pub(crate) fn config(bundle: &[u8]) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier(bundle)?)
+        .with_no_client_auth();
+    Ok(config)
+}
+
+/// What checks the certificates of servers that this bundle (PEM) vouches for, or the system's where it is empty.
+pub(crate) fn verifier(bundle: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, String> {
     let system = || SYSTEM.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
     let given = !bundle.is_empty();
     let read = if given { bundle.to_vec() } else { system() };
@@ -44,14 +56,7 @@ pub(super) fn config(bundle: &[u8]) -> Result<ClientConfig, String> {
         ),
     };
     let schemes = provider.signature_verification_algorithms.supported_schemes();
-    let verifier = Verifier { inner, bundle, provider: provider.clone(), schemes };
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    Ok(config)
+    Ok(Arc::new(Verifier { inner, bundle, provider, schemes }))
 }
 
 struct Verifier {

@@ -69,7 +69,8 @@ fn is_known(service: &Value, verdict: &Verdict) -> bool {
 fn set(service: &mut Value, verdict: &Verdict, now: &str) {
     let Some(conditions) = object(service, "status").and_then(|s| list(s, "conditions")) else { return };
     let before = conditions.iter().find(|c| text(c, "/type") == TYPE);
-    let since = before.filter(|c| text(c, "/status") == status(verdict)).map(|c| text(c, "/lastTransitionTime"));
+    let since =
+        before.filter(|c| text(c, "/status") == status(verdict)).map(|c| text(c, "/lastTransitionTime"));
     let condition = json!({
         "type": TYPE, "status": status(verdict), "reason": verdict.reason, "message": verdict.message,
         "lastTransitionTime": since.unwrap_or(now),

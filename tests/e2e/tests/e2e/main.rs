@@ -1,5 +1,7 @@
 //! Real clients on the real binary. Each test says its profile.
 
+mod agent;
+mod aggregation;
 mod auth;
 mod bad_input;
 mod capabilities;
@@ -18,9 +20,12 @@ mod node;
 mod nodes;
 mod objects;
 mod pods;
+mod protection;
 mod readme;
 mod routed;
+mod routed_servers;
 mod serverless;
 mod streams;
 mod ui;
+mod webhooks;
 mod workloads;
