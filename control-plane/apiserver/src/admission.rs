@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use coracle_api::apply::{self, Apply, Node, Scope, Writer};
 use coracle_api::status::Status;
-use coracle_api::{Gvk, meta};
+use coracle_api::{Gvk, meta, schema};
 use coracle_store::{Compare, Op, Txn, Value as Stored};
 use serde_json::Value;
 
@@ -15,7 +16,7 @@ use crate::authz::Authorizer;
 use crate::objects::Objects;
 use crate::request::RequestContext;
 use crate::resource::ResourceDef;
-use crate::{codec, decode};
+use crate::{codec, decode, managed};
 
 pub use rounds::{Rounds, Turn};
 
@@ -43,8 +44,9 @@ impl Together {
         let def = objects.known(group, plural)?;
         let revision = meta::resource_version(obj).and_then(|v| v.parse().ok()).unwrap_or_default();
         let key = def.key(meta::namespace(obj), meta::name(obj).unwrap_or_default());
+        let stored = codec::to_stored(&def, obj)?;
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push((key.into(), revision, codec::to_stored(&def, obj)));
+        all.push((key.into(), revision, stored));
         Ok(())
     }
 
@@ -99,6 +101,44 @@ impl Attributes<'_> {
         decode::typed(self.def, changed)
     }
 
+    /// An object with a configuration merged in, by the merge keys of its type; `form` is the resource in whose form both are.
+    ///
+    /// # Errors
+    /// A configuration that does not fit the type, in words.
+    pub fn merge(&self, obj: &Value, config: &Value, form: Option<&ResourceDef>) -> Result<Value, String> {
+        let def = form.unwrap_or(self.def);
+        let gvk = if self.is_other_kind() { self.kind.clone() } else { def.gvk() };
+        let node = match &def.schema {
+            Some(schema) if !self.is_other_kind() => Node::Object(schema),
+            _ => schema::for_gvk(&gvk)
+                .map(Node::Type)
+                .ok_or_else(|| format!("the type of {gvk} is not known"))?,
+        };
+        let writer = Writer {
+            manager: "admission".into(),
+            operation: apply::Operation::Apply,
+            api_version: gvk.api_version(),
+            subresource: String::new(),
+            time: String::new(),
+        };
+        let (mut live, mut config) = (obj.clone(), config.clone());
+        meta::set_gvk(&mut config, &gvk);
+        let managed = managed::take(&mut live);
+        let request = Apply {
+            node,
+            live: &live,
+            exists: true,
+            config: &config,
+            entries: Vec::new(),
+            writer: &writer,
+            scope: Scope::Everything,
+            force: true,
+        };
+        let (mut merged, _) = apply::apply(&request).map_err(|e| e.status("").message)?;
+        managed::put(&mut merged, managed);
+        Ok(merged)
+    }
+
     /// Other resources that serve the same objects: other versions, or another group.
     pub fn equivalents(&self) -> Vec<Arc<ResourceDef>> {
         let prefix = self.def.prefix();
@@ -113,16 +153,16 @@ impl Attributes<'_> {
     ///
     /// # Errors
     /// A conversion that failed.
-    pub async fn convert(&self, obj: &Value, to: &ResourceDef) -> Result<Value, Status> {
-        codec::convert(self.def, to, obj).await
+    pub fn convert(&self, obj: &Value, to: &ResourceDef) -> Result<Value, Status> {
+        codec::convert(self.def, to, obj)
     }
 
     /// The other way round.
     ///
     /// # Errors
     /// A conversion that failed.
-    pub async fn convert_back(&self, obj: &Value, from: &ResourceDef) -> Result<Value, Status> {
-        codec::convert(from, self.def, obj).await
+    pub fn convert_back(&self, obj: &Value, from: &ResourceDef) -> Result<Value, Status> {
+        codec::convert(from, self.def, obj)
     }
 }
 

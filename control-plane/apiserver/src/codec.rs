@@ -57,18 +57,36 @@ fn write_json(out: &mut Vec<u8>, value: impl serde::Serialize) {
 }
 
 /// The object of a stored version, with its `resourceVersion`, in its served form.
-pub(crate) fn decode(def: &ResourceDef, kv: &KeyValue) -> Result<Value, serde_json::Error> {
+pub(crate) fn decode(def: &ResourceDef, kv: &KeyValue) -> Result<Value, DecodeError> {
     decode_at(def, kv, kv.mod_revision)
 }
 
 /// The same with another `resourceVersion`, as DELETED events carry.
-pub(crate) fn decode_at(def: &ResourceDef, kv: &KeyValue, revision: u64) -> Result<Value, serde_json::Error> {
-    let mut obj: Value = serde_json::from_slice(&kv.value.json)?;
-    set_revision(&mut obj, revision);
+pub(crate) fn decode_at(def: &ResourceDef, kv: &KeyValue, revision: u64) -> Result<Value, DecodeError> {
+    let mut obj = stored(kv)?;
     if def.strategy.converts() {
-        def.strategy.from_storage(&mut obj);
+        def.strategy.read(&mut obj)?;
     }
+    set_revision(&mut obj, revision);
     Ok(obj)
+}
+
+/// The object of a stored version as it is stored, with its `resourceVersion`.
+pub(crate) fn stored(kv: &KeyValue) -> Result<Value, DecodeError> {
+    let mut obj: Value = serde_json::from_slice(&kv.value.json)?;
+    set_revision(&mut obj, kv.mod_revision);
+    Ok(obj)
+}
+
+/// Why a stored object cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DecodeError {
+    /// Its bytes are no JSON.
+    #[error(transparent)]
+    Corrupt(#[from] serde_json::Error),
+    /// It could not be converted.
+    #[error(transparent)]
+    Conversion(#[from] coracle_api::Status),
 }
 
 /// Sets `metadata.resourceVersion`.
@@ -79,24 +97,24 @@ pub(crate) fn set_revision(obj: &mut Value, revision: u64) {
 }
 
 /// The stored form of a served object.
-pub(crate) fn to_stored(def: &ResourceDef, obj: &Value) -> Stored {
+pub(crate) fn to_stored(def: &ResourceDef, obj: &Value) -> Result<Stored, coracle_api::Status> {
     if def.strategy.converts() {
         let mut stored = obj.clone();
-        def.strategy.to_storage(&mut stored);
-        return encode(&stored);
+        def.strategy.write(&mut stored)?;
+        return Ok(encode(&stored));
     }
-    encode(obj)
+    Ok(encode(obj))
 }
 
 /// An object that one resource serves as another resource of the same objects serves it.
-pub(crate) async fn convert(
+pub(crate) fn convert(
     from: &ResourceDef,
     to: &ResourceDef,
     obj: &Value,
 ) -> Result<Value, coracle_api::Status> {
     let mut obj = obj.clone();
-    from.strategy.to_storage(&mut obj);
-    to.strategy.from_storage(&mut obj);
+    from.strategy.write(&mut obj)?;
+    to.strategy.read(&mut obj)?;
     coracle_api::meta::set_gvk(&mut obj, &to.gvk());
     Ok(obj)
 }

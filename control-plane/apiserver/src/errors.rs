@@ -3,6 +3,8 @@
 use coracle_api::{GroupResource, Status};
 use coracle_store::Error;
 
+use crate::codec::DecodeError;
+
 /// A failure of the store while serving one object or list.
 pub(crate) fn store(error: Error, gr: &GroupResource) -> Status {
     match error {
@@ -48,7 +50,11 @@ pub(crate) fn too_large_revision(requested: u64, current: u64) -> Status {
 }
 
 /// Stored bytes that do not decode.
-pub(crate) fn corrupt(error: serde_json::Error) -> Status {
+pub(crate) fn corrupt(error: impl Into<DecodeError>) -> Status {
+    let error = match error.into() {
+        DecodeError::Conversion(status) => return status,
+        DecodeError::Corrupt(error) => error,
+    };
     tracing::error!(%error, "stored object does not decode");
     Status::internal(format!("stored object does not decode: {error}"))
 }

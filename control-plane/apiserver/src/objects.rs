@@ -87,11 +87,16 @@ impl Objects {
 
     /// The key of an object and the form in which it is stored, for who writes it with something else in one transaction. Neither
     /// admission nor validation runs.
-    pub fn stored(&self, group: &str, plural: &str, obj: &Value) -> Result<(Bytes, coracle_store::Value), Status> {
+    pub fn stored(
+        &self,
+        group: &str,
+        plural: &str,
+        obj: &Value,
+    ) -> Result<(Bytes, coracle_store::Value), Status> {
         let def = self.known(group, plural)?;
         let name = coracle_api::meta::name(obj).unwrap_or_default();
         let key = def.key(coracle_api::meta::namespace(obj), name);
-        Ok((key.into(), codec::to_stored(&def, obj)))
+        Ok((key.into(), codec::to_stored(&def, obj)?))
     }
 
     /// Reads, changes and writes an object until no other writer came between (bounded). Neither admission nor
@@ -118,7 +123,7 @@ impl Objects {
                 return Ok(old);
             }
             let ttl = def.ttl.map(|t| t.as_millis().try_into().unwrap_or(u64::MAX));
-            let txn = Txn::update(key.clone(), kv.mod_revision, codec::to_stored(&def, &new), ttl);
+            let txn = Txn::update(key.clone(), kv.mod_revision, codec::to_stored(&def, &new)?, ttl);
             let done = self.txn(txn, &gr).await?;
             if done.succeeded {
                 codec::set_revision(&mut new, done.revision);

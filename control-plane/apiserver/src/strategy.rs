@@ -239,6 +239,23 @@ pub trait Strategy: Send + Sync + 'static {
     /// From the served form to the stored one.
     #[allow(clippy::wrong_self_convention)]
     fn to_storage(&self, _obj: &mut Value) {}
+
+    /// From the stored form (or that of another version) to the served one, where that may fail.
+    fn read(&self, obj: &mut Value) -> Result<(), Status> {
+        self.from_storage(obj);
+        Ok(())
+    }
+
+    /// From the served form to the stored one, where that may fail.
+    fn write(&self, obj: &mut Value) -> Result<(), Status> {
+        self.to_storage(obj);
+        Ok(())
+    }
+
+    /// Called with objects as they are stored before each of them is read: what is asked elsewhere is asked at once.
+    fn prepare_reads(&self, _stored: &mut dyn Iterator<Item = Value>) -> Result<(), Status> {
+        Ok(())
+    }
 }
 
 /// A strategy that adds nothing.

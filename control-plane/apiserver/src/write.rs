@@ -147,7 +147,7 @@ async fn commit(
     if new == old && !target.shared.objects.store().is_stale(kv) {
         return Ok(Some(Written { obj: old, stored: Some((kv.value.clone(), kv.mod_revision)) }));
     }
-    let stored = codec::to_stored(def, &new);
+    let stored = codec::to_stored(def, &new)?;
     let mut txn = Txn::update(kv.key.clone(), kv.mod_revision, stored.clone(), target.served.ttl_ms());
     together.join(&mut txn);
     let done = target.shared.objects.txn(txn, gr).await?;

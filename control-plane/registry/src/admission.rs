@@ -41,6 +41,7 @@ pub fn chain(options: &RegistryOptions, services: &Arc<Services>) -> Vec<Arc<dyn
         Arc::new(storage::PersistentVolumeClaimResize),
         Arc::new(runtime_class::RuntimeClass),
         Arc::new(ingress_class::DefaultIngressClass),
+        Arc::new(admission_policy::MutatingAdmissionPolicy::default()),
         Arc::new(webhooks::Mutating::new(webhooks.clone())),
         Arc::new(admission_policy::ValidatingAdmissionPolicy::default()),
         Arc::new(webhooks::Validating::new(webhooks)),

@@ -200,3 +200,102 @@ impl Conditions {
         }
     }
 }
+
+/// The value of an expression as JSON; the error is in words.
+///
+/// # Errors
+/// A value that JSON does not know, or keys that are no text.
+pub fn to_json(value: &Cel) -> Result<Value, String> {
+    match value {
+        Cel::Null => Ok(Value::Null),
+        Cel::Bool(b) => Ok((*b).into()),
+        Cel::Int(i) => Ok((*i).into()),
+        Cel::UInt(u) => Ok((*u).into()),
+        Cel::Float(f) => Ok((*f).into()),
+        Cel::String(text) => Ok(text.as_str().into()),
+        Cel::List(list) => list.iter().map(to_json).collect(),
+        Cel::Map(map) => {
+            let entry = |(key, value): (&Key, &Cel)| match key {
+                Key::String(key) => Ok((key.as_ref().clone(), to_json(value)?)),
+                _ => Err("keys of objects must be strings".to_owned()),
+            };
+            map.map.iter().map(entry).collect::<Result<serde_json::Map<_, _>, _>>().map(Value::Object)
+        }
+        other => Err(format!("a value of type {:?} can be no part of an object", other.type_of())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use coracle_apiserver::AdminsOnly;
+    use serde_json::json;
+
+    fn call(name: &str) -> RequestContext {
+        RequestContext {
+            verb: "create",
+            user: coracle_apiserver::UserInfo::new(name, &[]),
+            group: String::new(),
+            version: "v1".into(),
+            resource: "pods".into(),
+            kind: "Pod".into(),
+            namespace: Some("n".into()),
+            name: Some("p".into()),
+            subresource: None,
+            path: String::new(),
+            dry_run: false,
+            field_validation: Default::default(),
+            field_manager: String::new(),
+            now: jiff::Timestamp::UNIX_EPOCH,
+            warnings: Default::default(),
+            annotations: Default::default(),
+        }
+    }
+
+    fn evaluate(source: &str, user: &str) -> Result<Value, String> {
+        let authorizer: Arc<dyn Authorizer> = Arc::new(AdminsOnly);
+        let (object, null, cx) =
+            (json!({"metadata": {"name": "x"}, "spec": {"n": 3}}), Value::Null, call(user));
+        let scope = Scope::new(&Inputs {
+            object: &object,
+            old: &null,
+            request: &null,
+            namespace: &null,
+            params: &null,
+            authorizer: &authorizer,
+            cx: &cx,
+        });
+        to_json(&scope.evaluate(&read(source, Speaks::PARAMS)?)?)
+    }
+
+    #[test]
+    fn expressions() {
+        assert_eq!(
+            evaluate("object.spec.n > 2 && oldObject == null && params == null", "u"),
+            Ok(true.into())
+        );
+        let message = "Object{spec: Object.spec{n: object.spec.n + 1, my__dash__name: 'y'}}";
+        assert_eq!(evaluate(message, "u"), Ok(json!({"spec": {"n": 4, "my-name": "y"}})));
+        let patch =
+            "[JSONPatch{op: 'add', path: '/a/' + jsonpatch.escapeKey('b/c'), value: [1, 2].map(x, x + 1)}]";
+        assert_eq!(evaluate(patch, "u"), Ok(json!([{"op": "add", "path": "/a/b~1c", "value": [2, 3]}])));
+        assert_eq!(evaluate("has(object.spec.m) ? 1 : 2", "u"), Ok(2.into()));
+        assert_eq!(evaluate("object.spec.m", "u"), Err("no such key: m".into()));
+        assert!(evaluate("nobody.spec", "u").is_err_and(|e| e.contains("undeclared reference to 'nobody'")));
+    }
+
+    #[test]
+    fn the_authorizer() {
+        let may = "authorizer.group('apps').resource('deployments').namespace('n').name('d').check('create').allowed()";
+        assert_eq!(evaluate(may, "system:kube-scheduler"), Ok(true.into()));
+        assert_eq!(evaluate(may, "somebody"), Ok(false.into()));
+        let own = "authorizer.requestResource.check('get').allowed()";
+        assert_eq!(evaluate(own, "system:kube-scheduler"), Ok(true.into()));
+        assert_eq!(
+            evaluate("authorizer.path('/healthz').check('get').errored()", "somebody"),
+            Ok(false.into())
+        );
+        let other = "authorizer.serviceAccount('n', 's').path('/x').check('get').allowed()";
+        assert_eq!(evaluate(other, "system:kube-scheduler"), Ok(false.into()));
+    }
+}

@@ -1,24 +1,53 @@
-//! ValidatingAdmissionPolicy and its binding, of `admissionregistration.k8s.io`: rules in CEL that the admission plugin of this name
-//! enforces. What it could not enforce (parameters, audit annotations) is refused.
+//! ValidatingAdmissionPolicy, MutatingAdmissionPolicy and their bindings, of `admissionregistration.k8s.io`: rules and changes in CEL,
+//! which the admission plugins of these names carry out.
 
 mod binding;
-mod expressions;
-mod matching;
+mod compiled;
 mod policy;
 
 use coracle_apiserver::ResourceDef;
 
-pub use expressions::Compiled;
-pub use matching::{Call, covers};
+pub use compiled::{Broken, Compiled, Mutation};
 
 /// The group.
 pub const GROUP: &str = "admissionregistration.k8s.io";
-/// The plural of policies.
-pub const POLICIES: &str = "validatingadmissionpolicies";
-/// The plural of bindings.
-pub const BINDINGS: &str = "validatingadmissionpolicybindings";
+
+/// Which of the two kinds of policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Policies that refuse.
+    Validating,
+    /// Policies that change.
+    Mutating,
+}
+
+impl Family {
+    /// The plural of policies.
+    pub const fn policies(self) -> &'static str {
+        match self {
+            Self::Validating => "validatingadmissionpolicies",
+            Self::Mutating => "mutatingadmissionpolicies",
+        }
+    }
+
+    /// The plural of bindings.
+    pub const fn bindings(self) -> &'static str {
+        match self {
+            Self::Validating => "validatingadmissionpolicybindings",
+            Self::Mutating => "mutatingadmissionpolicybindings",
+        }
+    }
+
+    const fn kind(self) -> &'static str {
+        match self {
+            Self::Validating => "ValidatingAdmissionPolicy",
+            Self::Mutating => "MutatingAdmissionPolicy",
+        }
+    }
+}
 
 /// The resources.
 pub fn resources() -> Vec<ResourceDef> {
-    vec![policy::resource(), binding::resource()]
+    let families = [Family::Mutating, Family::Validating];
+    families.into_iter().flat_map(|family| [policy::resource(family), binding::resource(family)]).collect()
 }

@@ -3,6 +3,7 @@
 //! A definition is accepted when it is written; every member serves what is stored ([`Source`]). Custom objects take the same
 //! path as built-in kinds, under the strategy in `custom_resource`.
 
+mod conversion;
 mod custom_resource;
 mod json_path;
 mod names;
@@ -18,6 +19,7 @@ use coracle_apiserver::{Column, ResourceDef, Strategy, StrategyContext, Subresou
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::admission_webhook::client_config;
 use crate::table;
 use crate::value::{at, flag, items, object, set, set_default, text};
 
@@ -52,6 +54,8 @@ impl Strategy for CustomResourceDefinition {
         let Some(spec) = object(obj, "spec") else { return };
         if let Some(conversion) = object(spec, "conversion") {
             set_default(conversion, "strategy", "None");
+            let config = conversion.pointer_mut("/webhook/clientConfig").filter(|c| c.is_object());
+            config.into_iter().for_each(client_config::default);
         }
         if let Some(names) = object(spec, "names") {
             let kind = text(names, "/kind").to_owned();

@@ -104,7 +104,7 @@ async fn store(target: &Target, obj: &mut Value) -> Result<Written, Status> {
         return Err(Status::plain("resourceVersion should not be set on objects to be created"));
     }
     meta::remove_metadata(obj, "resourceVersion");
-    let stored = codec::to_stored(&served.def, obj);
+    let stored = codec::to_stored(&served.def, obj)?;
     for _ in 0..MAX_CHARGES {
         if let Some(revision) = write(target, obj, &stored).await? {
             codec::set_revision(obj, revision);

@@ -185,7 +185,7 @@ async fn store_marked(
     if new == old || target.cx.dry_run {
         return Ok(Some(Deleted { obj: new, gone: false }));
     }
-    let stored = codec::to_stored(&target.served.def, &new);
+    let stored = codec::to_stored(&target.served.def, &new)?;
     let txn = Txn::update(kv.key.clone(), kv.mod_revision, stored, target.served.ttl_ms());
     let done = target.shared.objects.txn(txn, &target.served.gr).await?;
     if !done.succeeded {

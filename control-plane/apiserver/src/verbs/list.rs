@@ -67,7 +67,7 @@ pub(crate) async fn list(call: Call) -> Result<Response<Body>, Status> {
     };
     let plain = call.accepted.form == Form::Object && call.accepted.encoding == Encoding::Json;
     if plain && !call.served.def.strategy.converts() {
-        return Ok(raw::respond(&call.served, kvs, &page));
+        return Ok(raw::respond(&call.served, kvs, &page, call.connection.as_ref()));
     }
     if kvs.len() > INLINE {
         // Decoding so many objects would keep other calls of this thread waiting.
@@ -77,9 +77,19 @@ pub(crate) async fn list(call: Call) -> Result<Response<Body>, Status> {
     decoded(&call, &kvs, &page)
 }
 
+/// How many objects are converted together.
+const TOGETHER: usize = 500;
+
 fn decoded(call: &Call, kvs: &[Arc<KeyValue>], page: &Page) -> Result<Response<Body>, Status> {
-    let decode = |kv: &Arc<KeyValue>| codec::decode(&call.served.def, kv).map_err(crate::errors::corrupt);
-    let objects = kvs.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+    let def = &call.served.def;
+    let mut objects = Vec::with_capacity(kvs.len());
+    for kvs in kvs.chunks(TOGETHER) {
+        def.strategy.prepare_reads(&mut kvs.iter().filter_map(|kv| codec::stored(kv).ok()))?;
+        let decode = |kv: &Arc<KeyValue>| codec::decode(def, kv).map_err(crate::errors::corrupt);
+        for kv in kvs {
+            objects.push(decode(kv)?);
+        }
+    }
     respond(call, StatusCode::OK, &objects, page)
 }
 
@@ -106,8 +116,7 @@ async fn read(
     loop {
         // With a selector, pages of the store are read until enough objects match.
         let wanted = if plan.limit == 0 { 0 } else { plan.limit - chosen.len() };
-        let found =
-            call.shared.objects.range(&range.clone().limit(wanted), &call.served.gr).await?;
+        let found = call.shared.objects.range(&range.clone().limit(wanted), &call.served.gr).await?;
         page.revision = found.revision;
         if call.cx.namespace.is_none() && plan.after.is_none() {
             call.served.listed.store(found.count, Ordering::Relaxed);

@@ -1,156 +1,138 @@
-//! What ValidatingAdmissionPolicies say of a call, where a binding makes them hold.
+//! What admission policies say of a call, where a binding makes them hold.
+
+mod mutating;
+mod parameters;
+mod validating;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use coracle_api::meta::{self, GroupResource};
+use coracle_api::meta;
 use coracle_api::status::Status;
-use coracle_apiserver::{Admission, Attributes, Operation};
-use serde_json::{Value, json};
+use coracle_apiserver::Attributes;
+use parking_lot::Mutex;
+use serde_json::Value;
 
-use crate::admission_policy::{BINDINGS, Call, Compiled, GROUP, POLICIES, covers};
+use super::subject::{Form, Subject};
+use crate::admission_policy::{Compiled, Family, GROUP};
 use crate::value::{at, items, text};
+
+pub use mutating::MutatingAdmissionPolicy;
+pub use validating::ValidatingAdmissionPolicy;
 
 /// Most policies whose expressions are kept ready.
 const READY_MAX: usize = 256;
 
-/// The plugin.
+/// Policies whose expressions were read, by uid and generation.
 #[derive(Default)]
-pub struct ValidatingAdmissionPolicy {
-    /// By uid and generation.
-    ready: Mutex<HashMap<(String, i64), Arc<Compiled>>>,
-}
+struct Ready(Mutex<HashMap<(String, i64), Arc<Compiled>>>);
 
-#[async_trait::async_trait]
-impl Admission for ValidatingAdmissionPolicy {
-    fn name(&self) -> &'static str {
-        "ValidatingAdmissionPolicy"
-    }
-
-    async fn validate(&self, attributes: &Attributes<'_>, obj: Option<&Value>) -> Result<(), Status> {
-        let cx = attributes.request;
-        // Or a policy could lock everybody out of its own repair.
-        if cx.group == GROUP {
-            return Ok(());
-        }
-        let bindings = attributes.objects.list(GROUP, BINDINGS, None).await?;
-        if bindings.is_empty() {
-            return Ok(());
-        }
-        let object = obj.unwrap_or(&Value::Null);
-        let old = attributes.old.unwrap_or(&Value::Null);
-        let namespace = match (cx.group.as_str(), cx.resource.as_str(), cx.namespace.as_deref()) {
-            (_, _, Some(name)) => attributes.objects.get("", "namespaces", None, name).await?,
-            ("", "namespaces", None) => Some(if object.is_null() { old } else { object }.clone()),
-            _ => None,
-        };
-        let namespace = namespace.unwrap_or_default();
-        let call = Call {
-            operation: word(attributes.operation),
-            group: &cx.group,
-            version: &cx.version,
-            resource: &cx.resource,
-            subresource: cx.subresource.as_deref(),
-            name: cx.name.as_deref().unwrap_or_default(),
-            namespaced: cx.namespace.is_some(),
-            namespace_labels: at(&namespace, "/metadata/labels"),
-            labels: [at(old, "/metadata/labels"), at(object, "/metadata/labels")],
-        };
-        let request = request(attributes);
-        let known =
-            [("object", object), ("oldObject", old), ("request", &request), ("namespaceObject", &namespace)];
-        for binding in &bindings {
-            let name = text(binding, "/spec/policyName");
-            let Some(policy) = attributes.objects.get(GROUP, POLICIES, None, name).await? else { continue };
-            let held = covers(at(&policy, "/spec/matchConstraints"), &call)
-                && covers(at(binding, "/spec/matchResources"), &call);
-            if held {
-                self.judge(attributes, &policy, binding, &known)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl ValidatingAdmissionPolicy {
-    fn judge(
-        &self,
-        attributes: &Attributes<'_>,
-        policy: &Value,
-        binding: &Value,
-        known: &[(&str, &Value)],
-    ) -> Result<(), Status> {
-        let cx = attributes.request;
-        let Some(compiled) = self.compiled(policy) else { return Ok(()) };
-        let (name, bound) = (text(policy, "/metadata/name"), text(binding, "/metadata/name"));
-        let ignored = text(policy, "/spec/failurePolicy") == "Ignore";
-        let does = |action: &str| items(binding, "/spec/validationActions").iter().any(|a| a == action);
-        for broken in compiled.broken(known).into_iter().filter(|b| !(b.failed && ignored)) {
-            let said = &broken.message;
-            if does("Deny") {
-                let why = format!(
-                    "ValidatingAdmissionPolicy '{name}' with binding '{bound}' denied request: {said}"
-                );
-                let gr = GroupResource::new(cx.group.as_str(), cx.resource.as_str());
-                let mut status = Status::forbidden(&gr, cx.name.as_deref().unwrap_or_default(), why);
-                status.code = match broken.reason.as_str() {
-                    "Unauthorized" => 401,
-                    "Forbidden" => 403,
-                    "RequestEntityTooLarge" => 413,
-                    _ => 422,
-                };
-                status.reason = broken.reason;
-                return Err(status.with_cause("", broken.message, ""));
-            }
-            let why = format!(
-                "Validation failed for ValidatingAdmissionPolicy '{name}' with binding '{bound}': {said}"
-            );
-            if does("Warn") {
-                cx.warnings.add(why.clone());
-            }
-            if does("Audit") {
-                tracing::info!(target: "audit", user = cx.user.name, path = cx.path, "{why}");
-            }
-        }
-        Ok(())
-    }
-
-    fn compiled(&self, policy: &Value) -> Option<Arc<Compiled>> {
+impl Ready {
+    fn get(&self, policy: &Value) -> Arc<Compiled> {
         let key = (meta::uid(policy).unwrap_or_default().to_owned(), meta::generation(policy));
-        let lock = || self.ready.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = lock().get(&key) {
-            return Some(found.clone());
+        if let Some(found) = self.0.lock().get(&key) {
+            return found.clone();
         }
-        let made = Arc::new(Compiled::of(at(policy, "/spec"))?);
-        let mut ready = lock();
+        let made = Arc::new(Compiled::of(at(policy, "/spec")));
+        let mut ready = self.0.lock();
         if ready.len() >= READY_MAX {
             ready.clear();
         }
         ready.insert(key, made.clone());
-        Some(made)
+        made
     }
 }
 
-fn word(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
-        Operation::Connect => "CONNECT",
+/// A policy that a binding makes hold for a call, with one of its parameters.
+struct Held {
+    policy: Arc<Value>,
+    binding: Arc<Value>,
+    compiled: Arc<Compiled>,
+    form: Form,
+    /// The parameters, or why there are none.
+    params: Result<Value, String>,
+}
+
+impl Held {
+    fn policy(&self) -> &str {
+        text(&self.policy, "/metadata/name")
+    }
+
+    fn binding(&self) -> &str {
+        text(&self.binding, "/metadata/name")
+    }
+
+    /// Which one it is, among all.
+    fn id(&self) -> String {
+        let params = self.params.as_ref().map(|p| meta::uid(p).unwrap_or_default()).unwrap_or_default();
+        format!("{}/{}/{params}", self.policy(), self.binding())
     }
 }
 
-/// The variable `request`.
-fn request(attributes: &Attributes<'_>) -> Value {
-    let cx = attributes.request;
-    json!({
-        "kind": {"group": cx.group, "version": cx.version, "kind": cx.kind},
-        "resource": {"group": cx.group, "version": cx.version, "resource": cx.resource},
-        "subResource": cx.subresource.as_deref().unwrap_or_default(),
-        "name": cx.name.as_deref().unwrap_or_default(),
-        "namespace": cx.namespace.as_deref().unwrap_or_default(),
-        "operation": word(attributes.operation),
-        "userInfo": {"username": cx.user.name, "uid": cx.user.uid, "groups": cx.user.groups, "extra": cx.user.extra},
-        "dryRun": cx.dry_run,
-    })
+/// The policies of a family that hold for a call, in the order of their names.
+async fn held(
+    family: Family,
+    ready: &Ready,
+    subject: &Subject<'_>,
+    object: &Value,
+) -> Result<Vec<Held>, Status> {
+    let objects = subject.attributes.objects;
+    let bindings = objects.list(GROUP, family.bindings(), None).await?;
+    let mut by_policy: Vec<(Arc<Value>, Vec<Value>)> = Vec::new();
+    for binding in bindings {
+        let name = text(&binding, "/spec/policyName");
+        match by_policy.iter_mut().find(|(policy, _)| text(policy, "/metadata/name") == name) {
+            Some((_, all)) => all.push(binding),
+            None => {
+                if let Some(policy) = objects.get(GROUP, family.policies(), None, name).await? {
+                    by_policy.push((Arc::new(policy), vec![binding]));
+                }
+            }
+        }
+    }
+    by_policy.sort_by(|(a, _), (b, _)| meta::name(a).cmp(&meta::name(b)));
+    let mut all = Vec::new();
+    for (policy, bindings) in by_policy {
+        let Some(form) = covered(subject, at(&policy, "/spec/matchConstraints"), object).await? else {
+            continue;
+        };
+        let compiled = ready.get(&policy);
+        for binding in bindings {
+            if covered(subject, at(&binding, "/spec/matchResources"), object).await?.is_none() {
+                continue;
+            }
+            let binding = Arc::new(binding);
+            for params in parameters::of(subject, &policy, &binding).await? {
+                all.push(Held {
+                    policy: policy.clone(),
+                    binding: binding.clone(),
+                    compiled: compiled.clone(),
+                    form: form.clone(),
+                    params,
+                });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// In which form `matchConstraints` or `matchResources` cover a call. Without rules they cover every resource.
+async fn covered(subject: &Subject<'_>, matched: &Value, object: &Value) -> Result<Option<Form>, Status> {
+    let exact = text(matched, "/matchPolicy") == "Exact";
+    let (rules, but) = (items(matched, "/resourceRules"), items(matched, "/excludeResourceRules"));
+    if subject.matched(but, exact).await.is_some() {
+        return Ok(None);
+    }
+    let form = if rules.is_empty() { Some(None) } else { subject.matched(rules, exact).await };
+    let Some(form) = form else { return Ok(None) };
+    let old = subject.attributes.old.unwrap_or(&Value::Null);
+    Ok(subject.chosen(matched, object, old).await?.then_some(form))
+}
+
+/// Whether there is nothing to do, which is so for nearly every call of nearly every cluster.
+fn unbound(attributes: &Attributes<'_>, family: Family) -> Result<bool, Status> {
+    let prefix = format!("/registry/{GROUP}/{}/", family.bindings());
+    let mut range = coracle_store::Range::prefix(prefix);
+    range.limit = 1;
+    Ok(attributes.objects.store().range(&range).map_err(Status::internal)?.kvs.is_empty())
 }

@@ -9,7 +9,7 @@ use tokio::sync::OnceCell;
 
 use crate::admission_rules::{self, Asked};
 use crate::check;
-use crate::value::{at, text};
+use crate::value::at;
 
 const GROUP: &str = "admissionregistration.k8s.io";
 /// Kinds that nobody may be kept from repairing.
@@ -121,7 +121,7 @@ impl<'a> Subject<'a> {
     pub async fn shown(&self, form: &Form, object: &Value) -> Result<Value, Status> {
         match form {
             Some(def) if object.is_object() && !self.attributes.is_other_kind() => {
-                self.attributes.convert(object, def).await
+                self.attributes.convert(object, def)
             }
             _ => Ok(object.clone()),
         }
@@ -197,9 +197,4 @@ impl<'a> Subject<'a> {
 
 fn is_namespaces(group: &str, resource: &str) -> bool {
     group.is_empty() && resource == "namespaces"
-}
-
-/// Whether a webhook or policy fails open.
-pub fn ignores(holder: &Value) -> bool {
-    text(holder, "/failurePolicy") == "Ignore"
 }

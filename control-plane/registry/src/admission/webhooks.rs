@@ -248,7 +248,7 @@ async fn change(
     }
     let patched = patch::json(&shown, &operations).map_err(|e| Status::internal(e.message))?;
     let own = match form {
-        Some(def) if !attributes.is_other_kind() => attributes.convert_back(&patched, def).await?,
+        Some(def) if !attributes.is_other_kind() => attributes.convert_back(&patched, def)?,
         _ => patched,
     };
     *object = attributes.decode(&own).map_err(|e| Status::internal(e.message))?;

@@ -1,4 +1,4 @@
-//! ValidatingAdmissionPolicyBinding: where a policy holds, and what follows when it is broken.
+//! The bindings: where a policy holds, with which parameters, and what follows when it is broken.
 
 use std::sync::Arc;
 
@@ -8,7 +8,8 @@ use coracle_apiserver::{Column, ResourceDef, Strategy};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::policy::{default_match, matches};
+use super::Family;
+use crate::admission_rules::{default_match, match_resources};
 use crate::value::{at, items, object, present, text};
 use crate::{check, table};
 
@@ -16,20 +17,22 @@ const ACTIONS: [&str; 3] = ["Audit", "Deny", "Warn"];
 
 static COLUMNS: [Column; 4] = [
     table::NAME,
-    table::string("PolicyName", "The policy that is bound."),
-    table::string("ParamRef", "The parameters that are used."),
+    table::string("PolicyName", "The policy definition which the policy binding binds to"),
+    table::string("ParamRef", "The param definition sets the configuration in admission control"),
     table::AGE,
 ];
 
 /// The resource.
-pub fn resource() -> ResourceDef {
-    let strategy = Arc::new(Binding);
-    ResourceDef::new(super::GROUP, "v1", "ValidatingAdmissionPolicyBinding", super::BINDINGS, strategy)
+pub fn resource(family: Family) -> ResourceDef {
+    let kind = format!("{}Binding", family.kind());
+    ResourceDef::new(super::GROUP, "v1", &kind, family.bindings(), Arc::new(Binding { family }))
         .cluster_scoped()
         .categories(&["api-extensions"])
 }
 
-struct Binding;
+struct Binding {
+    family: Family,
+}
 
 impl Strategy for Binding {
     fn default(&self, obj: &mut Value) {
@@ -57,24 +60,12 @@ impl Strategy for Binding {
             check::words(&mut errors, &path.child("policyName"), policy, rules::dns1123_subdomain(policy));
         }
         if present(spec, "/paramRef") {
-            let words = "is not enforced by this server, so it is not accepted";
-            errors.push(Error::forbidden(&path.child("paramRef"), words));
+            parameters(&mut errors, at(spec, "/paramRef"), &path.child("paramRef"));
         }
-        let at_actions = path.child("validationActions");
-        let actions = items(spec, "/validationActions");
-        if actions.is_empty() {
-            errors.push(Error::required(&at_actions, ""));
+        if self.family == Family::Validating {
+            actions(&mut errors, items(spec, "/validationActions"), &path.child("validationActions"));
         }
-        for (i, action) in actions.iter().enumerate() {
-            let action = action.as_str().unwrap_or_default();
-            check::one_of(&mut errors, &at_actions.index(i), action, &ACTIONS, true);
-        }
-        let both = |name: &str| actions.iter().any(|a| a == name);
-        if both("Deny") && both("Warn") {
-            let words = "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)";
-            errors.push(Error::invalid(&at_actions, actions.to_vec(), words));
-        }
-        matches(&mut errors, at(spec, "/matchResources"), &path.child("matchResources"));
+        match_resources(&mut errors, at(spec, "/matchResources"), &path.child("matchResources"));
         errors
     }
 
@@ -83,7 +74,48 @@ impl Strategy for Binding {
     }
 
     fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {
-        let policy = text(obj, "/spec/policyName");
-        vec![table::name(obj), policy.into(), "<unset>".into(), table::age(obj, now)]
+        let reference = at(obj, "/spec/paramRef");
+        let shown = match (text(reference, "/namespace"), text(reference, "/name")) {
+            (_, "") if present(reference, "/selector") => table::selector(at(reference, "/selector")),
+            (_, "") => "<unset>".to_owned(),
+            ("", name) => name.to_owned(),
+            (namespace, name) => format!("{namespace}/{name}"),
+        };
+        vec![table::name(obj), text(obj, "/spec/policyName").into(), shown.into(), table::age(obj, now)]
     }
+}
+
+fn actions(errors: &mut Vec<Error>, actions: &[Value], path: &Path) {
+    if actions.is_empty() {
+        errors.push(Error::required(path, ""));
+    }
+    for (i, action) in actions.iter().enumerate() {
+        let action = action.as_str().unwrap_or_default();
+        check::one_of(errors, &path.index(i), action, &ACTIONS, true);
+    }
+    let has = |name: &str| actions.iter().any(|a| a == name);
+    if has("Deny") && has("Warn") {
+        let words = "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)";
+        errors.push(Error::invalid(path, actions.to_vec(), words));
+    }
+}
+
+fn parameters(errors: &mut Vec<Error>, reference: &Value, path: &Path) {
+    let (name, selector) = (text(reference, "/name"), present(reference, "/selector"));
+    match (name, selector) {
+        ("", false) => errors.push(Error::required(path, "one of name or selector must be specified")),
+        (name, chosen) => {
+            if !name.is_empty() {
+                check::words(errors, &path.child("name"), name, rules::dns1123_subdomain(name));
+                if chosen {
+                    let words = "name and selector are mutually exclusive";
+                    errors.push(Error::forbidden(&path.child("name"), words));
+                }
+            }
+            check::label_selector(errors, &path.child("selector"), at(reference, "/selector"));
+        }
+    }
+    let action = text(reference, "/parameterNotFoundAction");
+    let path = path.child("parameterNotFoundAction");
+    check::one_of(errors, &path, action, &["Allow", "Deny"], true);
 }

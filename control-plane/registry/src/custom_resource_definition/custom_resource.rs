@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use std::sync::Arc;
 
+use super::conversion::Conversion;
 use super::json_path::JsonPath;
 use super::rules::Rules;
 use crate::table;
@@ -22,6 +23,8 @@ pub(super) struct CustomResource {
     gvk: Gvk,
     /// `apiVersion` of stored objects.
     stored: String,
+    /// How objects become those of other versions, where that is more than another name.
+    conversion: Option<Conversion>,
     /// Whether stored objects may differ from what this version serves.
     converts: bool,
     schema: Arc<Structural>,
@@ -37,7 +40,12 @@ pub(super) struct CustomResource {
 
 impl CustomResource {
     /// From a definition and one of its versions, which were validated.
-    pub fn new(definition: &Value, version: &Value, schema: Arc<Structural>) -> Self {
+    pub fn new(
+        definition: &Value,
+        version: &Value,
+        schema: Arc<Structural>,
+        conversion: Option<Conversion>,
+    ) -> Self {
         let group = text(definition, "/spec/group");
         let gvk = Gvk::new(group, text(version, "/name"), text(definition, "/spec/names/kind"));
         let several = items(definition, "/spec/versions").len() > 1
@@ -55,6 +63,7 @@ impl CustomResource {
         });
         Self {
             stored: format!("{group}/{storage}"),
+            conversion,
             // An earlier schema may have left other fields or other defaults.
             converts: several || number(definition, "/metadata/generation") > 1,
             rules: Rules::of(&schema),
@@ -192,6 +201,31 @@ impl Strategy for CustomResource {
 
     fn converts(&self) -> bool {
         self.converts
+    }
+
+    fn read(&self, obj: &mut Value) -> Result<(), Status> {
+        let own = self.gvk.api_version();
+        if let Some(conversion) = self.conversion.as_ref().filter(|_| text(obj, "/apiVersion") != own) {
+            conversion.one(obj, &own, true)?;
+        }
+        self.from_storage(obj);
+        Ok(())
+    }
+
+    fn write(&self, obj: &mut Value) -> Result<(), Status> {
+        if let Some(conversion) = self.conversion.as_ref().filter(|_| text(obj, "/apiVersion") != self.stored)
+        {
+            conversion.one(obj, &self.stored, false)?;
+        }
+        self.to_storage(obj);
+        Ok(())
+    }
+
+    fn prepare_reads(&self, stored: &mut dyn Iterator<Item = Value>) -> Result<(), Status> {
+        match &self.conversion {
+            Some(conversion) => conversion.prepare(stored.collect(), &self.gvk.api_version()),
+            None => Ok(()),
+        }
     }
 
     fn from_storage(&self, obj: &mut Value) {

@@ -13,13 +13,28 @@ use http::{Method, Request, header};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
+use coracle_apiserver::webhook::WebhookClient;
+use coracle_store::{Range, Txn};
+
+use super::conversion::Conversion;
 use super::custom_resource::CustomResource;
 use super::json_path::JsonPath;
 use super::{FINALIZER, GROUP, PLURAL, names, resource};
+use crate::admission_webhook::services::Services;
 use crate::value::{at, flag, items, present, text};
 
 /// Serves what CustomResourceDefinitions define.
-pub struct Source;
+pub struct Source {
+    services: Arc<Services>,
+    client: Arc<WebhookClient>,
+}
+
+impl Source {
+    /// A source that finds conversion webhooks through these Services.
+    pub fn new(services: Arc<Services>) -> Self {
+        Self { client: Arc::new(WebhookClient::new(services.clone())), services }
+    }
+}
 
 /// The identity that deletes the objects of a definition that is deleted.
 const USER: &str = "system:apiserver";
@@ -35,10 +50,11 @@ impl ResourceSource for Source {
             return Vec::new();
         }
         let served = items(definition, "/spec/versions").iter().filter(|v| flag(v, "/served"));
-        served.filter_map(|version| one(definition, version)).collect()
+        served.filter_map(|version| one(definition, version, &self.client)).collect()
     }
 
     async fn tend(&self, server: &ApiServer, definitions: &[Value]) -> bool {
+        self.services.know(server.objects());
         let mut unfinished = false;
         for definition in definitions.iter().filter(|d| meta::deletion_timestamp(d).is_some()) {
             if meta::finalizers(definition).any(|f| f == FINALIZER) {
@@ -49,7 +65,7 @@ impl ResourceSource for Source {
     }
 }
 
-fn one(definition: &Value, version: &Value) -> Option<ResourceDef> {
+fn one(definition: &Value, version: &Value, client: &Arc<WebhookClient>) -> Option<ResourceDef> {
     let published = at(version, "/schema/openAPIV3Schema");
     let schema = match structural::parse(published, &root()) {
         Ok(schema) => Arc::new(schema),
@@ -64,7 +80,8 @@ fn one(definition: &Value, version: &Value) -> Option<ResourceDef> {
         }
     };
     let names = at(definition, "/status/acceptedNames");
-    let strategy = Arc::new(CustomResource::new(definition, version, schema.clone()));
+    let conversion = Conversion::of(definition, client);
+    let strategy = Arc::new(CustomResource::new(definition, version, schema.clone(), conversion));
     let (group, name) = (text(definition, "/spec/group"), text(version, "/name"));
     let mut def = ResourceDef::new(group, name, text(names, "/kind"), text(names, "/plural"), strategy);
     let list =
@@ -120,6 +137,8 @@ async fn finish(server: &ApiServer, definition: &Value) -> bool {
             Ok(left) if left.is_empty() => {}
             _ => return false,
         }
+    } else if !remove_unserved(server, group, plural).await {
+        return false;
     }
     let rest: Vec<&str> = meta::finalizers(definition).filter(|f| *f != FINALIZER).collect();
     let change = json!({"metadata": {
@@ -127,6 +146,19 @@ async fn finish(server: &ApiServer, definition: &Value) -> bool {
     }});
     let path = format!("/apis/{GROUP}/v1/{PLURAL}/{}", meta::name(definition).unwrap_or_default());
     call(server, Method::PATCH, &path, change).await
+}
+
+/// Removes the objects of a definition that serves none of its versions: nobody could take their finalizers away any more.
+async fn remove_unserved(server: &ApiServer, group: &str, plural: &str) -> bool {
+    let store = server.objects().store();
+    let prefix = format!("/registry/{group}/{plural}/");
+    let Ok(left) = store.range(&Range::prefix(prefix)) else { return false };
+    let mut gone = true;
+    for kv in left.kvs {
+        let done = store.txn(Txn::delete(kv.key.clone(), kv.mod_revision)).await;
+        gone &= done.is_ok_and(|done| done.succeeded);
+    }
+    gone
 }
 
 /// Whether a call succeeded, or found its work done.

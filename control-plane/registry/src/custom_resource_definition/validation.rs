@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::json_path::JsonPath;
 use super::{names, rules};
+use crate::admission_webhook::client_config;
 use crate::check;
 use crate::value::{at, flag, items, present, text};
 
@@ -32,11 +33,7 @@ pub(super) fn create(definition: &Value) -> Vec<Error> {
         let words = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
         errors.push(Error::invalid(&path.child("preserveUnknownFields"), true, words));
     }
-    let strategy = text(spec, "/conversion/strategy");
-    if strategy != "None" {
-        let at = path.child("conversion").child("strategy");
-        errors.push(Error::not_supported(&at, strategy, &["None"]));
-    }
+    conversion(&mut errors, at(spec, "/conversion"), &path.child("conversion"));
     versions(&mut errors, spec, &path);
     errors
 }
@@ -57,6 +54,12 @@ pub(super) fn update(new: &Value, old: &Value) -> Vec<Error> {
         check::immutable(&mut errors, &path, at(new, pointer), at(old, pointer));
     }
     let has = |name: &str| items(new, "/spec/versions").iter().any(|v| text(v, "/name") == name);
+    let stored = items(new, "/status/storedVersions");
+    if let Some(version) = super::storage_version(new).filter(|v| !stored.iter().any(|s| s == v)) {
+        let words = format!("must have the storage version {version}");
+        let at_stored = Path::new("status").child("storedVersions");
+        errors.push(Error::invalid(&at_stored, stored.to_vec(), words));
+    }
     for (i, stored) in items(new, "/status/storedVersions").iter().filter_map(Value::as_str).enumerate() {
         if !has(stored) {
             let path = Path::new("status").child("storedVersions").index(i);
@@ -64,6 +67,35 @@ pub(super) fn update(new: &Value, old: &Value) -> Vec<Error> {
         }
     }
     errors
+}
+
+fn conversion(errors: &mut Vec<Error>, conversion: &Value, path: &Path) {
+    let (strategy, webhook) = (text(conversion, "/strategy"), at(conversion, "/webhook"));
+    check::one_of(errors, &path.child("strategy"), strategy, &["None", "Webhook"], true);
+    let (config, versions) = (at(webhook, "/clientConfig"), items(webhook, "/conversionReviewVersions"));
+    // Under the names of the kind's own, unpublished version, as Kubernetes words it.
+    let (at_config, at_versions) =
+        (path.child("webhookClientConfig"), path.child("conversionReviewVersions"));
+    if strategy != "Webhook" {
+        let words = "should not be set when strategy is not set to Webhook";
+        if config.is_object() {
+            errors.push(Error::forbidden(&at_config, words));
+        }
+        if !versions.is_empty() {
+            errors.push(Error::forbidden(&at_versions, words));
+        }
+        return;
+    }
+    match config.is_object() {
+        true => client_config::check(errors, config, &at_config),
+        false => errors.push(Error::required(&at_config, "required when strategy is set to Webhook")),
+    }
+    if versions.is_empty() {
+        errors.push(Error::required(&at_versions, ""));
+    } else if !versions.iter().any(|v| v == "v1" || v == "v1beta1") {
+        let words = "must include at least one of v1, v1beta1";
+        errors.push(Error::invalid(&at_versions, versions.to_vec(), words));
+    }
 }
 
 fn group(errors: &mut Vec<Error>, definition: &Value, spec: &Value, path: &Path) {

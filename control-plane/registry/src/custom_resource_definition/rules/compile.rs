@@ -195,7 +195,14 @@ impl Walk {
             }
             Expr::List(list) => list.elements.iter().for_each(|e| self.expr(e, below, loops)),
             Expr::Map(map) => map.entries.iter().for_each(|e| self.entry(&e.expr, below, loops)),
-            Expr::Struct(s) => s.entries.iter().for_each(|e| self.entry(&e.expr, below, loops)),
+            Expr::Struct(s) => {
+                // The messages of admission policies.
+                let name = s.type_name.trim_start_matches('.');
+                if name != "JSONPatch" && name != "Object" && !name.starts_with("Object.") {
+                    self.unknown.get_or_insert_with(|| name.to_owned());
+                }
+                s.entries.iter().for_each(|e| self.entry(&e.expr, below, loops));
+            }
             Expr::Select(select) => self.expr(&select.operand, below, loops),
         }
     }
