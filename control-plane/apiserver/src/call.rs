@@ -14,6 +14,7 @@ use crate::negotiate::Accepted;
 use crate::query::Query;
 use crate::request::RequestContext;
 use crate::resource::{ScalePaths, SubresourceAction};
+use crate::stall::Connection;
 use crate::state::{Served, Shared};
 use crate::strategy::StrategyContext;
 use crate::verbs::scale;
@@ -34,6 +35,8 @@ pub(crate) struct Call {
     pub headers: http::HeaderMap,
     /// The body, read whole; empty for reads.
     pub body: Bytes,
+    /// What it came over; none inside the process.
+    pub connection: Option<Connection>,
 }
 
 impl Deref for Call {

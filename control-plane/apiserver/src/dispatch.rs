@@ -15,6 +15,7 @@ use crate::negotiate::{self, Refused};
 use crate::path::ResourcePath;
 use crate::query::Query;
 use crate::resource::SubresourceAction;
+use crate::stall::Connection;
 use crate::write::Rules;
 use crate::{filters, verbs};
 
@@ -65,7 +66,8 @@ pub(crate) async fn dispatch(
         Refused::Form => crate::errors::not_acceptable_form(),
     })?;
     let (parts, body) = request.into_parts();
-    let mut call = Call { target, query, accepted, headers: parts.headers, body: Bytes::new() };
+    let connection = parts.extensions.get::<Connection>().cloned();
+    let mut call = Call { target, query, accepted, headers: parts.headers, body: Bytes::new(), connection };
     if verb == "watch" {
         return verbs::watch::watch(call, path.name).await;
     }

@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use coracle_store::Seal;
+use coracle_store::{Range, Seal, Store, Txn};
 
 use configuration::Pattern;
 use key::Key;
@@ -84,6 +84,35 @@ impl Encryption {
     fn writer(&self, key: &[u8]) -> Option<&Key> {
         self.providers(key).first()?.as_ref()
     }
+}
+
+/// Writes again what lies otherwise than it would be written now, and forgets how it lay. Returns how many objects it was.
+/// With several servers, all must know the new key before one of them writes with it.
+///
+/// # Errors
+/// Those of the store; what was written stays so, and the rest can be tried again.
+pub async fn renew(store: &Store) -> Result<usize, coracle_store::Error> {
+    let found = store.range(&Range::prefix("/registry/"))?;
+    let mut renewed = 0;
+    for (i, kv) in found.kvs.iter().enumerate() {
+        if i % 1024 == 1023 {
+            tokio::task::yield_now().await;
+        }
+        if !store.is_stale(kv) {
+            continue;
+        }
+        let left = kv.expires_at.map(|at| {
+            let now = jiff::Timestamp::now().as_millisecond();
+            u64::try_from(at.saturating_sub(now)).unwrap_or(0).max(1)
+        });
+        let again = Txn::update(kv.key.clone(), kv.mod_revision, kv.value.clone(), left);
+        // Who came between has written it as it should be.
+        renewed += usize::from(store.txn(again).await?.succeeded);
+    }
+    if renewed > 0 {
+        store.compact(store.revision()).await?;
+    }
+    Ok(renewed)
 }
 
 impl Seal for Encryption {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use axum::Router;
 use coracle_api::{GroupResource, Gvk};
@@ -109,6 +110,8 @@ pub(crate) struct Shared {
     pub flows: Flows,
     /// Where calls are told, if anywhere.
     pub audit: Option<Arc<Audit>>,
+    /// How often open streams are looked at.
+    pub stall: Duration,
 }
 
 impl Shared {

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use crate::namespace::SYSTEM;
-use crate::options::RegistryOptions;
 use crate::networking::{GROUP, service_cidr};
+use crate::options::RegistryOptions;
 use crate::value::{items, text};
 
 /// Most bytes of an answer.
@@ -103,10 +103,14 @@ async fn service_cidr_is_ready(server: &ApiServer) -> Result<(), Status> {
     let now = coracle_api::time::now();
     let done = server.objects().update(GROUP, "servicecidrs", None, service_cidr::DEFAULT, |range| {
         if items(range, "/status/conditions").is_empty() {
-            crate::value::set(range, "status", json!({"conditions": [{
-                "type": "Ready", "status": "True", "lastTransitionTime": now,
-                "reason": "", "message": "Kubernetes Service CIDR is ready",
-            }]}));
+            crate::value::set(
+                range,
+                "status",
+                json!({"conditions": [{
+                    "type": "Ready", "status": "True", "lastTransitionTime": now,
+                    "reason": "", "message": "Kubernetes Service CIDR is ready",
+                }]}),
+            );
         }
         Ok(())
     });

@@ -106,9 +106,9 @@ pub(super) fn generate() -> String {
     let secret = STANDARD.encode(rand::random::<[u8; 32]>());
     let name = hex::encode(rand::random::<[u8; 4]>());
     format!(
-        "# How Secrets lie on disk, in snapshots and on the way between servers. To change the key, put a new one before this\n\
-         # one (on all servers), restart them, write all Secrets again, and only then take this one away:\n\
-         #   kubectl get secrets -A -o json | kubectl replace -f -\n\
+        "# How Secrets lie on disk, in snapshots and on the way between servers. To change the key, put a new one first and\n\
+         # restart the server, which writes all Secrets again; then take this one away. With several servers, add the new\n\
+         # key behind this one on all of them and restart them before it is put first.\n\
          apiVersion: apiserver.config.k8s.io/v1\n\
          kind: EncryptionConfiguration\n\
          resources:\n\

@@ -22,7 +22,9 @@ use super::get::{not_older_than, revision};
 use crate::call::{Call, Target};
 use crate::metrics::Labels;
 use crate::negotiate::{Encoding, Form};
+use crate::query::Query;
 use crate::select::Selection;
+use crate::stall::Turns;
 use crate::tables::Include;
 use crate::validate;
 
@@ -32,6 +34,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
 const BOOKMARK_PERIOD: Duration = Duration::from_secs(30);
 /// A watch with a timeout gets a last bookmark this long before it ends.
 const LAST_BOOKMARK: Duration = Duration::from_secs(2);
+const NOT_OLDER: &str = "NotOlderThan";
 
 /// Answers with a stream of events.
 pub(crate) async fn watch(call: Call, name: Option<String>) -> Result<Response<Body>, Status> {
@@ -83,9 +86,12 @@ pub(crate) async fn watch(call: Call, name: Option<String>) -> Result<Response<B
         sent: 0,
         guard: call.shared.metrics.watch(labels(&call)),
     };
-    let body = Body::from_stream(futures::stream::unfold(state, |mut state| async move {
+    let turns = Turns::of(call.connection.as_ref());
+    let body = Body::from_stream(futures::stream::unfold((state, turns), |(mut state, turns)| async move {
+        turns.asked();
         let line = state.next().await?;
-        Some((Ok::<_, std::convert::Infallible>(line), state))
+        turns.given();
+        Some((Ok::<_, std::convert::Infallible>(line), (state, turns)))
     }));
     let mut response = Response::new(body);
     let content_type =
@@ -136,7 +142,7 @@ impl Options {
         let matching = query.get("resourceVersionMatch").unwrap_or("");
         let send_initial = query.tristate("sendInitialEvents");
         let bookmarks = query.flag("allowWatchBookmarks");
-        check(send_initial, matching, bookmarks)?;
+        check(query, send_initial.is_some(), matching)?;
         let revision = match version {
             "" => 0,
             text => revision(text).map_err(Status::plain)?,
@@ -146,9 +152,15 @@ impl Options {
             (Some(false), 0) => Start::After(call.shared.objects.store().revision()),
             (_, revision) => Start::After(revision),
         };
-        let timeout = match query.text("timeoutSeconds").map(str::parse::<u64>) {
-            Some(Ok(seconds)) if seconds > 0 => Duration::from_secs(seconds.min(24 * 3600)),
-            Some(Err(_)) => return Err(Status::bad_request("timeoutSeconds must be an integer")),
+        let timeout = match query.text("timeoutSeconds").map(|text| (text, text.parse::<i64>())) {
+            Some((_, Ok(seconds))) if seconds > 0 => {
+                Duration::from_secs(seconds.min(24 * 3600).unsigned_abs())
+            }
+            Some((text, Err(_))) => {
+                let quoted = coracle_api::field::go_quote(text);
+                let words = format!("strconv.ParseInt: parsing {quoted}: invalid syntax");
+                return Err(Status::bad_request(words));
+            }
             _ => DEFAULT_TIMEOUT + DEFAULT_TIMEOUT.mul_f64(rand::rng().random_range(0.0..1.0)),
         };
         Ok(Self { start, bookmarks, initial_bookmark: send_initial == Some(true) && bookmarks, timeout })
@@ -156,30 +168,27 @@ impl Options {
 }
 
 /// 422 for combinations of options that mean nothing.
-fn check(send_initial: Option<bool>, matching: &str, bookmarks: bool) -> Result<(), Status> {
+fn check(query: &Query, send_initial: bool, matching: &str) -> Result<(), Status> {
     let at = Path::new("resourceVersionMatch");
     let mut errors = Vec::new();
-    match send_initial {
-        None if !matching.is_empty() => {
+    if send_initial && matching != NOT_OLDER {
+        errors.push(Error::forbidden(
+            &at,
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ));
+    }
+    if !matching.is_empty() {
+        if !send_initial {
             errors.push(Error::forbidden(
                 &at,
                 "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
             ));
         }
-        None => {}
-        Some(_) => {
-            if matching != "NotOlderThan" {
-                errors.push(Error::forbidden(
-                    &at,
-                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                ));
-            }
-            if send_initial == Some(true) && !bookmarks {
-                errors.push(Error::forbidden(
-                    &Path::new("sendInitialEvents"),
-                    "sendInitialEvents is forbidden without allowWatchBookmarks",
-                ));
-            }
+        if matching != NOT_OLDER {
+            errors.push(Error::not_supported(&at, matching, &[NOT_OLDER]));
+        }
+        if query.text("continue").is_some() {
+            errors.push(Error::forbidden(&at, "resourceVersionMatch is forbidden when continue is provided"));
         }
     }
     validate::options_status("ListOptions", errors)

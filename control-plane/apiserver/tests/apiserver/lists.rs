@@ -139,3 +139,81 @@ async fn long_lists_come_in_pieces() {
     let table = get_as(&s, CONFIG_MAPS, "application/json;as=Table;v=v1;g=meta.k8s.io").await;
     assert_eq!(table.at("/rows").as_array().map(Vec::len), Some(700));
 }
+
+#[tokio::test]
+async fn a_page_that_is_too_old_can_be_gone_on_from() {
+    let s = filled().await;
+    let first = get(&s, &format!("{CONFIG_MAPS}?limit=2")).await;
+    call(&s, "DELETE", &format!("{CONFIG_MAPS}/c2"), Value::Null).await;
+    let store = s.objects().store().clone();
+    store.compact(store.revision()).await.expect("compact");
+    let gone = get(&s, &format!("{CONFIG_MAPS}?limit=2&continue={}", first.text("/metadata/continue"))).await;
+    assert_eq!((gone.code, gone.text("/reason")), (410, "Expired"));
+    assert!(gone.message().starts_with("The provided continue parameter is too old"), "{}", gone.message());
+    assert!(gone.message().contains("use the continue token in this response"), "{}", gone.message());
+    let fresh = gone.text("/metadata/continue");
+    assert!(!fresh.is_empty(), "{}", gone.body);
+    let rest = get(&s, &format!("{CONFIG_MAPS}?limit=2&continue={fresh}")).await;
+    assert_eq!(names(&rest), ["c3"], "{}", rest.body);
+    assert_eq!(rest.text("/metadata/resourceVersion"), store.revision().to_string());
+}
+
+#[tokio::test]
+async fn large_lists_are_compressed_for_who_asks() {
+    use http_body_util::BodyExt;
+    use std::io::Read;
+    let s = server();
+    for i in 0..200 {
+        let obj = json!({"metadata": {"name": format!("c{i:03}")}, "data": {"filler": "x".repeat(2000)}});
+        assert_eq!(call(&s, "POST", CONFIG_MAPS, obj).await.code, 201);
+    }
+    for (path, accept, encoded) in [
+        (CONFIG_MAPS.to_owned(), "application/json", true),
+        (CONFIG_MAPS.to_owned(), "application/json;as=Table;v=v1;g=meta.k8s.io", false),
+        (format!("{CONFIG_MAPS}?limit=100"), "application/yaml", true),
+        (format!("{CONFIG_MAPS}/c001"), "application/json", false),
+    ] {
+        let mut asked = request("GET", &path, "", axum::body::Body::empty());
+        asked.headers_mut().insert("accept-encoding", "gzip".parse().expect("header"));
+        asked.headers_mut().insert("accept", accept.parse().expect("header"));
+        let answer = send(&s, asked).await;
+        let is = answer.headers().get("content-encoding").is_some_and(|v| v == "gzip");
+        assert_eq!(is, encoded, "{path} as {accept}");
+        let bytes = answer.into_body().collect().await.expect("body").to_bytes();
+        let mut text = String::new();
+        if encoded {
+            flate2::read::GzDecoder::new(&bytes[..]).read_to_string(&mut text).expect("gzip");
+        } else {
+            text = String::from_utf8_lossy(&bytes).into_owned();
+        }
+        assert!(text.contains("c001"), "{path}");
+    }
+    let plain = send(&s, request("GET", CONFIG_MAPS, "", axum::body::Body::empty())).await;
+    assert!(plain.headers().get("content-encoding").is_none());
+}
+
+#[tokio::test]
+async fn options_that_make_no_sense_together_are_refused() {
+    let s = filled().await;
+    let revision = get(&s, CONFIG_MAPS).await.text("/metadata/resourceVersion").to_owned();
+    let token = get(&s, &format!("{CONFIG_MAPS}?limit=1")).await.text("/metadata/continue").to_owned();
+    for (query, code, words) in [
+        (format!("resourceVersionMatch=Exact&resourceVersion={revision}&continue={token}"), 422, "forbidden when continue is provided"),
+        (format!("resourceVersion={revision}&continue={token}"), 400, "specifying resource version is not allowed when using continue"),
+        ("resourceVersionMatch=Sometimes&resourceVersion=1".into(), 422, "supported values: \"Exact\", \"NotOlderThan\""),
+        ("resourceVersionMatch=Exact&resourceVersion=0".into(), 422, "is forbidden for resourceVersion \"0\""),
+        ("watch=true&resourceVersionMatch=NotOlderThan".into(), 422, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"),
+        ("watch=true&sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=Exact&resourceVersion=1".into(), 422, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
+        (format!("watch=true&sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan&continue={token}"), 422, "forbidden when continue is provided"),
+        ("watch=true&timeoutSeconds=x".into(), 400, "strconv.ParseInt: parsing \"x\": invalid syntax"),
+    ] {
+        let refused = get(&s, &format!("{CONFIG_MAPS}?{query}")).await;
+        assert_eq!(refused.code, code, "{query}: {}", refused.body);
+        assert!(refused.message().contains(words), "{query}: {}", refused.message());
+    }
+    // A revision that lies ahead is waited for, and not for ever.
+    let ahead =
+        get(&s, &format!("{CONFIG_MAPS}?resourceVersion=99999&resourceVersionMatch=NotOlderThan")).await;
+    assert_eq!((ahead.code, ahead.text("/reason")), (504, "Timeout"));
+    assert!(ahead.message().contains("Too large resource version: 99999"), "{}", ahead.message());
+}

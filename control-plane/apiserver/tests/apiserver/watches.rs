@@ -165,3 +165,112 @@ async fn nothing_is_missed_or_told_twice_under_load() {
     }
     assert_eq!(last, s.objects().store().revision());
 }
+
+#[tokio::test]
+async fn one_object_by_its_name_in_the_path_or_in_a_selector() {
+    let (s, start) = story().await;
+    let read_all = async |path: String| {
+        let answer = get(&s, &path).await;
+        let lines = answer.body.as_str().map(str::to_owned).unwrap_or_else(|| answer.body.to_string());
+        let events: Vec<Value> = lines.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+        short(&events)
+    };
+    let query = format!("timeoutSeconds=1&resourceVersion={start}");
+    let wanted = ["MODIFIED b", "DELETED b"];
+    let (old, named, selected) = tokio::join!(
+        read_all(format!("/api/v1/watch/namespaces/n/configmaps/b?{query}")),
+        read_all(format!("{CONFIG_MAPS}/b?watch=true&{query}")),
+        read_all(format!(
+            "/api/v1/configmaps?watch=true&fieldSelector=metadata.name%3Db,metadata.namespace%3Dn&{query}"
+        )),
+    );
+    assert_eq!(old, wanted);
+    assert_eq!(named, wanted);
+    assert_eq!(selected, wanted);
+}
+
+#[tokio::test]
+async fn bookmarks_tell_how_far_a_watch_is() {
+    let (s, start) = story().await;
+    let path = |query: &str| {
+        format!(
+            "{CONFIG_MAPS}?watch=true&timeoutSeconds=3&labelSelector=app%3Dnone&resourceVersion={start}&{query}"
+        )
+    };
+    let (with, without) = (path("allowWatchBookmarks=true"), path("allowWatchBookmarks=false"));
+    let (with, without) = tokio::join!(get(&s, &with), get(&s, &without));
+    assert_eq!(without.body, "", "nothing matches");
+    // The last one comes before the end, at the newest revision although nothing matched.
+    let revision = s.objects().store().revision().to_string();
+    assert_eq!(with.body.get("type"), Some(&json!("BOOKMARK")), "{}", with.body);
+    assert_eq!(with.text("/object/metadata/resourceVersion"), revision);
+    assert_eq!(with.text("/object/kind"), "ConfigMap");
+    assert_eq!(with.at("/object/metadata/annotations"), &Value::Null);
+}
+
+/// What a watch from a revision makes of the list at it: names and their resource versions.
+fn after(mut state: Known, events: &[Value]) -> Known {
+    for event in events {
+        let text = |at: &str| event.pointer(at).and_then(Value::as_str).unwrap_or("").to_owned();
+        let (name, version) = (text("/object/metadata/name"), text("/object/metadata/resourceVersion"));
+        let was = match text("/type").as_str() {
+            "DELETED" => state.remove(&name).is_some(),
+            "ADDED" => state.insert(name, version).is_none(),
+            "MODIFIED" => state.insert(name, version).is_some(),
+            _ => false,
+        };
+        assert!(was, "{event} does not follow from what is known");
+    }
+    state
+}
+
+type Known = std::collections::BTreeMap<String, String>;
+
+/// From every revision, with every selector: what the list was, changed by what the watch tells, is what the list is.
+#[tokio::test]
+async fn a_watch_tells_the_difference_of_two_lists() {
+    let s = server();
+    let mut seed = 0x5EED_u64;
+    let mut random = |most: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % most
+    };
+    for _ in 0..120 {
+        let name = format!("c{}", random(6));
+        let obj = json!({"metadata": {"name": name, "labels": {"app": format!("a{}", random(3))}}});
+        let path = format!("{CONFIG_MAPS}/{name}");
+        match random(4) {
+            0 => call(&s, "DELETE", &path, Value::Null).await,
+            1 => call(&s, "PUT", &path, obj).await,
+            _ => call(&s, "POST", CONFIG_MAPS, obj).await,
+        };
+    }
+    let end = s.objects().store().revision();
+    let selectors =
+        ["", "labelSelector=app%3Da1", "labelSelector=app!%3Da1", "fieldSelector=metadata.name%3Dc3"];
+    let starts: Vec<u64> = (2..=end).step_by(4).chain([end]).collect();
+    let checks = selectors.iter().flat_map(|selector| starts.iter().map(move |start| (selector, start)));
+    let checks: Vec<_> = checks
+        .map(|(selector, start)| {
+            let s = s.clone();
+            async move {
+                let list = async |query: String| -> Known {
+                    let list = get(&s, &format!("{CONFIG_MAPS}?{selector}&{query}")).await;
+                    assert_eq!(list.code, 200, "{}", list.body);
+                    let items = list.at("/items").as_array().cloned().unwrap_or_default();
+                    let text =
+                        |o: &Value, at: &str| o.pointer(at).and_then(Value::as_str).unwrap_or("").to_owned();
+                    items
+                        .iter()
+                        .map(|o| (text(o, "/metadata/name"), text(o, "/metadata/resourceVersion")))
+                        .collect()
+                };
+                let before = list(format!("resourceVersion={start}&resourceVersionMatch=Exact")).await;
+                let told = events(&s, &format!("{selector}&resourceVersion={start}"), JSON).await;
+                assert_eq!(after(before, &told), list(String::new()).await, "{selector} from {start}");
+            }
+        })
+        .collect();
+    assert!(checks.len() > 40, "{}", checks.len());
+    futures::future::join_all(checks).await;
+}

@@ -148,9 +148,7 @@ fn subject(who: &Who) -> Value {
 }
 
 fn rules(what: &What) -> Value {
-    let leases = |verbs: Value| {
-        json!({"apiGroups": ["coordination.k8s.io"], "namespaces": ["*"], "resources": ["leases"], "verbs": verbs})
-    };
+    let leases = |verbs: Value| json!({"apiGroups": ["coordination.k8s.io"], "namespaces": ["*"], "resources": ["leases"], "verbs": verbs});
     match what {
         What::Everything => json!({
             "nonResourceRules": [{"nonResourceURLs": ["*"], "verbs": ["*"]}],

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use coracle_api::Status;
 use coracle_api::field::{Error, Path};
 use coracle_api::meta::validation as names;
-use coracle_apiserver::{Column, ResourceDef, Strategy, Subresource};
+use coracle_apiserver::{Column, ResourceDef, Strategy, StrategyContext, Subresource};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::source::dangling;
 use super::{GROUP, defaults};
-use crate::value::{at, flag, items, number, present, same, set_default, set_default_number, text};
+use crate::value::{at, flag, items, number, present, reset, same, set_default, set_default_number, text};
 use crate::{check, table};
 
 const KINDS: [&str; 3] = ["Group", "ServiceAccount", "User"];
@@ -36,7 +39,15 @@ pub fn resource() -> ResourceDef {
 
 struct FlowSchema;
 
+#[async_trait]
 impl Strategy for FlowSchema {
+    async fn prepare_for_create(&self, cx: &StrategyContext<'_>, obj: &mut Value) -> Result<(), Status> {
+        let level = text(obj, "/spec/priorityLevelConfiguration/name").to_owned();
+        let found = cx.objects.get(GROUP, "prioritylevelconfigurations", None, &level).await?.is_some();
+        reset(obj, "status", json!({"conditions": [dangling(&level, found)]}));
+        Ok(())
+    }
+
     fn default(&self, obj: &mut Value) {
         let Some(spec) = obj.get_mut("spec").filter(|s| s.is_object()) else { return };
         if number(spec, "/matchingPrecedence") == 0 {
@@ -115,11 +126,7 @@ fn precedence(errors: &mut Vec<Error>, spec: &Value, path: &Path, name: &str) {
         errors.push(Error::invalid(&path, n, format!("must not be greater than {LAST}")));
     }
     if n == 1 && name != "exempt" {
-        errors.push(Error::invalid(
-            &path,
-            n,
-            "only the schema named 'exempt' may have matchingPrecedence 1",
-        ));
+        errors.push(Error::invalid(&path, n, "only the schema named 'exempt' may have matchingPrecedence 1"));
     }
 }
 
@@ -142,7 +149,14 @@ fn rule(errors: &mut Vec<Error>, rule: &Value, path: &Path) {
     for (i, entry) in paths.iter().enumerate() {
         let path = path.child("nonResourceRules").index(i);
         verbs(errors, entry, &path);
-        some(errors, entry, &path, "nonResourceURLs", "nonResourceURLs must contain at least one value", "urls");
+        some(
+            errors,
+            entry,
+            &path,
+            "nonResourceURLs",
+            "nonResourceURLs must contain at least one value",
+            "urls",
+        );
         for (j, url) in items(entry, "/nonResourceURLs").iter().enumerate() {
             non_resource_url(errors, url.as_str().unwrap_or(""), &path.child("nonResourceURLs").index(j));
         }
@@ -203,7 +217,14 @@ fn resource_rule(errors: &mut Vec<Error>, rule: &Value, path: &Path) {
     }
 }
 
-fn some(errors: &mut Vec<Error>, rule: &Value, path: &Path, field: &str, missing: &str, others: &str) {
+fn some(
+    errors: &mut Vec<Error>,
+    rule: &Value,
+    path: &Path,
+    field: &'static str,
+    missing: &'static str,
+    others: &str,
+) {
     let (list, path) = (items(rule, &format!("/{field}")), path.child(field));
     if list.is_empty() {
         errors.push(Error::required(&path, missing));

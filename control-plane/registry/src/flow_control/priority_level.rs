@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use coracle_api::Status;
 use coracle_api::field::{Error, Path};
-use coracle_apiserver::{Column, ResourceDef, Strategy, Subresource};
+use coracle_apiserver::{Column, ResourceDef, Strategy, StrategyContext, Subresource};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{GROUP, defaults};
 use crate::table;
-use crate::value::{at, maybe_number, number, object, present, same, set_default_number, text};
+use crate::value::{at, maybe_number, number, object, present, reset, same, set_default_number, text};
 
 const MOST_QUEUES: i64 = 10_000_000;
 
@@ -33,7 +35,13 @@ pub fn resource() -> ResourceDef {
 
 struct PriorityLevel;
 
+#[async_trait]
 impl Strategy for PriorityLevel {
+    async fn prepare_for_create(&self, _: &StrategyContext<'_>, obj: &mut Value) -> Result<(), Status> {
+        reset(obj, "status", json!({}));
+        Ok(())
+    }
+
     fn default(&self, obj: &mut Value) {
         let Some(spec) = obj.get_mut("spec").filter(|s| s.is_object()) else { return };
         if let Some(exempt) = object(spec, "exempt") {
@@ -75,10 +83,8 @@ impl Strategy for PriorityLevel {
             }
             "Limited" => {
                 if present(spec, "/exempt") {
-                    errors.push(Error::forbidden(
-                        &path.child("exempt"),
-                        "must be nil if the type is Limited",
-                    ));
+                    errors
+                        .push(Error::forbidden(&path.child("exempt"), "must be nil if the type is Limited"));
                 }
                 if present(spec, "/limited") {
                     limited(&mut errors, at(spec, "/limited"), &path.child("limited"));
@@ -143,16 +149,12 @@ fn limited(errors: &mut Vec<Error>, limited: &Value, path: &Path) {
     let (response, path) = (at(limited, "/limitResponse"), path.child("limitResponse"));
     let queuing = path.child("queuing");
     match (text(response, "/type"), present(response, "/queuing")) {
-        ("Reject", true) => errors.push(Error::forbidden(
-            &queuing,
-            "must be nil if limited.limitResponse.type is not Limited",
-        )),
+        ("Reject", true) => errors
+            .push(Error::forbidden(&queuing, "must be nil if limited.limitResponse.type is not Limited")),
         ("Reject", false) => {}
         ("Queue", true) => shape(errors, at(response, "/queuing"), &queuing),
-        ("Queue", false) => errors.push(Error::required(
-            &queuing,
-            "must not be empty if limited.limitResponse.type is Limited",
-        )),
+        ("Queue", false) => errors
+            .push(Error::required(&queuing, "must not be empty if limited.limitResponse.type is Limited")),
         (other, _) => {
             errors.push(Error::not_supported(&path.child("type"), other, &["Queue", "Reject"]));
         }

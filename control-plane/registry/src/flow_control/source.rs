@@ -41,21 +41,12 @@ impl FlowSource for Source {
 /// Tells a schema whether its level exists. Who cannot be told now is told with the next change.
 async fn tell(objects: &Objects, schema: &Value, levels: &[Value]) {
     let level = text(schema, "/spec/priorityLevelConfiguration/name");
-    let found = levels.iter().any(|l| text(l, "/metadata/name") == level);
-    let (status, reason, rest) = match found {
-        true => ("False", "Found", "and it exists"),
-        false => ("True", "NotFound", "but there is no such object"),
-    };
-    let message =
-        format!("This FlowSchema references the PriorityLevelConfiguration object named {level:?} {rest}");
+    let condition = dangling(level, levels.iter().any(|l| text(l, "/metadata/name") == level));
     let known = items(schema, "/status/conditions").iter().find(|c| text(c, "/type") == "Dangling");
-    if known.is_some_and(|c| text(c, "/status") == status && text(c, "/message") == message) {
+    let as_is = |field: &str| known.is_some_and(|c| at(c, field) == at(&condition, field));
+    if as_is("/status") && as_is("/message") {
         return;
     }
-    let condition = json!({
-        "type": "Dangling", "status": status, "reason": reason, "message": message,
-        "lastTransitionTime": coracle_api::time::now(),
-    });
     let told = objects.update(GROUP, "flowschemas", None, text(schema, "/metadata/name"), |schema| {
         let others = items(schema, "/status/conditions").iter().filter(|c| text(c, "/type") != "Dangling");
         let all: Vec<Value> = others.cloned().chain([condition.clone()]).collect();
@@ -65,6 +56,20 @@ async fn tell(objects: &Objects, schema: &Value, levels: &[Value]) {
     if let Err(error) = told.await {
         tracing::debug!(%error, "a FlowSchema was not told of its level");
     }
+}
+
+/// The condition that tells a schema whether its level exists.
+pub(super) fn dangling(level: &str, found: bool) -> Value {
+    let (status, reason, rest) = match found {
+        true => ("False", "Found", "and it exists"),
+        false => ("True", "NotFound", "but there is no such object"),
+    };
+    let message =
+        format!("This FlowSchema references the PriorityLevelConfiguration object named {level:?} {rest}");
+    json!({
+        "type": "Dangling", "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": coracle_api::time::now(),
+    })
 }
 
 fn level(obj: &Value) -> PriorityLevel {

@@ -11,6 +11,7 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Response, StatusCode};
 
 use super::{Page, metadata};
+use crate::stall::{Connection, Turns};
 use crate::state::Served;
 use crate::{codec, respond as answers};
 
@@ -18,7 +19,12 @@ use crate::{codec, respond as answers};
 const PIECE: usize = 256 << 10;
 
 /// The answer.
-pub(super) fn respond(served: &Arc<Served>, kvs: Vec<Arc<KeyValue>>, page: &Page) -> Response<Body> {
+pub(super) fn respond(
+    served: &Arc<Served>,
+    kvs: Vec<Arc<KeyValue>>,
+    page: &Page,
+    connection: Option<&Connection>,
+) -> Response<Body> {
     let total: usize = kvs.iter().map(|kv| kv.value.json.len() + 48).sum();
     let mut out = Vec::with_capacity(total.min(PIECE) + 512);
     out.extend_from_slice(&codec::head(&served.def.list_kind, &served.api_version));
@@ -30,11 +36,14 @@ pub(super) fn respond(served: &Arc<Served>, kvs: Vec<Arc<KeyValue>>, page: &Page
         items.write(&mut out);
         return answers::json_bytes(StatusCode::OK, out);
     }
-    let pieces = stream::unfold((items, Some(out)), |(mut items, out)| async move {
+    let turns = Turns::of(connection);
+    let pieces = stream::unfold((items, Some(out), turns), |(mut items, out, turns)| async move {
+        turns.asked();
         let mut out = out?;
         let more = items.write(&mut out);
         let next = more.then(|| Vec::with_capacity(PIECE + 4096));
-        Some((Ok::<_, Infallible>(Bytes::from(out)), (items, next)))
+        turns.given();
+        Some((Ok::<_, Infallible>(Bytes::from(out)), (items, next, turns)))
     });
     let mut response = Response::new(Body::from_stream(pieces));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
