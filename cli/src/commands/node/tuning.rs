@@ -11,7 +11,6 @@ use coracle_agent::tuning::{Eviction, Reserved, Shutdown, Tuning as Agent, durat
 
 /// Reservations, eviction, image collection, logs, static pods, shutdown.
 #[derive(Args, Clone, Debug)]
-#[group(skip)]
 #[group(id = "NodeTuning")]
 pub struct Tuning {
     /// What is kept from pods for the node's own programs, `cpu=100m,memory=256Mi,ephemeral-storage=1Gi`.
