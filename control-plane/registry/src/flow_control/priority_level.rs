@@ -44,11 +44,13 @@ impl Strategy for PriorityLevel {
 
     fn default(&self, obj: &mut Value) {
         let Some(spec) = obj.get_mut("spec").filter(|s| s.is_object()) else { return };
-        if let Some(exempt) = object(spec, "exempt") {
+        if text(spec, "/type") == "Exempt"
+            && let Some(exempt) = object(spec, "exempt")
+        {
             set_default_number(exempt, "nominalConcurrencyShares", 0);
             set_default_number(exempt, "lendablePercent", 0);
         }
-        if let Some(limited) = object(spec, "limited") {
+        if let Some(limited) = spec.get_mut("limited").filter(|l| l.is_object()) {
             set_default_number(limited, "nominalConcurrencyShares", 30);
             set_default_number(limited, "lendablePercent", 0);
             if let Some(queuing) = limited.pointer_mut("/limitResponse/queuing").filter(|q| q.is_object()) {
