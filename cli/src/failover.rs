@@ -12,6 +12,8 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -28,6 +30,9 @@ use tower::{BoxError, ServiceBuilder};
 use crate::kubeconfig::write_secret;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a server may take to say whether it is ready, and the most bytes of that answer.
+const READY_TIMEOUT: Duration = Duration::from_secs(3);
+const MAX_READY: usize = 64 << 10;
 /// After so long without an answer from the host a connection is given up.
 const DEAD_AFTER: Duration = Duration::from_secs(10);
 /// How often it is asked which servers there are.
@@ -83,26 +88,68 @@ fn parse(line: &str) -> Option<Server> {
     Some((host.to_owned(), port.parse().ok()?))
 }
 
-/// Connects to the server that was reached last, or to the next that can be.
+/// Connects to the server that was reached last, or to the next that is ready: one that lives and has lost touch with the
+/// others is not. Where none is ready, the first that can be reached says what is wrong.
 async fn connect(servers: Arc<Servers>) -> io::Result<Stream> {
     let known = servers.known.read().clone();
     let start = servers.current.load(Ordering::Relaxed);
     let mut last = io::Error::other("no server is known");
+    let mut unready = None;
     for turn in 0..known.len() {
         let index = (start + turn) % known.len();
         let Some(server) = known.get(index) else { continue };
-        match tokio::time::timeout(CONNECT_TIMEOUT, reach(server, &servers.tls)).await {
-            Ok(Ok(stream)) => {
+        let asked = async {
+            let stream = within(CONNECT_TIMEOUT, server, reach(server, &servers.tls)).await?;
+            // A single server is used as it is.
+            match known.len() {
+                1 => Ok((true, stream)),
+                _ => within(READY_TIMEOUT, server, ask_ready(stream, &server.0)).await,
+            }
+        };
+        match asked.await {
+            Ok((true, stream)) => {
                 if servers.current.swap(index, Ordering::Relaxed) != index {
                     tracing::info!(host = server.0, port = server.1, "goes on at another server");
                 }
                 return Ok(Stream(TokioIo::new(stream)));
             }
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{} does not answer", server.0)),
+            Ok((false, stream)) => drop(unready.get_or_insert(stream)),
+            Err(error) => last = error,
         }
     }
-    Err(last)
+    unready.map(|stream| Stream(TokioIo::new(stream))).ok_or(last)
+}
+
+async fn within<T>(
+    bound: Duration,
+    server: &Server,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    let silent = |_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("{} does not answer", server.0)));
+    tokio::time::timeout(bound, work).await.unwrap_or_else(silent)
+}
+
+/// Asks a server whether it is ready, over the connection that will then be used.
+async fn ask_ready(stream: TlsStream<TcpStream>, host: &str) -> io::Result<(bool, TlsStream<TcpStream>)> {
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+    let (mut sender, mut connection) = handshake.await.map_err(io::Error::other)?;
+    let request = http::Request::get("/readyz").header(http::header::HOST, host);
+    let request = request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
+    let asked = async {
+        let response = sender.send_request(request).await.map_err(io::Error::other)?;
+        let ready = response.status().is_success();
+        // Read to its end, so that the connection is free for others.
+        Limited::new(response.into_body(), MAX_READY).collect().await.map_err(io::Error::other)?;
+        Ok(ready)
+    };
+    let ready: io::Result<bool> = tokio::select! {
+        ready = asked => ready,
+        ended = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)) => {
+            ended.map_err(io::Error::other)?;
+            Err(io::ErrorKind::ConnectionReset.into())
+        }
+    };
+    Ok((ready?, connection.into_parts().io.into_inner()))
 }
 
 async fn reach((host, port): &Server, tls: &TlsConnector) -> io::Result<TlsStream<TcpStream>> {

@@ -9,7 +9,7 @@ pub mod load;
 pub mod machines;
 pub mod netns;
 pub mod nodes;
-mod program;
+pub mod program;
 pub mod servers;
 pub mod slot;
 

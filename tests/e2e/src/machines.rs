@@ -20,8 +20,10 @@ const PODS: &str = "10.244.0.0/16";
 const SERVICES: &str = "10.96.0.0/16";
 const DNS: &str = "10.96.0.10";
 
-/// One server on the first host, and a node on each of the others.
+/// One server on the first host, and a node on each of the others; more servers on the hosts behind them.
 pub struct Machines {
+    /// How many nodes there are; the host of server N (from 0) is N + this, the one of the first server is 0.
+    nodes: usize,
     /// What runs, with the name of its log.
     processes: Vec<(String, Child)>,
     dir: TempDir,
@@ -37,19 +39,30 @@ impl Machines {
         Self::start_with_cni(nodes, server, None)
     }
 
+    /// Starts so many servers, of which all but the first join it, and so many nodes.
+    pub fn start_servers(servers: usize, nodes: usize, flags: &[&str]) -> Result<Self> {
+        Self::start_all(servers, nodes, flags, None)
+    }
+
     /// As [`Self::start`], with a CNI configuration on each node.
     pub fn start_with_cni(nodes: usize, server: &[&str], cni: Option<&str>) -> Result<Self> {
+        Self::start_all(1, nodes, server, cni)
+    }
+
+    fn start_all(servers: usize, nodes: usize, server: &[&str], cni: Option<&str>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
         let bin = program::coracle()?;
-        let network = Network::new(nodes + 1)?;
-        let mut machines = Self { processes: Vec::new(), dir, bin, cni: None, network };
+        let network = Network::new(nodes + servers)?;
+        let mut machines = Self { nodes, processes: Vec::new(), dir, bin, cni: None, network };
         if let Some(configuration) = cni {
             let folder = machines.path("cni");
             std::fs::create_dir(&folder)?;
             std::fs::write(folder.join("10-net.conf"), configuration)?;
             machines.cni = Some(folder);
         }
-        machines.serve(server)?;
+        for index in 0..servers {
+            machines.serve(index, server)?;
+        }
         for index in 1..=nodes {
             machines.runtime(index)?;
             machines.node(index)?;
@@ -82,20 +95,59 @@ impl Machines {
         Ok(())
     }
 
-    fn serve(&mut self, more: &[&str]) -> Result<()> {
-        let address = self.network.host(0)?.address.clone();
+    /// The name of a server's log and directory, counted from 0.
+    pub fn server(index: usize) -> String {
+        if index == 0 { "server".into() } else { format!("server-{index}") }
+    }
+
+    /// The host of a server, counted from 0.
+    pub fn server_host(&self, index: usize) -> usize {
+        if index == 0 { 0 } else { self.nodes + index }
+    }
+
+    /// The administrator's kubeconfig that points at a server.
+    pub fn kubeconfig(&self, index: usize) -> PathBuf {
+        self.path(&if index == 0 { "kubeconfig".into() } else { format!("kubeconfig-{index}") })
+    }
+
+    /// Starts a server, for the first time or again.
+    pub fn serve(&mut self, index: usize, more: &[&str]) -> Result<()> {
+        let (name, host) = (Self::server(index), self.server_host(index));
+        let address = self.network.host(host)?.address.clone();
         let mut args: Vec<String> = ["server", "--data-dir"].map(String::from).into();
-        args.push(self.shown("server"));
+        args.push(self.shown(&name));
         args.push(format!("--listen={address}:6443"));
         args.push(format!("--pod-cidr={PODS}"));
         args.push(format!("--service-cidr={SERVICES}"));
-        args.push(format!("--write-kubeconfig={}", self.shown("kubeconfig")));
+        args.push(format!("--write-kubeconfig={}", self.kubeconfig(index).display()));
         // Only for the registries' credentials: nodes join with tokens.
         args.push(format!("--local-node=nobody={address}"));
+        if index > 0 && !self.path(&name).is_dir() {
+            let token = succeed(self.client(&self.bin)?.args(["member", "token"]))?;
+            args.push(format!("--join=https://{}:6443", self.network.host(0)?.address));
+            args.push(format!("--token={}", token.trim()));
+        }
         args.extend(more.iter().map(|flag| (*flag).to_owned()));
-        self.spawn(0, "server", &args)?;
-        let file = self.path("server/node/kubeconfig");
+        let file = self.path(&name).join("node/kubeconfig");
+        // The last thing that a server writes before it is ready.
+        let _ = std::fs::remove_file(&file);
+        self.spawn(host, &name, &args)?;
         eventually("the server is ready", START, || Ok(file.is_file())).with_context(|| self.logs())
+    }
+
+    /// Whether a process still runs.
+    pub fn runs(&mut self, name: &str) -> Result<bool> {
+        let found = self.processes.iter_mut().find(|(log, _)| log == name);
+        Ok(match found {
+            Some((_, child)) => child.try_wait()?.is_none(),
+            None => false,
+        })
+    }
+
+    /// Runs the exact kubectl against a server, on that server's host; its standard output.
+    pub fn kubectl_at(&self, server: usize, args: &[&str]) -> Result<String> {
+        let mut command = self.client_on(self.server_host(server), kubectl()?)?;
+        succeed(command.env("KUBECONFIG", self.kubeconfig(server)).args(args))
     }
 
     /// Starts the runtime of a node.
@@ -131,6 +183,7 @@ impl Machines {
             format!("--service-cidr={SERVICES}"),
             "--network=routed".into(),
         ];
+        // (Its first start alone names the server that it joins.)
         if !self.path(&format!("node-{index}")).is_dir() {
             let token = succeed(self.client(&self.bin)?.args(["token", "create", "--token-only"]))?;
             args.push(format!("--join=https://{server}:6443"));
@@ -152,7 +205,11 @@ impl Machines {
     }
 
     fn client(&self, program: impl AsRef<std::path::Path>) -> Result<Command> {
-        let mut command = self.network.host(0)?.command(program.as_ref());
+        self.client_on(0, program)
+    }
+
+    fn client_on(&self, host: usize, program: impl AsRef<std::path::Path>) -> Result<Command> {
+        let mut command = self.network.host(host)?.command(program.as_ref());
         command
             .current_dir(self.dir.path())
             .env("HOME", self.dir.path())

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use openraft::async_runtime::WatchReceiver;
+use openraft::async_runtime::{Instant as _, WatchReceiver};
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::{Raft, ReadPolicy};
@@ -32,6 +32,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long is waited before a question that nobody took is asked again, unless the leader changes before.
 const RETRY: Duration = Duration::from_millis(100);
+/// A member that for so long knew of no majority that it belongs to is adrift: others that can have replaced the leader
+/// have done so long ago.
+const ADRIFT: Duration = Duration::from_secs(5);
 
 /// A running raft node; clones share it.
 #[derive(Clone)]
@@ -41,7 +44,8 @@ pub(crate) struct Handle {
     /// The ways to the others; `None`: there are none.
     pub peers: Option<Arc<Peers>>,
     pub stats: Arc<Stats>,
-    /// When a leader was last heard: raft itself remembers who led, not whether it still does.
+    /// When this member last belonged to a majority: heard a leader, or led one. Raft itself remembers who led, not
+    /// whether it still does.
     pub heard: Arc<Mutex<Instant>>,
     /// Why raft ended, once it has.
     pub ended: watch::Receiver<Option<String>>,
@@ -50,6 +54,7 @@ pub(crate) struct Handle {
 impl Handle {
     /// Proposes a command, wherever the leader is; returns when it is on disk of a majority and applied here.
     pub async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {
+        self.check_touch()?;
         let started = Instant::now();
         let done = self.propose_until(Arc::new(command), started + WRITE_TIMEOUT).await;
         self.stats.wrote(started.elapsed(), done.is_ok());
@@ -97,6 +102,7 @@ impl Handle {
             // No other member can lead, and every write is applied here before it is answered.
             return Ok(());
         }
+        self.check_touch()?;
         let deadline = Instant::now() + READ_TIMEOUT;
         let index = self.at_leader(wire::READ_INDEX, &(), deadline, || self.read_index_here()).await?;
         self.applied(index, deadline).await
@@ -183,6 +189,30 @@ impl Handle {
             reason = ended.wait_for(Option::is_some) => {
                 let reason = reason.ok().and_then(|reason| reason.clone());
                 Err(Error::Stopped(reason.unwrap_or_else(|| "raft ended".into())))
+            }
+        }
+    }
+
+    /// Whether this member has lost touch with the majority for so long that others may lead and write without it.
+    pub fn is_adrift(&self) -> bool {
+        if self.peers.is_none() || self.is_alone() {
+            return false;
+        }
+        let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
+        let acked = acked.and_then(|at| Instant::now().checked_sub(at.into_inner().elapsed()));
+        let mut heard = self.heard.lock();
+        if let (true, Some(acked)) = (self.raft.is_leader(), acked) {
+            *heard = acked.max(*heard);
+        }
+        heard.elapsed() >= ADRIFT
+    }
+
+    /// Fails at once where waiting for a leader has long been in vain: the caller may go elsewhere.
+    fn check_touch(&self) -> Result<(), Error> {
+        match self.is_adrift() {
+            false => Ok(()),
+            true => {
+                Err(Error::Unavailable("this member has lost touch with the majority of the others".into()))
             }
         }
     }

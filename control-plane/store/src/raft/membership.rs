@@ -20,8 +20,6 @@ use crate::{Error, peer};
 
 /// How long a new member may take to catch up, and a change to be agreed upon.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
-/// A leader that was not heard for so long is lost.
-const SILENCE: Duration = Duration::from_secs(5);
 /// How long a member may take to say whether it has what is asked for.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a member that cannot join yet waits.
@@ -223,10 +221,10 @@ impl Handle {
 
     /// The leader as this member knows it, and the term. One that was not heard for long is none.
     pub fn leader(&self) -> (Option<u64>, u64) {
+        let adrift = self.is_adrift();
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let vote: Vote = metrics.vote;
-        let led = |id: &u64| *id == self.node_id || self.heard.lock().elapsed() < SILENCE;
-        (metrics.current_leader.filter(led), vote.leader_id.term)
+        (metrics.current_leader.filter(|_| !adrift), vote.leader_id.term)
     }
 }

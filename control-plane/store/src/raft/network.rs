@@ -31,6 +31,8 @@ use crate::peer::wire::{self, SnapshotHead};
 
 /// How long entries may take to be written by a member: its disk may be slow.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a heartbeat may take: a busy member answers late, and its word still counts for the leader's lease.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(400);
 /// How long a member may take to load a snapshot that it has received.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes of a snapshot that are sent at a time, and how many such pieces wait for the connection.
@@ -84,7 +86,11 @@ impl RaftNetworkV2<Types> for Connection {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        let timeout = if request.entries.is_empty() { option.hard_ttl() } else { APPEND_TIMEOUT };
+        let timeout = if request.entries.is_empty() {
+            option.hard_ttl().max(HEARTBEAT_TIMEOUT)
+        } else {
+            APPEND_TIMEOUT
+        };
         self.call(wire::APPEND, &request, timeout).await
     }
 

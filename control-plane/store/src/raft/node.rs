@@ -284,10 +284,11 @@ fn fits(place: &Place, log: &Log, applied: &Applied) -> Result<(), Error> {
 fn config(snapshot_every: u64) -> Result<Config, Error> {
     let config = Config {
         cluster_name: "coracle".into(),
-        // Members share hosts with what they manage: a busy one is not a dead one.
-        heartbeat_interval: 250,
-        election_timeout_min: 1250,
-        election_timeout_max: 2500,
+        // A lost leader is replaced after its lease (the longest timeout) and one more timeout: within two seconds. A busy
+        // member that takes it for lost too early is told otherwise by the others, which vote only when they agree.
+        heartbeat_interval: 150,
+        election_timeout_min: 600,
+        election_timeout_max: 1000,
         // Sending is bounded by ourselves.
         install_snapshot_timeout: 600_000,
         backoff: "50ms 100ms ...500ms".into(),

@@ -8,6 +8,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::mvcc::HOT_EVENTS;
 use crate::{Error, Event};
@@ -18,6 +19,8 @@ pub(crate) struct Hub {
     topics: Mutex<Topics>,
     published: AtomicU64,
     stopped: Mutex<Option<String>>,
+    /// Whether news do not come in because this member has lost touch with the majority.
+    pub adrift: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
