@@ -1,8 +1,10 @@
 //! One file a subcommand.
 
 pub mod apply;
+pub mod bench;
 pub mod compile_wasm;
 pub mod delete;
+pub mod explain_schedule;
 pub mod get;
 pub mod gpu_plugin;
 pub mod image;

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use commands::{
-    apply, compile_wasm, delete, get, gpu_plugin, image, logs, member, node, oci_shim, runtime, server,
+    apply, bench, compile_wasm, delete, explain_schedule, get, gpu_plugin, image, logs, member, node, oci_shim, runtime, server,
     snapshot, token, top, ui, up, wasm_host,
 };
 
@@ -59,6 +59,11 @@ enum Command {
     Logs(logs::Options),
     /// Delete objects by name or manifest.
     Delete(delete::Options),
+    /// Put a load on a cluster's control plane.
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Say why each node was or would be chosen for a pod, or not.
+    ExplainSchedule(explain_schedule::Options),
     /// Show nodes and pods in the terminal, live.
     Top(top::Options),
     /// Print the address of the web page, with your token.
@@ -86,6 +91,8 @@ fn main() -> ExitCode {
         Command::Get(options) => get::run(options),
         Command::Logs(options) => logs::run(options),
         Command::Delete(options) => delete::run(options),
+        Command::Bench(command) => bench::run(command),
+        Command::ExplainSchedule(options) => explain_schedule::run(options),
         Command::Top(options) => top::run(options),
         Command::Ui(options) => ui::run(options),
     };

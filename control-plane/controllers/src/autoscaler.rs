@@ -3,6 +3,8 @@
 mod behavior;
 mod conditions;
 mod controller;
+mod custom;
+mod evaluate;
 mod metrics;
 mod replicas;
 #[cfg(test)]

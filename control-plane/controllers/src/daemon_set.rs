@@ -1,5 +1,6 @@
 //! DaemonSets: one pod on each node that fits.
 
+mod back_off;
 mod controller;
 mod plan;
 mod rolling;

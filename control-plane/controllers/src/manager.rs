@@ -14,7 +14,7 @@ use crate::cron_job::CronJobController;
 use crate::daemon_set::DaemonSetController;
 use crate::deployment::DeploymentController;
 use crate::disruption::DisruptionController;
-use crate::endpoint_slice::EndpointSliceController;
+use crate::endpoint_slice::{EndpointMirror, EndpointSliceController};
 use crate::endpoints::EndpointsController;
 use crate::events::Recorder;
 use crate::garbage::GarbageCollector;
@@ -34,7 +34,7 @@ use crate::volume::{EphemeralVolumes, Protection, VolumeBinder};
 use crate::write::Writer;
 
 /// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
-pub const IDENTITIES: [&str; 25] = [
+pub const IDENTITIES: [&str; 26] = [
     "shared-informers",
     "replicaset-controller",
     "replication-controller",
@@ -45,6 +45,7 @@ pub const IDENTITIES: [&str; 25] = [
     "job-controller",
     "cronjob-controller",
     "endpointslice-controller",
+    "endpointslicemirroring-controller",
     "persistent-volume-binder",
     "ephemeral-volume-controller",
     "pvc-protection-controller",
@@ -152,6 +153,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         DisruptionController::new(caches.clone(), writer("disruption-controller")),
         QuotaController::new(caches.clone(), writer("resourcequota-controller")),
         EndpointSliceController::new(caches.clone(), writer("endpointslice-controller")),
+        EndpointMirror::new(caches.clone(), writer("endpointslicemirroring-controller")),
         NamespaceController::new(caches.clone(), writer("namespace-controller")),
         NamespaceDefaults::new(caches.clone(), accounts, publisher, options.root_ca_pem.clone()),
         NodeController::new(caches.clone(), writer(node), recorder(node, node), ranges, options.node_grace),

@@ -5,6 +5,7 @@ mod plan;
 mod ranges;
 #[cfg(test)]
 mod tests;
+mod zones;
 
 pub use controller::NodeController;
 pub use ranges::Ranges;

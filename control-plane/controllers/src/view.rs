@@ -75,6 +75,7 @@ resource!(Job, "batch", "v1", "Job", "jobs");
 resource!(CronJob, "batch", "v1", "CronJob", "cronjobs");
 resource!(PersistentVolume, "", "v1", "PersistentVolume", "persistentvolumes");
 resource!(PersistentVolumeClaim, "", "v1", "PersistentVolumeClaim", "persistentvolumeclaims");
+resource!(CsiNode, "storage.k8s.io", "v1", "CSINode", "csinodes");
 resource!(StorageClass, "storage.k8s.io", "v1", "StorageClass", "storageclasses");
 resource!(
     HorizontalPodAutoscaler,

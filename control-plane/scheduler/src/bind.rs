@@ -8,7 +8,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use crate::cycle::{Room, Snapshot};
+use crate::cycle::Snapshot;
 use crate::plugins::volumes::{self, Claim, SELECTED_NODE};
 use crate::preemption::Preemption;
 use crate::view::PodView;
@@ -50,7 +50,7 @@ pub enum VolumeBinding {
 /// What must be bound before the pod; a claim that is on its way counts too.
 pub fn volumes(pod: &PodView, node: &str, snapshot: &Snapshot, world: &World) -> Vec<VolumeBinding> {
     let Ok(claims) = volumes::claims(pod, world) else { return Vec::new() };
-    let room: Option<&Room> = snapshot.nodes().find(|room| room.node.name == node);
+    let room = snapshot.room(node);
     let waits = claims.into_iter().filter_map(|claim| match claim {
         Claim::Waits(claim, _) => Some(claim),
         Claim::Bound(_) => None,

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::plugins::inter_pod::{self, Near};
+use crate::plugins::node_ports::HostPort;
 use crate::plugins::spread::{self, Constraint};
 use crate::plugins::volumes::{self, Claim};
-use crate::plugins::{FILTERS, Reasons, SCORES};
+use crate::plugins::{Plugin, Reasons, volume_restrictions};
+use crate::profile::Profile;
 use crate::view::{NodeView, PodView, Resources, add, subtract};
+use crate::wake;
 use crate::world::World;
 
 /// A node and what is taken of it.
@@ -16,11 +19,15 @@ pub struct Room {
     pub node: NodeView,
     pub used: Resources,
     /// Host ports that are taken, and by how many pods.
-    pub host_ports: BTreeMap<String, usize>,
+    pub host_ports: BTreeMap<HostPort, usize>,
     /// The pods there, by `namespace/name`.
     pub pods: BTreeMap<String, Arc<PodView>>,
     /// How many of them keep others away (required anti-affinity).
     pub keep_away: usize,
+    /// How many of them have wishes on the pods near them.
+    pub wishing: usize,
+    /// How many pods of each controller stay.
+    pub owners: BTreeMap<String, usize>,
 }
 
 impl Room {
@@ -31,6 +38,10 @@ impl Room {
             *self.host_ports.entry(port.clone()).or_default() += 1;
         }
         self.keep_away += usize::from(inter_pod::keeps_away(pod));
+        self.wishing += usize::from(inter_pod::wishes(pod));
+        if stays(pod) {
+            *self.owners.entry(pod.owner.clone()).or_default() += 1;
+        }
         self.pods.insert(pod.key(), pod.clone());
     }
 
@@ -46,25 +57,66 @@ impl Room {
             }
         }
         self.keep_away = self.keep_away.saturating_sub(usize::from(inter_pod::keeps_away(pod)));
+        self.wishing = self.wishing.saturating_sub(usize::from(inter_pod::wishes(pod)));
+        if stays(pod)
+            && let Some(count) = self.owners.get_mut(&pod.owner)
+        {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.owners.remove(&pod.owner);
+            }
+        }
         self.pods.remove(&pod.key());
     }
+}
+
+fn stays(pod: &PodView) -> bool {
+    !pod.owner.is_empty() && !pod.deleting
 }
 
 /// Every node, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     rooms: BTreeMap<String, Room>,
+    /// Pods that keep others away, and pods with wishes, on all nodes.
+    keeping_away: usize,
+    wishing: usize,
     /// Pods for which others are being stopped, by `namespace/name`: the node, and the pod.
     nominated: BTreeMap<String, (String, Arc<PodView>)>,
 }
 
 impl Snapshot {
-    /// A node came or changed. True if it may now take pods that it could not take before.
-    pub fn set_node(&mut self, node: NodeView) -> bool {
+    /// A node came or changed. Which pods that may help; see [`crate::wake`].
+    pub fn set_node(&mut self, node: NodeView) -> u32 {
         let room = self.rooms.entry(node.name.clone()).or_default();
-        let changed = room.node != node;
+        let changed = wake::of_node(Some(&room.node), &node);
         room.node = node;
         changed
+    }
+
+    /// How many nodes there are, those included that are gone and have pods.
+    pub fn len(&self) -> usize {
+        self.rooms.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rooms.is_empty()
+    }
+
+    /// How many pods keep others away.
+    pub fn keeping_away(&self) -> usize {
+        self.keeping_away
+    }
+
+    /// How many pods have wishes on the pods near them.
+    pub fn wishing(&self) -> usize {
+        self.wishing
+    }
+
+    /// A node.
+    pub fn room(&self, name: &str) -> Option<&Room> {
+        self.rooms.get(name).filter(|room| !room.node.name.is_empty())
     }
 
     /// A node is gone; what pods take of it stays known until they go, in case it comes back.
@@ -91,12 +143,18 @@ impl Snapshot {
     /// A pod takes its room.
     pub fn take(&mut self, node: &str, pod: &Arc<PodView>) {
         self.nominated.remove(&pod.key());
+        self.keeping_away += usize::from(inter_pod::keeps_away(pod));
+        self.wishing += usize::from(inter_pod::wishes(pod));
         self.rooms.entry(node.to_owned()).or_default().take(pod);
     }
 
     /// A pod gives its room back.
     pub fn give_back(&mut self, node: &str, pod: &PodView) {
         if let Some(room) = self.rooms.get_mut(node) {
+            if room.pods.contains_key(&pod.key()) {
+                self.keeping_away = self.keeping_away.saturating_sub(usize::from(inter_pod::keeps_away(pod)));
+                self.wishing = self.wishing.saturating_sub(usize::from(inter_pod::wishes(pod)));
+            }
             room.give_back(pod);
         }
         self.tidy(node);
@@ -118,7 +176,10 @@ impl Snapshot {
     }
 
     /// A node's room as a pod sees it: pods of its priority or higher that wait for the node are there already.
-    fn seen_by<'a>(&'a self, pod: &PodView, room: &'a Room) -> std::borrow::Cow<'a, Room> {
+    pub(crate) fn seen_by<'a>(&'a self, pod: &PodView, room: &'a Room) -> std::borrow::Cow<'a, Room> {
+        if self.nominated.is_empty() {
+            return std::borrow::Cow::Borrowed(room);
+        }
         let key = pod.key();
         let ahead = self.nominated.iter().filter(|(other, (node, one))| {
             **other != key && *node == room.node.name && one.priority >= pod.priority
@@ -132,13 +193,23 @@ impl Snapshot {
 }
 
 /// A pod, and what is known before its nodes are looked at.
+#[derive(Clone)]
 pub struct Cycle<'a> {
     pub pod: &'a PodView,
+    pub profile: &'a Profile,
     pub snapshot: &'a Snapshot,
     pub world: &'a World,
     pub near: Near,
     pub spread: Vec<Constraint>,
     pub claims: Vec<Claim>,
+    /// Its claims, as `namespace/name`, that only one pod may have and another pod has.
+    pub taken_claims: Vec<String>,
+}
+
+/// Why a node cannot take a pod.
+pub struct Refusal {
+    pub plugin: &'static Plugin,
+    pub reasons: Reasons,
 }
 
 impl<'a> Cycle<'a> {
@@ -146,16 +217,52 @@ impl<'a> Cycle<'a> {
     ///
     /// # Errors
     /// Why the pod can be on no node at all.
-    pub fn of(pod: &'a PodView, snapshot: &'a Snapshot, world: &'a World) -> Result<Self, String> {
+    pub fn of(
+        pod: &'a PodView,
+        profile: &'a Profile,
+        snapshot: &'a Snapshot,
+        world: &'a World,
+    ) -> Result<Self, String> {
         let claims = volumes::claims(pod, world)?;
-        let spread = spread::constraints(pod, snapshot, true);
-        Ok(Self { pod, snapshot, world, near: Near::of(pod, snapshot, world), spread, claims })
+        let spread = spread::constraints(pod, snapshot, profile, true);
+        let near = Near::of(pod, snapshot, world);
+        let taken_claims = volume_restrictions::taken(pod, snapshot, world);
+        Ok(Self { pod, profile, snapshot, world, near, spread, claims, taken_claims })
     }
 
-    /// Why a node cannot take the pod; none when it can. True: stopping other pods may help.
-    pub fn refuse(&self, room: &Room) -> Option<(Reasons, bool)> {
-        let mut answers = FILTERS.iter().map(|(filter, curable)| (filter(self, room), *curable));
-        answers.find(|(reasons, _)| !reasons.is_empty())
+    /// Why a node cannot take the pod; none when it can.
+    pub fn refuse(&self, room: &Room) -> Option<Refusal> {
+        self.profile.filters().find_map(|(plugin, filter)| {
+            let reasons = filter(self, room);
+            (!reasons.is_empty()).then_some(Refusal { plugin, reasons })
+        })
+    }
+
+    /// Another pod of a node came (1) or went (-1), for what is known of all nodes.
+    pub fn change(&mut self, other: &PodView, room: &Room, by: i8) {
+        self.near.change(self.pod, other, room, self.world, isize::from(by));
+        for one in &mut self.spread {
+            one.change(self.pod, other, room, i64::from(by));
+        }
+        let has =
+            |key: &String| other.claims.iter().any(|name| format!("{}/{name}", other.namespace) == *key);
+        if by < 0 {
+            self.taken_claims.retain(|key| !has(key));
+        } else {
+            let own = self.pod.claims.iter().map(|name| format!("{}/{name}", self.pod.namespace));
+            let back: Vec<String> = own.filter(|key| has(key) && !self.taken_claims.contains(key)).collect();
+            let single = volume_restrictions::single(self.pod, self.world);
+            self.taken_claims.extend(back.into_iter().filter(|key| single.contains(key)));
+        }
+    }
+
+    /// The scores of nodes, by plugin and already with its weight.
+    pub fn weigh(&self, rooms: &[&Room]) -> Vec<(&'static str, Vec<i64>)> {
+        let weighed = self.profile.scores().map(|(plugin, score, weight)| {
+            let scores = score(self, rooms).into_iter().map(|one| one.saturating_mul(weight));
+            (plugin.name, scores.collect())
+        });
+        weighed.collect()
     }
 }
 
@@ -165,29 +272,55 @@ pub enum Choice {
     /// The best node for it.
     Node(String),
     /// None will do. Why, in Kubernetes' words: `0/3 nodes are available: 2 Insufficient cpu, 1 node(s) were
-    /// unschedulable.` And the nodes where stopping other pods may help.
-    None { why: String, curable: Vec<String>, nodes: usize },
+    /// unschedulable.` And the nodes where stopping other pods may help, how many nodes there are, and which changes may
+    /// help (see [`crate::wake`]).
+    None { why: String, curable: Vec<String>, nodes: usize, wakes: u32 },
 }
 
-/// The best node for a pod.
-pub fn choose(pod: &PodView, snapshot: &Snapshot, world: &World) -> Choice {
+/// How many nodes that fit are enough, of so many: in large clusters the best of a part will do (`percentageOfNodesToScore`).
+fn enough(nodes: usize, percentage: Option<usize>) -> usize {
+    const FEW: usize = 100;
+    let percent =
+        percentage.filter(|p| *p > 0).unwrap_or_else(|| 50_usize.saturating_sub(nodes / 125).max(5));
+    if nodes < FEW || percent >= 100 { nodes } else { (nodes * percent / 100).max(FEW) }
+}
+
+/// The best node for a pod. `turn` says at which node to begin, so that all have their turn where not all are looked at.
+pub fn choose(pod: &PodView, profile: &Profile, snapshot: &Snapshot, world: &World, turn: usize) -> Choice {
     let nodes = snapshot.nodes().count();
-    let none = |why: String| Choice::None { why, curable: Vec::new(), nodes };
+    let none = |why: String, wakes: u32| Choice::None { why, curable: Vec::new(), nodes, wakes };
     if nodes == 0 {
-        return none("no nodes available to schedule pods".to_owned());
+        return none("no nodes available to schedule pods".to_owned(), wake::NODE_CAME);
     }
-    let cycle = match Cycle::of(pod, snapshot, world) {
+    let cycle = match Cycle::of(pod, profile, snapshot, world) {
         Ok(cycle) => cycle,
-        Err(why) => return none(format!("0/{nodes} nodes are available: {why}.")),
+        Err(why) => {
+            return none(format!("0/{nodes} nodes are available: {why}."), wake::VOLUMES | wake::CLAIMS);
+        }
     };
+    // Where others were stopped for it, it goes.
+    let nominated = snapshot.room(&pod.nominated);
+    if let Some(room) = nominated.filter(|room| cycle.refuse(&snapshot.seen_by(pod, room)).is_none()) {
+        return Choice::Node(room.node.name.clone());
+    }
+    let enough = enough(nodes, profile.percentage_of_nodes);
+    let turn = turn % nodes;
+    let order = snapshot.nodes().skip(turn).chain(snapshot.nodes().take(turn));
     let mut fits = Vec::new();
     let mut curable = Vec::new();
+    let mut wakes = 0;
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
-    for room in snapshot.nodes() {
+    for room in order {
         match cycle.refuse(&snapshot.seen_by(pod, room)) {
-            None => fits.push(room),
-            Some((reasons, may_help)) => {
-                if may_help {
+            None => {
+                fits.push(room);
+                if fits.len() >= enough {
+                    break;
+                }
+            }
+            Some(Refusal { plugin, reasons }) => {
+                wakes |= plugin.wakes;
+                if plugin.curable {
                     curable.push(room.node.name.clone());
                 }
                 for reason in reasons {
@@ -202,21 +335,18 @@ pub fn choose(pod: &PodView, snapshot: &Snapshot, world: &World) -> Choice {
     let mut words: Vec<String> =
         refused.into_iter().map(|(reason, number)| format!("{number} {reason}")).collect();
     words.sort();
-    Choice::None { why: format!("0/{nodes} nodes are available: {}.", words.join(", ")), curable, nodes }
+    let why = format!("0/{nodes} nodes are available: {}.", words.join(", "));
+    Choice::None { why, curable, nodes, wakes }
 }
 
 fn best<'a>(cycle: &Cycle<'_>, fits: &[&'a Room]) -> Option<&'a str> {
     if let [only] = fits {
         return Some(&only.node.name);
     }
-    // Where others were stopped for it, it goes.
-    if let Some(room) = fits.iter().find(|room| room.node.name == cycle.pod.nominated) {
-        return Some(&room.node.name);
-    }
     let mut sums = vec![0_i64; fits.len()];
-    for (score, weight) in SCORES {
-        for (sum, one) in sums.iter_mut().zip(score(cycle, fits)) {
-            *sum = sum.saturating_add(one.saturating_mul(weight));
+    for (_, scores) in cycle.weigh(fits) {
+        for (sum, one) in sums.iter_mut().zip(scores) {
+            *sum = sum.saturating_add(one);
         }
     }
     let mut best: Option<(i64, &Room)> = None;

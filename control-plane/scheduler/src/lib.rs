@@ -5,12 +5,16 @@
 #![forbid(unsafe_code)]
 
 pub mod bind;
+pub mod config;
 pub mod cycle;
+pub mod explain;
 pub mod plugins;
 pub mod preemption;
+pub mod profile;
 pub mod queue;
 pub mod run;
 pub mod view;
+pub mod wake;
 pub mod world;
 
 pub use run::{Options, run};

@@ -1,15 +1,25 @@
-//! One decision a file. A filter says why a node cannot take a pod; a score prefers one node to another.
+//! One decision a file, under the names that KubeSchedulerConfiguration has for them.
+//!
+//! Extension points: a plugin may filter (why a node cannot take a pod), say which changes may cure its refusal, and
+//! score (prefer one node to another). What comes before is in [`crate::cycle::Cycle::of`] (pre-filter), what comes after a
+//! refusal in [`crate::preemption`] (post-filter); reserving and binding are in [`crate::run`] and [`crate::bind`]; the order
+//! of the queue and scheduling gates in [`crate::queue`] and [`crate::run`].
 
 pub mod affinity;
+pub mod balanced;
+pub mod image_locality;
 pub mod inter_pod;
 pub mod node_ports;
 pub mod resources_fit;
 pub mod spread;
 pub mod taints;
 pub mod unschedulable;
+pub mod volume_limits;
+pub mod volume_restrictions;
 pub mod volumes;
 
 use crate::cycle::{Cycle, Room};
+use crate::wake;
 
 /// Why a node cannot take a pod, in the words that users search for; several reasons may hold.
 pub type Reasons = Vec<String>;
@@ -23,25 +33,107 @@ pub const BEST: i64 = 1_000_000;
 /// Scores of nodes from 0 (worst) to [`BEST`], in their order.
 pub type Score = fn(&Cycle<'_>, &[&Room]) -> Vec<i64>;
 
-/// Every filter, in Kubernetes' order: the first that refuses names the reasons. True: stopping other pods may help.
-pub const FILTERS: [(Filter, bool); 8] = [
-    (unschedulable::filter, false),
-    (taints::filter, false),
-    (affinity::filter, false),
-    (node_ports::filter, true),
-    (resources_fit::filter, true),
-    (volumes::filter, false),
-    (spread::filter, true),
-    (inter_pod::filter, true),
-];
+/// A plugin.
+#[derive(Debug)]
+pub struct Plugin {
+    pub name: &'static str,
+    pub filter: Option<Filter>,
+    /// Whether stopping other pods may help against its refusal.
+    pub curable: bool,
+    /// The changes after which a pod that it refused is tried again; see [`wake`].
+    pub wakes: u32,
+    /// With its weight unless a profile has another.
+    pub score: Option<(Score, i64)>,
+}
 
-/// Every score, with its weight.
-pub const SCORES: [(Score, i64); 5] = [
-    (resources_fit::least_allocated, 1),
-    (taints::prefer_untainted, 3),
-    (affinity::preferred, 2),
-    (spread::prefer_spread, 2),
-    (inter_pod::prefer, 2),
+const NODES: u32 = wake::NODE_CAME;
+
+/// Every plugin. Filters in Kubernetes' order: the first that refuses names the reasons.
+pub static PLUGINS: [Plugin; 12] = [
+    Plugin {
+        name: "NodeUnschedulable",
+        filter: Some(unschedulable::filter),
+        curable: false,
+        wakes: NODES | wake::NODE_TAINTS,
+        score: None,
+    },
+    Plugin {
+        name: "TaintToleration",
+        filter: Some(taints::filter),
+        curable: false,
+        wakes: NODES | wake::NODE_TAINTS,
+        score: Some((taints::prefer_untainted, 3)),
+    },
+    Plugin {
+        name: "NodeAffinity",
+        filter: Some(affinity::filter),
+        curable: false,
+        wakes: NODES | wake::NODE_LABELS,
+        score: Some((affinity::preferred, 2)),
+    },
+    Plugin {
+        name: "NodePorts",
+        filter: Some(node_ports::filter),
+        curable: true,
+        wakes: NODES | wake::POD_GONE,
+        score: None,
+    },
+    Plugin {
+        name: "NodeResourcesFit",
+        filter: Some(resources_fit::filter),
+        curable: true,
+        wakes: NODES | wake::NODE_ROOM | wake::POD_GONE,
+        score: Some((resources_fit::score, 1)),
+    },
+    Plugin {
+        name: "VolumeRestrictions",
+        filter: Some(volume_restrictions::filter),
+        curable: true,
+        wakes: wake::POD_GONE | wake::CLAIMS,
+        score: None,
+    },
+    Plugin {
+        name: "NodeVolumeLimits",
+        filter: Some(volume_limits::filter),
+        curable: true,
+        wakes: NODES | wake::POD_GONE | wake::VOLUMES,
+        score: None,
+    },
+    Plugin {
+        name: "VolumeBinding",
+        filter: Some(volumes::filter),
+        curable: false,
+        wakes: NODES | wake::NODE_LABELS | wake::VOLUMES | wake::CLAIMS,
+        score: None,
+    },
+    Plugin {
+        name: "PodTopologySpread",
+        filter: Some(spread::filter),
+        curable: true,
+        wakes: NODES | wake::NODE_LABELS | wake::NODE_TAINTS | wake::POD_GONE | wake::POD_CAME,
+        score: Some((spread::prefer_spread, 2)),
+    },
+    Plugin {
+        name: "InterPodAffinity",
+        filter: Some(inter_pod::filter),
+        curable: true,
+        wakes: NODES | wake::NODE_LABELS | wake::POD_GONE | wake::POD_CAME,
+        score: Some((inter_pod::prefer, 2)),
+    },
+    Plugin {
+        name: "NodeResourcesBalancedAllocation",
+        filter: None,
+        curable: false,
+        wakes: 0,
+        score: Some((balanced::score, 1)),
+    },
+    Plugin {
+        name: "ImageLocality",
+        filter: None,
+        curable: false,
+        wakes: 0,
+        score: Some((image_locality::score, 1)),
+    },
 ];
 
 /// Raw scores stretched over 0 to [`BEST`]; all equal: all zero.

@@ -8,6 +8,7 @@ use coracle_api::labels::Selector;
 use coracle_controllers::view::Meta;
 
 use crate::cycle::{Cycle, Room, Snapshot};
+use crate::profile::Profile;
 use crate::view::PodView;
 use crate::world::World;
 
@@ -27,6 +28,7 @@ pub struct Preemption {
 /// Why none helps, in Kubernetes' words, for the end of the message.
 pub fn preempt(
     pod: &PodView,
+    profile: &Profile,
     curable: &[String],
     nodes: usize,
     snapshot: &Snapshot,
@@ -36,19 +38,19 @@ pub fn preempt(
         return Err("not eligible due to preemptionPolicy=Never.".to_owned());
     }
     // Room is being made already.
-    let leaving = |room: &Room| {
-        room.node.name == pod.nominated
-            && room.pods.values().any(|one| one.deleting && one.priority < pod.priority)
-    };
-    if snapshot.nodes().any(leaving) {
+    let leaving = |room: &Room| room.pods.values().any(|one| one.deleting && one.priority < pod.priority);
+    if snapshot.room(&pod.nominated).is_some_and(leaving) {
         return Err("not eligible due to a terminating pod on the nominated node.".to_owned());
     }
     let mut budgets = Budgets::of(world);
     let mut best: Option<(Cost, Preemption)> = None;
     let mut tried = 0;
-    for room in snapshot.nodes().filter(|room| curable.contains(&room.node.name)).take(NODES) {
+    // Why it can be on no node at all is no reason to stop others.
+    let cycle = Cycle::of(pod, profile, snapshot, world);
+    for room in curable.iter().filter_map(|name| snapshot.room(name)).take(NODES) {
+        let Ok(cycle) = &cycle else { break };
         tried += 1;
-        let Some((cost, found)) = on_node(pod, room, snapshot, world, &mut budgets) else { continue };
+        let Some((cost, found)) = on_node(cycle, room, &mut budgets) else { continue };
         if best.as_ref().is_none_or(|(least, _)| cost < *least) {
             best = Some((cost, found));
         }
@@ -69,23 +71,20 @@ pub fn preempt(
 /// Budgets that are broken, the highest priority that goes, their sum, how many go, and how lately they started.
 type Cost = (usize, i32, i64, usize, Reverse<i64>);
 
-fn on_node(
-    pod: &PodView,
-    room: &Room,
-    snapshot: &Snapshot,
-    world: &World,
-    budgets: &mut Budgets,
-) -> Option<(Cost, Preemption)> {
+fn on_node(cycle: &Cycle<'_>, room: &Room, budgets: &mut Budgets) -> Option<(Cost, Preemption)> {
+    let pod = cycle.pod;
     let mut lower: Vec<Arc<PodView>> =
         room.pods.values().filter(|one| one.priority < pod.priority).cloned().collect();
     if lower.is_empty() {
         return None;
     }
-    let mut tried = snapshot.clone();
+    // Only this node is tried without its pods; what is known of all nodes is counted anew, not collected anew.
+    let (mut cycle, mut tried) = (cycle.clone(), room.clone());
     for one in &lower {
-        tried.give_back(&room.node.name, one);
+        tried.give_back(one);
+        cycle.change(one, &tried, -1);
     }
-    if !fits(pod, &room.node.name, &tried, world) {
+    if cycle.refuse(&tried).is_some() {
         return None;
     }
     // Those that need not go stay: first those whose budget would be broken, then by priority and age.
@@ -99,9 +98,11 @@ fn on_node(
     let mut victims = Vec::new();
     let mut violations = 0;
     for (breaks, one) in order {
-        tried.take(&room.node.name, &one);
-        if !fits(pod, &room.node.name, &tried, world) {
-            tried.give_back(&room.node.name, &one);
+        tried.take(&one);
+        cycle.change(&one, &tried, 1);
+        if cycle.refuse(&tried).is_some() {
+            tried.give_back(&one);
+            cycle.change(&one, &tried, -1);
             violations += usize::from(breaks);
             victims.push(one);
         }
@@ -112,12 +113,6 @@ fn on_node(
     let started = victims.iter().filter(|one| one.priority == highest).map(|one| one.started).min();
     let cost = (violations, highest, sum, victims.len(), Reverse(started.unwrap_or(0)));
     Some((cost, Preemption { node: room.node.name.clone(), victims }))
-}
-
-fn fits(pod: &PodView, node: &str, snapshot: &Snapshot, world: &World) -> bool {
-    let Ok(cycle) = Cycle::of(pod, snapshot, world) else { return false };
-    let room = snapshot.nodes().find(|room| room.node.name == node);
-    room.is_some_and(|room| cycle.refuse(room).is_none())
 }
 
 /// How many pods each budget lets go.

@@ -1,21 +1,24 @@
-//! When a pod is tried: active pods by priority and age; the others wait for a change or for their back-off.
+//! When a pod is tried: active pods by priority and age; the others wait for a change that may help or for their back-off.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::view::PodView;
 
-const FIRST_DELAY: Duration = Duration::from_secs(1);
-const LONGEST_DELAY: Duration = Duration::from_secs(10);
 /// A pod that no change woke is tried again after this long.
-const FLUSH: Duration = Duration::from_secs(60);
+const FLUSH: Duration = Duration::from_secs(300);
 
 /// Pods without a node.
-#[derive(Default)]
 pub struct Queue {
+    first_delay: Duration,
+    longest_delay: Duration,
     pods: HashMap<String, Waiting>,
     /// Highest priority first, then the oldest.
     active: BTreeSet<(i32, i64, String)>,
+    /// When pods are tried again, the soonest first.
+    timed: BTreeSet<(Instant, String)>,
+    /// Pods that sleep, by the changes that may help; there are few such sets.
+    asleep: BTreeMap<u32, BTreeSet<String>>,
 }
 
 struct Waiting {
@@ -23,11 +26,25 @@ struct Waiting {
     attempts: u32,
     /// Not before, even when something changes.
     not_before: Instant,
-    /// At the latest.
+    /// At the latest; it is in `timed` then.
     again: Option<Instant>,
+    /// The changes that may help; see [`crate::wake`].
+    wakes: u32,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self::new(Duration::from_secs(1), Duration::from_secs(10))
+    }
 }
 
 impl Queue {
+    /// An empty queue, with the pause after a first failed attempt and the longest one.
+    pub fn new(first_delay: Duration, longest_delay: Duration) -> Self {
+        let (pods, active, timed, asleep) = Default::default();
+        Self { first_delay, longest_delay, pods, active, timed, asleep }
+    }
+
     /// A pod that waits came or changed; one that changed is tried at once, one that looks the same sleeps on.
     pub fn push(&mut self, pod: PodView, now: Instant) {
         let key = pod.key();
@@ -38,7 +55,7 @@ impl Queue {
         let attempts = before.filter(|before| before.pod.uid == pod.uid).map_or(0, |before| before.attempts);
         self.remove(&key);
         self.active.insert(order(&pod));
-        self.pods.insert(key, Waiting { pod, attempts, not_before: now, again: None });
+        self.pods.insert(key, Waiting { pod, attempts, not_before: now, again: None, wakes: 0 });
     }
 
     /// A pod whose binding failed: tried again after its back-off, without waiting for a change.
@@ -48,16 +65,20 @@ impl Queue {
         if let Some(waiting) = self.pods.get(&key) {
             self.active.remove(&order(&waiting.pod));
         }
-        self.sleep(&key, now);
-        if let Some(waiting) = self.pods.get_mut(&key) {
-            waiting.again = Some(waiting.not_before);
+        self.sleep(&key, now, 0);
+        if let Some(at) = self.pods.get(&key).map(|waiting| waiting.not_before) {
+            self.set_time(&key, at);
         }
     }
 
     /// The pod is bound, deleted or no longer ours.
     pub fn remove(&mut self, key: &str) {
+        self.stir(key);
         if let Some(waiting) = self.pods.remove(key) {
             self.active.remove(&order(&waiting.pod));
+            if let Some(at) = waiting.again {
+                self.timed.remove(&(at, key.to_owned()));
+            }
         }
     }
 
@@ -72,28 +93,58 @@ impl Queue {
         self.pods.get(&key).map(|waiting| waiting.pod.clone())
     }
 
-    /// No node would take it.
-    pub fn sleep(&mut self, key: &str, now: Instant) {
-        if let Some(waiting) = self.pods.get_mut(key) {
-            waiting.attempts += 1;
-            let delay = FIRST_DELAY * 2_u32.saturating_pow(waiting.attempts.min(5) - 1);
-            waiting.not_before = now + delay.min(LONGEST_DELAY);
-            waiting.again = Some(now + FLUSH);
+    // It sleeps no longer.
+    fn stir(&mut self, key: &str) {
+        let wakes = self.pods.get(key).map_or(0, |waiting| waiting.wakes);
+        if let Some(keys) = self.asleep.get_mut(&wakes) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.asleep.remove(&wakes);
+            }
         }
     }
 
-    /// Something changed that may help: pods are tried again once their back-off is over.
-    pub fn wake(&mut self, now: Instant) {
-        for waiting in self.pods.values_mut().filter(|waiting| waiting.again.is_some()) {
-            waiting.again = Some(waiting.not_before.max(now));
+    fn fall_asleep(&mut self, key: &str, wakes: u32) {
+        self.stir(key);
+        if let Some(waiting) = self.pods.get_mut(key) {
+            waiting.wakes = wakes;
+            self.asleep.entry(wakes).or_default().insert(key.to_owned());
         }
+    }
+
+    fn set_time(&mut self, key: &str, at: Instant) {
+        let Some(waiting) = self.pods.get_mut(key) else { return };
+        if let Some(old) = waiting.again.replace(at) {
+            self.timed.remove(&(old, key.to_owned()));
+        }
+        self.timed.insert((at, key.to_owned()));
+    }
+
+    /// No node would take it; only these changes may help.
+    pub fn sleep(&mut self, key: &str, now: Instant, wakes: u32) {
+        let Some(waiting) = self.pods.get_mut(key) else { return };
+        waiting.attempts += 1;
+        let delay = self.first_delay * 2_u32.saturating_pow(waiting.attempts.min(16) - 1);
+        waiting.not_before = now + delay.min(self.longest_delay);
+        self.set_time(key, now + FLUSH);
+        self.fall_asleep(key, wakes);
+    }
+
+    /// Something changed: pods that it may help are tried again once their back-off is over.
+    pub fn wake(&mut self, now: Instant, change: u32) {
+        self.wake_if(now, change, |_| true);
     }
 
     /// Something changed that may help some pods: they are tried again once their back-off is over.
-    pub fn wake_if(&mut self, now: Instant, is: impl Fn(&PodView) -> bool) {
-        let asleep = self.pods.values_mut().filter(|waiting| waiting.again.is_some());
-        for waiting in asleep.filter(|waiting| is(&waiting.pod)) {
-            waiting.again = Some(waiting.not_before.max(now));
+    pub fn wake_if(&mut self, now: Instant, change: u32, is: impl Fn(&PodView) -> bool) {
+        let keys = self.asleep.iter().filter(|(wakes, _)| *wakes & change != 0).flat_map(|(_, keys)| keys);
+        let waiting = keys.filter_map(|key| Some((key, self.pods.get(key)?)));
+        let helped = waiting.filter(|(_, waiting)| is(&waiting.pod));
+        let helped: Vec<(String, Instant)> =
+            helped.map(|(key, waiting)| (key.clone(), waiting.not_before.max(now))).collect();
+        for (key, at) in helped {
+            self.stir(&key);
+            self.set_time(&key, at);
         }
     }
 
@@ -101,24 +152,25 @@ impl Queue {
     pub fn park(&mut self, key: &str, now: Instant) {
         if let Some(waiting) = self.pods.get_mut(key) {
             waiting.not_before = now;
-            waiting.again = Some(now + FLUSH);
+            self.set_time(key, now + FLUSH);
+            self.fall_asleep(key, crate::wake::ANYTHING);
         }
     }
 
     /// Moves pods whose time has come; returns when the next one's comes.
     pub fn tick(&mut self, now: Instant) -> Option<Instant> {
-        let mut next: Option<Instant> = None;
-        for waiting in self.pods.values_mut() {
-            match waiting.again {
-                Some(at) if at <= now => {
-                    waiting.again = None;
-                    self.active.insert(order(&waiting.pod));
-                }
-                Some(at) => next = Some(next.map_or(at, |soonest| soonest.min(at))),
-                None => {}
+        while let Some((at, key)) = self.timed.first().cloned() {
+            if at > now {
+                return Some(at);
+            }
+            self.timed.pop_first();
+            self.stir(&key);
+            if let Some(waiting) = self.pods.get_mut(&key) {
+                waiting.again = None;
+                self.active.insert(order(&waiting.pod));
             }
         }
-        next
+        None
     }
 }
 
@@ -129,6 +181,9 @@ fn order(pod: &PodView) -> (i32, i64, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wake;
+
+    const FIRST_DELAY: Duration = Duration::from_secs(1);
 
     fn pod(name: &str, priority: i32, created: i64) -> PodView {
         PodView { name: name.into(), priority, created, ..PodView::default() }
@@ -140,12 +195,13 @@ mod tests {
         let mut queue = Queue::default();
         queue.push(pod("a", 0, 1), now);
         assert!(queue.pop().is_some());
-        queue.sleep("/a", now);
+        queue.sleep("/a", now, wake::ANYTHING);
         queue.push(pod("a", 0, 1), now);
         assert!(queue.pop().is_none(), "our own explanation is no change");
         let changed = PodView { node_selector: [("disk".into(), "ssd".into())].into(), ..pod("a", 0, 1) };
         queue.push(changed.clone(), now);
         assert_eq!(queue.pop(), Some(changed));
+        assert_eq!(queue.tick(now + FLUSH), None, "it sleeps no more");
     }
 
     #[test]
@@ -157,11 +213,29 @@ mod tests {
         }
         let names: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|pod| pod.name).collect();
         assert_eq!(names, ["urgent", "old", "young"]);
-        queue.sleep("/old", now);
-        queue.wake(now);
+        queue.sleep("/old", now, wake::ANYTHING);
+        queue.wake(now, wake::POD_GONE);
         assert_eq!(queue.tick(now), Some(now + FIRST_DELAY));
         assert!(queue.pop().is_none());
         queue.tick(now + FIRST_DELAY);
         assert_eq!(queue.pop().map(|pod| pod.name).as_deref(), Some("old"));
+    }
+
+    #[test]
+    fn a_change_wakes_only_whom_it_may_help() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        for (name, wakes) in [("full", wake::POD_GONE | wake::NODE_ROOM), ("tainted", wake::NODE_TAINTS)] {
+            queue.push(pod(name, 0, 1), now);
+            queue.pop();
+            queue.sleep(&format!("/{name}"), now, wakes);
+        }
+        let later = now + FIRST_DELAY * 2;
+        queue.wake(later, wake::NODE_TAINTS);
+        queue.tick(later);
+        assert_eq!(queue.pop().map(|pod| pod.name).as_deref(), Some("tainted"));
+        assert!(queue.pop().is_none());
+        queue.wake_if(later, wake::POD_GONE, |pod| pod.name == "other");
+        assert_eq!(queue.tick(later), Some(now + FLUSH), "the full one sleeps on");
     }
 }

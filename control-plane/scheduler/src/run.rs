@@ -14,24 +14,27 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::bind;
+use crate::config::Configuration;
 use crate::cycle::{Choice, Snapshot, choose};
 use crate::preemption::{Preemption, preempt};
+use crate::profile::Profile;
 use crate::queue::Queue;
 use crate::view::{NodeView, PodView};
+use crate::wake;
 use crate::world::{Changed, World};
 
 /// How the scheduler runs.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Pods with this `spec.schedulerName` are ours.
-    pub name: String,
+    /// Pods whose `spec.schedulerName` is a profile's name are ours.
+    pub configuration: Configuration,
     /// Bindings under way at a time.
     pub bindings: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { name: "default-scheduler".to_owned(), bindings: 64 }
+        Self { configuration: Configuration::default(), bindings: 64 }
     }
 }
 
@@ -48,6 +51,8 @@ struct Scheduler {
     placed: HashMap<String, Placed>,
     /// What waiting pods were last told, by their UID.
     explained: HashMap<String, (String, String)>,
+    /// At which node the next decision begins, where not all nodes are looked at.
+    turn: usize,
     slots: Arc<Semaphore>,
     ended: mpsc::UnboundedSender<Ended>,
 }
@@ -90,12 +95,15 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     // Bounded by what the watches tell between two turns of the loop.
     let (changes, mut changed) = mpsc::unbounded_channel();
     world.start(&client, changes, &shutdown).await;
+    let configuration = &options.configuration;
+    let queue = Queue::new(configuration.first_back_off, configuration.longest_back_off);
     let mut scheduler = Scheduler {
+        turn: 0,
         client,
         options,
         snapshot: Snapshot::default(),
         world,
-        queue: Queue::default(),
+        queue,
         placed: HashMap::new(),
         explained: HashMap::new(),
         slots,
@@ -157,9 +165,8 @@ impl Scheduler {
     }
 
     fn node(&mut self, node: &Node) {
-        if self.snapshot.set_node(NodeView::of(node)) {
-            self.queue.wake(Instant::now());
-        }
+        let change = self.snapshot.set_node(NodeView::of(node));
+        self.queue.wake(Instant::now(), change);
     }
 
     fn pod_event(&mut self, event: watcher::Event<Pod>, listed: &mut Option<HashMap<String, PodView>>) {
@@ -209,7 +216,7 @@ impl Scheduler {
             });
             self.placed.insert(key, Placed { node: pod.node.clone(), pod, newer: None });
             if !same {
-                self.queue.wake(Instant::now());
+                self.queue.wake(Instant::now(), wake::POD_CAME | wake::POD_GONE);
             }
             return;
         }
@@ -239,16 +246,20 @@ impl Scheduler {
     fn changed(&mut self, change: &Changed) {
         let now = Instant::now();
         match change {
-            Changed::Anything => self.queue.wake(now),
-            Changed::Claim(claim) => self.queue.wake_if(now, |pod| {
+            Changed::Volumes => self.queue.wake(now, wake::VOLUMES),
+            Changed::Claim(claim) => self.queue.wake_if(now, wake::CLAIMS, |pod| {
                 let mut names = pod.claims.iter().map(|name| format!("{}/{name}", pod.namespace));
                 names.any(|name| name == *claim)
             }),
         }
     }
 
+    fn profile(&self, pod: &PodView) -> Option<&Profile> {
+        self.options.configuration.profiles.iter().find(|profile| profile.name == pod.scheduler)
+    }
+
     fn wants(&self, pod: &PodView) -> bool {
-        pod.scheduler == self.options.name && !pod.gated && !pod.deleting
+        self.profile(pod).is_some() && !pod.gated && !pod.deleting
     }
 
     fn forget(&mut self, key: &str) {
@@ -262,7 +273,7 @@ impl Scheduler {
     fn release(&mut self, key: &str) {
         if let Some(placed) = self.placed.remove(key) {
             self.snapshot.give_back(&placed.node, &placed.pod);
-            self.queue.wake(Instant::now());
+            self.queue.wake(Instant::now(), wake::POD_GONE);
         }
     }
 
@@ -272,7 +283,9 @@ impl Scheduler {
             let Ok(slot) = self.slots.clone().try_acquire_owned() else { return false };
             let Some(pod) = self.queue.pop() else { return false };
             let key = pod.key();
-            match choose(&pod, &self.snapshot, &self.world) {
+            let Some(profile) = self.profile(&pod).cloned() else { continue };
+            self.turn = self.turn.wrapping_add(1);
+            match choose(&pod, &profile, &self.snapshot, &self.world, self.turn) {
                 Choice::Node(node) => {
                     let volumes = bind::volumes(&pod, &node, &self.snapshot, &self.world);
                     if volumes.is_empty() {
@@ -291,13 +304,16 @@ impl Scheduler {
                         });
                     }
                 }
-                Choice::None { why, curable, nodes } => {
-                    let found = preempt(&pod, &curable, nodes, &self.snapshot, &self.world);
-                    self.queue.sleep(&key, Instant::now());
-                    let (preemption, why) = match found {
-                        Ok(found) => (Some(found), why),
-                        Err(words) if nodes > 0 => (None, format!("{why} preemption: {words}")),
-                        Err(_) => (None, why),
+                Choice::None { why, curable, nodes, wakes } => {
+                    self.queue.sleep(&key, Instant::now(), wakes);
+                    let (preemption, why) = if profile.preempts {
+                        match preempt(&pod, &profile, &curable, nodes, &self.snapshot, &self.world) {
+                            Ok(found) => (Some(found), why),
+                            Err(words) if nodes > 0 => (None, format!("{why} preemption: {words}")),
+                            Err(_) => (None, why),
+                        }
+                    } else {
+                        (None, why)
                     };
                     self.explain(pod, why, preemption, slot);
                 }

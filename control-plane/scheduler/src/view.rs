@@ -7,6 +7,8 @@ use k8s_openapi::api::core::v1::{
     Affinity, Container, Node, Pod, Taint, Toleration, TopologySpreadConstraint, Volume,
 };
 
+use crate::plugins::node_ports::{ANY, HostPort};
+
 /// What pods ask for and nodes have, in each resource's base unit (CPU in thousandths).
 pub type Resources = BTreeMap<String, i64>;
 
@@ -26,8 +28,11 @@ pub struct PodView {
     pub node_selector: BTreeMap<String, String>,
     pub affinity: Option<Box<Affinity>>,
     pub tolerations: Vec<Toleration>,
-    /// Host ports, as `protocol/port`.
-    pub host_ports: Vec<String>,
+    pub host_ports: Vec<HostPort>,
+    /// Names of its images, with tags.
+    pub images: Vec<String>,
+    /// The uid of its controller; empty: none.
+    pub owner: String,
     pub gated: bool,
     pub labels: BTreeMap<String, String>,
     pub spread: Vec<TopologySpreadConstraint>,
@@ -52,6 +57,8 @@ pub struct NodeView {
     pub taints: Vec<Taint>,
     pub unschedulable: bool,
     pub allocatable: Resources,
+    /// Sizes in bytes of the images that it has, by name.
+    pub images: BTreeMap<String, i64>,
 }
 
 impl PodView {
@@ -59,11 +66,14 @@ impl PodView {
     pub fn of(pod: &Pod) -> Self {
         let (meta, spec) = (&pod.metadata, pod.spec.clone().unwrap_or_default());
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let owner = meta.owner_references.iter().flatten().find(|one| one.controller == Some(true));
         let ports = spec.containers.iter().flat_map(|one| one.ports.iter().flatten());
         let host_ports = ports
             .filter_map(|port| {
                 let number = port.host_port.filter(|number| *number > 0)?;
-                Some(format!("{}/{number}", port.protocol.as_deref().unwrap_or("TCP")))
+                let address = port.host_ip.clone().filter(|ip| !ip.is_empty() && ip != "::");
+                let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+                Some((protocol, number, address.unwrap_or_else(|| ANY.to_owned())))
             })
             .collect();
         Self {
@@ -79,6 +89,8 @@ impl PodView {
             affinity: spec.affinity.map(Box::new),
             tolerations: spec.tolerations.unwrap_or_default(),
             host_ports,
+            images: spec.containers.iter().filter_map(|one| Some(with_tag(one.image.as_deref()?))).collect(),
+            owner: owner.map(|one| one.uid.clone()).unwrap_or_default(),
             labels: meta.labels.clone().unwrap_or_default(),
             spread: spec.topology_spread_constraints.unwrap_or_default(),
             claims: claims(
@@ -108,6 +120,12 @@ impl PodView {
     }
 }
 
+// An image without tag or digest is its latest.
+fn with_tag(image: &str) -> String {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    if name.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
+}
+
 fn claims(volumes: &[Volume], pod: &str) -> Vec<String> {
     let claim = |volume: &Volume| match &volume.persistent_volume_claim {
         Some(claim) => Some(claim.claim_name.clone()),
@@ -130,6 +148,15 @@ impl NodeView {
             allocatable: allocatable
                 .iter()
                 .map(|(name, text)| (name.clone(), amount(name, &text.0)))
+                .collect(),
+            images: node
+                .status
+                .iter()
+                .flat_map(|status| status.images.iter().flatten())
+                .flat_map(|image| {
+                    let size = image.size_bytes.unwrap_or(0);
+                    image.names.iter().flatten().map(move |name| (with_tag(name), size))
+                })
                 .collect(),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use coracle_api::labels::Selector;
 use coracle_controllers::cache::{Cache, Cached};
 use coracle_controllers::view::{
-    Meta, Namespace, PersistentVolume, PersistentVolumeClaim, PodDisruptionBudget, StorageClass,
+    CsiNode, Meta, Namespace, PersistentVolume, PersistentVolumeClaim, PodDisruptionBudget, StorageClass,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Client;
@@ -21,12 +21,13 @@ pub struct World {
     pub claims: Arc<Cache<PersistentVolumeClaim>>,
     pub classes: Arc<Cache<StorageClass>>,
     pub budgets: Arc<Cache<PodDisruptionBudget>>,
+    pub csi_nodes: Arc<Cache<CsiNode>>,
 }
 
-/// Something changed that may help a pod: all of them, or those with this claim (`namespace/name`).
+/// Something changed that may help a pod: those that wait for volumes, or those with this claim (`namespace/name`).
 #[derive(Debug, PartialEq)]
 pub enum Changed {
-    Anything,
+    Volumes,
     Claim(String),
 }
 
@@ -40,10 +41,11 @@ impl World {
     ) {
         fn any<K: Cached>(cache: &Cache<K>, changed: &mpsc::UnboundedSender<Changed>) {
             let changed = changed.clone();
-            cache.on_change(move |_, _| drop(changed.send(Changed::Anything)));
+            cache.on_change(move |_, _| drop(changed.send(Changed::Volumes)));
         }
         any(&self.volumes, &changed);
         any(&self.classes, &changed);
+        any(&self.csi_nodes, &changed);
         self.claims.on_change(move |old, new| {
             // Claims are written often by others; only what is new, bound or gone may help.
             let bound = |claim: Option<&Arc<PersistentVolumeClaim>>| claim.map(|c| is_bound(c));
@@ -56,7 +58,7 @@ impl World {
                 tokio::spawn(self.$cache.clone().follow(client.clone(), Config::default(), shutdown.clone()));
             )*};
         }
-        follow!(namespaces, volumes, claims, classes, budgets);
+        follow!(namespaces, volumes, claims, classes, budgets, csi_nodes);
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = async {
@@ -65,6 +67,7 @@ impl World {
                 self.claims.synced().await;
                 self.classes.synced().await;
                 self.budgets.synced().await;
+                self.csi_nodes.synced().await;
             } => {}
         }
     }

@@ -57,7 +57,7 @@ pub async fn run(
         },
     );
     let scheduler = candidate("kube-scheduler", component::scheduler()).run(shutdown.clone(), |term| {
-        coracle_scheduler::run(client(component::scheduler()), coracle_scheduler::Options::default(), term)
+        coracle_scheduler::run(client(component::scheduler()), tuning.scheduler(), term)
     });
     tokio::join!(controllers, scheduler);
 }

@@ -1,8 +1,12 @@
 //! What an operator may tune of controllers and metrics; `coracle up` takes the same flags and hands them on.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use coracle_scheduler::config::Configuration;
+
+use super::super::explain_schedule;
 
 /// How patient and how eager the cluster is.
 #[derive(Args, Clone, Debug)]
@@ -22,6 +26,22 @@ pub struct Tuning {
     /// Addresses for Services of type LoadBalancer; none: they get none.
     #[arg(long)]
     pub load_balancer_cidr: Option<String>,
+    /// A KubeSchedulerConfiguration: profiles, plugins and their arguments.
+    #[arg(long, value_parser = scheduler_config)]
+    pub scheduler_config: Option<SchedulerConfig>,
+}
+
+/// A scheduler's configuration and the file that it was read from.
+#[derive(Clone, Debug)]
+pub struct SchedulerConfig {
+    path: PathBuf,
+    configuration: Configuration,
+}
+
+fn scheduler_config(path: &str) -> Result<SchedulerConfig, String> {
+    let path = PathBuf::from(path);
+    let configuration = explain_schedule::read(&path).map_err(|error| format!("{error:#}"))?;
+    Ok(SchedulerConfig { path, configuration })
 }
 
 impl Tuning {
@@ -36,6 +56,8 @@ impl Tuning {
             ),
             ("metric-resolution", self.metric_resolution.to_string()),
         ];
+        let config = self.scheduler_config.iter();
+        flags.extend(config.map(|config| ("scheduler-config", config.path.display().to_string())));
         flags.extend(self.load_balancer_cidr.iter().map(|range| ("load-balancer-cidr", range.clone())));
         flags
     }
@@ -53,6 +75,13 @@ impl Tuning {
             load_balancer_range: self.load_balancer_cidr.clone(),
             ..options
         }
+    }
+
+    /// The scheduler's options.
+    pub fn scheduler(&self) -> coracle_scheduler::Options {
+        let configuration = self.scheduler_config.as_ref().map(|config| config.configuration.clone());
+        let defaults = coracle_scheduler::Options::default();
+        coracle_scheduler::Options { configuration: configuration.unwrap_or_default(), ..defaults }
     }
 
     /// How nodes are asked what they use.

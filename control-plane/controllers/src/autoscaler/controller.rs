@@ -6,30 +6,25 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_api::labels::Selector;
-use coracle_api::quantity::Quantity;
 use jiff::Timestamp;
-use k8s_openapi::api::autoscaling::v2::{
-    ContainerResourceMetricStatus, HorizontalPodAutoscalerStatus, MetricStatus, MetricValueStatus,
-    ResourceMetricStatus,
-};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Amount;
+use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscalerStatus, MetricStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::behavior::{History, rules};
 use super::conditions::set;
-use super::metrics::{PodMetricsList, Refusal, Wanted, wanted};
-use super::replicas::{Answer, State, Target, replicas};
+use super::evaluate::Evaluation;
+use super::metrics::Refusal;
 use crate::cache::{Key, key_of};
-use crate::discovery::{Served, deletable};
 use crate::events::{Recorder, whole_second};
 use crate::informers::Informers;
 use crate::ownership::matches;
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconciler;
-use crate::view::{HorizontalPodAutoscaler, Meta, Pod};
+use crate::scale::{Scale, Scales};
+use crate::view::{HorizontalPodAutoscaler, Meta};
 use crate::write::{self, Writer};
 
 /// How often autoscalers are looked at, and how slowly they scale down unless they say so themselves.
@@ -53,16 +48,7 @@ pub struct AutoscalerController {
     queue: WorkQueue,
     options: Options,
     histories: Mutex<HashMap<Key, History>>,
-    served: Mutex<Vec<Arc<Served>>>,
-}
-
-/// What a target says of its scale.
-struct Scale {
-    path: String,
-    body: Value,
-    wanted: i64,
-    there: i64,
-    selector: String,
+    scales: Scales,
 }
 
 /// What the metrics ask for.
@@ -77,12 +63,12 @@ impl AutoscalerController {
     pub fn new(caches: Arc<Informers>, writer: Writer, events: Recorder, options: Options) -> Arc<Self> {
         let this = Arc::new(Self {
             caches: caches.clone(),
+            scales: Scales::new(writer.clone()),
             writer,
             events,
             queue: WorkQueue::new(),
             options,
             histories: Mutex::default(),
-            served: Mutex::default(),
         });
         let own = this.clone();
         caches.autoscalers.on_change(move |old, new| {
@@ -100,29 +86,8 @@ impl AutoscalerController {
 
     async fn target(&self, scaler: &HorizontalPodAutoscaler) -> Result<Scale, String> {
         let target = &scaler.spec.scale_target_ref;
-        let (group, _) = target.api_version.as_deref().unwrap_or("v1").split_once('/').unwrap_or(("", ""));
-        let find = |all: &[Arc<Served>]| {
-            let found = all.iter().find(|s| s.resource.group == group && s.resource.kind == target.kind);
-            found.cloned()
-        };
-        let known = find(&self.served.lock());
-        let served = match known {
-            Some(served) => Some(served),
-            None => {
-                let all = deletable(self.writer.client()).await.map_err(|error| error.to_string())?;
-                *self.served.lock() = all;
-                find(&self.served.lock())
-            }
-        };
-        let served =
-            served.ok_or_else(|| format!("no matches for kind \"{}\" in group \"{group}\"", target.kind))?;
-        let path = format!("{}/scale", served.path(scaler.namespace(), &target.name));
-        let body: Value = self.writer.get(&path).await.map_err(|error| write::words(&error))?;
-        let number = |at: &str| body.pointer(at).and_then(Value::as_i64).unwrap_or(0);
-        let (wanted, there) = (number("/spec/replicas"), number("/status/replicas"));
-        let selector =
-            body.pointer("/status/selector").and_then(Value::as_str).unwrap_or_default().to_string();
-        Ok(Scale { path, wanted, there, selector, body })
+        let version = target.api_version.as_deref().unwrap_or("v1");
+        self.scales.of(scaler.namespace(), version, &target.kind, &target.name).await
     }
 
     // The highest number that a metric asks for. A metric that cannot be had lets others scale up, never down.
@@ -143,24 +108,17 @@ impl AutoscalerController {
         }
         let mut pods = self.caches.pods.by(&format!("namespace:{}", scaler.namespace()));
         pods.retain(|p| matches(&selector, p.as_ref()));
-        let path = format!("/apis/metrics.k8s.io/v1beta1/namespaces/{}/pods", scaler.namespace());
-        let listed = self.writer.get::<PodMetricsList>(&path).await;
+        let (writer, scales, now) = (&self.writer, &self.scales, Timestamp::now());
+        let evaluation = Evaluation { writer, scales, scaler, scale, pods: &pods, tolerance, now };
         let mut proposal = Proposal { replicas: 0, why: String::new(), metrics: Vec::new() };
         let mut refused = None;
         for spec in &scaler.spec.metrics {
-            let one = wanted(spec).and_then(|wanted| {
-                let listed = listed.as_ref().map_err(|error| {
-                    let words = format!("the HPA was unable to compute the replica count: failed to get {} utilization: unable to get metrics for resource {}: unable to fetch metrics from resource metrics API: {}", wanted.resource, wanted.resource, write::words(error));
-                    ("FailedGetResourceMetric", words)
-                })?;
-                self.answer(&wanted, listed, &pods, scale, tolerance).map(|answer| (wanted, answer))
-            });
-            match one {
-                Ok((wanted, answer)) => {
-                    proposal.metrics.push(metric_status(&wanted, &answer));
-                    if answer.replicas > proposal.replicas || proposal.why.is_empty() {
-                        proposal.replicas = answer.replicas;
-                        proposal.why = why(&wanted);
+            match evaluation.metric(spec).await {
+                Ok(found) => {
+                    proposal.metrics.push(found.status);
+                    if found.replicas > proposal.replicas || proposal.why.is_empty() {
+                        proposal.replicas = found.replicas;
+                        proposal.why = found.why;
                     }
                 }
                 Err(refusal) => refused = refused.or(Some(refusal)),
@@ -173,32 +131,6 @@ impl AutoscalerController {
             }
             _ => Ok(proposal),
         }
-    }
-
-    fn answer(
-        &self,
-        wanted: &Wanted<'_>,
-        listed: &PodMetricsList,
-        pods: &[Arc<Pod>],
-        scale: &Scale,
-        tolerance: (f64, f64),
-    ) -> Result<Answer, Refusal> {
-        let used = listed.used(wanted.resource, wanted.container);
-        let state = State {
-            pods,
-            used: &used,
-            resource: wanted.resource,
-            container: wanted.container,
-            tolerance,
-            now: Timestamp::now(),
-        };
-        replicas(&state, wanted.target, scale.wanted).map_err(|why| {
-            let words = format!(
-                "the HPA was unable to compute the replica count: failed to get {} utilization: {why}",
-                wanted.resource
-            );
-            ("FailedGetResourceMetric", words)
-        })
     }
 
     async fn look(&self, key: &Key, scaler: &HorizontalPodAutoscaler) -> anyhow::Result<()> {
@@ -326,43 +258,6 @@ impl AutoscalerController {
             return Ok(());
         }
         Ok(self.writer.status(scaler, json!(status)).await?)
-    }
-}
-
-fn why(wanted: &Wanted<'_>) -> String {
-    let (resource, container) = (wanted.resource, wanted.container);
-    let what = match container {
-        Some(container) => format!("{resource} container resource {container}"),
-        None => format!("{resource} resource"),
-    };
-    match wanted.target {
-        Target::Utilization(_) => format!("{what} utilization (percentage of request)"),
-        Target::AverageValue(_) => what,
-    }
-}
-
-fn metric_status(wanted: &Wanted<'_>, answer: &Answer) -> MetricStatus {
-    let current = MetricValueStatus {
-        average_utilization: answer.utilization.and_then(|u| i32::try_from(u).ok()),
-        average_value: Some(Amount(Quantity::from_milli(answer.average).to_string())),
-        value: None,
-    };
-    let name = wanted.resource.to_string();
-    match wanted.container {
-        None => MetricStatus {
-            type_: "Resource".into(),
-            resource: Some(ResourceMetricStatus { current, name }),
-            ..MetricStatus::default()
-        },
-        Some(container) => MetricStatus {
-            type_: "ContainerResource".into(),
-            container_resource: Some(ContainerResourceMetricStatus {
-                container: container.into(),
-                current,
-                name,
-            }),
-            ..MetricStatus::default()
-        },
     }
 }
 

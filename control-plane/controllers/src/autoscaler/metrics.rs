@@ -67,39 +67,21 @@ pub struct Wanted<'a> {
 /// Why a metric cannot be had: the reason of the condition and its words.
 pub type Refusal = (&'static str, String);
 
-/// What a specification asks for.
+/// What a specification asks for of a resource.
 ///
 /// # Errors
-/// Metrics that no API here serves: of objects, of pods by name, and from outside.
+/// That it names no resource.
 pub fn wanted(spec: &MetricSpec) -> Result<Wanted<'_>, Refusal> {
-    let unserved = |reason, what: &str, api: &str| {
-        let words = format!(
-            "the HPA was unable to compute the replica count: unable to get {what}: no {api} metrics API is served"
-        );
-        Err((reason, words))
+    let (resource, container, given) = match (&spec.resource, &spec.container_resource) {
+        (Some(one), _) => (&one.name, None, &one.target),
+        (None, Some(one)) => (&one.name, Some(one.container.as_str()), &one.target),
+        (None, None) => return Err(invalid(spec)),
     };
-    match spec.type_.as_str() {
-        "Resource" => {
-            let Some(resource) = &spec.resource else { return Err(invalid(spec)) };
-            Ok(Wanted {
-                resource: &resource.name,
-                container: None,
-                target: target(&resource.target).ok_or_else(|| invalid(spec))?,
-            })
-        }
-        "ContainerResource" => {
-            let Some(resource) = &spec.container_resource else { return Err(invalid(spec)) };
-            let target = target(&resource.target).ok_or_else(|| invalid(spec))?;
-            Ok(Wanted { resource: &resource.name, container: Some(&resource.container), target })
-        }
-        "Object" => unserved("FailedGetObjectMetric", "an object's metric", "custom"),
-        "Pods" => unserved("FailedGetPodsMetric", "a metric of pods", "custom"),
-        "External" => unserved("FailedGetExternalMetric", "an external metric", "external"),
-        _ => Err(invalid(spec)),
-    }
+    Ok(Wanted { resource, container, target: target(given).ok_or_else(|| invalid(spec))? })
 }
 
-fn invalid(spec: &MetricSpec) -> Refusal {
+/// The refusal of a metric that is not one.
+pub fn invalid(spec: &MetricSpec) -> Refusal {
     (
         "InvalidMetricSourceType",
         format!("the HPA target's metric source of type {:?} cannot be used", spec.type_),

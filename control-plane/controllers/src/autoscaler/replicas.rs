@@ -96,10 +96,7 @@ pub fn replicas(state: &State<'_>, target: Target, current: i64) -> Result<Answe
     };
     let (first, utilization, average) = ratio(&groups.ready)?;
     let answer = |replicas| Ok(Answer { replicas, utilization, average });
-    let near = |ratio: f64| {
-        let (up, down) = state.tolerance;
-        if ratio > 1.0 { ratio - 1.0 <= up } else { 1.0 - ratio <= down }
-    };
+    let near = |ratio: f64| near(ratio, state.tolerance);
     let up = first > 1.0;
     if groups.missing.is_empty() && (groups.unready.is_empty() || !up) {
         if near(first) {
@@ -126,6 +123,26 @@ pub fn replicas(state: &State<'_>, target: Target, current: i64) -> Result<Answe
     let wanted = ceil(second * all.len() as f64);
     let backwards = (second < 1.0 && wanted > current) || (second > 1.0 && wanted < current);
     answer(if backwards { current } else { wanted })
+}
+
+/// The number of pods for a value as a whole, such as the length of a queue: in proportion to the ready pods.
+pub fn by_value(used: i64, target: i64, wanted: i64, ready: i64, tolerance: (f64, f64)) -> i64 {
+    let ratio = used as f64 / target.max(1) as f64;
+    if wanted == 0 {
+        return ceil(ratio);
+    }
+    if near(ratio, tolerance) { wanted } else { ceil(ratio * ready as f64) }
+}
+
+/// The number of pods for a value of which each pod takes its part; `there` is how many there are.
+pub fn by_average(used: i64, target: i64, there: i64, tolerance: (f64, f64)) -> i64 {
+    let target = target.max(1);
+    let ratio = used as f64 / (target as f64 * there as f64);
+    if there > 0 && near(ratio, tolerance) { there } else { ceil(used as f64 / target as f64) }
+}
+
+fn near(ratio: f64, (up, down): (f64, f64)) -> bool {
+    if ratio > 1.0 { ratio - 1.0 <= up } else { 1.0 - ratio <= down }
 }
 
 fn ceil(number: f64) -> i64 {

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::behavior::{History, rules};
+use super::custom::{self, Values};
 use super::metrics::{PodMetricsList, wanted};
-use super::replicas::{Answer, State, Target, Used, replicas};
+use super::replicas::{Answer, State, Target, Used, by_average, by_value, replicas};
 use crate::view::Pod;
 
 const NOW: i64 = 1_700_000_000;
@@ -114,5 +115,44 @@ fn metrics_are_read() {
     let external = spec(
         json!({ "type": "External", "external": { "metric": { "name": "q" }, "target": { "type": "Value" } } }),
     );
-    assert_eq!(wanted(&external).unwrap_err().0, "FailedGetExternalMetric");
+    assert_eq!(wanted(&external).unwrap_err().0, "InvalidMetricSourceType");
+}
+
+#[test]
+fn values_of_objects_and_of_the_outside_decide() {
+    let near = (0.1, 0.1);
+    // 30 requests a second where 10 are wanted, three ready pods: nine.
+    assert_eq!(by_value(30_000, 10_000, 3, 3, near), 9);
+    assert_eq!(by_value(10_500, 10_000, 3, 3, near), 3, "near enough");
+    assert_eq!(by_value(30_000, 10_000, 0, 0, near), 3, "from none");
+    // 100 messages, 25 a pod: four, however many there are.
+    assert_eq!(by_average(100_000, 25_000, 2, near), 4);
+    assert_eq!(by_average(52_000, 25_000, 2, near), 2, "near enough");
+    assert_eq!(by_average(100_000, 25_000, 0, near), 4);
+}
+
+#[test]
+fn metrics_of_pods_are_asked_for_by_name_and_selector() {
+    let metric = serde_json::from_value(
+        json!({ "name": "requests", "selector": { "matchLabels": { "verb": "GET" } } }),
+    )
+    .unwrap();
+    assert_eq!(
+        custom::path("default", "pods/*", &metric, Some("app=web")),
+        "/namespaces/default/pods/*/requests?labelSelector=app%3Dweb&metricLabelSelector=verb%3DGET"
+    );
+    let bare = serde_json::from_value(json!({ "name": "hits" })).unwrap();
+    assert_eq!(custom::path("", "nodes/n1", &bare, None), "/nodes/n1/hits");
+    let values: Values = serde_json::from_value(json!({ "items": [
+        { "describedObject": { "kind": "Pod", "name": "a" }, "timestamp": "2026-01-01T00:00:00Z", "value": "1500m" },
+        { "describedObject": { "kind": "Pod", "name": "b" }, "timestamp": "2026-01-01T00:00:00Z", "value": "2" },
+    ] }))
+    .unwrap();
+    let now = Timestamp::from_second(NOW).unwrap();
+    let used = values.by_pod(now);
+    assert_eq!((used["a"].milli, used["b"].milli, values.sum()), (1500, 2000, Some(3500)));
+    assert_eq!(Values::default().sum(), None);
+    let pods = [pod("a", json!({})), pod("b", json!({}))];
+    let state = State { pods: &pods, used: &used, resource: "", container: None, tolerance: (0.1, 0.1), now };
+    assert_eq!(replicas(&state, Target::AverageValue(500), 2).unwrap().replicas, 7);
 }

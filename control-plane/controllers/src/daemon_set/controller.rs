@@ -7,8 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use coracle_api::labels::Selector;
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::json;
+use tokio::time::Instant;
 
+use super::back_off::BackOffs;
 use super::plan::{State, plan, pod};
 use crate::cache::{Key, key_of};
 use crate::events::Recorder;
@@ -20,19 +23,17 @@ use crate::reconcile::Reconciler;
 use crate::view::{DaemonSet, Meta, Node};
 use crate::write::Writer;
 
-/// A pod that fails again and again is made anew this often.
-const FAILED_PAUSE: Duration = Duration::from_secs(5);
-
 /// Keeps DaemonSets.
 pub struct DaemonSetController {
     pods: Arc<PodControl>,
+    back_offs: Mutex<BackOffs>,
 }
 
 impl DaemonSetController {
     /// Registers its handlers.
     pub fn new(caches: Arc<Informers>, writer: Writer, events: Recorder) -> Arc<Self> {
         let pods = PodControl::new::<DaemonSet>(caches.clone(), writer, events);
-        let this = Arc::new(Self { pods });
+        let this = Arc::new(Self { pods, back_offs: Mutex::default() });
         let own = this.clone();
         caches.nodes.on_change(move |old, new| {
             // Heartbeats change no placement.
@@ -72,7 +73,10 @@ impl Reconciler for DaemonSetController {
 
     async fn reconcile(&self, key: &Key) -> anyhow::Result<Option<Duration>> {
         let settled = self.pods.expectations.settled(key);
-        let Some(set) = self.pods.caches().daemon_sets.get(key) else { return Ok(None) };
+        let Some(set) = self.pods.caches().daemon_sets.get(key) else {
+            self.back_offs.lock().forget(key);
+            return Ok(None);
+        };
         let selector =
             Selector::from_label_selector(&set.spec.selector).map_err(|s| anyhow::anyhow!("{s:?}"))?;
         if selector.is_everything() {
@@ -84,9 +88,12 @@ impl Reconciler for DaemonSetController {
         let hash = revisions.last().map(|r| history::hash_of(r).to_string()).unwrap_or_default();
         let pods = self.pods.claimed(set.as_ref(), &selector).await?;
         let (nodes, now) = (self.pods.caches().nodes.all(), Timestamp::now());
-        let state = State { set: &set, nodes: &nodes, pods: &pods, hash: &hash, settled, now };
+        let (waiting, failed_wait) = self.back_offs.lock().waiting(key, Instant::now());
+        let state =
+            State { set: &set, nodes: &nodes, pods: &pods, hash: &hash, settled, waiting: &waiting, now };
         let plan = plan(&state);
         for (node, pod) in &plan.failed {
+            self.back_offs.lock().replaced(key, node, Instant::now());
             let words = format!(
                 "Found failed daemon pod {}/{pod} on node {node}, will try to kill it",
                 set.namespace()
@@ -116,7 +123,7 @@ impl Reconciler for DaemonSetController {
         live.extend(revisions.last().map(|r| r.name().to_string()));
         let limit = set.spec.revision_history_limit;
         history::truncate(self.pods.writer(), set.namespace(), &revisions, &live, limit).await?;
-        let waits = plan.status.number_unavailable > 0 && set.spec.min_ready_seconds > 0;
-        Ok(if plan.failed.is_empty() { waits.then_some(Duration::from_secs(1)) } else { Some(FAILED_PAUSE) })
+        let unavailable = plan.status.number_unavailable > 0 && set.spec.min_ready_seconds > 0;
+        Ok(unavailable.then_some(Duration::from_secs(1)).into_iter().chain(failed_wait).min())
     }
 }

@@ -1,6 +1,6 @@
 //! From a DaemonSet, the nodes and its pods to what must be done. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -23,6 +23,8 @@ pub struct State<'a> {
     pub hash: &'a str,
     /// Whether the cache has seen all that was done before.
     pub settled: bool,
+    /// Nodes whose failed pod stays for now.
+    pub waiting: &'a HashSet<String>,
     pub now: Timestamp,
 }
 
@@ -84,10 +86,13 @@ fn place(state: &State<'_>, node: &str, fit: Fit, pods: &[&Arc<Pod>], plan: &mut
     let (ended, running): (Vec<&&Arc<Pod>>, Vec<&&Arc<Pod>>) =
         alive.into_iter().partition(|p| p.is_finished());
     for pod in &ended {
-        plan.deleted.push(victim(pod));
         if pod.phase() == "Failed" {
+            if state.waiting.contains(node) {
+                continue;
+            }
             plan.failed.push((node.to_string(), pod.name().to_string()));
         }
+        plan.deleted.push(victim(pod));
     }
     let surges = rolling::surge(state.set, 1) > 0;
     // A pod that ends holds its place, so that two never run at once, unless the update surges.

@@ -1,5 +1,6 @@
 //! Plans of DaemonSets.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -44,7 +45,7 @@ fn pod(node: &str, hash: &str, change: Value) -> Arc<Pod> {
 
 fn run(set: &DaemonSet, nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> Plan {
     let now = Timestamp::from_second(NOW).unwrap();
-    plan(&State { set, nodes, pods, hash: "new", settled: true, now })
+    plan(&State { set, nodes, pods, hash: "new", settled: true, waiting: &HashSet::new(), now })
 }
 
 fn deleted(plan: &Plan) -> Vec<&str> {
@@ -79,6 +80,19 @@ fn its_pod_is_for_its_node_alone() {
 fn failed_pods_are_replaced_and_doubles_removed() {
     let nodes = [node("a", json!({}))];
     let failed = pod("a", "new", json!({ "status": { "phase": "Failed" } }));
+    let waiting = HashSet::from(["a".to_string()]);
+    let now = Timestamp::from_second(NOW).unwrap();
+    let pods = [failed.clone()];
+    let later = super::plan::plan(&State {
+        set: &set(json!({})),
+        nodes: &nodes,
+        pods: &pods,
+        hash: "new",
+        settled: true,
+        waiting: &waiting,
+        now,
+    });
+    assert!(later.deleted.is_empty() && later.created.is_empty(), "it stays for its pause");
     let plan = run(&set(json!({})), &nodes, &[failed]);
     assert_eq!((deleted(&plan), plan.failed.len(), plan.created.len()), (vec!["a-new"], 1, 0));
     let double = pod("a", "new", json!({ "metadata": { "uid": "second", "name": "z" } }));

@@ -341,3 +341,41 @@ fn hashes() {
     assert!(!hash::same(&d.spec.template, &labelled));
     assert_eq!(DeploymentStatus::default().collision_count, None);
 }
+
+#[test]
+fn a_collision_makes_another_name() {
+    let mut d = deployment(json!({}));
+    let name = |d: &Deployment| {
+        let actions = World::new(d.clone()).plan();
+        let made = actions.iter().find_map(|a| match a {
+            Action::Create { name, body, .. } => Some((name.clone(), body["spec"]["selector"].to_string())),
+            _ => None,
+        });
+        made.unwrap()
+    };
+    let (first, selector) = name(&d);
+    d.status.collision_count = Some(1);
+    let (second, other) = name(&d);
+    assert_ne!(first, second);
+    assert_ne!(selector, other, "the pods of both stay apart");
+}
+
+#[test]
+fn a_paused_deployment_runs_into_no_deadline() {
+    let mut world = World::new(deployment(json!({ "spec": { "progressDeadlineSeconds": 10 } })));
+    let actions = world.plan();
+    world.apply(&actions);
+    world.d.spec.paused = true;
+    let actions = world.plan();
+    world.apply(&actions);
+    assert_eq!(world.reason("Progressing"), "DeploymentPaused");
+    let late = Timestamp::from_second(now().as_second() + 3600).unwrap();
+    let sets: Vec<Arc<ReplicaSet>> = world.sets.iter().cloned().map(Arc::new).collect();
+    let at = |d: &Deployment| plan(&State { deployment: d, sets: &sets, pods: &[], now: late }).0;
+    let exceeded = |actions: &[Action]| {
+        actions.iter().any(|a| matches!(a, Action::Status(s) if condition(&s.conditions, "Progressing").is_some_and(|c| c.reason == "ProgressDeadlineExceeded")))
+    };
+    assert!(!exceeded(&at(&world.d)));
+    world.d.spec.paused = false;
+    assert!(!exceeded(&at(&world.d)), "resuming starts the clock anew");
+}

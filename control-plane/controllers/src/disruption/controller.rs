@@ -15,6 +15,7 @@ use crate::informers::Informers;
 use crate::ownership::matches;
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconciler;
+use crate::scale::Scales;
 use crate::view::{Meta, Pod, PodDisruptionBudget};
 use crate::write::{self, Writer};
 
@@ -23,12 +24,18 @@ pub struct DisruptionController {
     caches: Arc<Informers>,
     writer: Writer,
     queue: WorkQueue,
+    scales: Scales,
 }
 
 impl DisruptionController {
     /// Registers its handlers.
     pub fn new(caches: Arc<Informers>, writer: Writer) -> Arc<Self> {
-        let this = Arc::new(Self { caches: caches.clone(), writer, queue: WorkQueue::new() });
+        let this = Arc::new(Self {
+            caches: caches.clone(),
+            scales: Scales::new(writer.clone()),
+            writer,
+            queue: WorkQueue::new(),
+        });
         let own = this.clone();
         caches.budgets.on_change(move |_, new| {
             new.into_iter().for_each(|budget| own.queue.add(key_of(budget.as_ref())));
@@ -47,7 +54,7 @@ impl DisruptionController {
     }
 
     // How many pods the owners of these pods want, each owner counted once.
-    fn expected(&self, pods: &[Arc<Pod>]) -> i64 {
+    async fn expected(&self, pods: &[Arc<Pod>]) -> i64 {
         let mut wanted: HashMap<String, i64> = HashMap::new();
         for pod in pods {
             let Some(owner) = pod.controller() else { continue };
@@ -71,7 +78,16 @@ impl DisruptionController {
                     let Some(rc) = self.caches.replication_controllers.get(&at) else { continue };
                     (rc.uid().to_string(), rc.spec.replicas.unwrap_or(1))
                 }
-                _ => (pod.uid().to_string(), 1),
+                // A kind that nobody here knows, with a scale of its own; without one a pod stands for itself.
+                _ if wanted.contains_key(&owner.uid) => continue,
+                _ => {
+                    let scale =
+                        self.scales.of(pod.namespace(), &owner.api_version, &owner.kind, &owner.name).await;
+                    match scale {
+                        Ok(scale) => (owner.uid.clone(), scale.wanted),
+                        Err(_) => (pod.uid().to_string(), 1),
+                    }
+                }
             };
             wanted.insert(uid, replicas);
         }
@@ -99,7 +115,7 @@ impl Reconciler for DisruptionController {
         let selector = selector(&budget).unwrap_or_else(Selector::nothing);
         let mut pods = self.caches.pods.by(&format!("namespace:{}", budget.namespace()));
         pods.retain(|p| matches(&selector, p.as_ref()));
-        let new = status(&budget, &pods, self.expected(&pods), Timestamp::now());
+        let new = status(&budget, &pods, self.expected(&pods).await, Timestamp::now());
         let again = (!new.disrupted_pods.is_empty()).then_some(Duration::from_secs(30));
         if new != budget.status {
             let path =

@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use serde_json::json;
 
 use super::plan::{Action, MANAGED_BY, MANAGER, plan};
+use super::topology::{ZONE, Zones};
 use crate::cache::{Key, key, key_of};
 use crate::informers::Informers;
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconciler;
-use crate::view::{EndpointSlice, Meta, Pod, SERVICE_NAME_LABEL, Service};
+use crate::view::{EndpointSlice, Meta, Node, Pod, SERVICE_NAME_LABEL, Service, condition};
 use crate::write::{self, Delete, Writer};
 
 /// Keeps the slices of every Service with a selector.
@@ -19,12 +21,19 @@ pub struct EndpointSliceController {
     caches: Arc<Informers>,
     writer: Writer,
     queue: WorkQueue,
+    /// Where nodes are.
+    zones: Mutex<Arc<Zones>>,
 }
 
 impl EndpointSliceController {
     /// Registers its handlers.
     pub fn new(caches: Arc<Informers>, writer: Writer) -> Arc<Self> {
-        let this = Arc::new(Self { caches: caches.clone(), writer, queue: WorkQueue::new() });
+        let this = Arc::new(Self {
+            caches: caches.clone(),
+            writer,
+            queue: WorkQueue::new(),
+            zones: Mutex::default(),
+        });
         let own = this.clone();
         caches.services.on_change(move |old, new| {
             if let Some(service) = new.or(old) {
@@ -35,6 +44,22 @@ impl EndpointSliceController {
         caches.pods.on_change(move |old, new| {
             for pod in old.into_iter().chain(new) {
                 own.wake(pod);
+            }
+        });
+        let own = this.clone();
+        caches.nodes.on_change(move |old, new| {
+            // Heartbeats move no node.
+            let place = |n: &Arc<Node>| {
+                let ready = condition(&n.status.conditions, "Ready").map(|c| c.status.clone());
+                (n.label(ZONE).map(String::from), n.status.allocatable.get("cpu").cloned(), ready)
+            };
+            if old.map(place) == new.map(place) {
+                return;
+            }
+            let zones = Arc::new(Zones::of_nodes(&own.caches.nodes.all()));
+            if *own.zones.lock() != zones {
+                *own.zones.lock() = zones;
+                own.caches.services.all().iter().for_each(|s| own.queue.add(key_of(s.as_ref())));
             }
         });
         let own = this.clone();
@@ -86,48 +111,53 @@ impl Reconciler for EndpointSliceController {
         }
         let pods = self.caches.pods.by(&format!("namespace:{}", service.namespace()));
         let pods: Vec<Arc<Pod>> = pods.into_iter().filter(|p| selects(&service, p)).collect();
-        for action in plan(&service, &pods, &slices) {
-            self.act(&service, action).await?;
+        let zones = self.zones.lock().clone();
+        for action in plan(&service, &pods, &slices, &zones) {
+            act(&self.caches, &self.writer, service.namespace(), action).await?;
         }
         Ok(None)
     }
 }
 
-impl EndpointSliceController {
-    async fn act(&self, service: &Service, action: Action) -> write::Result<()> {
-        let path = |name: &str| write::path::<EndpointSlice>(service.namespace(), name);
-        let body = |slice: &EndpointSlice| {
-            let mut body = json!(slice);
-            body["apiVersion"] = "discovery.k8s.io/v1".into();
-            body["kind"] = "EndpointSlice".into();
-            body
-        };
-        match action {
-            Action::Create(slice) => match self.writer.create(&path(""), &body(&slice)).await {
-                Err(error) if write::is_namespace_terminating(&error) => Ok(()),
-                Err(error) => Err(error),
-                Ok(made) => {
-                    // At once into the cache: the next look must not create it again.
-                    let mut slice = *slice;
-                    slice.metadata.name = Some(made.metadata.name);
-                    slice.metadata.uid = Some(made.metadata.uid);
-                    slice.metadata.resource_version = Some(made.metadata.resource_version);
-                    if self.caches.slices.get(&key_of(&slice)).is_none() {
-                        self.caches.slices.apply(slice);
-                    }
-                    Ok(())
+/// Writes slices.
+pub(super) async fn act(
+    caches: &Informers,
+    writer: &Writer,
+    namespace: &str,
+    action: Action,
+) -> write::Result<()> {
+    let path = |name: &str| write::path::<EndpointSlice>(namespace, name);
+    let body = |slice: &EndpointSlice| {
+        let mut body = json!(slice);
+        body["apiVersion"] = "discovery.k8s.io/v1".into();
+        body["kind"] = "EndpointSlice".into();
+        body
+    };
+    match action {
+        Action::Create(slice) => match writer.create(&path(""), &body(&slice)).await {
+            Err(error) if write::is_namespace_terminating(&error) => Ok(()),
+            Err(error) => Err(error),
+            Ok(made) => {
+                // At once into the cache: the next look must not create it again.
+                let mut slice = *slice;
+                slice.metadata.name = Some(made.metadata.name);
+                slice.metadata.uid = Some(made.metadata.uid);
+                slice.metadata.resource_version = Some(made.metadata.resource_version);
+                if caches.slices.get(&key_of(&slice)).is_none() {
+                    caches.slices.apply(slice);
                 }
-            },
-            Action::Update(slice) => match self.writer.replace(&path(slice.name()), &body(&slice)).await {
-                Err(error) if write::is_not_found(&error) => {
-                    self.caches.slices.remove(&key_of(slice.as_ref()));
-                    Ok(())
-                }
-                other => other.map(drop),
-            },
-            Action::Delete(name, uid) => {
-                self.writer.delete(&path(&name), Delete { uid: Some(&uid), ..Delete::default() }).await
+                Ok(())
             }
+        },
+        Action::Update(slice) => match writer.replace(&path(slice.name()), &body(&slice)).await {
+            Err(error) if write::is_not_found(&error) => {
+                caches.slices.remove(&key_of(slice.as_ref()));
+                Ok(())
+            }
+            other => other.map(drop),
+        },
+        Action::Delete(name, uid) => {
+            writer.delete(&path(&name), Delete { uid: Some(&uid), ..Delete::default() }).await
         }
     }
 }

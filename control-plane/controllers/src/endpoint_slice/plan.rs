@@ -9,6 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
+use super::topology::{self, Zones};
 use crate::view::{
     Endpoint, EndpointConditions, EndpointPort, EndpointSlice, Meta, Pod, SERVICE_NAME_LABEL, Service,
     ServicePort, TargetRef, condition,
@@ -32,31 +33,70 @@ pub enum Action {
     Delete(String, String),
 }
 
-/// Pods with the same address family and resolved ports share slices.
+/// Endpoints with the same address family and ports share slices.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Group {
-    address_type: &'static str,
-    ports: Vec<EndpointPort>,
+pub struct Group {
+    pub address_type: &'static str,
+    pub ports: Vec<EndpointPort>,
 }
 
-/// The writes. `pods` are those that the selector matches.
-pub fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>]) -> Vec<Action> {
+/// What slices have of the object that they are made for.
+pub struct Head {
+    pub namespace: String,
+    /// What their names begin with.
+    pub prefix: String,
+    pub owner: serde_json::Value,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The writes for a Service. `pods` are those that its selector matches, `zones` the zones of nodes.
+pub fn plan(
+    service: &Service,
+    pods: &[Arc<Pod>],
+    slices: &[Arc<EndpointSlice>],
+    zones: &Zones,
+) -> Vec<Action> {
     let mut wanted: BTreeMap<Group, Vec<Endpoint>> = BTreeMap::new();
     for family in families(service) {
         for pod in pods {
-            if let Some((group, endpoint)) = endpoint(service, pod, family) {
+            if let Some((group, mut endpoint)) = endpoint(service, pod, family) {
+                endpoint.zone = endpoint.node_name.as_ref().and_then(|node| zones.of(node));
                 wanted.entry(group).or_default().push(endpoint);
             }
         }
     }
-    let mut actions = Vec::new();
-    let mut slices: Vec<&Arc<EndpointSlice>> = slices.iter().filter(|s| !s.is_terminating()).collect();
-    slices.sort_by(|a, b| a.name().cmp(b.name()));
+    for endpoints in wanted.values_mut() {
+        topology::hint(service, endpoints, zones);
+    }
     if wanted.is_empty() {
         // One empty slice stays, so that "no endpoints" differs from "not looked at yet".
         let family = families(service).first().copied().unwrap_or("IPv4");
         wanted.insert(Group { address_type: family, ports: Vec::new() }, Vec::new());
     }
+    let mut labels = service.metadata.labels.clone().unwrap_or_default();
+    labels.insert(SERVICE_NAME_LABEL.into(), service.name().into());
+    labels.insert(MANAGED_BY.into(), MANAGER.into());
+    if is_headless(service) {
+        labels.insert("service.kubernetes.io/headless".into(), String::new());
+    }
+    let head = Head {
+        namespace: service.namespace().into(),
+        prefix: format!("{}-", service.name()),
+        owner: crate::ownership::controller_reference(service),
+        labels,
+    };
+    writes(&head, wanted, slices)
+}
+
+/// The writes that make the slices hold these endpoints.
+pub fn writes(
+    head: &Head,
+    wanted: BTreeMap<Group, Vec<Endpoint>>,
+    slices: &[Arc<EndpointSlice>],
+) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let mut slices: Vec<&Arc<EndpointSlice>> = slices.iter().filter(|s| !s.is_terminating()).collect();
+    slices.sort_by(|a, b| a.name().cmp(b.name()));
     let mut unused: Vec<&Arc<EndpointSlice>> = Vec::new();
     let mut by_group: HashMap<usize, Vec<&Arc<EndpointSlice>>> = HashMap::new();
     for slice in slices {
@@ -70,7 +110,7 @@ pub fn plan(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>])
     }
     for (place, (group, endpoints)) in wanted.into_iter().enumerate() {
         let there = by_group.remove(&place).unwrap_or_default();
-        fill(service, &group, endpoints, &there, &mut unused, &mut actions);
+        fill(head, &group, endpoints, &there, &mut unused, &mut actions);
     }
     actions.extend(unused.into_iter().map(|s| Action::Delete(s.name().into(), s.uid().into())));
     actions
@@ -90,7 +130,7 @@ fn same_ports(a: &[EndpointPort], b: &[EndpointPort]) -> bool {
 
 // Distributes a group's endpoints over its slices.
 fn fill<'a>(
-    service: &Service,
+    head: &Head,
     group: &Group,
     endpoints: Vec<Endpoint>,
     there: &[&'a Arc<EndpointSlice>],
@@ -127,7 +167,7 @@ fn fill<'a>(
             actions.push(Action::Delete(slice.name().into(), slice.uid().into()));
             continue;
         }
-        let next = slice_of(service, group, endpoints, Some(slice));
+        let next = slice_of(head, group, endpoints, Some(slice));
         if differs(slice, &next) {
             actions.push(Action::Update(Box::new(next)));
         }
@@ -137,7 +177,7 @@ fn fill<'a>(
         // A slice of other ports that nobody needs is changed rather than deleted, as its address type stays.
         let reused =
             unused.iter().position(|s| s.address_type == group.address_type).map(|i| unused.remove(i));
-        let next = slice_of(service, group, chunk, reused);
+        let next = slice_of(head, group, chunk, reused);
         actions.push(if reused.is_some() {
             Action::Update(Box::new(next))
         } else {
@@ -153,30 +193,18 @@ fn differs(old: &EndpointSlice, new: &EndpointSlice) -> bool {
 }
 
 fn slice_of(
-    service: &Service,
+    head: &Head,
     group: &Group,
     endpoints: Vec<Endpoint>,
     old: Option<&Arc<EndpointSlice>>,
 ) -> EndpointSlice {
-    let mut metadata = match old {
-        Some(old) => old.metadata.clone(),
-        None => {
-            let owner = json!([crate::ownership::controller_reference(service)]);
-            kube::core::ObjectMeta {
-                generate_name: Some(format!("{}-", service.name())),
-                namespace: Some(service.namespace().into()),
-                owner_references: serde_json::from_value(owner).ok(),
-                ..Default::default()
-            }
-        }
-    };
-    let mut labels = service.metadata.labels.clone().unwrap_or_default();
-    labels.insert(SERVICE_NAME_LABEL.into(), service.name().into());
-    labels.insert(MANAGED_BY.into(), MANAGER.into());
-    if is_headless(service) {
-        labels.insert("service.kubernetes.io/headless".into(), String::new());
-    }
-    metadata.labels = Some(labels);
+    let mut metadata = old.map(|old| old.metadata.clone()).unwrap_or_else(|| kube::core::ObjectMeta {
+        generate_name: Some(head.prefix.clone()),
+        namespace: Some(head.namespace.clone()),
+        owner_references: serde_json::from_value(json!([head.owner])).ok(),
+        ..Default::default()
+    });
+    metadata.labels = Some(head.labels.clone());
     EndpointSlice { metadata, address_type: group.address_type.into(), endpoints, ports: group.ports.clone() }
 }
 
@@ -220,6 +248,7 @@ fn endpoint(service: &Service, pod: &Pod, family: &'static str) -> Option<(Group
             uid: pod.uid().into(),
         }),
         zone: None,
+        hints: None,
     };
     let mut ports: Vec<EndpointPort> = service.spec.ports.iter().filter_map(|p| resolve(p, pod)).collect();
     ports.sort();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::plan::{Action, plan};
+use super::topology::Zones;
 use crate::view::{EndpointSlice, Pod, Service};
 
 fn service(change: Value) -> Service {
@@ -56,7 +57,7 @@ fn made(action: &Action) -> &EndpointSlice {
 
 #[test]
 fn one_ready_pod() {
-    let actions = plan(&service(json!({})), &[pod(0, json!({}))], &[]);
+    let actions = plan(&service(json!({})), &[pod(0, json!({}))], &[], &Zones::default());
     assert_eq!(actions.len(), 1);
     let slice = serde_json::to_value(made(&actions[0])).unwrap();
     assert_eq!(slice["metadata"]["generateName"], "web-");
@@ -72,7 +73,11 @@ fn one_ready_pod() {
     });
     assert_eq!(slice["endpoints"], json!([endpoint]));
     let slices = after(Vec::new(), &actions);
-    assert_eq!(plan(&service(json!({})), &[pod(0, json!({}))], &slices), [], "nothing to do twice");
+    assert_eq!(
+        plan(&service(json!({})), &[pod(0, json!({}))], &slices, &Zones::default()),
+        [],
+        "nothing to do twice"
+    );
 }
 
 #[test]
@@ -88,7 +93,7 @@ fn conditions() {
         (publish, terminating, (true, true, true)),
     ];
     for (s, p, (ready, serving, is_terminating)) in cases {
-        let actions = plan(&service(s), &[pod(0, p)], &[]);
+        let actions = plan(&service(s), &[pod(0, p)], &[], &Zones::default());
         let found = made(&actions[0]).endpoints[0].conditions;
         assert_eq!(
             (found.ready, found.serving, found.terminating),
@@ -96,7 +101,7 @@ fn conditions() {
         );
     }
     for gone in [json!({ "status": { "phase": "Succeeded" } }), json!({ "status": { "podIP": null } })] {
-        let actions = plan(&service(json!({})), &[pod(0, gone)], &[]);
+        let actions = plan(&service(json!({})), &[pod(0, gone)], &[], &Zones::default());
         assert!(made(&actions[0]).endpoints.is_empty());
     }
 }
@@ -104,7 +109,7 @@ fn conditions() {
 #[test]
 fn slices_hold_a_hundred_and_change_little() {
     let pods: Vec<_> = (0..250).map(|i| pod(i, json!({}))).collect();
-    let slices = after(Vec::new(), &plan(&service(json!({})), &pods, &[]));
+    let slices = after(Vec::new(), &plan(&service(json!({})), &pods, &[], &Zones::default()));
     let sizes = |slices: &[Arc<EndpointSlice>]| {
         let mut sizes: Vec<usize> = slices.iter().map(|s| s.endpoints.len()).collect();
         sizes.sort();
@@ -112,17 +117,47 @@ fn slices_hold_a_hundred_and_change_little() {
     };
     assert_eq!(sizes(&slices), [50, 100, 100]);
     // One pod fewer, then one more: one write each.
-    let fewer = plan(&service(json!({})), &pods[1..], &slices);
+    let fewer = plan(&service(json!({})), &pods[1..], &slices, &Zones::default());
     assert_eq!(fewer.len(), 1);
     let slices = after(slices, &fewer);
     let mut more = pods[1..].to_vec();
     more.push(pod(300, json!({})));
-    let actions = plan(&service(json!({})), &more, &slices);
+    let actions = plan(&service(json!({})), &more, &slices, &Zones::default());
     assert_eq!(actions.len(), 1);
     let slices = after(slices, &actions);
     assert_eq!(slices.iter().map(|s| s.endpoints.len()).sum::<usize>(), 250);
-    let actions = plan(&service(json!({})), &[], &slices);
+    let actions = plan(&service(json!({})), &[], &slices, &Zones::default());
     let slices = after(slices, &actions);
     assert_eq!(sizes(&slices), [0], "one empty slice stays");
-    assert_eq!(plan(&service(json!({})), &[], &slices), []);
+    assert_eq!(plan(&service(json!({})), &[], &slices, &Zones::default()), []);
+}
+
+#[test]
+fn hints_follow_zones() {
+    let node = |name: &str, zone: &str| {
+        let value = json!({
+            "metadata": { "name": name, "labels": { "topology.kubernetes.io/zone": zone } },
+            "status": { "allocatable": { "cpu": "4" }, "conditions": [{ "type": "Ready", "status": "True" }] },
+        });
+        Arc::new(serde_json::from_value(value).unwrap())
+    };
+    let zones = Zones::of_nodes(&[node("a", "east"), node("b", "west")]);
+    let on = |node: &str, i: usize| pod(i, json!({ "spec": { "nodeName": node } }));
+    let run = |service: &Service, pods: &[Arc<Pod>]| -> Vec<(Option<String>, Option<String>)> {
+        let actions = plan(service, pods, &[], &zones);
+        let hint = |e: &crate::view::Endpoint| Some(e.hints.as_ref()?.for_zones.first()?.name.clone());
+        made(&actions[0]).endpoints.iter().map(|e| (e.zone.clone(), hint(e))).collect()
+    };
+    let some = |text: &str| Some(text.to_string());
+    let pods = [on("a", 0), on("a", 1), on("a", 2), on("b", 3)];
+    let plain = run(&service(json!({})), &pods);
+    assert_eq!(plain[0], (some("east"), None), "zones always, hints only where asked for");
+    let close = run(&service(json!({ "spec": { "trafficDistribution": "PreferClose" } })), &pods);
+    assert_eq!(close[3], (some("west"), some("west")));
+    let auto =
+        service(json!({ "metadata": { "annotations": { "service.kubernetes.io/topology-mode": "Auto" } } }));
+    let shared = run(&auto, &pods);
+    let west = shared.iter().filter(|(_, hint)| *hint == some("west")).count();
+    assert_eq!(west, 2, "half of the CPU, half of the endpoints: {shared:?}");
+    assert!(run(&auto, &pods[..1]).iter().all(|(_, hint)| hint.is_none()), "too few for two zones");
 }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::plan::{silenced, stays, taints, unready};
 use super::ranges::Ranges;
+use super::zones::{self, Pace, Turns};
 use crate::cache::{Key, key_of};
 use crate::events::Recorder;
 use crate::informers::Informers;
@@ -36,6 +37,8 @@ pub struct NodeController {
     /// The last sign of life of each node, and when it was seen here: clocks of nodes are not trusted.
     signs: Mutex<HashMap<String, (String, Instant)>>,
     missing: Mutex<HashMap<String, Instant>>,
+    /// Which zone may have a node cleared of its pods.
+    turns: Mutex<Turns>,
 }
 
 impl NodeController {
@@ -57,6 +60,7 @@ impl NodeController {
             given: Mutex::default(),
             signs: Mutex::default(),
             missing: Mutex::default(),
+            turns: Mutex::default(),
         });
         let own = this.clone();
         caches.nodes.on_change(move |old, new| {
@@ -151,7 +155,12 @@ impl NodeController {
                 );
             }
         }
-        if let Some(taints) = taints(node, now) {
+        let zone = zones::zone_of(node);
+        let mut may_evict = || {
+            let pace = zones::paces(&self.caches.nodes.all()).get(&zone).copied();
+            self.turns.lock().take(&zone, pace.unwrap_or(Pace::Stopped), Instant::now())
+        };
+        if let Some(taints) = taints(node, &mut may_evict, now) {
             let body = json!({
                 "metadata": { "uid": node.uid(), "resourceVersion": node.metadata.resource_version },
                 "spec": { "taints": taints },

@@ -33,8 +33,9 @@ pub fn silenced(node: &Node, now: Timestamp) -> Vec<Value> {
     rows.collect()
 }
 
-/// The taints that a node should have for its Ready condition; None when it has them.
-pub fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
+/// The taints that a node should have for its Ready condition; None when it has them. `may_evict` says whether the taint
+/// that moves its pods may be set now: its zone's pace decides.
+pub fn taints(node: &Node, may_evict: &mut dyn FnMut() -> bool, now: Timestamp) -> Option<Vec<Taint>> {
     let ready = condition(&node.status.conditions, "Ready").map(|c| c.status.as_str());
     let key = match ready {
         Some("True") => None,
@@ -48,6 +49,11 @@ pub fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
     for effect in ["NoSchedule", "NoExecute"] {
         let Some(key) = key else { break };
         let there = node.spec.taints.iter().find(|t| t.key == key && t.effect == effect);
+        // One that changes from one of ours to the other keeps its place.
+        let moved = || node.spec.taints.iter().any(|t| is_ours(&t) && t.effect == effect);
+        if there.is_none() && effect == "NoExecute" && !moved() && !may_evict() {
+            continue;
+        }
         wanted.push(there.cloned().unwrap_or_else(|| Taint {
             key: key.into(),
             effect: effect.into(),

@@ -36,7 +36,8 @@ fn ranges() {
 fn taints_follow_ready() {
     let now = Timestamp::from_second(1000).unwrap();
     let keys = |n: &Node| {
-        taints(n, now).map(|t| t.iter().map(|t| format!("{}:{}", t.key, t.effect)).collect::<Vec<_>>())
+        taints(n, &mut || true, now)
+            .map(|t| t.iter().map(|t| format!("{}:{}", t.key, t.effect)).collect::<Vec<_>>())
     };
     assert_eq!(keys(&node("True", json!([]))), None);
     let own = json!([{ "key": "gpu", "effect": "NoSchedule" }]);
@@ -46,6 +47,8 @@ fn taints_follow_ready() {
         "node.kubernetes.io/unreachable:NoExecute",
     ];
     assert_eq!(keys(&node("Unknown", own)).unwrap(), unreachable);
+    let held = taints(&node("Unknown", json!([])), &mut || false, now).unwrap();
+    assert_eq!((held.len(), held[0].effect.as_str()), (1, "NoSchedule"), "its zone is too slow to evict now");
     let not_ready = json!([{ "key": "node.kubernetes.io/not-ready", "effect": "NoSchedule" }]);
     assert_eq!(keys(&node("True", not_ready)).unwrap(), [""; 0]);
     assert_eq!(silenced(&node("True", json!([])), now).len(), 1);

@@ -10,7 +10,7 @@ use coracle_api::labels::Selector;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::identity::{claims, ordinal, pod, pod_name};
+use super::identity::{claims, ordinal, owners, pod, pod_name};
 use super::plan::{Action, State, plan};
 use crate::cache::{Cache, Key, key};
 use crate::events::Recorder;
@@ -59,13 +59,7 @@ impl StatefulSetController {
                 self.create(set, pod(set, template, name, ordinal), ordinal).await
             }
             Action::Replace((name, uid)) => self.delete(set, &name, &uid).await,
-            Action::ScaleDown((name, uid)) => {
-                let retention = set.spec.persistent_volume_claim_retention_policy.as_ref();
-                if retention.is_some_and(|r| r.when_scaled.as_deref() == Some("Delete")) {
-                    self.bequeath(set, &name, &uid).await?;
-                }
-                self.delete(set, &name, &uid).await
-            }
+            Action::ScaleDown((name, uid)) => self.delete(set, &name, &uid).await,
         }
     }
 
@@ -93,16 +87,21 @@ impl StatefulSetController {
         Ok(())
     }
 
-    // The claims of a pod that is one too many go with it.
-    async fn bequeath(&self, set: &StatefulSet, name: &str, uid: &str) -> anyhow::Result<()> {
-        let Some(pod) = self.pods.caches().pods.get(&key(set.namespace(), name)) else { return Ok(()) };
-        let Some(ordinal) = ordinal(set, &pod) else { return Ok(()) };
-        let owner = json!([{ "apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid }]);
+    // Claims go with the set or with a pod that is one too many, as its policy says; it may have changed.
+    async fn own_claims(&self, set: &StatefulSet, pod: &Pod) -> anyhow::Result<()> {
+        let Some(ordinal) = ordinal(set, pod) else { return Ok(()) };
+        let within = (set.start()..set.start() + set.replicas()).contains(&ordinal);
+        let condemned = (!within).then(|| (pod.name(), pod.uid()));
         for (_, claim) in claims(set, ordinal) {
-            let claim = claim["metadata"]["name"].as_str().unwrap_or_default();
-            let path = write::path::<PersistentVolumeClaim>(set.namespace(), claim);
-            let body = json!({ "metadata": { "ownerReferences": owner } });
-            match self.writer().strategic(&path, &body).await {
+            let name = claim["metadata"]["name"].as_str().unwrap_or_default();
+            let Some(claim) = self.pods.caches().claims.get(&key(set.namespace(), name)) else { continue };
+            let there = claim.metadata.owner_references.as_deref().unwrap_or_default();
+            let Some(owners) = owners(set, there, condemned) else { continue };
+            let path = write::path::<PersistentVolumeClaim>(set.namespace(), name);
+            let body = json!({ "metadata": {
+                "uid": claim.uid(), "resourceVersion": claim.metadata.resource_version, "ownerReferences": owners,
+            } });
+            match self.writer().merge(&path, &body).await {
                 Err(error) if !write::is_not_found(&error) => return Err(error.into()),
                 _ => {}
             }
@@ -176,6 +175,11 @@ impl Reconciler for StatefulSetController {
             Selector::from_label_selector(&set.spec.selector).map_err(|s| anyhow::anyhow!("{s:?}"))?;
         let mut pods = self.pods.claimed(set.as_ref(), &selector).await?;
         pods.retain(|p| ordinal(&set, p).is_some());
+        if !set.is_terminating() {
+            for pod in pods.iter().filter(|p| !p.is_terminating()) {
+                self.own_claims(&set, pod).await?;
+            }
+        }
         let revisions = self.revisions(&set).await?;
         let (actions, status, again) = plan(&State {
             set: &set,

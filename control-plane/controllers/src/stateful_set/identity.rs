@@ -1,5 +1,8 @@
 //! Who a StatefulSet's pod is: its name, host name, labels and claims. Pure.
 
+use std::collections::BTreeSet;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::{Value, json};
 
 use crate::history::REVISION_HASH;
@@ -39,11 +42,8 @@ pub fn claims(set: &StatefulSet, ordinal: i64) -> Vec<(String, Value)> {
         for (key, value) in labels.into_iter().flatten() {
             claim["metadata"]["labels"][key] = value.clone();
         }
-        let retention = set.spec.persistent_volume_claim_retention_policy.as_ref();
-        if retention.is_some_and(|r| r.when_deleted.as_deref() == Some("Delete")) {
-            claim["metadata"]["ownerReferences"] = json!([{
-                "apiVersion": "apps/v1", "kind": "StatefulSet", "name": set.name(), "uid": set.uid(),
-            }]);
+        if let Some(owners) = owners(set, &[], None) {
+            claim["metadata"]["ownerReferences"] = json!(owners);
         }
         Some((volume, claim))
     };
@@ -76,4 +76,33 @@ pub fn pod(set: &StatefulSet, template: &Value, revision: &str, ordinal: i64) ->
     }
     spec["volumes"] = volumes.into();
     pod
+}
+
+/// The owners that a claim should have by the set's retention policy, if it has others: the set where claims go with it,
+/// else the pod (`condemned`: name and uid) that is one too many, where claims go with that. Owners that others gave stay.
+pub fn owners(
+    set: &StatefulSet,
+    there: &[OwnerReference],
+    condemned: Option<(&str, &str)>,
+) -> Option<Vec<OwnerReference>> {
+    let policy = set.spec.persistent_volume_claim_retention_policy.as_ref();
+    let deletes = |when: Option<&String>| when.is_some_and(|w| w == "Delete");
+    let with_set = deletes(policy.and_then(|p| p.when_deleted.as_ref()));
+    let with_pod = deletes(policy.and_then(|p| p.when_scaled.as_ref()));
+    let owner = |version: &str, kind: &str, name: &str, uid: &str| OwnerReference {
+        api_version: version.into(),
+        kind: kind.into(),
+        name: name.into(),
+        uid: uid.into(),
+        ..OwnerReference::default()
+    };
+    let is_ours = |o: &OwnerReference| o.uid == set.uid() || (o.kind == "Pod" && o.api_version == "v1");
+    let mut wanted: Vec<OwnerReference> = there.iter().filter(|o| !is_ours(o)).cloned().collect();
+    match condemned.filter(|_| with_pod) {
+        Some((name, uid)) => wanted.push(owner("v1", "Pod", name, uid)),
+        None if with_set => wanted.push(owner("apps/v1", "StatefulSet", set.name(), set.uid())),
+        None => {}
+    }
+    let uids = |all: &[OwnerReference]| all.iter().map(|o| o.uid.clone()).collect::<BTreeSet<_>>();
+    (uids(&wanted) != uids(there)).then_some(wanted)
 }

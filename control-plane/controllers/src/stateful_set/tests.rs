@@ -118,3 +118,47 @@ fn a_pod_has_its_name_and_its_claims() {
     let claims = identity::claims(&set, 2);
     assert_eq!(claims[0].1["metadata"]["labels"]["app"], "web");
 }
+
+#[test]
+fn on_delete_replaces_nothing_by_itself() {
+    let manual = set(json!({ "updateStrategy": { "type": "OnDelete", "rollingUpdate": null } }));
+    let old = [pod(0, "old", true), pod(1, "old", true), pod(2, "old", true)];
+    assert!(run(&manual, &old).0.is_empty());
+    assert_eq!(names(&run(&manual, &old[..2]).0), ["+2"], "what somebody deleted comes back new");
+}
+
+#[test]
+fn ordinals_begin_where_the_set_says() {
+    let shifted = set(json!({ "ordinals": { "start": 5 }, "replicas": 2 }));
+    assert_eq!(names(&run(&shifted, &[]).0), ["+5"]);
+    let all = [pod(5, "new", true), pod(6, "new", true), pod(0, "new", true)];
+    assert_eq!(names(&run(&shifted, &all).0), ["-web-0"]);
+    let part = set(
+        json!({ "ordinals": { "start": 5 }, "replicas": 2, "updateStrategy": { "rollingUpdate": { "partition": 1 } } }),
+    );
+    assert_eq!(names(&run(&part, &[pod(5, "old", true), pod(6, "old", true)]).0), ["~web-6"]);
+}
+
+#[test]
+fn claims_go_with_the_set_or_the_pod_as_the_policy_says_now() {
+    let with = |deleted: &str, scaled: &str| {
+        set(
+            json!({ "persistentVolumeClaimRetentionPolicy": { "whenDeleted": deleted, "whenScaled": scaled } }),
+        )
+    };
+    let kinds = |set: &StatefulSet, there: Value, condemned: Option<(&str, &str)>| {
+        let there: Vec<_> = serde_json::from_value(there).unwrap();
+        let owners = identity::owners(set, &there, condemned)?;
+        Some(owners.into_iter().map(|o| o.kind).collect::<Vec<_>>())
+    };
+    let of_set = json!([{ "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "web", "uid": "set" }]);
+    let other = json!([{ "apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "x" }]);
+    assert_eq!(kinds(&with("Retain", "Retain"), json!([]), None), None);
+    assert_eq!(kinds(&with("Delete", "Retain"), json!([]), None).unwrap(), ["StatefulSet"]);
+    assert_eq!(kinds(&with("Delete", "Retain"), of_set.clone(), None), None, "nothing twice");
+    assert!(kinds(&with("Retain", "Retain"), of_set.clone(), None).unwrap().is_empty(), "the policy changed");
+    let gone = Some(("web-2", "u2"));
+    assert_eq!(kinds(&with("Delete", "Delete"), of_set, gone).unwrap(), ["Pod"]);
+    assert_eq!(kinds(&with("Retain", "Retain"), other.clone(), gone), None, "a stranger's stays");
+    assert_eq!(kinds(&with("Delete", "Retain"), other, gone).unwrap(), ["ConfigMap", "StatefulSet"]);
+}

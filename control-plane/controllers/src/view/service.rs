@@ -60,6 +60,7 @@ pub struct ServiceSpec {
     pub type_: Option<String>,
     pub ip_families: Vec<String>,
     pub publish_not_ready_addresses: bool,
+    pub traffic_distribution: Option<String>,
     pub load_balancer_class: Option<String>,
     #[serde(rename = "loadBalancerIP")]
     pub load_balancer_ip: Option<String>,
@@ -113,6 +114,31 @@ pub struct Endpoint {
     pub target_ref: Option<TargetRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hints: Option<Hints>,
+}
+
+/// Whose clients should use a backend.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hints {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub for_zones: Vec<Named>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub for_nodes: Vec<Named>,
+}
+
+impl Hints {
+    /// For the clients of a zone.
+    pub fn zone(name: String) -> Self {
+        Self { for_zones: vec![Named { name }], for_nodes: Vec::new() }
+    }
+}
+
+/// A zone or a node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Named {
+    pub name: String,
 }
 
 /// Whether a backend takes requests.

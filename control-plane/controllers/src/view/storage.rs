@@ -31,7 +31,48 @@ pub struct PersistentVolumeSpec {
     pub persistent_volume_reclaim_policy: Option<String>,
     pub claim_ref: Option<ObjectReference>,
     pub node_affinity: Option<VolumeNodeAffinity>,
+    pub csi: Option<CsiVolume>,
 }
+
+/// A volume of a CSI driver.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CsiVolume {
+    pub driver: String,
+    pub volume_handle: String,
+}
+
+/// The CSI drivers of a node.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct CsiNode {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: CsiNodeSpec,
+}
+
+/// The drivers.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct CsiNodeSpec {
+    pub drivers: Vec<CsiNodeDriver>,
+}
+
+/// A driver, and how many volumes it attaches.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct CsiNodeDriver {
+    pub name: String,
+    pub allocatable: Option<VolumeCount>,
+}
+
+/// How many volumes.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct VolumeCount {
+    pub count: Option<i64>,
+}
+
+impl Cached for CsiNode {}
 
 /// Where a volume can be reached.
 #[derive(Clone, Debug, Default, Deserialize)]

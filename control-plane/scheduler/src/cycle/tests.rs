@@ -1,13 +1,14 @@
 //! Pods against nodes.
 
-use super::{Choice, NodeView, PodView, Snapshot, World};
+use super::{Choice, NodeView, PodView, Profile, Snapshot, World};
+use crate::plugins::resources_fit::{FitArgs, Strategy};
 use crate::preemption::preempt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
 /// The node, or why there is none.
 fn choose(pod: &PodView, snapshot: &Snapshot) -> Result<String, String> {
-    match super::choose(pod, snapshot, &World::default()) {
+    match super::choose(pod, &Profile::default(), snapshot, &World::default(), 0) {
         Choice::Node(node) => Ok(node),
         Choice::None { why, .. } => Err(why),
     }
@@ -240,9 +241,11 @@ fn the_least_important_make_room() {
     all.take("a", &on("low", 1).into());
     all.take("b", &on("mid", 5).into());
     let world = World::default();
-    let high = PodView { preempts: true, ..on("high", 10) };
-    let Choice::None { curable, nodes, .. } = super::choose(&high, &all, &world) else { panic!("no room") };
-    let found = preempt(&high, &curable, nodes, &all, &world).unwrap();
+    let (profile, high) = (Profile::default(), PodView { preempts: true, ..on("high", 10) });
+    let Choice::None { curable, nodes, .. } = super::choose(&high, &profile, &all, &world, 0) else {
+        panic!("no room")
+    };
+    let found = preempt(&high, &profile, &curable, nodes, &all, &world).unwrap();
     assert_eq!((found.node.as_str(), found.victims.len()), ("a", 1));
     // The room that is made is not another's.
     all.nominate("a", &high.clone().into());
@@ -250,7 +253,7 @@ fn the_least_important_make_room() {
     assert!(choose(&on("late", 1), &all).is_err());
     assert_eq!(choose(&high, &all).unwrap(), "a");
     let equal = PodView { preempts: true, ..on("equal", 1) };
-    let why = preempt(&equal, &curable, nodes, &all, &world).unwrap_err();
+    let why = preempt(&equal, &profile, &curable, nodes, &all, &world).unwrap_err();
     assert_eq!(why, "0/2 nodes are available: 2 No preemption victims found for incoming pod.");
 }
 
@@ -263,7 +266,7 @@ fn claims_decide_where_a_pod_may_be() {
         json!({}),
         json!({"volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]}),
     );
-    let try_it = |world: &World| match super::choose(&pod, &all, world) {
+    let try_it = |world: &World| match super::choose(&pod, &Profile::default(), &all, world, 0) {
         Choice::Node(node) => Ok(node),
         Choice::None { why, .. } => Err(why),
     };
@@ -315,4 +318,201 @@ fn tolerations_and_affinity() {
         let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}});
         assert_eq!(choose(&pod(json!({"affinity": affinity})), &all).is_ok(), fits, "{operator}");
     }
+}
+
+fn with(profile: &Profile, pod: &PodView, snapshot: &Snapshot, world: &World) -> String {
+    match super::choose(pod, profile, snapshot, world, 0) {
+        Choice::Node(node) => node,
+        Choice::None { why, .. } => why,
+    }
+}
+
+#[test]
+fn profiles_pack_spread_or_follow_a_curve() {
+    let mut all = snapshot(vec![node("a", json!({})), node("b", json!({}))]);
+    all.take("a", &PodView { name: "there".into(), ..pod(cpu("500m")) }.into());
+    let one = pod(cpu("500m"));
+    let by = |strategy: Strategy| {
+        let mut profile = Profile::default();
+        profile.fit = FitArgs { strategy, resources: vec![("cpu".into(), 1)] };
+        profile
+    };
+    let mut packed = by(Strategy::MostAllocated);
+    packed.disable_score("NodeResourcesBalancedAllocation");
+    assert_eq!(with(&packed, &one, &all, &World::default()), "a");
+    assert_eq!(with(&by(Strategy::LeastAllocated), &one, &all, &World::default()), "b");
+    let mut curve = by(Strategy::RequestedToCapacityRatio(vec![(0, 0), (50, 10), (100, 0)]));
+    curve.disable_score("NodeResourcesBalancedAllocation");
+    assert_eq!(with(&curve, &one, &all, &World::default()), "a", "half full is best");
+}
+
+#[test]
+fn processor_and_memory_are_used_up_evenly() {
+    let mut all = snapshot(vec![node("a", json!({})), node("b", json!({}))]);
+    let asks = |cpu: &str, memory: &str| {
+        pod(json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]}))
+    };
+    // Both nodes are used alike in sum; memory is left where the pod needs it.
+    all.take("a", &PodView { name: "x".into(), ..asks("1", "100Mi") }.into());
+    all.take("b", &PodView { name: "y".into(), ..asks("50m", "2Gi") }.into());
+    let mut only = Profile::default();
+    only.disable_score("*");
+    only.enable_score(
+        crate::plugins::PLUGINS.iter().find(|p| p.name == "NodeResourcesBalancedAllocation").unwrap(),
+        None,
+    );
+    assert_eq!(with(&only, &asks("50m", "1Gi"), &all, &World::default()), "a");
+    assert_eq!(with(&only, &asks("1", "10Mi"), &all, &World::default()), "b");
+}
+
+#[test]
+fn nodes_that_have_the_image_are_preferred() {
+    let mut has = node("b", json!({}));
+    has.images = [("registry/big:v1".to_owned(), 800 * 1024 * 1024)].into();
+    let all = snapshot(vec![node("a", json!({})), has]);
+    let of = |image: &str| pod(json!({"containers": [{"name": "a", "image": image}]}));
+    assert_eq!(with(&Profile::default(), &of("registry/big:v1"), &all, &World::default()), "b");
+    assert_eq!(with(&Profile::default(), &of("registry/other"), &all, &World::default()), "a");
+    assert_eq!(of("registry:5000/other").images, ["registry:5000/other:latest"]);
+}
+
+#[test]
+fn a_host_port_is_taken_on_its_address_or_on_all() {
+    let port = |ip: &str| {
+        pod(
+            json!({"containers": [{"name": "a", "ports": [{"containerPort": 80, "hostPort": 80, "hostIP": ip}]}]}),
+        )
+    };
+    let mut all = snapshot(vec![node("a", json!({}))]);
+    all.take("a", &PodView { name: "there".into(), ..port("127.0.0.1") }.into());
+    assert_eq!(choose(&port("127.0.0.2"), &all).unwrap(), "a");
+    for ip in ["127.0.0.1", "0.0.0.0", ""] {
+        let why = choose(&port(ip), &all).unwrap_err();
+        assert_eq!(
+            why, "0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports.",
+            "{ip}"
+        );
+    }
+}
+
+#[test]
+fn wishes_of_both_sides_count() {
+    let wish = |kind: &str, app: &str, more: Value| {
+        let mut term = json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": app}}});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            term[key] = value.clone();
+        }
+        json!({"affinity": {kind: {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}}})
+    };
+    let web = || named("web", json!({"app": "web", "version": "2"}), json!({}));
+    // The one that is there wants this one near, or far.
+    for (kind, near) in [("podAffinity", true), ("podAntiAffinity", false)] {
+        let mut all = zones();
+        all.take("c", &named("cache", json!({"app": "cache"}), wish(kind, "web", json!({}))).into());
+        assert_eq!(choose(&web(), &all).unwrap() == "c", near, "{kind}");
+    }
+    // Only pods with the same value of a label count.
+    for (keys, near) in [
+        (json!({}), true),
+        (json!({"matchLabelKeys": ["version"]}), false),
+        (json!({"mismatchLabelKeys": ["version"]}), true),
+    ] {
+        let mut all = zones();
+        all.take("c", &named("web-1", json!({"app": "web", "version": "1"}), json!({})).into());
+        let new =
+            named("web", json!({"app": "web", "version": "2"}), wish("podAffinity", "web", keys.clone()));
+        assert_eq!(choose(&new, &all).unwrap() == "c", near, "{keys}");
+    }
+}
+
+#[test]
+fn replicas_spread_by_default() {
+    let mut all = Snapshot::default();
+    for (name, cpu) in [("large", 64_000), ("small", 2_000)] {
+        let mut node = node(name, json!({}));
+        node.allocatable = [("cpu".into(), cpu), ("memory".into(), cpu << 20), ("pods".into(), 1000)].into();
+        node.labels = [("kubernetes.io/hostname".into(), name.into())].into();
+        all.set_node(node);
+    }
+    let replica = |name: &str| PodView { name: name.into(), owner: "rs".into(), ..pod(cpu("500m")) };
+    all.take("large", &replica("first").into());
+    assert_eq!(choose(&replica("second"), &all).unwrap(), "small");
+    let mut none = Profile::default();
+    none.spread.clear();
+    assert_eq!(with(&none, &replica("second"), &all, &World::default()), "large");
+}
+
+#[test]
+fn volumes_of_a_driver_and_single_pods_are_limited() {
+    let (mut all, world) = (zones(), World::default());
+    let claim = |name: &str, modes: Value| {
+        let spec = json!({"volumeName": name, "accessModes": modes});
+        let meta = json!({"name": name, "namespace": "n", "annotations": {"pv.kubernetes.io/bind-completed": "yes"}});
+        world.claims.apply(serde_json::from_value(json!({"metadata": meta, "spec": spec})).unwrap());
+        let csi = json!({"driver": "disks", "volumeHandle": name});
+        world.volumes.apply(
+            serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"csi": csi}})).unwrap(),
+        );
+    };
+    claim("one", json!(["ReadWriteOnce"]));
+    claim("two", json!(["ReadWriteOnce"]));
+    claim("mine", json!(["ReadWriteOncePod"]));
+    for node in ["a", "b", "c"] {
+        let drivers = json!([{"name": "disks", "allocatable": {"count": 1}}]);
+        world.csi_nodes.apply(
+            serde_json::from_value(json!({"metadata": {"name": node}, "spec": {"drivers": drivers}}))
+                .unwrap(),
+        );
+    }
+    let using = |name: &str, claim: &str| {
+        named(
+            name,
+            json!({}),
+            json!({"volumes": [{"name": "d", "persistentVolumeClaim": {"claimName": claim}}]}),
+        )
+    };
+    let profile = Profile::default();
+    for node in ["a", "b"] {
+        all.take(node, &using(&format!("on-{node}"), "one").into());
+    }
+    assert_eq!(with(&profile, &using("p", "two"), &all, &world), "c");
+    assert!(
+        ["a", "b", "c"].contains(&with(&profile, &using("p", "one"), &all, &world).as_str()),
+        "the same volume again"
+    );
+    all.take("c", &using("on-c", "mine").into());
+    assert_eq!(
+        with(&profile, &using("p", "two"), &all, &world),
+        "0/3 nodes are available: 3 node(s) exceed max volume count."
+    );
+    assert_eq!(
+        with(&profile, &using("p", "mine"), &all, &world),
+        "0/3 nodes are available: 3 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode."
+    );
+}
+
+#[test]
+fn preemption_counts_anew_what_pods_are_near() {
+    // The pod may not be near to another, which is less important: that one goes.
+    let far = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "noisy"}}},
+    ]}}});
+    let (mut all, world, profile) = (zones(), World::default(), Profile::default());
+    for node in ["a", "c"] {
+        let noisy = PodView {
+            uid: node.into(),
+            ..named(&format!("noisy-{node}"), json!({"app": "noisy"}), json!({}))
+        };
+        all.take(node, &noisy.into());
+    }
+    let quiet = PodView { priority: 10, preempts: true, ..named("quiet", json!({}), far) };
+    let Choice::None { curable, nodes, .. } = super::choose(&quiet, &profile, &all, &world, 0) else {
+        panic!("room")
+    };
+    let found = preempt(&quiet, &profile, &curable, nodes, &all, &world).unwrap();
+    let victims: Vec<_> = found.victims.iter().map(|one| one.name.as_str()).collect();
+    assert!(
+        matches!((found.node.as_str(), victims.as_slice()), ("a", ["noisy-a"]) | ("c", ["noisy-c"])),
+        "{found:?}"
+    );
 }

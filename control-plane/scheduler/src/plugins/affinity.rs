@@ -8,7 +8,10 @@ use crate::cycle::{Cycle, Room};
 /// Refuses a node whose labels do not match.
 pub fn filter(cycle: &Cycle<'_>, room: &Room) -> Reasons {
     let (pod, node) = (cycle.pod, &room.node);
-    if placement::selects(&pod.node_selector, pod.affinity.as_deref(), &node.labels, &node.name) {
+    let added = cycle.profile.added_affinity.as_ref();
+    if added.is_none_or(|one| placement::matches(one, &node.labels, &node.name))
+        && placement::selects(&pod.node_selector, pod.affinity.as_deref(), &node.labels, &node.name)
+    {
         Vec::new()
     } else {
         vec!["node(s) didn't match Pod's node affinity/selector".to_owned()]

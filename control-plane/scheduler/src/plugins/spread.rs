@@ -8,12 +8,24 @@ use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 
 use super::{Reasons, normalized, taints};
 use crate::cycle::{Cycle, Room, Snapshot};
+use crate::profile::Profile;
 use crate::view::PodView;
 use crate::world::selector;
 
+/// Which pods a constraint counts.
+#[derive(Clone)]
+enum Pods {
+    /// Those with these labels, and the pod's own values of some.
+    Labelled(Selector, Vec<(String, String)>),
+    /// Those of the pod's owner.
+    OfOwner(String),
+}
+
 /// A constraint, and how many pods each domain has.
+#[derive(Clone)]
 pub struct Constraint {
     topology: String,
+    pods: Pods,
     max_skew: i64,
     min_domains: usize,
     /// Whether the pod counts itself.
@@ -21,21 +33,35 @@ pub struct Constraint {
     counts: HashMap<String, i64>,
 }
 
-/// The constraints of a pod, those that forbid nodes or those that only prefer some.
-pub fn constraints(pod: &PodView, snapshot: &Snapshot, hard: bool) -> Vec<Constraint> {
+/// The constraints of a pod, those that forbid nodes or those that only prefer some. A pod that has none, but an owner, has
+/// the profile's.
+pub fn constraints(pod: &PodView, snapshot: &Snapshot, profile: &Profile, hard: bool) -> Vec<Constraint> {
     let wanted = |one: &&TopologySpreadConstraint| (one.when_unsatisfiable == "DoNotSchedule") == hard;
+    if pod.spread.is_empty() && !pod.owner.is_empty() {
+        let given: Vec<_> = profile.spread.iter().filter(wanted).collect();
+        let owner = || Pods::OfOwner(pod.owner.clone());
+        // Nodes need not have the labels of all of them.
+        return given.iter().map(|one| constraint(pod, snapshot, one, owner(), &[])).collect();
+    }
     let given: Vec<_> = pod.spread.iter().filter(wanted).collect();
-    given.iter().map(|one| constraint(pod, snapshot, one, &given)).collect()
+    given.iter().map(|one| constraint(pod, snapshot, one, pods_of(pod, one), &given)).collect()
 }
 
 fn constraint(
     pod: &PodView,
     snapshot: &Snapshot,
     one: &TopologySpreadConstraint,
+    pods: Pods,
     all: &[&TopologySpreadConstraint],
 ) -> Constraint {
-    let pods = pods_of(pod, one);
-    let mut counts: HashMap<String, i64> = HashMap::new();
+    let mut constraint = Constraint {
+        topology: one.topology_key.clone(),
+        max_skew: i64::from(one.max_skew),
+        min_domains: usize::try_from(one.min_domains.unwrap_or(1)).unwrap_or(1),
+        own: matches(&pods, pod),
+        pods,
+        counts: HashMap::new(),
+    };
     for room in snapshot.nodes() {
         let labels = &room.node.labels;
         // A node that lacks a label of any constraint is in no domain.
@@ -52,32 +78,46 @@ fn constraint(
         if !selected || !tolerated {
             continue;
         }
-        let there = room
-            .pods
-            .values()
-            .filter(|other| other.namespace == pod.namespace && !other.deleting && matches(&pods, other));
-        *counts.entry(value.clone()).or_default() += i64::try_from(there.count()).unwrap_or(0);
+        let there = match &constraint.pods {
+            Pods::OfOwner(owner) => room.owners.get(owner).copied().unwrap_or(0),
+            pods => room.pods.values().filter(|other| counts(pods, pod, other)).count(),
+        };
+        *constraint.counts.entry(value.clone()).or_default() += i64::try_from(there).unwrap_or(0);
     }
-    Constraint {
-        topology: one.topology_key.clone(),
-        max_skew: i64::from(one.max_skew),
-        min_domains: usize::try_from(one.min_domains.unwrap_or(1)).unwrap_or(1),
-        own: matches(&pods, pod),
-        counts,
+    constraint
+}
+
+fn counts(pods: &Pods, pod: &PodView, other: &PodView) -> bool {
+    other.namespace == pod.namespace && !other.deleting && matches(pods, other)
+}
+
+impl Constraint {
+    /// Another pod of a node came (1) or went (-1).
+    pub fn change(&mut self, pod: &PodView, other: &PodView, room: &Room, by: i64) {
+        if counts(&self.pods, pod, other)
+            && let Some(value) = room.node.labels.get(&self.topology)
+            && let Some(count) = self.counts.get_mut(value)
+        {
+            *count += by;
+        }
     }
 }
 
 // `matchLabelKeys` adds the pod's own values; the API server writes them into the selector too, which does no harm.
-fn pods_of(pod: &PodView, one: &TopologySpreadConstraint) -> (Selector, Vec<(String, String)>) {
+fn pods_of(pod: &PodView, one: &TopologySpreadConstraint) -> Pods {
     let keys = one.match_label_keys.iter().flatten();
     let own = keys.filter_map(|key| Some((key.clone(), pod.labels.get(key)?.clone()))).collect();
-    (selector(one.label_selector.as_ref()), own)
+    Pods::Labelled(selector(one.label_selector.as_ref()), own)
 }
 
-fn matches(pods: &(Selector, Vec<(String, String)>), pod: &PodView) -> bool {
-    let (selector, own) = pods;
-    selector.matches(|key| pod.labels.get(key).map(String::as_str))
-        && own.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+fn matches(pods: &Pods, pod: &PodView) -> bool {
+    match pods {
+        Pods::OfOwner(owner) => pod.owner == *owner,
+        Pods::Labelled(selector, own) => {
+            selector.matches(|key| pod.labels.get(key).map(String::as_str))
+                && own.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+        }
+    }
 }
 
 /// Refuses a node whose domain would have too many.
@@ -102,7 +142,7 @@ pub fn filter(cycle: &Cycle<'_>, room: &Room) -> Reasons {
 
 /// Prefers domains with fewer pods, for constraints that forbid nothing.
 pub fn prefer_spread(cycle: &Cycle<'_>, rooms: &[&Room]) -> Vec<i64> {
-    let soft = constraints(cycle.pod, cycle.snapshot, false);
+    let soft = constraints(cycle.pod, cycle.snapshot, cycle.profile, false);
     if soft.is_empty() {
         return vec![0; rooms.len()];
     }
@@ -110,7 +150,8 @@ pub fn prefer_spread(cycle: &Cycle<'_>, rooms: &[&Room]) -> Vec<i64> {
         let there = soft.iter().map(|one| {
             let value = room.node.labels.get(&one.topology);
             // A node without the label is the last choice.
-            value.map_or(1_000_000, |value| one.counts.get(value).copied().unwrap_or(0))
+            let missing = if matches!(one.pods, Pods::OfOwner(_)) { 0 } else { 1_000_000 };
+            value.map_or(missing, |value| one.counts.get(value).copied().unwrap_or(0))
         });
         -there.sum::<i64>()
     };

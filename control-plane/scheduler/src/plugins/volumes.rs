@@ -16,6 +16,7 @@ pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 
 /// A claim of the pod, and what is known of it.
+#[derive(Clone)]
 pub enum Claim {
     /// It has this volume.
     Bound(Arc<PersistentVolume>),

@@ -7,6 +7,7 @@ fn scheduler() -> (Scheduler, mpsc::UnboundedReceiver<Ended>) {
     let client = nowhere();
     let (ended, endings) = mpsc::unbounded_channel();
     let scheduler = Scheduler {
+        turn: 0,
         client,
         options: Options::default(),
         snapshot: Snapshot::default(),
