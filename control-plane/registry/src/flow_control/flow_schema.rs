@@ -56,7 +56,7 @@ impl Strategy for FlowSchema {
         }
         for rule in crate::value::items_mut(spec, "rules") {
             for subject in crate::value::items_mut(rule, "subjects") {
-                if let Some(account) = crate::value::object(subject, "serviceAccount")
+                if let Some(account) = subject.get_mut("serviceAccount")
                     && account.get("name").is_some_and(|n| n == "")
                 {
                     crate::value::remove(account, "name");
