@@ -3,6 +3,7 @@
 mod bench;
 mod compat;
 mod demo;
+mod faults;
 mod guests;
 mod kubectl;
 mod languages;
@@ -23,6 +24,8 @@ enum Command {
     Test(test::Options),
     /// Measure, next to the peer where one can be installed.
     Bench(bench::Options),
+    /// Break servers while clients work, and check what the clients saw.
+    Faults(faults::Options),
     /// Check what reviewers would otherwise repeat.
     Tidy(tidy::Options),
     /// Write docs/compatibility.md from the end-to-end tests.
@@ -42,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Faults(options) => faults::run(&options),
         Command::Tidy(options) => tidy::run(&options),
         Command::Compat => compat::write().map(|path| println!("{}", path.display())),
         Command::Guests { languages } => {
