@@ -103,6 +103,11 @@ impl Cluster {
         self.host().map_or_else(|| curl(url), |host| host.curl(url))
     }
 
+    /// The program that the cluster runs.
+    pub fn program(&self) -> &Path {
+        &self.bin
+    }
+
     /// The data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")

@@ -267,7 +267,7 @@ impl Drop for Plugin {
 /// A plugin with one GPU that is none.
 pub(crate) fn plugin(cluster: &Cluster) -> Result<Plugin> {
     let data = cluster.data_dir();
-    let program = data.with_file_name("coracle");
+    let program = cluster.program();
     let directory = data.join("node").join("device-plugins");
     let mut command = cluster.command(program);
     command.arg("gpu-plugin").args(["--fake", "1"]).arg("--plugin-dir").arg(directory);
@@ -277,7 +277,7 @@ pub(crate) fn plugin(cluster: &Cluster) -> Result<Plugin> {
 /// The plugin looks for hardware, says what it found, and goes on where there is none.
 fn without_driver(cluster: &Cluster) -> Result<()> {
     let directory = cluster.data_dir().with_file_name("plugins");
-    let mut command = cluster.command(cluster.data_dir().with_file_name("coracle"));
+    let mut command = cluster.command(cluster.program());
     command.arg("gpu-plugin").arg("--plugin-dir").arg(&directory).arg("--cdi-dir").arg(&directory);
     let mut plugin = Plugin(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?);
     let said = plugin.0.stderr.take().context("standard error")?;

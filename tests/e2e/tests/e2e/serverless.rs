@@ -139,3 +139,22 @@ fn mission_m32_revisions_share_the_traffic() -> Result<()> {
     ensure!(old.starts_with("Hello from hello-00001-"), "{old}");
     Ok(())
 }
+
+/// Row: serverless: a revision whose image comes after its window without requests becomes ready all the same
+#[test]
+fn mission_m32_a_late_image_leaves_nothing_behind() -> Result<()> {
+    let cluster = Cluster::start(Profile::Loopback)?;
+    apply(&cluster, |text| text.replace("window: 10s", "window: 6s"))?;
+    // The first pause between two pulls is 10 s: at the second pull the window is over.
+    let pulls = ["get", "events", "--field-selector=reason=Pulling", "-o", "jsonpath={.items[*].count}"];
+    eventually("the image was pulled twice", Duration::from_secs(60), || {
+        let counts = cluster.kubectl(&pulls)?;
+        Ok(counts.split_whitespace().filter_map(|count| count.parse::<u32>().ok()).sum::<u32>() >= 2)
+    })?;
+    ensure!(pods(&cluster)? == 1, "the revision lost its pod before it could serve");
+    cluster.push("hello", "hello:v1")?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "ksvc/hello", "--timeout=60s"])?;
+    let answer = ask(&gateway(&cluster)?, "/")?;
+    ensure!(answer.starts_with("Hello from hello-00001-"), "{answer}");
+    Ok(())
+}
