@@ -1,5 +1,6 @@
 //! Real clients on the real binary. Each test says its profile.
 
+mod admission_policies;
 mod agent;
 mod aggregation;
 mod auth;
@@ -8,11 +9,14 @@ mod capabilities;
 mod clients;
 mod cluster;
 mod custom_resources;
+mod deletion;
 mod faults;
 mod hello;
+mod helm;
 mod infer;
 mod isolated;
 mod kube_rs;
+mod kubectl;
 mod languages;
 mod linux;
 mod network;
