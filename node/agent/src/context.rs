@@ -63,6 +63,8 @@ pub struct Context {
     pub dns: Dns,
     /// Devices that plugins serve.
     pub devices: coracle_devices::manager::Manager,
+    /// Storage drivers that have registered.
+    pub csi: crate::csi::Drivers,
     /// What an operator set.
     pub tuning: Tuning,
     /// What the node is short of.

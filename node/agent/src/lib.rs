@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
 pub mod context;
+pub mod csi;
 pub mod env;
 pub mod events;
 pub mod eviction;
@@ -93,6 +94,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         memory: machine.memory,
         dns: options.dns.clone(),
         devices: devices.clone(),
+        csi: Default::default(),
         tuning: options.tuning.clone(),
         pressure: tokio::sync::watch::channel(Default::default()).0,
         shutting_down: Default::default(),
@@ -109,6 +111,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         pods::source::run(context.clone(), pods.clone(), shutdown.clone()),
         eviction::run(context.clone(), pods.clone(), options.tuning.eviction.clone(), shutdown.clone()),
         node::shutdown::run(context.clone(), pods.clone(), shutdown.clone()),
+        csi::registration::run(context.clone(), shutdown.clone()),
         images::gc::run(context.clone(), options.tuning.images, shutdown.clone()),
         logs::rotate::run(context.clone(), shutdown.clone()),
         storage::run(context, shutdown.clone()),

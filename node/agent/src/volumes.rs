@@ -92,6 +92,9 @@ impl PodDir {
         if let Some(directory) = claimed.and_then(Claimed::directory) {
             return Some(PathBuf::from(directory));
         }
+        if let Some(path) = crate::csi::volume::place(&self.path, volume, claimed) {
+            return Some(path);
+        }
         let plugin = match plugin(volume) {
             _ if volume.empty_dir.is_some() => "kubernetes.io~empty-dir",
             Some(plugin) => plugin,
@@ -101,6 +104,11 @@ impl PodDir {
             None => return None,
         };
         is_component(&volume.name).then(|| self.path.join("volumes").join(plugin).join(&volume.name))
+    }
+
+    /// What a volume of the pod is bound to.
+    pub fn claimed(&self, volume: &str) -> Option<&Claimed> {
+        self.claims.get(volume)
     }
 
     /// Whether a volume is only to be read, whatever the container's mount says.
@@ -152,7 +160,10 @@ fn kind(volume: &Volume) -> String {
 pub fn unsupported(pod: &Pod) -> Option<Error> {
     volumes(pod).iter().find_map(|volume| {
         let claimed = volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
-        let mounted = volume.empty_dir.is_some() || volume.host_path.is_some() || volume.nfs.is_some();
+        let mounted = volume.empty_dir.is_some()
+            || volume.host_path.is_some()
+            || volume.nfs.is_some()
+            || volume.csi.is_some();
         let known = claimed || mounted || plugin(volume).is_some();
         (!known).then(|| Error::Unsupported { volume: volume.name.clone(), kind: kind(volume) })
     })
@@ -177,6 +188,10 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
         }
         if let Some(claimed) = dir.claims.get(&volume.name) {
             claimed.supported().map_err(|kind| Error::Unsupported { volume: volume.name.clone(), kind })?;
+        }
+        // Published by its driver before.
+        if volume.csi.is_some() || dir.claims.get(&volume.name).is_some_and(|c| c.spec.csi.is_some()) {
+            continue;
         }
         let path =
             dir.volume(volume).ok_or_else(|| failed("the name of the volume is not a file name".into()))?;

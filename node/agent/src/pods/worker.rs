@@ -416,6 +416,7 @@ impl Worker {
         let logs = self.context.log_directory(&self.pod);
         self.context.tokens.forget(&uid);
         let Some(dir) = PodDir::new(&self.context.root, &uid) else { return Ok(()) };
+        crate::csi::volume::give_back(&self.context, &dir).await?;
         tokio::task::spawn_blocking(move || -> std::io::Result<()> {
             dir.remove()?;
             match std::fs::remove_dir_all(&logs) {

@@ -43,7 +43,8 @@ impl Claimed {
         if self.spec.volume_mode.as_deref() == Some("Block") {
             return Err("volumeMode Block".to_owned());
         }
-        if self.spec.local.is_some() || self.spec.host_path.is_some() || self.spec.nfs.is_some() {
+        let known = self.spec.local.is_some() || self.spec.host_path.is_some() || self.spec.nfs.is_some();
+        if known || self.spec.csi.is_some() {
             return Ok(());
         }
         let fields = serde_json::to_value(&self.spec).unwrap_or_default();
@@ -92,7 +93,10 @@ mod tests {
         };
         assert_eq!(claimed(json!({"local": {"path": "/a"}})).supported(), Ok(()));
         let csi = json!({"csi": {"driver": "d", "volumeHandle": "h"}, "accessModes": ["ReadWriteOnce"], "capacity": {}});
-        assert_eq!(claimed(csi).supported(), Err("csi".to_owned()));
+        assert_eq!(claimed(csi).supported(), Ok(()));
+        let other =
+            json!({"rbd": {"image": "i", "monitors": []}, "accessModes": ["ReadWriteOnce"], "capacity": {}});
+        assert_eq!(claimed(other).supported(), Err("rbd".to_owned()));
         let block = json!({"local": {"path": "/dev/x"}, "volumeMode": "Block"});
         assert!(claimed(block).supported().is_err());
     }

@@ -1,0 +1,325 @@
+//! Volumes of drivers: staged once a node, published once a pod, and given back when the pod is gone. What was published
+//! is written beside it, so that another agent can give it back.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, Pod, SecretReference, Volume};
+use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use kube::Api;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Driver, v1, words};
+use crate::context::Context;
+use crate::objects::Kind;
+use crate::volumes::PodDir;
+use crate::volumes::claims::Claimed;
+use v1::volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode};
+
+/// The directory of volumes of drivers, in a pod's.
+pub const PLUGIN: &str = "kubernetes.io~csi";
+const RECORD: &str = "vol_data.json";
+const MOUNT: &str = "mount";
+
+/// What was published; the kubelet writes the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    driver_name: String,
+    volume_handle: String,
+    spec_vol_id: String,
+    node_name: String,
+    volume_lifecycle_mode: String,
+    /// Where it was staged; empty: it was not.
+    #[serde(default)]
+    staged: String,
+}
+
+/// A volume as the pod's spec or its claim has it.
+struct Wish {
+    source: CSIPersistentVolumeSource,
+    /// Made for this pod, without a PersistentVolume.
+    inline: bool,
+    /// The directory's name: the volume of the pod, or the PersistentVolume.
+    name: String,
+    mode: Mode,
+    flags: Vec<String>,
+    read_only: bool,
+}
+
+fn hash(parts: &[&str]) -> String {
+    hex::encode(Sha256::digest(parts.concat()))
+}
+
+fn wish(pod: &Pod, volume: &Volume, claimed: Option<&Claimed>) -> Option<Wish> {
+    if let Some(csi) = &volume.csi {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let source = CSIPersistentVolumeSource {
+            driver: csi.driver.clone(),
+            volume_handle: format!("csi-{}", hash(&[uid, &volume.name])),
+            fs_type: csi.fs_type.clone(),
+            volume_attributes: csi.volume_attributes.clone(),
+            node_publish_secret_ref: csi.node_publish_secret_ref.as_ref().map(|s| SecretReference {
+                name: Some(s.name.clone()),
+                namespace: pod.metadata.namespace.clone(),
+            }),
+            ..Default::default()
+        };
+        let read_only = csi.read_only == Some(true);
+        return Some(Wish {
+            source,
+            inline: true,
+            name: volume.name.clone(),
+            mode: Mode::SingleNodeWriter,
+            flags: Vec::new(),
+            read_only,
+        });
+    }
+    let claimed = claimed?;
+    let source = claimed.spec.csi.clone()?;
+    let mode = match claimed.spec.access_modes.iter().flatten().next().map(String::as_str) {
+        Some("ReadWriteMany") => Mode::MultiNodeMultiWriter,
+        Some("ReadOnlyMany") => Mode::MultiNodeReaderOnly,
+        _ => Mode::SingleNodeWriter,
+    };
+    Some(Wish {
+        read_only: claimed.read_only || source.read_only == Some(true),
+        source,
+        inline: false,
+        name: claimed.name.clone(),
+        mode,
+        flags: claimed.spec.mount_options.clone().unwrap_or_default(),
+    })
+}
+
+/// Where a volume of a driver lies on this node.
+pub fn place(pod_dir: &Path, volume: &Volume, claimed: Option<&Claimed>) -> Option<PathBuf> {
+    let name = match (&volume.csi, claimed) {
+        (Some(_), _) => &volume.name,
+        (None, Some(claimed)) if claimed.spec.csi.is_some() => &claimed.name,
+        _ => return None,
+    };
+    let is_name = !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0']);
+    is_name.then(|| pod_dir.join("volumes").join(PLUGIN).join(name).join(MOUNT))
+}
+
+/// Publishes every volume of a driver that the pod has and that is not published yet.
+///
+/// # Errors
+/// Which volume, and the words of a `FailedMount` Event.
+pub async fn publish(context: &Context, pod: &Pod, dir: &PodDir) -> Result<(), (String, String)> {
+    for volume in crate::volumes::volumes(pod) {
+        let claimed = dir.claimed(&volume.name);
+        let Some(wish) = wish(pod, volume, claimed) else { continue };
+        let failed = |words: String| (volume.name.clone(), words);
+        let target = place(&dir.path, volume, claimed)
+            .ok_or_else(|| failed("the name of the volume is not a file name".to_owned()))?;
+        let Some(home) = target.parent() else { continue };
+        if home.join(RECORD).is_file() && target.exists() {
+            continue;
+        }
+        publish_one(context, pod, &wish, home, &target).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn publish_one(
+    context: &Context,
+    pod: &Pod,
+    wish: &Wish,
+    home: &Path,
+    target: &Path,
+) -> Result<(), String> {
+    let (source, name) = (&wish.source, wish.source.driver.as_str());
+    let mut driver = context.csi.get(name).await?;
+    let api: Api<CSIDriver> = Api::all(context.client.clone());
+    let object = api.get_opt(name).await.map_err(|e| format!("read CSIDriver {name}: {e}"))?;
+    let spec = object.map(|o| o.spec).unwrap_or_default();
+    let modes = spec.volume_lifecycle_modes.clone().unwrap_or_else(|| vec!["Persistent".to_owned()]);
+    let mode = if wish.inline { "Ephemeral" } else { "Persistent" };
+    if !modes.iter().any(|m| m == mode) {
+        return Err(format!(
+            "volume mode \"{mode}\" not supported by driver {name} (only supports {modes:?})"
+        ));
+    }
+    let attached = match !wish.inline && spec.attach_required != Some(false) {
+        true => attachment(context, source).await?,
+        false => HashMap::new(),
+    };
+    let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group);
+    let mount = MountVolume {
+        fs_type: source.fs_type.clone().unwrap_or_default(),
+        mount_flags: wish.flags.clone(),
+        volume_mount_group: group.filter(|_| driver.groups).map(|g| g.to_string()).unwrap_or_default(),
+    };
+    let capability = v1::VolumeCapability {
+        access_type: Some(AccessType::Mount(mount)),
+        access_mode: Some(AccessMode { mode: wish.mode.into() }),
+    };
+    let mut about: HashMap<String, String> =
+        source.volume_attributes.clone().unwrap_or_default().into_iter().collect();
+    if wish.inline || spec.pod_info_on_mount == Some(true) {
+        about.extend(pod_info(pod, wish.inline));
+    }
+    let record = Record {
+        driver_name: name.to_owned(),
+        volume_handle: source.volume_handle.clone(),
+        spec_vol_id: wish.name.clone(),
+        node_name: context.node_name.clone(),
+        volume_lifecycle_mode: mode.to_owned(),
+        staged: String::new(),
+    };
+    let staged = if driver.stages && !wish.inline {
+        let path = staging(&context.root, name, &source.volume_handle);
+        make(&path)?;
+        let request = v1::NodeStageVolumeRequest {
+            volume_id: source.volume_handle.clone(),
+            publish_context: attached.clone(),
+            staging_target_path: path.display().to_string(),
+            volume_capability: Some(capability.clone()),
+            secrets: secrets(context, source.node_stage_secret_ref.as_ref()).await?,
+            volume_context: source.volume_attributes.clone().unwrap_or_default().into_iter().collect(),
+        };
+        // First, so that what is half done is undone too.
+        write(home, &Record { staged: path.display().to_string(), ..record.clone() })?;
+        driver.client.node_stage_volume(request).await.map_err(|e| words(name, &e))?;
+        path.display().to_string()
+    } else {
+        write(home, &record)?;
+        String::new()
+    };
+    let request = v1::NodePublishVolumeRequest {
+        volume_id: source.volume_handle.clone(),
+        publish_context: attached,
+        staging_target_path: staged,
+        target_path: target.display().to_string(),
+        volume_capability: Some(capability),
+        readonly: wish.read_only,
+        secrets: secrets(context, source.node_publish_secret_ref.as_ref()).await?,
+        volume_context: about,
+    };
+    driver.client.node_publish_volume(request).await.map_err(|e| words(name, &e))?;
+    Ok(())
+}
+
+fn pod_info(pod: &Pod, inline: bool) -> [(String, String); 5] {
+    let key = |name: &str| format!("csi.storage.k8s.io/{name}");
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let account = pod.spec.as_ref().and_then(|s| s.service_account_name.clone()).unwrap_or_default();
+    [
+        (key("pod.name"), text(&pod.metadata.name)),
+        (key("pod.namespace"), text(&pod.metadata.namespace)),
+        (key("pod.uid"), text(&pod.metadata.uid)),
+        (key("serviceAccount.name"), account),
+        (key("ephemeral"), inline.to_string()),
+    ]
+}
+
+/// What the attacher said of a volume that is attached to this node.
+async fn attachment(
+    context: &Context,
+    source: &CSIPersistentVolumeSource,
+) -> Result<HashMap<String, String>, String> {
+    let name = format!("csi-{}", hash(&[&source.volume_handle, &source.driver, &context.node_name]));
+    let api: Api<VolumeAttachment> = Api::all(context.client.clone());
+    let found = api.get_opt(&name).await.map_err(|e| format!("read VolumeAttachment {name}: {e}"))?;
+    let status = found.and_then(|a| a.status);
+    match status {
+        Some(status) if status.attached => {
+            Ok(status.attachment_metadata.unwrap_or_default().into_iter().collect())
+        }
+        _ => Err(format!(
+            "volume {} is not attached to this node yet: VolumeAttachment {name} is awaited, because driver {} needs one (attachRequired)",
+            source.volume_handle, source.driver
+        )),
+    }
+}
+
+async fn secrets(
+    context: &Context,
+    reference: Option<&SecretReference>,
+) -> Result<HashMap<String, String>, String> {
+    let Some(reference) = reference else { return Ok(HashMap::new()) };
+    let (name, namespace) =
+        (reference.name.clone().unwrap_or_default(), reference.namespace.clone().unwrap_or_default());
+    let keys = context.objects.get(Kind::Secret, &namespace, &name).await.map_err(|e| e.to_string())?;
+    let text = |value: &Vec<u8>| String::from_utf8_lossy(value).into_owned();
+    Ok(keys.iter().map(|(key, value)| (key.clone(), text(value))).collect())
+}
+
+fn staging(root: &Path, driver: &str, handle: &str) -> PathBuf {
+    let driver: String = driver.chars().filter(|c| *c != '/').collect();
+    root.join("plugins/kubernetes.io/csi").join(driver).join(hash(&[handle])).join("globalmount")
+}
+
+fn make(path: &Path) -> Result<(), String> {
+    std::fs::create_dir_all(path).map_err(|e| format!("create {}: {e}", path.display()))
+}
+
+fn write(home: &Path, record: &Record) -> Result<(), String> {
+    make(home)?;
+    let text = serde_json::to_vec(record).map_err(|e| e.to_string())?;
+    let path = home.join(RECORD);
+    std::fs::write(&path, text).map_err(|e| format!("write {}: {e}", path.display()))
+}
+
+/// What is recorded in a pod's directory, by the volume's own directory.
+fn recorded(pod_dir: &Path) -> BTreeMap<PathBuf, Record> {
+    let Ok(entries) = std::fs::read_dir(pod_dir.join("volumes").join(PLUGIN)) else { return BTreeMap::new() };
+    let read = |home: PathBuf| {
+        let record = serde_json::from_slice(&std::fs::read(home.join(RECORD)).ok()?).ok()?;
+        Some((home, record))
+    };
+    entries.take(10_000).flatten().filter_map(|entry| read(entry.path())).collect()
+}
+
+/// Gives back what a pod has of drivers: before its directory is removed.
+///
+/// # Errors
+/// What a driver says: it is tried again, and nothing is deleted before.
+pub async fn give_back(context: &Context, dir: &PodDir) -> anyhow::Result<()> {
+    for (home, record) in recorded(&dir.path) {
+        let name = record.driver_name.as_str();
+        let mut driver = context.csi.get(name).await.map_err(anyhow::Error::msg)?;
+        unpublish(&mut driver, &record, &home.join(MOUNT)).await?;
+        std::fs::remove_file(home.join(RECORD))?;
+        if !record.staged.is_empty() && !is_used(&context.root, &record) {
+            let request = v1::NodeUnstageVolumeRequest {
+                volume_id: record.volume_handle.clone(),
+                staging_target_path: record.staged.clone(),
+            };
+            let unstaged = driver.client.node_unstage_volume(request).await;
+            unstaged.map_err(|e| anyhow::anyhow!(words(name, &e)))?;
+            // What a driver leaves in it is not the agent's to delete.
+            let _ = std::fs::remove_dir(&record.staged);
+            let _ = Path::new(&record.staged).parent().map(std::fs::remove_dir);
+        }
+    }
+    Ok(())
+}
+
+async fn unpublish(driver: &mut Driver, record: &Record, target: &Path) -> anyhow::Result<()> {
+    let request = v1::NodeUnpublishVolumeRequest {
+        volume_id: record.volume_handle.clone(),
+        target_path: target.display().to_string(),
+    };
+    let done = driver.client.node_unpublish_volume(request).await;
+    done.map_err(|e| anyhow::anyhow!(words(&driver.name, &e)))?;
+    // The driver removes its target; a directory that it left has to be empty.
+    match std::fs::remove_dir(target) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(anyhow::Error::new(error).context(format!("remove {}", target.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether another pod of this node has the volume.
+fn is_used(root: &Path, record: &Record) -> bool {
+    let Ok(pods) = std::fs::read_dir(root.join("pods")) else { return false };
+    let same = |other: &Record| {
+        other.driver_name == record.driver_name && other.volume_handle == record.volume_handle
+    };
+    pods.flatten().any(|pod| recorded(&pod.path()).values().any(same))
+}
