@@ -1,5 +1,5 @@
 //! Pod Security: what a namespace's labels let its pods do. `enforce` refuses pods, `warn` tells the client, `audit` goes to the
-//! server's log.
+//! audit log.
 
 mod checks;
 
@@ -77,12 +77,16 @@ impl Admission for PodSecurity {
             let policy = format!("PodSecurity \"{}:{version}\"", level.word());
             (!wrong.is_empty()).then(|| format!("{policy}: {}", wrong.join(", ")))
         };
+        if let Some(level) = meta::label(&namespace, &format!("{PREFIX}enforce")).filter(|_| pod) {
+            let version = meta::label(&namespace, &format!("{PREFIX}enforce-version")).unwrap_or("latest");
+            cx.annotations.add(format!("{PREFIX}enforce-policy"), format!("{level}:{version}"));
+        }
         if let Some(why) = verdict("enforce").filter(|_| pod) {
             let name = meta::name(obj).or(cx.name.as_deref()).unwrap_or_default();
             return Err(Status::forbidden(&GroupResource::new("", "pods"), name, format!("violates {why}")));
         }
         if let Some(why) = verdict("audit") {
-            tracing::info!(target: "audit", user = cx.user.name, path = cx.path, "would violate {why}");
+            cx.annotations.add(format!("{PREFIX}audit-violations"), format!("would violate {why}"));
         }
         if let Some(why) = verdict("warn") {
             cx.warnings.add(format!("would violate {why}"));

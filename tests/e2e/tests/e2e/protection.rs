@@ -107,7 +107,7 @@ fn calls_are_audited() -> Result<()> {
     let policy = folder.path().join("policy.yaml");
     std::fs::write(
         &policy,
-        "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n- level: Request\n  users: [kubernetes-admin]\n  resources: [{group: '', resources: [configmaps]}]\n- level: None\n",
+        "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n- level: Request\n  users: [kubernetes-admin]\n  resources: [{group: '', resources: [configmaps]}]\n- level: Metadata\n  users: [kubernetes-admin]\n  verbs: [create]\n  resources: [{group: '', resources: [pods]}]\n- level: None\n",
     )?;
     std::fs::set_permissions(&policy, PermissionsExt::from_mode(0o644))?;
     let log = folder.path().join("audit.log");
@@ -118,10 +118,19 @@ fn calls_are_audited() -> Result<()> {
     cluster.kubectl(&["create", "configmap", "told", "--from-literal=k=v"])?;
     cluster.kubectl(&["create", "namespace", "untold"])?;
     cluster.kubectl_fails(&["create", "configmap", "told"])?;
+    let label = "pod-security.kubernetes.io/audit=restricted";
+    cluster.kubectl(&["label", "namespace", "untold", label])?;
+    cluster.kubectl(&["run", "loose", "-n", "untold", "--image=none.invalid/none"])?;
     cluster.stop()?;
     let text = std::fs::read_to_string(&log)?;
     let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    let created: Vec<&Value> = events.iter().filter(|e| e["verb"] == "create").collect();
+    let (pods, others): (Vec<&Value>, Vec<&Value>) =
+        events.iter().partition(|e| e["objectRef"]["resource"] == "pods");
+    let violations = &pods.first().context("the pod is not told")?["annotations"];
+    let violations = &violations["pod-security.kubernetes.io/audit-violations"];
+    let words = "would violate PodSecurity \"restricted:latest\"";
+    ensure!(violations.as_str().is_some_and(|v| v.starts_with(words)), "{text}");
+    let created: Vec<&Value> = others.into_iter().filter(|e| e["verb"] == "create").collect();
     ensure!(created.len() == 2, "{text}");
     let (first, second) = (created[0], created[1]);
     ensure!(first["requestObject"]["data"]["k"] == "v" && first["objectRef"]["name"] == "told", "{first}");
@@ -129,7 +138,7 @@ fn calls_are_audited() -> Result<()> {
     ensure!(first["userAgent"].as_str().is_some_and(|a| a.starts_with("kubectl/")), "{first}");
     ensure!(first["annotations"]["authorization.k8s.io/decision"] == "allow", "{first}");
     ensure!(second["responseStatus"]["reason"] == "AlreadyExists", "{second}");
-    ensure!(!text.contains("untold"), "{text}");
+    ensure!(!text.contains("\"resource\":\"namespaces\""), "{text}");
     Ok(())
 }
 
