@@ -120,13 +120,15 @@ fn calls_are_audited() -> Result<()> {
     cluster.kubectl_fails(&["create", "configmap", "told"])?;
     let label = "pod-security.kubernetes.io/audit=restricted";
     cluster.kubectl(&["label", "namespace", "untold", label])?;
-    cluster.kubectl(&["run", "loose", "-n", "untold", "--image=none.invalid/none"])?;
+    eventually("the namespace has its service account", SOON, || {
+        Ok(cluster.kubectl(&["run", "loose", "-n", "untold", "--image=none.invalid/none"]).is_ok())
+    })?;
     cluster.stop()?;
     let text = std::fs::read_to_string(&log)?;
     let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     let (pods, others): (Vec<&Value>, Vec<&Value>) =
         events.iter().partition(|e| e["objectRef"]["resource"] == "pods");
-    let violations = &pods.first().context("the pod is not told")?["annotations"];
+    let violations = &pods.last().context("the pod is not told")?["annotations"];
     let violations = &violations["pod-security.kubernetes.io/audit-violations"];
     let words = "would violate PodSecurity \"restricted:latest\"";
     ensure!(violations.as_str().is_some_and(|v| v.starts_with(words)), "{text}");
