@@ -180,6 +180,8 @@ impl Machines {
             format!("--runtime-endpoint=unix://{}", self.shown(&format!("cri-{index}.sock"))),
             format!("--root-dir={}", self.shown(&format!("node-{index}"))),
             format!("--cluster-dns={DNS}"),
+            // The disk that the test runs on may be fuller than a node's should be.
+            "--eviction-hard=memory.available<100Mi".into(),
             format!("--service-cidr={SERVICES}"),
             "--network=routed".into(),
         ];
