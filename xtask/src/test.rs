@@ -67,15 +67,18 @@ pub fn install_missing(programs: &[(&str, &str)]) -> Result<()> {
         .with_context(|| format!("{} are needed", missing.join(", ")))
 }
 
-fn run_tests(options: &Options, (kubectl, python): &(PathBuf, PathBuf)) -> Result<()> {
+fn run_tests(options: &Options, (same, python): &(PathBuf, PathBuf)) -> Result<()> {
     shown(cargo().args(["build", "--workspace", "--bins"]).current_dir(root()))?;
+    let (oldest, newest) = kubectl::oldest_and_newest()?;
     let mut command = cargo();
     command
         .args(["test", "--workspace", "--no-fail-fast"])
         .current_dir(root())
         .env("CORACLE_BIN", root().join("target/debug/coracle"))
         .env("CORACLE_GUESTS", guests::folder())
-        .env("CORACLE_KUBECTL", kubectl)
+        .env("CORACLE_KUBECTL", same)
+        .env("CORACLE_KUBECTL_OLDEST", oldest)
+        .env("CORACLE_KUBECTL_NEWEST", newest)
         .env("CORACLE_PYTHON", python);
     if options.fast {
         command.args(["--exclude", "coracle-e2e"]).env("CORACLE_TEST_FAST", "1");

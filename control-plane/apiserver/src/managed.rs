@@ -2,19 +2,43 @@
 
 use coracle_api::apply::{self, Node, Operation, Scope, Writer};
 use coracle_api::{meta, schema, time};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::call::Target;
+use crate::resource::ResourceDef;
 use crate::state::Served;
 
 const MANAGED: &str = "managedFields";
 
 /// The type of a resource's objects; `None` where nothing is known of it, and nothing is tracked.
 pub(crate) fn node(served: &Served) -> Option<Node<'_>> {
-    match &served.def.schema {
+    node_of(&served.def)
+}
+
+fn node_of(def: &ResourceDef) -> Option<Node<'_>> {
+    match &def.schema {
         Some(schema) => Some(Node::Object(schema)),
-        None => schema::for_gvk(&served.gvk).map(Node::Type),
+        None => schema::for_gvk(&def.gvk()).map(Node::Type),
     }
+}
+
+/// Records that a part of the server itself changed the status.
+pub(crate) fn status_changed(def: &ResourceDef, manager: &str, at: Timestamp, old: &Value, new: &mut Value) {
+    let Some(node) = node_of(def) else { return };
+    let entries = old.pointer("/metadata/managedFields").and_then(apply::decode).unwrap_or_default();
+    if entries.is_empty() {
+        return;
+    }
+    let writer = Writer {
+        manager: manager.to_owned(),
+        operation: Operation::Update,
+        api_version: def.api_version(),
+        subresource: "status".into(),
+        time: time::seconds(at),
+    };
+    let entries = apply::after_update(node, old, new, entries, &writer, Scope::Status);
+    put(new, apply::encode(entries));
 }
 
 /// An object of the resource before anybody set anything.

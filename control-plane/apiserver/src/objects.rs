@@ -7,6 +7,7 @@ use bytes::Bytes;
 use coracle_api::{GroupResource, Status};
 use coracle_store::{KeyValue, Range, RangeResponse, Store, Txn, TxnResponse};
 use futures::FutureExt;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::codec;
@@ -131,6 +132,31 @@ impl Objects {
             }
         }
         Err(Status::modified(&gr, name))
+    }
+
+    /// The same for a change of the status that `manager` is to own.
+    ///
+    /// # Errors
+    /// Those of [`Objects::update`].
+    pub async fn update_status<F>(
+        &self,
+        (group, plural): (&str, &str),
+        namespace: Option<&str>,
+        name: &str,
+        (manager, now): (&str, Timestamp),
+        mut change: F,
+    ) -> Result<Value, Status>
+    where
+        F: FnMut(&mut Value) -> Result<(), Status> + Send,
+    {
+        let def = self.known(group, plural)?;
+        let owned = |obj: &mut Value| {
+            let old = obj.clone();
+            change(obj)?;
+            crate::managed::status_changed(&def, manager, now, &old, obj);
+            Ok(())
+        };
+        self.update(group, plural, namespace, name, owned).await
     }
 
     pub(crate) async fn fetch(

@@ -53,6 +53,10 @@ fn set_template_generation(obj: &mut Value, generation: i64) {
 #[async_trait::async_trait]
 impl Strategy for DaemonSet {
     fn default(&self, obj: &mut Value) {
+        // As Kubernetes' conversion does, so that who creates the object owns it.
+        if meta::annotation(obj, TEMPLATE_GENERATION).is_none() {
+            set_template_generation(obj, 1);
+        }
         if let Some(status) = object(obj, "status") {
             for count in COUNTS {
                 set_default(status, count, 0);

@@ -141,6 +141,7 @@ fn resources(
     authorizer: &Arc<Authorizers>,
 ) -> Vec<ResourceDef> {
     let mut all = vec![
+        pod::bind::resource(),
         component_status::resource(store),
         config_map::resource(),
         endpoints::resource(options),

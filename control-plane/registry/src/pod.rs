@@ -1,6 +1,6 @@
 //! Pod.
 
-mod bind;
+pub mod bind;
 mod columns;
 pub mod defaults;
 mod ephemeral_containers;

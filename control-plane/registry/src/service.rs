@@ -130,11 +130,12 @@ impl Strategy for Service {
         if kind == Kind::LoadBalancer {
             set_default(spec, "allocateLoadBalancerNodePorts", true);
         }
-        one_and_many(spec);
     }
 
     async fn prepare_for_create(&self, cx: &StrategyContext<'_>, obj: &mut Value) -> Result<(), Status> {
         reset(obj, "status", json!({"loadBalancer": {}}));
+        // Not a default: nobody owns what is completed here.
+        one_and_many(obj);
         allocation::allocate(&self.allocator, cx, obj, None).await
     }
 
@@ -150,6 +151,7 @@ impl Strategy for Service {
         new: &mut Value,
         old: &Value,
     ) -> Result<(), Status> {
+        one_and_many(new);
         allocation::carry_over(new, old);
         allocation::drop_stale(new, old);
         allocation::allocate(&self.allocator, cx, new, Some(old)).await
@@ -209,7 +211,8 @@ impl Strategy for Service {
 }
 
 /// `clusterIP` is the first of `clusterIPs`; a client may give either.
-fn one_and_many(spec: &mut Value) {
+fn one_and_many(obj: &mut Value) {
+    let Some(spec) = obj.get_mut("spec") else { return };
     let one = text(spec, "/clusterIP").to_string();
     let first = items(spec, "/clusterIPs").first().and_then(Value::as_str).unwrap_or_default().to_string();
     if !one.is_empty() && first.is_empty() {

@@ -1,10 +1,14 @@
-//! `pods/binding`: puts a pod on a node. The scheduler's only write.
+//! `pods/binding` and `bindings`: put a pod on a node. The scheduler's only write.
+
+use std::sync::Arc;
 
 use axum::body::Body;
 use coracle_api::meta::{self, GroupResource};
 use coracle_api::status::Status;
 use coracle_api::time;
-use coracle_apiserver::{SubresourceHandler, SubresourceRequest};
+use coracle_apiserver::{
+    Objects, RequestContext, ResourceDef, Strategy, StrategyContext, SubresourceHandler, SubresourceRequest,
+};
 use http::Response;
 use serde_json::{Value, json};
 
@@ -25,19 +29,46 @@ impl SubresourceHandler for Bind {
             other if other == name => {}
             _ => return Err(Status::bad_request("name in URL does not match name in Binding object")),
         }
-        check(&binding)?;
-        let now = time::seconds(cx.now);
-        if cx.dry_run {
-            let mut pod = existing(&request.objects, "", "pods", namespace, name).await?;
-            assign(&mut pod, &binding, name, &now)?;
-        } else {
-            request
-                .objects
-                .update("", "pods", namespace, name, |pod| assign(pod, &binding, name, &now))
-                .await?;
-        }
+        bind(&cx, &request.objects, namespace, name, &binding).await?;
         Ok(created())
     }
+}
+
+/// The resource `bindings`: a Binding that names its pod itself.
+pub fn resource() -> ResourceDef {
+    ResourceDef::new("", "v1", "Binding", "bindings", Arc::new(Binding)).verbs(&["create"])
+}
+
+struct Binding;
+
+#[async_trait::async_trait]
+impl Strategy for Binding {
+    fn is_review(&self) -> bool {
+        true
+    }
+
+    async fn answer(&self, cx: &StrategyContext<'_>, obj: &mut Value) -> Result<(), Status> {
+        let name = text(obj, "/metadata/name").to_owned();
+        bind(cx.request, cx.objects, cx.request.namespace.as_deref(), &name, obj).await?;
+        *obj = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+        Ok(())
+    }
+}
+
+async fn bind(
+    cx: &RequestContext,
+    objects: &Objects,
+    namespace: Option<&str>,
+    name: &str,
+    binding: &Value,
+) -> Result<(), Status> {
+    check(binding)?;
+    let now = time::seconds(cx.now);
+    if cx.dry_run {
+        let mut pod = existing(objects, "", "pods", namespace, name).await?;
+        return assign(&mut pod, binding, name, &now);
+    }
+    objects.update("", "pods", namespace, name, |pod| assign(pod, binding, name, &now)).await.map(drop)
 }
 
 fn check(binding: &Value) -> Result<(), Status> {

@@ -104,7 +104,8 @@ async fn ask_budget(
     }
     let budget = text(budget, "/metadata/name");
     let taken = |b: &mut Value| take(b, name, &now);
-    objects.update("policy", "poddisruptionbudgets", namespace, budget, taken).await.map(|_| ())
+    let resource = ("policy", "poddisruptionbudgets");
+    objects.update_status(resource, namespace, budget, ("kube-apiserver", cx.now), taken).await.map(drop)
 }
 
 /// Whether a pod runs and is not ready.

@@ -96,6 +96,16 @@ impl Client {
         (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
     }
 
+    /// Waits until a path is answered with this code, for a while.
+    pub async fn until(&self, path: &str, code: u16) {
+        let wait = async {
+            while self.get(path).await.0 != code {
+                tokio::task::yield_now().await;
+            }
+        };
+        let _ = tokio::time::timeout(EVENT_TIMEOUT, wait).await;
+    }
+
     /// The events of a watch until the first DELETED, or until none comes for a while.
     pub async fn watch(&self, path: &str) -> Vec<(String, Value)> {
         let response = self.response("GET", path, &[], &Value::Null).await;

@@ -40,12 +40,7 @@ async fn gone(client: &Client, kind: &Kind, name: &str, found: &mut Findings) {
     }
     if left["kind"] == "CustomResourceDefinition" {
         // Its objects are looked for first.
-        for _ in 0..500 {
-            if client.get(&at).await.0 == 404 {
-                break;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
+        client.until(&at, 404).await;
     }
     found.code("get after a delete", 404, client.get(&at).await);
 }
