@@ -60,7 +60,7 @@ pub struct Bucket {
 }
 
 /// Why an operation failed: the guest's error, or the end of the container.
-enum Failure {
+pub(crate) enum Failure {
     Guest(Error),
     Container(wasmtime::Error),
 }
@@ -77,7 +77,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-type Outcome<T> = Result<T, Failure>;
+pub(crate) type Outcome<T> = Result<T, Failure>;
 
 /// What the instances of a container share. Blocking.
 pub(crate) fn prepare(
