@@ -78,7 +78,7 @@ pub(crate) async fn serve(
         if let Some(Ok(id)) = id.map(HeaderValue::try_from) {
             headers.insert(AUDIT_ID, id);
         }
-        if let Some(flow) = track.flow {
+        if let Some(flow) = track.flow.filter(|flow| !flow.schema_uid.is_empty()) {
             headers.insert(FLOW_SCHEMA, flow.schema_uid.clone());
             headers.insert(PRIORITY_LEVEL, flow.level_uid.clone());
         }

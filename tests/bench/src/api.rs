@@ -12,17 +12,22 @@ use serde_json::json;
 use crate::connection::{Ask, Endpoint};
 use crate::figures::Figures;
 use crate::load::{Load, Outcome};
+use crate::watch;
 
 const SUITE: &str = "api";
 const CLIENTS: [usize; 3] = [1, 16, 64];
 /// How many ConfigMaps are read and listed.
 const LISTED: u64 = 1000;
+/// Objects of a long list.
+const MANY: u64 = 16_000;
 /// A rate of creates ends here at the latest, so that the disk is bounded.
 const MOST_CREATED: u64 = 200_000;
 
 pub async fn run(cluster: &Cluster, duration: Duration, figures: &mut Figures) -> Result<()> {
     let endpoint = Endpoint::read(&cluster.data_dir().join("kubeconfig")).await?;
     let pid = cluster.pid("server")?;
+    let idle = crate::process::memory(pid).context("memory of the idle server")?.rss;
+    figures.add(SUITE, "idle/server/rss", "MiB", Some(idle as f64 / 1_048_576.0));
     let mut connection = endpoint.connect().await?;
     for name in ["bench-read", "bench-write"] {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
@@ -52,11 +57,26 @@ pub async fn run(cluster: &Cluster, duration: Duration, figures: &mut Figures) -
             load(clients, MOST_CREATED).run(&writes, |number| create("bench-write", number)).await?;
         report(figures, "create", clients, &created);
     }
+    let created = writes.load(std::sync::atomic::Ordering::Relaxed);
+    let memory = |figures: &mut Figures, when: &str| -> Result<()> {
+        let rss = crate::process::memory(pid).context("memory of the server")?.rss;
+        figures.add(SUITE, format!("{when}/server/rss"), "MiB", Some(rss as f64 / 1_048_576.0));
+        Ok(())
+    };
+    memory(figures, "after-creates")?;
+    figures.add(SUITE, "after-creates/objects", "ConfigMaps", Some((created + LISTED) as f64));
+    if created >= MANY {
+        let list = |_| Ask::get(format!("{}?limit={MANY}", folder("bench-write")));
+        report(figures, "list-16000", 1, &load(1, u64::MAX).run(&reads, list).await?);
+    }
+    let updates = Arc::new(AtomicU64::new(0));
+    for clients in CLIENTS {
+        let outcome = load(clients, u64::MAX).run(&updates, update).await?;
+        report(figures, "update", clients, &outcome);
+    }
+    watch::run(&endpoint, pid, duration, figures).await?;
+    memory(figures, "at-the-end")?;
     ensure!(cluster.pid("server")? == pid, "the server was started again while it was measured");
-    let after = crate::process::memory(pid).context("memory of the server after the creates")?;
-    let count = writes.load(std::sync::atomic::Ordering::Relaxed) + LISTED;
-    figures.add(SUITE, "after-creates/objects", "ConfigMaps", Some(count as f64));
-    figures.add(SUITE, "after-creates/server/rss", "MiB", Some(after.rss as f64 / 1_048_576.0));
     Ok(())
 }
 
@@ -73,6 +93,15 @@ fn create(namespace: &str, number: u64) -> Ask {
     let value = format!("{number:01024}");
     let body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name(number)}, "data": {"v": value}});
     Ask::post(folder(namespace), Bytes::from(body.to_string()))
+}
+
+/// Writes one of the listed ConfigMaps anew.
+fn update(serial: u64) -> Ask {
+    let name = name((serial * 617) % LISTED);
+    let value = format!("{serial:01024}");
+    let body =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"v": value}});
+    Ask::put(format!("{}/{name}", folder("bench-read")), Bytes::from(body.to_string()))
 }
 
 fn report(figures: &mut Figures, what: &str, clients: usize, outcome: &Outcome) {

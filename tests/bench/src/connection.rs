@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kube::client::ConfigExt;
@@ -33,6 +34,14 @@ impl Ask {
 
     pub fn post(path: String, body: Bytes) -> Self {
         Self { method: http::Method::POST, path, body }
+    }
+
+    pub fn put(path: String, body: Bytes) -> Self {
+        Self { method: http::Method::PUT, path, body }
+    }
+
+    pub fn delete(path: String) -> Self {
+        Self { method: http::Method::DELETE, path, body: Bytes::new() }
     }
 }
 
@@ -94,7 +103,15 @@ impl Connection {
         answer.context("no answer within 10 s").flatten().with_context(|| format!("{method} {path}"))
     }
 
-    async fn exchange(&mut self, ask: Ask) -> Result<usize> {
+    /// The body of an answer that lasts. The connection must live as long as it is read.
+    pub async fn stream(&mut self, path: String) -> Result<Incoming> {
+        let answer = tokio::time::timeout(LIMIT, self.send(Ask::get(path.clone()))).await;
+        let response = answer.context("no answer within 10 s").flatten().with_context(|| path.clone())?;
+        ensure!(response.status().is_success(), "{path} answered {}", response.status());
+        Ok(response.into_body())
+    }
+
+    async fn send(&mut self, ask: Ask) -> Result<http::Response<Incoming>> {
         self.sender.ready().await?;
         let request = http::Request::builder()
             .method(ask.method)
@@ -102,7 +119,11 @@ impl Connection {
             .header(http::header::ACCEPT, "application/json")
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(Full::new(ask.body))?;
-        let response = self.sender.send_request(request).await?;
+        Ok(self.sender.send_request(request).await?)
+    }
+
+    async fn exchange(&mut self, ask: Ask) -> Result<usize> {
+        let response = self.send(ask).await?;
         let status = response.status();
         let mut body = response.into_body();
         let (mut length, mut start) = (0, Vec::new());

@@ -12,6 +12,7 @@ mod peer;
 mod pods;
 mod process;
 mod samples;
+mod watch;
 
 use std::path::PathBuf;
 use std::time::Duration;

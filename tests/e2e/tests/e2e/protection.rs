@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use coracle_e2e::servers::Servers;
 use coracle_e2e::{Cluster, Profile, eventually};
 use serde_json::Value;
 
@@ -96,6 +97,36 @@ fn secrets_are_encrypted_at_rest() -> Result<()> {
     ensure!(read(&cluster)? == ENCODED);
     cluster.stop()?;
     ensure!(leaks(&cluster.data_dir())?.is_empty());
+    Ok(())
+}
+
+/// Row: security: servers that join share the key of Secrets; any of them reads what another sealed, also when one is lost
+#[test]
+fn servers_share_the_key_of_secrets() -> Result<()> {
+    let mut servers = Servers::start(3)?;
+    let literal = format!("--from-literal=password={PLAIN}");
+    // The second server hands the write on to the leader, already sealed.
+    for index in 0..3 {
+        let name = format!("door-{index}");
+        servers.kubectl(index, &["create", "secret", "generic", &name, &literal])?;
+    }
+    let read = |servers: &Servers, index: usize, name: &str| {
+        servers.kubectl(index, &["get", "secret", name, "-o", "jsonpath={.data.password}"])
+    };
+    for index in 0..3 {
+        for name in ["door-0", "door-1", "door-2"] {
+            ensure!(read(&servers, index, name)? == ENCODED, "server {index} serves another {name}");
+        }
+    }
+    servers.kill(0)?;
+    eventually("the others go on", SOON, || Ok(read(&servers, 1, "door-0")? == ENCODED))?;
+    servers.restart(0)?;
+    ensure!(read(&servers, 0, "door-2")? == ENCODED);
+    for index in 0..3 {
+        servers.stop(index)?;
+        let found = leaks(&servers.data_dir(index))?;
+        ensure!(found.is_empty(), "the secret is in {found:?}");
+    }
     Ok(())
 }
 
