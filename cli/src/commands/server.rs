@@ -8,7 +8,6 @@ pub mod audit;
 pub mod authentication;
 mod components;
 mod credentials;
-mod election;
 pub mod encryption;
 mod endpoints;
 mod join;
@@ -158,7 +157,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
     let metrics = coracle_metrics::Objects::default();
     let builder = ApiServer::builder(Arc::new(store.clone()))
         .resources(coracle_metrics::resources(&metrics))
-        .mount("/v2", images.router(store.clone(), Some(fetch)))
+        .mount_with_passwords("/v2", images.router(store.clone(), Some(fetch)))
         .mount("/coracle", admin)
         .mount(coracle_ui::PATH, coracle_ui::router())
         .advertise(address.to_string())

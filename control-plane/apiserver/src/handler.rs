@@ -194,9 +194,15 @@ async fn seat(
 }
 
 fn mounted<'a>(shared: &'a Shared, path: &str) -> Option<&'a axum::Router> {
-    let below =
-        |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    shared.mounts.iter().find(|(prefix, _)| below(prefix)).map(|(_, router)| router)
+    shared.mounts.iter().find(|(prefix, _)| is_below(prefix, path)).map(|(_, router)| router)
+}
+
+fn is_below(prefix: &str, path: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn asks_for_password(shared: &Shared, path: &str) -> bool {
+    shared.passwords.iter().any(|prefix| is_below(prefix, path))
 }
 
 /// Hands a call to a mounted router, with its caller as a request extension.
@@ -208,7 +214,7 @@ async fn mount(
     path: &str,
 ) -> Result<Response<Body>, Status> {
     if let Err(status) = authorize_path(shared, &user, lower_method(request.method()), path).await {
-        let anonymous = user.name == UserInfo::anonymous().name;
+        let anonymous = user.name == UserInfo::anonymous().name && asks_for_password(shared, path);
         return Ok(if anonymous {
             challenge(shared, path, &Status::unauthorized())
         } else {
@@ -226,7 +232,7 @@ async fn mount(
 /// 401; clients of a mount are told which scheme would do.
 fn challenge(shared: &Shared, path: &str, status: &Status) -> Response<Body> {
     let mut response = respond::status(status);
-    if mounted(shared, path).is_some() {
+    if asks_for_password(shared, path) {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"coracle\""));
     }
     response

@@ -57,6 +57,7 @@ pub struct ApiServerBuilder {
     authorizer: Arc<dyn Authorizer>,
     admission: Vec<Arc<dyn Admission>>,
     mounts: Vec<(String, Router)>,
+    passwords: Vec<String>,
     source: Option<Arc<dyn ResourceSource>>,
     delegates: Option<Arc<dyn Delegates>>,
     followers: Vec<Arc<dyn Follower>>,
@@ -78,6 +79,7 @@ impl ApiServerBuilder {
             authorizer: Arc::new(AdminsOnly),
             admission: Vec::new(),
             mounts: Vec::new(),
+            passwords: Vec::new(),
             source: None,
             delegates: None,
             followers: Vec::new(),
@@ -136,6 +138,13 @@ impl ApiServerBuilder {
     pub fn mount(mut self, prefix: impl Into<String>, router: Router) -> Self {
         self.mounts.push((prefix.into(), router));
         self
+    }
+
+    /// The same for clients that know passwords and no tokens: who may not call is asked for one (401), as registries of images do.
+    pub fn mount_with_passwords(mut self, prefix: impl Into<String>, router: Router) -> Self {
+        let prefix = prefix.into();
+        self.passwords.push(prefix.clone());
+        self.mount(prefix, router)
     }
 
     /// Serves resources that objects define, beside the fixed ones. Needs a tokio runtime when the server is built.
@@ -199,6 +208,7 @@ impl ApiServerBuilder {
             authorizer: self.authorizer,
             admission: self.admission,
             mounts: self.mounts,
+            passwords: self.passwords,
             metrics: Arc::new(Metrics::default()),
             shutdown: self.shutdown,
             flows: Flows::default(),

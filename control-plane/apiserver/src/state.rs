@@ -104,6 +104,8 @@ pub(crate) struct Shared {
     pub authorizer: Arc<dyn Authorizer>,
     pub admission: Vec<Arc<dyn Admission>>,
     pub mounts: Vec<(String, Router)>,
+    /// Those of [`Shared::mounts`] whose clients are asked for passwords.
+    pub passwords: Vec<String>,
     pub metrics: Arc<Metrics>,
     pub shutdown: CancellationToken,
     /// Who of the calls from outside is served when.

@@ -76,7 +76,9 @@ impl Aggregator {
     /// Looks at every APIService once.
     async fn look(&self, server: &ApiServer) -> Result<(), Status> {
         let objects = server.objects();
-        local::reconcile(server, &self.own).await?;
+        if let Err(error) = local::reconcile(server, &self.own).await {
+            tracing::warn!(%error, "APIServices of groups that are served here are made later");
+        }
         let services = objects.list(GROUP, PLURAL, None).await?;
         let backends = self.backends(&services);
         self.publish(&backends);
@@ -153,7 +155,7 @@ impl Follower for Aggregator {
     async fn follow(&self, server: ApiServer) {
         loop {
             if let Err(error) = self.watch(&server).await {
-                tracing::debug!(%error, "APIServices are looked at again in a moment");
+                tracing::warn!(%error, "APIServices are looked at again in a moment");
             }
             tokio::time::sleep(RETRY).await;
         }

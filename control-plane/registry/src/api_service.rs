@@ -79,6 +79,11 @@ impl Strategy for ApiService {
         }
     }
 
+    /// That of the core group is called `v1.`.
+    fn validate_name(&self, name: &str, _prefix: bool) -> Vec<String> {
+        rules::path_segment(name)
+    }
+
     async fn prepare_for_create(&self, _cx: &StrategyContext<'_>, obj: &mut Value) -> Result<(), Status> {
         reset(obj, "status", json!({}));
         Ok(())
@@ -90,7 +95,7 @@ impl Strategy for ApiService {
         let (group, version) = (text(obj, "/spec/group"), text(obj, "/spec/version"));
         let wanted = format!("{version}.{group}");
         let name = text(obj, "/metadata/name");
-        if name != wanted && name != wanted.trim_end_matches('.') {
+        if name != wanted {
             let words = format!("must be `spec.version+\".\"+spec.group`: {wanted:?}");
             errors.push(Error::invalid(&Path::new("metadata").child("name"), name, words));
         }

@@ -35,6 +35,26 @@ async fn every_kind_that_is_served_does_what_kinds_do() {
 }
 
 #[tokio::test]
+async fn what_is_served_here_has_an_apiservice() {
+    let client = Client::new().await;
+    for name in ["v1.", "v1.apps", "v1.resource.k8s.io"] {
+        let path = format!("/apis/apiregistration.k8s.io/v1/apiservices/{name}");
+        client.until(&path, 200).await;
+        let available = async {
+            loop {
+                let (_, service) = client.get(&path).await;
+                if service["status"]["conditions"][0]["reason"] == "Local" {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let done = tokio::time::timeout(std::time::Duration::from_secs(5), available).await;
+        assert!(done.is_ok(), "{name} is not available");
+    }
+}
+
+#[tokio::test]
 async fn every_resource_of_kubernetes_is_served() {
     let wrong = missing::differences(&Client::new().await).await;
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -151,3 +151,95 @@ fn mission_m31_a_pod_in_fifteen_lines() -> Result<()> {
     ensure!(answer.starts_with("Hello from hello-") && answer.ends_with("(request 1)\n"), "{answer}");
     Ok(())
 }
+
+const DYNAMIC: &str = r#"
+import subprocess, sys, time
+from kubernetes import client, config, dynamic, watch
+from kubernetes.client import api_client
+
+config.load_kube_config()
+dyn = dynamic.DynamicClient(api_client.ApiClient())
+# A custom resource, from its definition to its watch.
+crd = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+    "metadata": {"name": "boats.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+    "names": {"plural": "boats", "singular": "boat", "kind": "Boat"}, "versions": [{"name": "v1", "served": True, "storage": True,
+    "subresources": {"status": {}}, "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+        "spec": {"type": "object", "properties": {"seats": {"type": "integer"}}},
+        "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}}}}]}}
+crds = dyn.resources.get(api_version="apiextensions.k8s.io/v1", kind="CustomResourceDefinition")
+crds.create(body=crd)
+for event in crds.watch(name="boats.example.com", timeout=30):
+    conditions = (event["object"].to_dict().get("status") or {}).get("conditions") or []
+    if any(c["type"] == "Established" and c["status"] == "True" for c in conditions):
+        break
+else:
+    raise AssertionError("not established")
+dyn.resources.invalidate_cache()
+boats = dyn.resources.get(api_version="example.com/v1", kind="Boat")
+made = boats.create(namespace="default", body={"apiVersion": "example.com/v1", "kind": "Boat", "metadata": {"name": "a"}, "spec": {"seats": 1}})
+patched = boats.patch(namespace="default", name="a", body={"spec": {"seats": 2}}, content_type="application/merge-patch+json")
+assert patched.spec.seats == 2, patched
+applied = boats.server_side_apply(namespace="default", name="a", field_manager="py", force_conflicts=True,
+    body={"apiVersion": "example.com/v1", "kind": "Boat", "metadata": {"name": "a"}, "spec": {"seats": 3}})
+assert applied.spec.seats == 3, applied
+boats.status.patch(namespace="default", name="a", body={"status": {"afloat": True}}, content_type="application/merge-patch+json")
+seen = []
+for event in boats.watch(namespace="default", resource_version=made.metadata.resourceVersion, timeout=10):
+    seen.append(event["type"])
+    if event["type"] == "DELETED":
+        break
+    if event["object"].to_dict().get("status", {}).get("afloat"):
+        boats.delete(namespace="default", name="a")
+assert seen[0] == "MODIFIED" and seen[-1] == "DELETED", seen
+# A watch that goes on where it ended.
+core, stop = client.CoreV1Api(), watch.Watch()
+core.create_namespaced_config_map("default", client.V1ConfigMap(metadata=client.V1ObjectMeta(name="w")))
+version = core.list_namespaced_config_map("default").metadata.resource_version
+core.patch_namespaced_config_map("w", "default", {"data": {"k": "v"}})
+events = list(stop.stream(core.list_namespaced_config_map, "default", resource_version=version, timeout_seconds=1))
+assert [e["type"] for e in events] == ["MODIFIED"], events
+# Two candidates, one leader; the other takes over when it ends.
+first = subprocess.Popen([sys.executable, "-c", sys.argv[1], "first"])
+deadline = time.time() + 20
+while True:
+    try:
+        core.read_namespaced_config_map("election", "default")
+        break
+    except client.ApiException:
+        assert time.time() < deadline, "nobody leads"
+        time.sleep(0.05)
+first.kill()
+first.wait()
+second = subprocess.Popen([sys.executable, "-c", sys.argv[1], "second"])
+while "second" not in core.read_namespaced_config_map("election", "default").metadata.annotations["control-plane.alpha.kubernetes.io/leader"]:
+    assert time.time() < deadline, "nobody took over"
+    time.sleep(0.05)
+second.kill()
+second.wait()
+print("done")
+"#;
+
+const CANDIDATE: &str = r#"
+import sys, time
+from kubernetes import config
+from kubernetes.leaderelection import electionconfig, leaderelection
+from kubernetes.leaderelection.resourcelock.configmaplock import ConfigMapLock
+config.load_kube_config()
+def lead():
+    time.sleep(60)
+election = electionconfig.Config(ConfigMapLock("election", "default", sys.argv[1]), lease_duration=3, renew_deadline=2, retry_period=1,
+    onstarted_leading=lead, onstopped_leading=None)
+leaderelection.LeaderElection(election).run()
+"#;
+
+/// Row: clients: Kubernetes' Python client: dynamic client with a custom resource, apply, watches that resume, leader election
+#[test]
+fn the_python_clients_dynamic_side() -> Result<()> {
+    let cluster = Cluster::start(Profile::Loopback)?;
+    let python =
+        std::env::var_os("CORACLE_PYTHON").context("CORACLE_PYTHON is not set: run `cargo xtask test`")?;
+    let kubeconfig = cluster.data_dir().join("kubeconfig");
+    let out = Command::new(python).args(["-c", DYNAMIC, CANDIDATE]).env("KUBECONFIG", kubeconfig).output()?;
+    ensure!(out.status.success(), "{}", shown(&out));
+    Ok(())
+}
