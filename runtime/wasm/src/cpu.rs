@@ -43,11 +43,14 @@ impl Meter {
         let mut period = self.period.lock();
         let elapsed = period.0.elapsed();
         if elapsed >= PERIOD {
-            // What was overdrawn is carried over, so that the average holds.
-            let spent = used.saturating_sub(period.1);
+            // What was overdrawn is carried over, so that the average holds; and up to one period's part that was not had.
             let periods = (elapsed.as_nanos() / PERIOD.as_nanos()) as u64;
-            let debt = spent.saturating_sub(quota.saturating_mul(periods));
-            *period = (Instant::now(), used.saturating_sub(debt));
+            let due = period.1.saturating_add(quota.saturating_mul(periods));
+            let base = due.min(used.saturating_add(quota));
+            // The rest of the time belongs to the period that has begun: it is not lost.
+            let begun = u32::try_from(periods).ok().and_then(|n| PERIOD.checked_mul(n));
+            let begun = begun.and_then(|past| period.0.checked_add(past)).unwrap_or_else(Instant::now);
+            *period = (begun, base);
         }
         (used.saturating_sub(period.1) >= quota).then(|| PERIOD.saturating_sub(period.0.elapsed()))
     }

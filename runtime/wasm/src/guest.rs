@@ -20,8 +20,14 @@ use crate::{
     protocol::ContainerSpec,
 };
 
-/// The most handles that an instance holds at once.
-const MAX_RESOURCES: usize = 10_000;
+/// The most handles that an instance holds at once: many are descriptors, of which the whole process has few.
+fn max_resources() -> usize {
+    static MAX: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *MAX.get_or_init(|| {
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        descriptors.and_then(|d| usize::try_from(d).ok()).map_or(10_000, |d| (d / 8).clamp(512, 10_000))
+    })
+}
 
 /// What all instances of a container share.
 pub(crate) struct Grants {
@@ -32,6 +38,8 @@ pub(crate) struct Grants {
     pub meter: Arc<Meter>,
     pub network: Arc<PodNetwork>,
     pub egress: Egress,
+    /// How long a request may take until the head of its answer.
+    pub deadline: std::time::Duration,
     pub inference: hosts::nn::Context,
     pub config: hosts::config::Context,
     pub keyvalue: hosts::keyvalue::Context,
@@ -65,7 +73,7 @@ impl Guest {
         hosts::filesystem::prepare(&mut wasi, &grants.spec.mounts)?;
         hosts::sockets::prepare(&mut wasi, &grants.network);
         let mut table = ResourceTable::new();
-        table.set_max_capacity(MAX_RESOURCES);
+        table.set_max_capacity(max_resources());
         let guest = Guest {
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),

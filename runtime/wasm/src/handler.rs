@@ -36,8 +36,8 @@ use reuse::Reuse;
 const MAX_IN_FLIGHT: usize = 256;
 /// The most that wait for one of those to end; a request beyond them is answered 503.
 const MAX_WAITING: usize = 1024;
-/// How long a guest may take until the head of its response.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// How long a guest may take until the head of its response, where its pod does not say.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// How long an unused instance is kept.
 const IDLE: Duration = Duration::from_secs(30);
 /// The most instances that are kept unused.
@@ -130,7 +130,7 @@ impl Handler {
         let _timed = Timed { handler: self, arrived };
         let answer = tokio::select! {
             biased;
-            answer = tokio::time::timeout(DEADLINE, self.run(request, slot)) => answer,
+            answer = tokio::time::timeout(self.grants.deadline, self.run(request, slot)) => answer,
             () = self.killed.cancelled() => {
                 return plain(StatusCode::SERVICE_UNAVAILABLE, "the container has stopped");
             }
@@ -139,7 +139,10 @@ impl Handler {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => self.failed(&error),
             Err(_) => {
-                self.grants.log.note("a request had no answer within 60 s; its instance is ended");
+                let limit = self.grants.deadline;
+                self.grants
+                    .log
+                    .note(&format!("a request had no answer within {limit:?}; its instance is ended"));
                 plain(StatusCode::GATEWAY_TIMEOUT, "the handler did not answer in time")
             }
         }
@@ -155,7 +158,7 @@ impl Handler {
                     return None;
                 }
                 let permit = self.slots.clone().acquire_owned();
-                tokio::time::timeout(DEADLINE, permit).await.ok()?.ok()?
+                tokio::time::timeout(self.grants.deadline, permit).await.ok()?.ok()?
             }
         };
         Some(Slot { entered, _permit: permit })

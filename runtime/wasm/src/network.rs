@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,7 +33,12 @@ pub(crate) struct PodNetwork {
     directory: Arc<Directory>,
     /// Ports bound on every address of the pod, and how often: its loopback leads there too.
     everywhere: Mutex<HashMap<u16, usize>>,
+    /// Sockets that its guests hold.
+    sockets: AtomicUsize,
 }
+
+/// The most sockets that the guests of a pod hold at once: descriptors are the whole host's.
+const MAX_SOCKETS: usize = 1024;
 
 /// A connection as the host has to make it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +86,7 @@ impl PodNetwork {
             ranges,
             directory,
             everywhere: Mutex::default(),
+            sockets: AtomicUsize::new(0),
         })
     }
 
@@ -217,6 +226,21 @@ impl PodNetwork {
             Lookup::Addresses(found) => found,
             Lookup::Elsewhere(name) => elsewhere(name).await,
         }
+    }
+
+    /// Whether the pod's guests may have one more socket.
+    pub fn has_room(&self) -> bool {
+        self.sockets.load(Ordering::Relaxed) < MAX_SOCKETS
+    }
+
+    /// A guest has one more socket.
+    pub fn opened(&self) {
+        self.sockets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Guests have given back so many sockets.
+    pub fn closed(&self, count: usize) {
+        self.sockets.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// A port is bound on every address of the pod.

@@ -22,6 +22,9 @@ use crate::{
 /// How long a draining handler waits for clients to use their open connections once more, and so to learn that they close.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// The most connections of clients to a container at once; further ones are refused.
+const MAX_CONNECTIONS: usize = 4096;
+
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
 
@@ -139,7 +142,10 @@ impl Serving {
             let killed = handler.killed.clone();
             let draining = handler.draining.clone();
             accept(listener, draining, |stream, peer| {
-                if !network.may_receive(Transport::Tcp, peer, address.into()) {
+                // Descriptors are the whole host's: one pod's clients do not take them all.
+                if connections.len() >= MAX_CONNECTIONS
+                    || !network.may_receive(Transport::Tcp, peer, address.into())
+                {
                     return reset(&stream);
                 }
                 let target =

@@ -164,10 +164,10 @@ impl Run {
             let killed = slot.handler().killed.clone();
             let run = crate::cpu::Metered { future: Box::pin(future), meter };
             tokio::select! {
-                ran = tokio::time::timeout(super::DEADLINE, run) => match ran {
+                ran = tokio::time::timeout(slot.handler().grants.deadline, run) => match ran {
                     Ok((instance, Ok(()))) => slot.handler().give_back(instance),
                     Ok((_, Err(error))) => drop(slot.handler().failed(&error)),
-                    Err(_) => slot.handler().grants.log.note("a guest went on for 60 s after its response; it is ended"),
+                    Err(_) => slot.handler().grants.log.note("a guest went on too long after its response; it is ended"),
                 },
                 () = killed.cancelled() => {}
             }

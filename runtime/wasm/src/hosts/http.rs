@@ -12,14 +12,19 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Request, Response, Uri, uri::Scheme};
 use http_body_util::BodyExt;
+use hyper::body::{Body as _, Frame, SizeHint};
 use hyper_util::{
     client::legacy::{Builder, Client},
     rt::{TokioExecutor, TokioIo},
 };
 use parking_lot::Mutex;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::Semaphore,
+};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use crate::{
@@ -40,7 +45,12 @@ pub(crate) struct Egress {
     /// The pool, and the policies' epoch that its connections were made in.
     pool: Arc<Mutex<(u64, Pool)>>,
     trust: Arc<tls::Trust>,
+    /// Room for requests of the pod that are under way, their answers' bodies included.
+    room: Arc<Semaphore>,
 }
+
+/// The most of them at once: each may be a connection, and so one of the host's descriptors.
+const MAX_OUTGOING: usize = 512;
 
 type Pool = Client<Connector, WasiBody>;
 
@@ -62,7 +72,12 @@ impl Egress {
     /// The outgoing side of this pod.
     pub fn new(network: Arc<PodNetwork>) -> Egress {
         let pool = Arc::new(Mutex::new((network.policies_epoch(), pool(&network))));
-        Egress { network, pool, trust: Arc::new(tls::Trust::new(&[])) }
+        Egress {
+            network,
+            pool,
+            trust: Arc::new(tls::Trust::new(&[])),
+            room: Arc::new(Semaphore::new(MAX_OUTGOING)),
+        }
     }
 
     /// The same for a container that has these mounts: they say whom it trusts.
@@ -78,6 +93,50 @@ impl Egress {
             *current = (epoch, pool(&self.network));
         }
         current.1.clone()
+    }
+}
+
+/// The body of a request, read to its end even where the transport puts it away: of a GET without a length it sends none,
+/// and a guest that is about to write nothing would be told that its peer is gone.
+struct Kept(WasiBody);
+
+impl Kept {
+    fn around(body: WasiBody) -> WasiBody {
+        Kept(body).boxed_unsync()
+    }
+}
+
+impl hyper::body::Body for Kept {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.0.is_end_stream() {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let mut rest = std::mem::take(&mut self.0);
+        runtime.spawn(tokio::time::timeout(
+            TIMEOUT,
+            async move { while let Some(Ok(_)) = rest.frame().await {} },
+        ));
     }
 }
 
@@ -101,8 +160,15 @@ impl WasiHttpHooks for Egress {
     ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, Io), Error>> + Send> {
         let egress = self.clone();
         Box::new(async move {
-            let (response, io) = egress.send(request, options).await?;
-            Ok((response, io))
+            let permit =
+                egress.room.clone().try_acquire_owned().map_err(|_| Error::ConnectionLimitReached)?;
+            let (response, io) = egress.send(request.map(Kept::around), options).await?;
+            // Until the end of the answer's body.
+            let held = move |frame| {
+                let _ = &permit;
+                frame
+            };
+            Ok((response.map(|body| body.map_frame(held).boxed_unsync()), io))
         })
     }
     fn default_scheme(&mut self) -> Option<Scheme> {

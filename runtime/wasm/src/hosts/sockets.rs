@@ -4,7 +4,11 @@
 mod p2;
 mod p3;
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use wasmtime::component::{HasData, Linker};
 use wasmtime_wasi::{
@@ -52,16 +56,17 @@ fn permitted(network: &PodNetwork, address: SocketAddr, purpose: SocketAddrUse) 
     }
 }
 
-/// The sockets of one instance that are bound on every address of the pod.
+/// The sockets of one instance, counted against those of the pod, and which of them are bound on every address of it.
 pub(crate) struct Bound {
     network: Arc<PodNetwork>,
     ports: HashMap<u32, u16>,
+    open: HashSet<u32>,
 }
 
 impl Bound {
     /// None yet.
     pub fn new(network: Arc<PodNetwork>) -> Bound {
-        Bound { network, ports: HashMap::new() }
+        Bound { network, ports: HashMap::new(), open: HashSet::new() }
     }
 
     fn add(&mut self, socket: u32, port: u16) {
@@ -71,7 +76,21 @@ impl Bound {
         }
     }
 
+    /// Whether the instance may have one more socket.
+    fn has_room(&self) -> bool {
+        self.network.has_room()
+    }
+
+    fn open(&mut self, socket: u32) {
+        if self.open.insert(socket) {
+            self.network.opened();
+        }
+    }
+
     fn remove(&mut self, socket: u32) {
+        if self.open.remove(&socket) {
+            self.network.closed(1);
+        }
         if let Some(port) = self.ports.remove(&socket) {
             self.network.unbound(port);
         }
@@ -83,6 +102,7 @@ impl Drop for Bound {
         for port in self.ports.values() {
             self.network.unbound(*port);
         }
+        self.network.closed(self.open.len());
     }
 }
 

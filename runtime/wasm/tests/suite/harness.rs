@@ -73,7 +73,14 @@ impl Host {
 
     /// A pod of this name at a new address.
     pub async fn pod(&self, name: &str) -> Result<SandboxSpec> {
-        let spec = SandboxSpec {
+        let spec = self.pod_spec(name);
+        self.client.create_sandbox(spec.clone()).await?;
+        Ok(spec)
+    }
+
+    /// The specification of such a pod, to be changed by a test.
+    pub fn pod_spec(&self, name: &str) -> SandboxSpec {
+        SandboxSpec {
             id: format!("sandbox-{name}"),
             name: name.into(),
             namespace: "default".into(),
@@ -83,9 +90,7 @@ impl Host {
             netns: None,
             dns: Default::default(),
             annotations: BTreeMap::new(),
-        };
-        self.client.create_sandbox(spec.clone()).await?;
-        Ok(spec)
+        }
     }
 
     pub fn log_path(&self, pod: &SandboxSpec, name: &str) -> PathBuf {

@@ -4,6 +4,7 @@ mod capabilities;
 mod commands;
 mod handlers;
 mod harness;
+mod hostile;
 mod networking;
 mod processes;
 mod services;

@@ -33,7 +33,6 @@ fn main() {
             }
             println!("grown {}", kept.len());
         }
-        "recurse" => println!("{}", recurse(0)),
         "sockets" => sockets(arg(2), arg(3)),
         "files" => files(arg(2)),
         "hammer" => hammer(arg(2), arg(3)),
@@ -57,12 +56,6 @@ fn main() {
             std::process::exit(2);
         }
     }
-}
-
-/// Needs the stack of every call until the last.
-fn recurse(depth: u64) -> u64 {
-    let room = std::hint::black_box([depth; 16]);
-    if depth == u64::MAX { 0 } else { recurse(depth + 1) + room[7] }
 }
 
 /// Connects as often as it can and holds the connections; then writes how many they are, and waits.

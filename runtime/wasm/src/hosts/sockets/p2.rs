@@ -23,6 +23,9 @@ use wasmtime_wasi::p2::{
 use super::PodSocketsView;
 use crate::{protocol::Transport, routes::Refusal};
 
+/// A connection: its socket and both of its directions.
+type Accepted = (Resource<TcpSocket>, Resource<DynInputStream>, Resource<DynOutputStream>);
+
 pub(super) fn code(refusal: Refusal) -> ErrorCode {
     match refusal {
         Refusal::Denied | Refusal::Policy => ErrorCode::AccessDenied,
@@ -48,19 +51,31 @@ impl network::Host for PodSocketsView<'_> {
     }
 }
 
+impl PodSocketsView<'_> {
+    fn room_p2(&self) -> SocketResult<()> {
+        if self.bound.has_room() { Ok(()) } else { Err(ErrorCode::NewSocketLimit.into()) }
+    }
+}
+
 impl tcp::Host for PodSocketsView<'_> {}
 
 impl tcp_create_socket::Host for PodSocketsView<'_> {
     fn create_tcp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
+        self.room_p2()?;
         let create = || tcp_create_socket::Host::create_tcp_socket(&mut self.inner, family);
-        self.network.within(create).unwrap_or_else(|_| Err(ErrorCode::Unknown.into()))
+        let made = self.network.within(create).unwrap_or_else(|_| Err(ErrorCode::Unknown.into()))?;
+        self.bound.open(made.rep());
+        Ok(made)
     }
 }
 
 impl udp_create_socket::Host for PodSocketsView<'_> {
     async fn create_udp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
+        self.room_p2()?;
         let create = udp_create_socket::Host::create_udp_socket(&mut self.inner, family);
-        self.network.run(create).await.unwrap_or_else(|_| Err(ErrorCode::Unknown.into()))
+        let made = self.network.run(create).await.unwrap_or_else(|_| Err(ErrorCode::Unknown.into()))?;
+        self.bound.open(made.rep());
+        Ok(made)
     }
 }
 
@@ -111,6 +126,13 @@ impl HostTcpSocket for PodSocketsView<'_> {
         HostTcpSocket::start_connect(&mut self.inner, this, network, hop.to.into())
     }
 
+    fn accept(&mut self, this: Resource<TcpSocket>) -> SocketResult<Accepted> {
+        self.room_p2()?;
+        let accepted = HostTcpSocket::accept(&mut self.inner, this)?;
+        self.bound.open(accepted.0.rep());
+        Ok(accepted)
+    }
+
     async fn start_listen(&mut self, this: Resource<TcpSocket>) -> SocketResult<()> {
         HostTcpSocket::start_listen(&mut self.inner, this).await
     }
@@ -134,7 +156,6 @@ impl HostTcpSocket for PodSocketsView<'_> {
         finish_bind() -> SocketResult<()>;
         finish_connect() -> SocketResult<(Resource<DynInputStream>, Resource<DynOutputStream>)>;
         finish_listen() -> SocketResult<()>;
-        accept() -> SocketResult<(Resource<TcpSocket>, Resource<DynInputStream>, Resource<DynOutputStream>)>;
         is_listening() -> wasmtime::Result<bool>;
         address_family() -> wasmtime::Result<IpAddressFamily>;
         set_listen_backlog_size(value: u64) -> SocketResult<()>;
@@ -194,6 +215,11 @@ impl HostUdpSocket for PodSocketsView<'_> {
         Ok(self.network.present(address.into()).into())
     }
 
+    fn drop(&mut self, this: Resource<UdpSocket>) -> wasmtime::Result<()> {
+        self.bound.remove(this.rep());
+        HostUdpSocket::drop(&mut self.inner, this)
+    }
+
     forward! { HostUdpSocket, UdpSocket;
         finish_bind() -> SocketResult<()>;
         address_family() -> wasmtime::Result<IpAddressFamily>;
@@ -204,7 +230,6 @@ impl HostUdpSocket for PodSocketsView<'_> {
         send_buffer_size() -> SocketResult<u64>;
         set_send_buffer_size(value: u64) -> SocketResult<()>;
         subscribe() -> wasmtime::Result<Resource<DynPollable>>;
-        drop() -> wasmtime::Result<()>;
     }
 }
 

@@ -88,6 +88,11 @@ impl HostTcpSocketWithStore<Guest> for PodSockets {
 }
 
 impl PodSocketsView<'_> {
+    fn room_p3(&self) -> SocketResult<()> {
+        let full = || ErrorCode::Other(Some("the pod has as many sockets as it may".into()));
+        if self.bound.has_room() { Ok(()) } else { Err(full().into()) }
+    }
+
     /// Binds a socket that the guest did not bind to an address of the pod.
     fn bind_unbound(&mut self, rep: u32, address: Ipv4Addr) -> SocketResult<()> {
         use futures::FutureExt;
@@ -125,8 +130,11 @@ impl HostTcpSocket for PodSocketsView<'_> {
     }
 
     fn create(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
+        self.room_p3()?;
         let made = self.network.within(|| HostTcpSocket::create(&mut self.inner, family));
-        made.unwrap_or_else(|_| Err(ErrorCode::Other(None).into()))
+        let made = made.unwrap_or_else(|_| Err(ErrorCode::Other(None).into()))?;
+        self.bound.open(made.rep());
+        Ok(made)
     }
 
     fn get_local_address(&mut self, this: Resource<TcpSocket>) -> SocketResult<IpSocketAddress> {
@@ -206,8 +214,11 @@ impl HostUdpSocket for PodSocketsView<'_> {
     }
 
     async fn create(&mut self, family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
+        self.room_p3()?;
         let made = self.network.run(HostUdpSocket::create(&mut self.inner, family)).await;
-        made.unwrap_or_else(|_| Err(ErrorCode::Other(None).into()))
+        let made = made.unwrap_or_else(|_| Err(ErrorCode::Other(None).into()))?;
+        self.bound.open(made.rep());
+        Ok(made)
     }
 
     fn get_local_address(&mut self, this: Resource<UdpSocket>) -> SocketResult<IpSocketAddress> {
@@ -220,6 +231,11 @@ impl HostUdpSocket for PodSocketsView<'_> {
         Ok(self.network.present(address.into()).into())
     }
 
+    fn drop(&mut self, this: Resource<UdpSocket>) -> wasmtime::Result<()> {
+        self.bound.remove(this.rep());
+        HostUdpSocket::drop(&mut self.inner, this)
+    }
+
     forward! { HostUdpSocket, UdpSocket;
         disconnect() -> SocketResult<()>;
         get_address_family() -> wasmtime::Result<IpAddressFamily>;
@@ -229,7 +245,6 @@ impl HostUdpSocket for PodSocketsView<'_> {
         set_receive_buffer_size(value: u64) -> SocketResult<()>;
         get_send_buffer_size() -> SocketResult<u64>;
         set_send_buffer_size(value: u64) -> SocketResult<()>;
-        drop() -> wasmtime::Result<()>;
     }
 }
 
