@@ -200,7 +200,10 @@ pub async fn run(
         }
     });
     let names: Vec<String> = options.names().collect();
-    let makings = names.iter().enumerate().map(|(number, name)| make(&writer, &options, name, number));
+    let mut makings = Vec::with_capacity(names.len());
+    for (number, name) in names.iter().enumerate() {
+        makings.push(make(&writer, &options, name, number));
+    }
     let mut made = futures::stream::iter(makings).buffer_unordered(AT_ONCE);
     while let Some(one) = made.next().await {
         one?;

@@ -15,6 +15,7 @@ pub mod daemon_set;
 pub mod deployment;
 pub mod discovery;
 pub mod disruption;
+pub mod election;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod events;

@@ -2,6 +2,14 @@
 
 #[path = "cluster/behaviours.rs"]
 mod behaviours;
+#[path = "cluster/killed.rs"]
+mod killed;
+#[path = "cluster/openapi.rs"]
+mod openapi;
+#[path = "cluster/proof.rs"]
+mod proof;
+#[path = "cluster/tap.rs"]
+mod tap;
 #[path = "cluster/world.rs"]
 mod world;
 

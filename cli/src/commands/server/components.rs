@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use coracle_apiserver::ApiServer;
 use coracle_apiserver::ca::ClusterCa;
+use coracle_controllers::election;
 use coracle_registry::authz::component;
 use tokio_util::sync::CancellationToken;
 
-use super::{election, tuning};
+use super::tuning;
 
 /// Signs certificates with the cluster's authority.
 fn signer(ca: &Arc<ClusterCa>) -> coracle_controllers::certificates::Sign {

@@ -23,6 +23,8 @@ use crate::write::{self, Writer};
 pub trait Keeper: Owner {
     /// The controller's identity.
     const IDENTITY: &'static str;
+    /// Whether its status says how many pods are ending.
+    const TELLS_TERMINATING: bool;
 
     /// The object as a ReplicaSet.
     fn set(self: &Arc<Self>) -> Arc<ReplicaSet>;
@@ -30,6 +32,7 @@ pub trait Keeper: Owner {
 
 impl Keeper for ReplicaSet {
     const IDENTITY: &'static str = "replicaset-controller";
+    const TELLS_TERMINATING: bool = true;
 
     fn set(self: &Arc<Self>) -> Arc<ReplicaSet> {
         self.clone()
@@ -38,6 +41,7 @@ impl Keeper for ReplicaSet {
 
 impl Keeper for ReplicationController {
     const IDENTITY: &'static str = "replication-controller";
+    const TELLS_TERMINATING: bool = false;
 
     fn set(self: &Arc<Self>) -> Arc<ReplicaSet> {
         let Self { metadata, spec, status } = self.as_ref().clone();
@@ -101,7 +105,8 @@ impl<K: Keeper> Reconciler for ReplicaSetController<K> {
         let failure = self.act(key, &owner, &rs, step).await.err();
         let words = failure.as_ref().map(|f| (f.reason, write::words(&f.error)));
         let words = words.as_ref().map(|(reason, message)| (*reason, message.as_str()));
-        let new = status(&rs, &own, words, now);
+        let mut new = status(&rs, &own, words, now);
+        new.terminating_replicas = new.terminating_replicas.filter(|_| K::TELLS_TERMINATING);
         if new != rs.status {
             self.pods.writer().status(owner.as_ref(), json!(new)).await?;
         }

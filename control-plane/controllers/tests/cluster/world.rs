@@ -4,21 +4,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_apiserver::{ApiServer, UserInfo};
+use coracle_controllers::hollow;
 use coracle_registry::RegistryOptions;
 use coracle_registry::authz::component;
 use coracle_store::Store;
-use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, Resource};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::tap::{self, Fate, Judge};
+
+const PATIENCE: Duration = Duration::from_secs(180);
 
 pub struct World {
     server: ApiServer,
@@ -41,52 +41,78 @@ pub fn deployment(name: &str, replicas: i32) -> Deployment {
     .unwrap()
 }
 
+/// A judge that lets every call pass.
+pub fn nobody() -> Judge {
+    Arc::new(|_| Fate::Pass)
+}
+
 impl World {
     pub async fn start(nodes: usize) -> Self {
+        Self::start_judged(nodes, &nobody()).await
+    }
+
+    /// With a judge of the controllers' calls.
+    pub async fn start_judged(nodes: usize, judge: &Judge) -> Self {
+        let mut world = Self::without_controllers().await;
+        let (options, shutdown) = (world.options(judge), world.shutdown.clone());
+        world.tasks.spawn(async move { coracle_controllers::run(options, shutdown).await.unwrap() });
+        world.add_nodes(nodes).await;
+        world
+    }
+
+    /// A server and a scheduler.
+    pub async fn without_controllers() -> Self {
         let store = Store::in_memory(&coracle_store::Options::new("unused"));
         let options = RegistryOptions::default();
         let builtin = coracle_registry::builtin(&options, &store).unwrap();
         let server = builtin.install(ApiServer::builder(Arc::new(store))).build();
         coracle_registry::bootstrap(&server, &options).await.unwrap();
         let mut world = Self { server, shutdown: CancellationToken::new(), tasks: JoinSet::new() };
-        let server = world.server.clone();
-        let client_for =
-            move |name: &str| Client::new(server.service_as(component::controller(name)), "default");
-        let mut options = coracle_controllers::Options::new(Arc::new(client_for));
-        options.root_ca_pem = Some("a certificate".into());
-        let shutdown = world.shutdown.clone();
-        world.tasks.spawn(async move { coracle_controllers::run(options, shutdown).await.unwrap() });
         let scheduler = Client::new(world.server.service_as(component::scheduler()), "default");
         let shutdown = world.shutdown.clone();
         world.tasks.spawn(async move {
             coracle_scheduler::run(scheduler, Default::default(), shutdown).await.unwrap()
         });
-        for i in 0..nodes {
-            world.add_node(&format!("node-{i}")).await;
-        }
-        let (client, shutdown) = (world.client(), world.shutdown.clone());
-        world.tasks.spawn(async move {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = play_nodes(client) => {}
-            }
-        });
         world
     }
 
-    async fn add_node(&self, name: &str) {
+    /// Options of controllers whose calls are judged.
+    pub fn options(&self, judge: &Judge) -> coracle_controllers::Options {
+        let (server, judge) = (self.server.clone(), judge.clone());
+        let client_for = move |name: &str| tap::client(&server, component::controller(name), &judge);
+        let mut options = coracle_controllers::Options::new(Arc::new(client_for));
+        options.root_ca_pem = Some("a certificate".into());
+        options
+    }
+
+    /// A candidate for the controllers' Lease.
+    pub fn candidate(&self, identity: &str) -> coracle_controllers::election::Candidate {
+        let user = component::controller(component::INFORMERS);
+        coracle_controllers::election::Candidate {
+            client: Client::new(self.server.service_as(user), "default"),
+            name: "kube-controller-manager",
+            identity: identity.into(),
+        }
+    }
+
+    /// Hollow nodes, named `node-0` and on.
+    pub async fn add_nodes(&mut self, count: usize) {
+        let options = hollow::Options {
+            prefix: "node".into(),
+            allocatable: json!({ "cpu": "8", "memory": "16Gi", "pods": "1000" }),
+            ..hollow::Options::new(count)
+        };
+        let (client, shutdown) = (self.client(), self.shutdown.clone());
+        self.tasks.spawn(async move { hollow::run(client, options, drop, shutdown).await.unwrap() });
         let nodes: Api<Node> = Api::all(self.client());
-        let node = serde_json::from_value(json!({ "metadata": { "name": name } })).unwrap();
-        nodes.create(&PostParams::default(), &node).await.unwrap();
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        let status = json!({ "status": {
-            "allocatable": { "cpu": "8", "memory": "16Gi", "pods": "1000" },
-            "conditions": [{ "type": "Ready", "status": "True", "lastHeartbeatTime": now, "lastTransitionTime": now }],
-        } });
-        nodes.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
-        self.until("a pod range and no taint", async || {
-            let spec = nodes.get(name).await.unwrap().spec.unwrap_or_default();
-            spec.pod_cidr.is_some() && spec.taints.is_none_or(|t| t.is_empty())
+        self.until("nodes without taints", async || {
+            let all = nodes.list(&Default::default()).await.unwrap().items;
+            let free = |n: &Node| {
+                let spec = n.spec.clone().unwrap_or_default();
+                let ready = n.status.as_ref().is_some_and(|s| s.conditions.is_some());
+                ready && spec.taints.is_none_or(|t| t.is_empty())
+            };
+            all.len() == count && all.iter().all(free)
         })
         .await;
     }
@@ -102,7 +128,7 @@ impl World {
         Api::namespaced(self.client(), namespace)
     }
 
-    /// Waits until `is` holds; fails after a minute.
+    /// Waits until `is` holds; fails after three minutes.
     pub async fn until(&self, what: &str, mut is: impl AsyncFnMut() -> bool) {
         let start = Instant::now();
         while !is().await {
@@ -135,33 +161,6 @@ impl World {
         self.shutdown.cancel();
         while let Some(ended) = self.tasks.join_next().await {
             ended.unwrap();
-        }
-    }
-}
-
-// Every bound pod runs and is ready at once; every pod that is being deleted ends at once.
-async fn play_nodes(client: Client) {
-    let all: Api<Pod> = Api::all(client.clone());
-    let mut address: u32 = u32::from(std::net::Ipv4Addr::new(127, 64, 0, 2));
-    let mut events = watcher(all, watcher::Config::default()).default_backoff().applied_objects().boxed();
-    while let Some(Ok(pod)) = events.next().await {
-        let (name, namespace) = (pod.metadata.name.unwrap(), pod.metadata.namespace.unwrap());
-        let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-        let status = pod.status.unwrap_or_default();
-        if pod.metadata.deletion_timestamp.is_some() {
-            // Gone already is fine.
-            drop(pods.delete(&name, &DeleteParams::default().grace_period(0)).await);
-        } else if pod.spec.and_then(|s| s.node_name).is_some() && status.pod_ip.is_none() {
-            address += 1;
-            let (ip, now) = (
-                std::net::Ipv4Addr::from(address).to_string(),
-                jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            );
-            let body = json!({ "status": {
-                "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }],
-                "conditions": [{ "type": "Ready", "status": "True", "lastTransitionTime": now }],
-            } });
-            drop(pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(body)).await);
         }
     }
 }
