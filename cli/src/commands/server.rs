@@ -123,7 +123,11 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         api_server: (address.ip(), address.port()),
         kubelet: Some(KubeletProxy::new(ca.client_config(Some(&kubelet))?)),
         ca_pem: Some(ca.cert_pem().to_owned()),
-        front_proxy: Some(ca.ensure_client(coracle_registry::FRONT_PROXY, coracle_registry::FRONT_PROXY, &[])?),
+        front_proxy: Some(ca.ensure_client(
+            coracle_registry::FRONT_PROXY,
+            coracle_registry::FRONT_PROXY,
+            &[],
+        )?),
         legacy_manifests: options.legacy_manifests,
         toleration_seconds: (
             options.default_not_ready_toleration_seconds,

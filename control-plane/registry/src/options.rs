@@ -40,6 +40,9 @@ pub struct RegistryOptions {
     pub default_storage_class: bool,
     /// Whether Ingresses are accepted in the versions that Kubernetes removed.
     pub legacy_manifests: bool,
+    /// Whether who sets owners of objects needs rights over the objects and the owners
+    /// (OwnerReferencesPermissionEnforcement, which Kubernetes leaves off as well).
+    pub enforce_owner_permissions: bool,
     /// The client for nodes, for logs and `nodes/proxy`; without it they answer 503.
     pub kubelet: Option<KubeletProxy>,
 }
@@ -61,6 +64,7 @@ impl Default for RegistryOptions {
             front_proxy: None,
             default_storage_class: true,
             legacy_manifests: false,
+            enforce_owner_permissions: false,
             kubelet: None,
         }
     }

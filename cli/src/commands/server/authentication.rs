@@ -78,7 +78,10 @@ impl Authentication {
         flags.extend([
             ("oidc-username-claim", self.oidc_username_claim.clone()),
             ("oidc-groups-prefix", self.oidc_groups_prefix.clone()),
-            ("authentication-token-webhook-cache-ttl", self.authentication_token_webhook_cache_ttl.to_string()),
+            (
+                "authentication-token-webhook-cache-ttl",
+                self.authentication_token_webhook_cache_ttl.to_string(),
+            ),
         ]);
         flags
     }

@@ -62,3 +62,17 @@ pub async fn run(
     });
     tokio::join!(controllers, scheduler);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What runs here without a role would be refused everything.
+    #[test]
+    fn every_identity_has_a_default_role() {
+        let ours = [coracle_serverless::IDENTITY, coracle_metrics::IDENTITY];
+        for identity in coracle_controllers::IDENTITIES.into_iter().chain(ours) {
+            assert!(!component::roles(identity).is_empty(), "no default role is bound to {identity}");
+        }
+    }
+}

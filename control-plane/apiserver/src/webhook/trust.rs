@@ -140,7 +140,8 @@ fn is_valid(cert: &CertificateDer<'_>, now: UnixTime) -> bool {
 pub(super) fn words(error: &Error) -> String {
     let x509 = |why: &str| format!("tls: failed to verify certificate: x509: {why}");
     match error {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+        // An authority of the same name with another key is unknown, too.
+        Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
             x509("certificate signed by unknown authority")
         }
         Error::InvalidCertificate(
@@ -152,6 +153,7 @@ pub(super) fn words(error: &Error) -> String {
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. },
         ) => x509("certificate has expired or is not yet valid"),
+        Error::InvalidCertificate(why) => x509(&why.to_string()),
         other => format!("tls: {other}"),
     }
 }

@@ -108,7 +108,9 @@ async fn mounts_get_the_caller() {
         "/v2/{*rest}",
         axum::routing::get(|axum::Extension(user): axum::Extension<UserInfo>| async move { user.name }),
     );
-    let s = coracle_apiserver::ApiServer::builder(std::sync::Arc::new(store)).mount_with_passwords("/v2", router).build();
+    let s = coracle_apiserver::ApiServer::builder(std::sync::Arc::new(store))
+        .mount_with_passwords("/v2", router)
+        .build();
     assert_eq!(get(&s, "/v2/x").await.body, Value::from("admin"));
     let response = s
         .service_as(UserInfo::anonymous())

@@ -50,7 +50,8 @@ impl Strategy for Binding {
     async fn answer(&self, cx: &StrategyContext<'_>, obj: &mut Value) -> Result<(), Status> {
         let name = text(obj, "/metadata/name").to_owned();
         bind(cx.request, cx.objects, cx.request.namespace.as_deref(), &name, obj).await?;
-        *obj = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+        *obj =
+            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
         Ok(())
     }
 }

@@ -29,7 +29,9 @@ pub async fn ready(
             if present(endpoint, "/conditions/ready") && !flag(endpoint, "/conditions/ready") {
                 continue;
             }
-            found.extend(items(endpoint, "/addresses").first().and_then(|a| Some((a.as_str()?.to_owned(), port))));
+            found.extend(
+                items(endpoint, "/addresses").first().and_then(|a| Some((a.as_str()?.to_owned(), port))),
+            );
         }
     }
     if !found.is_empty() {

@@ -99,7 +99,7 @@ fn the_life_of_a_release(variable: &str) -> Result<()> {
     helm.ran("pre-delete")?;
     let gone = helm.cluster.kubectl_fails(&["get", "deployment", "shop"])?;
     ensure!(gone.contains("NotFound"), "{gone}");
-    ensure!(helm.says(&["list", "-a"], &[])?.lines().count() == 1);
+    ensure!(helm.says(&["list"], &[])?.lines().count() == 1);
     // Custom resource definitions stay.
     helm.cluster.kubectl(&["get", "crd", "offers.shop.example.com"]).map(drop)
 }

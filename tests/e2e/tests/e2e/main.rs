@@ -13,6 +13,7 @@ mod deletion;
 mod faults;
 mod hello;
 mod helm;
+mod identities;
 mod infer;
 mod isolated;
 mod kube_rs;

@@ -229,7 +229,15 @@ pub fn pods(kubectl: &Kubectl, node: &str) -> Result<()> {
         curl(&format!("http://{address}/api/v1/namespaces/default/pods/web"))?.contains("\"kind\":\"Pod\"")
     );
     ensure!(curl(&format!("http://{address}/api/v1/namespaces/default/pods/web:web/proxy/"))? == "web");
-    kubectl.run(&["debug", "web", "--image=steps:v1", "--container=look", "--arguments-only", "--", "print looked"])?;
+    kubectl.run(&[
+        "debug",
+        "web",
+        "--image=steps:v1",
+        "--container=look",
+        "--arguments-only",
+        "--",
+        "print looked",
+    ])?;
     eventually("the debugging container ran", SOON, || {
         Ok(kubectl.run(&["logs", "web", "-c", "look"])?.contains("looked"))
     })?;
