@@ -15,8 +15,10 @@ pub use wasi::{Account, Context, Inference, View, add_to_linker};
 pub const MAX_MODEL: usize = 128 << 20;
 /// The largest tensor that a guest hands in or gets, or that lies between two operators of a model, in bytes.
 pub const MAX_TENSOR: usize = 128 << 20;
+/// The most bytes that lie between the operators of a model while it runs.
+pub const MAX_WORK: usize = 1 << 30;
 /// The most operators of a model.
-pub const MAX_NODES: usize = 100_000;
+pub const MAX_NODES: usize = 20_000;
 /// The most dimensions of a tensor.
 pub const MAX_RANK: usize = 16;
 /// The most inputs and the most outputs of a model.

@@ -5,10 +5,16 @@ use std::{borrow::Cow, io, path::Path, sync::Arc};
 use tract_onnx::{
     data_resolver::ModelDataResolver,
     prelude::*,
-    tract_core::internal::{ShapeFact, f16},
+    tract_core::{
+        internal::{ShapeFact, f16},
+        ops::konst::Const,
+    },
 };
 
-use crate::{MAX_MODEL, MAX_NODES, MAX_PORTS, MAX_RANK, MAX_TENSOR, proto};
+use crate::{MAX_MODEL, MAX_NODES, MAX_PORTS, MAX_RANK, MAX_TENSOR, MAX_WORK, proto};
+
+/// The most sizes by symbols that are kept of a model.
+const MAX_STEPS: usize = 1000;
 
 /// What the elements of a tensor are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +99,8 @@ struct Input {
 /// A model that can be run, by several threads at once.
 pub struct Model {
     plan: Arc<TypedRunnableModel>,
+    /// Bytes between the operators at each step of a run; a size that the inputs' shapes decide is an expression.
+    steps: Vec<TDim>,
     inputs: Vec<Input>,
     outputs: Vec<String>,
 }
@@ -168,8 +176,9 @@ impl Model {
         let facts: Vec<_> = facts.collect::<TractResult<_>>().map_err(refused)?;
         let inputs = inputs.into_iter().zip(facts);
         let inputs = inputs.map(|(name, (kind, shape))| Input { name, kind, shape }).collect();
+        let steps = steps(&optimised).map_err(refused)?;
         let plan = optimised.into_runnable().map_err(refused)?;
-        Ok(Model { plan, inputs, outputs })
+        Ok(Model { plan, steps, inputs, outputs })
     }
 
     /// The names of the inputs, in the model's order.
@@ -182,12 +191,17 @@ impl Model {
         &self.outputs
     }
 
-    /// One inference. A name can also be the position of the input (`0`), and a single input needs none. Blocking; can
+    /// One inference. `reserve` is asked for the bytes that lie between the model's operators while it runs, and what it
+    /// answers is held until the end. A name can also be the position of the input (`0`), and a single input needs none. Blocking; can
     /// panic in tract like [`Model::load`].
     ///
     /// # Errors
     /// When the inputs are not those of the model, in number, type or shape, or when an operator fails.
-    pub fn run(&self, given: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>, Error> {
+    pub fn run<T>(
+        &self,
+        given: Vec<(String, Tensor)>,
+        reserve: impl FnOnce(usize) -> Result<T, Error>,
+    ) -> Result<Vec<(String, Tensor)>, Error> {
         if given.len() != self.inputs.len() {
             let words = format!(
                 "the model has {} inputs ({}), and {} were given",
@@ -210,6 +224,7 @@ impl Model {
         }
         let inputs: TVec<TValue> = slots.into_iter().flatten().collect();
         bounded(self.plan.model(), Some(&symbols))?;
+        let _reserved = reserve(self.work(&symbols)?)?;
         let failed = |e: TractError| {
             Error::new(ErrorKind::RuntimeError, format!("the inference failed: {}", words(&e)))
         };
@@ -219,6 +234,17 @@ impl Model {
             .zip(computed)
             .map(|(name, value)| Ok((name.clone(), from_tract(name, &value)?)))
             .collect()
+    }
+
+    /// The most bytes that lie between the operators at once. Sizes that show only in the run are not in it.
+    fn work(&self, symbols: &SymbolValues) -> Result<usize, Error> {
+        let bytes = self.steps.iter().filter_map(|step| step.eval(symbols).as_i64()).max().unwrap_or(0);
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        if bytes > MAX_WORK {
+            let words = format!("the inference needs {bytes} bytes at once; at most {MAX_WORK} can be had");
+            return Err(Error::new(ErrorKind::TooLarge, words));
+        }
+        Ok(bytes)
     }
 
     fn names(&self) -> String {
@@ -235,6 +261,23 @@ impl Model {
             _ => Err(Error::argument(format!("the model has no input {name:?}; it has {}", self.names()))),
         }
     }
+}
+
+/// What lies between operators at each step; each size once.
+fn steps(model: &TypedModel) -> TractResult<Vec<TDim>> {
+    let order = model.eval_order()?;
+    let sizes = model.eval_tmp_memory_usage(&order, |node| !node.op_is::<Const>())?;
+    let mut steps: Vec<TDim> = Vec::new();
+    let mut most = 0;
+    for (_, size) in sizes {
+        match size.as_i64() {
+            Some(bytes) => most = most.max(bytes),
+            None if !steps.contains(&size) && steps.len() < MAX_STEPS => steps.push(size),
+            None => {}
+        }
+    }
+    steps.push(most.into());
+    Ok(steps)
 }
 
 /// Names of inputs and outputs.

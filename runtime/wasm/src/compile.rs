@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 
-use crate::{engine, hosts, linker, protocol::Kind};
+#[cfg(not(feature = "nn"))]
+use crate::hosts;
+use crate::{engine, linker, protocol::Kind};
 
 /// What was compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +130,7 @@ fn kind_of<'a>(exports: impl Iterator<Item = &'a str>) -> Option<Kind> {
 
 /// Interfaces that a host of Coracle may grant some day, and what would grant them.
 const CAPABILITIES: &[(&str, &str)] = &[
+    #[cfg(not(feature = "nn"))]
     ("wasi:nn/", hosts::nn::MISSING),
     ("wasi:webgpu/", "compute (wasi:webgpu), granted with a GPU or its stand-in"),
     ("wasi:messaging/", "messaging (wasi:messaging)"),
@@ -149,7 +152,8 @@ fn check_imports(component: &Component, imports: &[String]) -> Result<(), Compil
         }
         None => format!(
             "the component imports {import}, which this host does not provide \
-             (it provides WASI 0.2 and 0.3: cli, clocks, filesystem, http, random, sockets): {words}"
+             (it provides WASI 0.2 and 0.3: cli, clocks, filesystem, http, random, sockets; \
+             where they are granted: wasi:config 0.2.0-rc.1, wasi:keyvalue 0.2.0-draft, wasi:nn 0.2.0-rc-2024-10-28): {words}"
         ),
     }))
 }

@@ -17,7 +17,7 @@ fn drawings(drawings: &[&str]) -> Tensor {
 }
 
 fn run(model: &Model, input: Tensor) -> Result<(Vec<u32>, Vec<f32>), Error> {
-    let outputs = model.run(vec![("cells".into(), input)])?;
+    let outputs = model.run(vec![("cells".into(), input)], |_| Ok(()))?;
     let [(name, output)] = outputs.as_slice() else { panic!("{outputs:?}") };
     assert_eq!((name.as_str(), output.kind), ("probabilities", Kind::F32));
     let numbers = output.data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
@@ -76,9 +76,23 @@ fn what_does_not_fit_the_model_is_refused() {
         ),
     ];
     for (words, kind, inputs) in cases {
-        let error = model.run(inputs).unwrap_err();
+        let error = model.run(inputs, |_| Ok(())).unwrap_err();
         assert!(error.kind == kind && error.words.contains(words), "{words}: {error:?}");
     }
+}
+
+/// Between the operators lie at least the hidden numbers, 16 a drawing, and the outputs, 4.
+#[test]
+fn a_run_asks_for_what_lies_between_its_operators() {
+    let model = Model::load(SHAPES).unwrap();
+    let mut asked = 0;
+    let input = vec![(String::new(), drawings(&[CROSS; 100]))];
+    let refused = model.run(input, |bytes| {
+        asked = bytes;
+        Err::<(), _>(Error::new(ErrorKind::TooLarge, "no"))
+    });
+    assert_eq!(refused, Err(Error::new(ErrorKind::TooLarge, "no")));
+    assert!((100 * 4 * 20..100 * 4 * 200).contains(&asked), "{asked}");
 }
 
 #[test]

@@ -186,14 +186,24 @@ impl inference::HostGraphExecutionContext for View<'_> {
         for (name, tensor) in inputs {
             given.push((name, self.table.delete(tensor)?));
         }
+        let account = inference.account.clone();
         let job = move || {
             let (given, _charges): (Vec<_>, Vec<_>) =
                 given.into_iter().map(|(name, held)| ((name, held.tensor), held._charge)).unzip();
-            loaded.model.run(given)
+            let mut over = None;
+            let result = loaded.model.run(given, |bytes| {
+                Charge::new(&account, bytes).map_err(|error| {
+                    over = Some(error);
+                    Error::new(ErrorKind::TooLarge, "the container's memory does not suffice")
+                })
+            });
+            Ok((result, over))
         };
         let outputs = match inference.job(job).await {
-            Ok(outputs) => outputs,
-            Err(error) => return self.fail(error),
+            // Over its limit: that ends the container.
+            Ok((_, Some(over))) => return Err(over),
+            Ok((Ok(outputs), None)) => outputs,
+            Ok((Err(error), None)) | Err(error) => return self.fail(error),
         };
         let mut results = Vec::with_capacity(outputs.len());
         for (name, tensor) in outputs {

@@ -12,6 +12,7 @@ pub(super) const GRANTED: Granted = (
 );
 
 /// What an import of it is told where it is left out.
+#[cfg(not(feature = "nn"))]
 pub(crate) const MISSING: &str = "inference (wasi:nn), which this build leaves out (cargo feature `nn`)";
 
 #[cfg(feature = "nn")]
