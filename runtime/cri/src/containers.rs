@@ -249,27 +249,29 @@ impl Service {
         self.host_of(&record.sandbox_id)?.client().await?.reopen_log(&record.id).await.map_err(refused)
     }
 
-    /// Changes limits. Those of a running wasm container are fixed: only what they are already can be asked for.
+    /// Changes limits, of a container that is created or runs; what is not named stays as it is.
     pub async fn update_container_resources(
         &self,
         request: &v1::UpdateContainerResourcesRequest,
     ) -> Result<(), Status> {
         let record = self.container(&request.container_id)?;
+        if matches!(record.state, Life::Exited { .. }) {
+            return Err(Status::failed_precondition(format!("container {} has ended", record.id)));
+        }
         let asked = request.linux.clone().unwrap_or_default();
+        let now = record.config.linux.clone().and_then(|l| l.resources).unwrap_or_default();
+        let resources = spec::merged(now, &asked);
         if record.linux {
             let updated = self.linux.engine()?.update(&record.id, &asked).await;
-            return updated.map_err(|e| Status::internal(format!("container {}: {e:#}", record.id)));
+            updated.map_err(|e| Status::internal(format!("container {}: {e:#}", record.id)))?;
+        } else {
+            let (memory, cpu) = (spec::memory_limit(&resources), spec::cpu_millis(&resources));
+            let host = self.host_of(&record.sandbox_id)?.client().await?;
+            host.update_container(&record.id, memory, cpu).await.map_err(refused)?;
         }
-        let now = record.config.linux.and_then(|l| l.resources).unwrap_or_default();
-        let memory = |r: &v1::LinuxContainerResources| r.memory_limit_in_bytes.max(0);
-        let same = (memory(&asked) == 0 || memory(&asked) == memory(&now))
-            && (asked.cpu_quota == 0 || spec::cpu_millis(&asked) == spec::cpu_millis(&now));
-        match same {
-            true => Ok(()),
-            false => Err(Status::unimplemented(format!(
-                "container {}: the limits of a wasm container cannot be changed while it exists",
-                record.id
-            ))),
+        match self.state.set_resources(&record.id, resources) {
+            Some(pending) => durable(pending).await,
+            None => Ok(()),
         }
     }
 }

@@ -152,6 +152,7 @@ impl Service {
             durable(pending).await?;
         }
         for container in &containers {
+            self.samples.forget(&container.id);
             self.announce(container, v1::ContainerEventType::ContainerDeletedEvent);
         }
         Ok(())

@@ -127,9 +127,7 @@ pub fn container(
         mounts: config.mounts.iter().map(mount).collect::<Result<_, _>>()?,
         http_ports: http_ports(config.annotations.get(PORTS_ANNOTATION).map(String::as_str))?,
         log_path: log_path(sandbox, config)?,
-        memory_limit_bytes: resources
-            .and_then(|r| u64::try_from(r.memory_limit_in_bytes).ok())
-            .filter(|m| *m > 0),
+        memory_limit_bytes: resources.and_then(memory_limit),
         cpu_millis: resources.and_then(cpu_millis),
         fresh_instance: fresh_instance(config, sandbox)?,
         stdin: config.stdin,
@@ -228,6 +226,37 @@ pub fn cpu_millis(resources: &v1::LinuxContainerResources) -> Option<u32> {
     let period = if resources.cpu_period > 0 { resources.cpu_period } else { 100_000 };
     let millis = i128::from(resources.cpu_quota) * 1000 / i128::from(period);
     Some(u32::try_from(millis.max(1)).unwrap_or(u32::MAX))
+}
+
+/// Bytes of memory, where there is a limit.
+pub fn memory_limit(resources: &v1::LinuxContainerResources) -> Option<u64> {
+    u64::try_from(resources.memory_limit_in_bytes).ok().filter(|m| *m > 0)
+}
+
+/// Resources after an update: what it does not name stays.
+pub fn merged(
+    mut now: v1::LinuxContainerResources,
+    asked: &v1::LinuxContainerResources,
+) -> v1::LinuxContainerResources {
+    let set = |now: &mut i64, asked: i64| {
+        if asked != 0 {
+            *now = asked;
+        }
+    };
+    set(&mut now.cpu_period, asked.cpu_period);
+    set(&mut now.cpu_quota, asked.cpu_quota);
+    set(&mut now.cpu_shares, asked.cpu_shares);
+    set(&mut now.memory_limit_in_bytes, asked.memory_limit_in_bytes);
+    set(&mut now.memory_swap_limit_in_bytes, asked.memory_swap_limit_in_bytes);
+    for (text, asked) in
+        [(&mut now.cpuset_cpus, &asked.cpuset_cpus), (&mut now.cpuset_mems, &asked.cpuset_mems)]
+    {
+        if !asked.is_empty() {
+            text.clone_from(asked);
+        }
+    }
+    now.unified.extend(asked.unified.clone());
+    now
 }
 
 #[derive(Deserialize)]

@@ -274,6 +274,14 @@ impl State {
         Some(self.journal.remove(CONTAINERS, id))
     }
 
+    /// Gives a container other resources; `None` when it is not there.
+    pub fn set_resources(&self, id: &str, resources: v1::LinuxContainerResources) -> Option<Pending> {
+        let mut inner = self.inner.lock();
+        let record = inner.containers.get_mut(id)?;
+        record.config.linux.get_or_insert_default().resources = Some(resources);
+        Some(self.journal.write(CONTAINERS, id, record))
+    }
+
     /// Moves a container on in its life. Nothing comes after Exited, and nothing goes back: then, and when it is not
     /// there, the answer is `None`; else what it was before, and the record.
     pub fn advance(&self, id: &str, life: Life) -> Option<(Life, ContainerRecord, Pending)> {

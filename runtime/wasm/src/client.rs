@@ -191,6 +191,17 @@ impl HostClient {
         self.done(Request::ReopenLog { id: id.into() }, "ReopenLog").await
     }
 
+    /// Gives a container other limits: bytes of linear memory and thousandths of a CPU, `None` for none.
+    pub async fn update_container(
+        &self,
+        id: &str,
+        memory_limit_bytes: Option<u64>,
+        cpu_millis: Option<u32>,
+    ) -> Result<(), Error> {
+        let request = Request::UpdateContainer { id: id.into(), memory_limit_bytes, cpu_millis };
+        self.done(request, "UpdateContainer").await
+    }
+
     /// Replaces the Service table; listeners that could not be opened are answered as data.
     pub async fn set_services(&self, table: ServiceTable) -> Result<Vec<ListenerError>, Error> {
         match self.call(Request::SetServices(table)).await? {

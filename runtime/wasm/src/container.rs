@@ -312,6 +312,16 @@ impl Container {
         }
     }
 
+    /// Gives it other limits, which hold at once.
+    pub fn update(&self, memory: Option<u64>, cpu_millis: Option<u32>) -> Result<(), HostError> {
+        self.grants.memory.set_limit(memory).map_err(|held| {
+            let words = format!("container {} holds {held} bytes of memory already", self.spec().name);
+            HostError::new(ErrorCode::FailedPrecondition, words)
+        })?;
+        self.grants.meter.set_limit(cpu_millis);
+        Ok(())
+    }
+
     /// Opens the log path anew.
     pub async fn reopen_log(&self) -> Result<(), HostError> {
         self.grants.log.reopen().await.map_err(|error| {

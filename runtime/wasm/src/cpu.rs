@@ -19,16 +19,26 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// What a container has used and may use.
 pub(crate) struct Meter {
     used: AtomicU64,
-    /// Nanoseconds a period; `None` for no limit.
-    quota: Option<u64>,
+    /// Nanoseconds a period; 0 for no limit.
+    quota: AtomicU64,
     period: Mutex<(Instant, u64)>,
 }
 
 impl Meter {
     /// A meter with a limit in thousandths of a CPU, or none.
     pub fn new(cpu_millis: Option<u32>) -> Arc<Meter> {
-        let quota = cpu_millis.filter(|m| *m > 0).map(|m| PERIOD.as_nanos() as u64 * u64::from(m) / 1000);
-        Arc::new(Meter { used: AtomicU64::new(0), quota, period: Mutex::new((Instant::now(), 0)) })
+        let period = Mutex::new((Instant::now(), 0));
+        let meter = Meter { used: AtomicU64::new(0), quota: AtomicU64::new(0), period };
+        meter.set_limit(cpu_millis);
+        Arc::new(meter)
+    }
+
+    /// Sets another limit, or none. What was used before does not count against it.
+    pub fn set_limit(&self, cpu_millis: Option<u32>) {
+        let quota = u64::from(cpu_millis.unwrap_or(0)) * (PERIOD.as_nanos() as u64 / 1000);
+        let mut period = self.period.lock();
+        self.quota.store(quota, Ordering::Relaxed);
+        *period = (Instant::now(), self.used());
     }
 
     /// Nanoseconds used so far.
@@ -38,7 +48,7 @@ impl Meter {
 
     /// How long a guest has to wait before it may run on; `None` when it may at once.
     pub fn throttle(&self) -> Option<Duration> {
-        let quota = self.quota?;
+        let quota = Some(self.quota.load(Ordering::Relaxed)).filter(|quota| *quota > 0)?;
         let used = self.used();
         let mut period = self.period.lock();
         let elapsed = period.0.elapsed();

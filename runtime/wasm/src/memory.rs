@@ -27,6 +27,21 @@ impl Account {
         Arc::new(account)
     }
 
+    /// The limit in bytes, if there is one.
+    pub fn limit(&self) -> Option<u64> {
+        Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit != u64::MAX)
+    }
+
+    /// Sets another limit, unless more than that is held: `Err` is how much.
+    pub fn set_limit(&self, limit: Option<u64>) -> Result<(), usize> {
+        let (held, limit) = (self.held(), limit.unwrap_or(u64::MAX));
+        if held as u64 > limit {
+            return Err(held);
+        }
+        self.limit.store(limit, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Bytes held now.
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)

@@ -13,7 +13,7 @@ pub use services::{
 };
 
 /// What each side writes first; the last byte is the version of this protocol.
-pub const PREAMBLE: [u8; 4] = *b"CWH\x05";
+pub const PREAMBLE: [u8; 4] = *b"CWH\x06";
 
 /// The longest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -244,6 +244,12 @@ pub enum Request {
     },
     ReopenLog {
         id: String,
+    },
+    /// Gives a container other limits; `None`: none.
+    UpdateContainer {
+        id: String,
+        memory_limit_bytes: Option<u64>,
+        cpu_millis: Option<u32>,
     },
     SetServices(ServiceTable),
     /// Runs the container's own program, or an applet, once more. As the first call of a connection only: after

@@ -77,3 +77,39 @@ async fn traps_and_memory_limits_end_a_container_with_the_reason() {
     }
     pod.end().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_running_container_are_changed() {
+    let service = Service::start().await;
+    let suite = service.suite().await;
+    let pod = suite.pod("resized").await.unwrap();
+    let program = suite.target.programs.sleeps.clone();
+    let image = suite.pull(&program.image).await.unwrap();
+    let mut config = pod.container_config("runs", &program, &image);
+    let resources = v1::LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() };
+    config.linux = Some(v1::LinuxContainerConfig { resources: Some(resources), security_context: None });
+    let id = pod.create_as(config).await.unwrap();
+    pod.start(&id).await.unwrap();
+    let update = async |memory: i64, quota: i64| {
+        let linux = v1::LinuxContainerResources {
+            memory_limit_in_bytes: memory,
+            cpu_quota: quota,
+            cpu_period: 100_000,
+            ..Default::default()
+        };
+        let request = v1::UpdateContainerResourcesRequest {
+            container_id: id.clone(),
+            linux: Some(linux),
+            ..Default::default()
+        };
+        suite.runtime.clone().update_container_resources(request).await
+    };
+    update(64 << 20, 0).await.unwrap();
+    update(0, 50_000).await.unwrap();
+    let now = suite.status(&id).await.unwrap().resources.unwrap().linux.unwrap();
+    assert_eq!((now.memory_limit_in_bytes, now.cpu_quota), (64 << 20, 50_000), "what is not named stays");
+    // The guest has its first page already.
+    let status = update(1024, 0).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+    pod.end().await.unwrap();
+}

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod isolated;
+mod leaks;
 mod linux;
 mod pods;
 mod programs;

@@ -64,7 +64,7 @@ pub(super) fn exit_of(grants: &Grants, result: wasmtime::Result<Result<(), ()>>)
     }
     grants.log.note(&format!("{error:?}"));
     if error.downcast_ref::<OverLimit>().is_some() || grants.memory.exceeded() {
-        return Exit::out_of_memory(grants.spec.memory_limit_bytes);
+        return Exit::out_of_memory(grants.memory.limit());
     }
     let message = match error.downcast_ref::<Trap>() {
         Some(trap) => trap.to_string(),

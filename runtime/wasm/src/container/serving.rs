@@ -45,7 +45,6 @@ pub(super) struct Serving {
     listeners: TaskTracker,
     /// Idle connections are closed.
     close: CancellationToken,
-    memory_limit: Option<u64>,
     container: Arc<Container>,
 }
 
@@ -80,7 +79,7 @@ pub(super) async fn start(container: &Arc<Container>, handlers: &Arc<Handlers>) 
     let handler = Handler::start(container.grants.clone(), &container.program).await;
     let handler = handler.map_err(|error| {
         container.grants.log.note(&format!("starting the handler: {error:?}"));
-        let limit = container.spec().memory_limit_bytes;
+        let limit = container.grants.memory.limit();
         Failure::Crashed(match error.downcast_ref::<OverLimit>() {
             Some(_) => Exit::out_of_memory(limit),
             None => Exit::trap(format!("{error:#}")),
@@ -93,7 +92,6 @@ pub(super) async fn start(container: &Arc<Container>, handlers: &Arc<Handlers>) 
         connections: TaskTracker::new(),
         listeners: TaskTracker::new(),
         close: CancellationToken::new(),
-        memory_limit: container.spec().memory_limit_bytes,
         container: container.clone(),
     };
     for (address, listener) in listeners {
@@ -162,7 +160,7 @@ impl Serving {
         let exit = tokio::select! {
             biased;
             () = stop.kill.cancelled() => Exit::killed(),
-            () = self.handler.over_limit.notified() => Exit::out_of_memory(self.memory_limit),
+            () = self.handler.over_limit.notified() => Exit::out_of_memory(self.container.grants.memory.limit()),
             () = stop.term.cancelled() => {
                 self.handler.draining.cancel();
                 tokio::select! {

@@ -83,6 +83,10 @@ impl Registry {
                 self.container(&id)?.reopen_log().await?;
                 Ok(done())
             }
+            Request::UpdateContainer { id, memory_limit_bytes, cpu_millis } => {
+                self.container(&id)?.update(memory_limit_bytes, cpu_millis)?;
+                Ok(done())
+            }
             Request::SetServices(table) => Ok(Response::Services(self.services.set(table).await)),
             Request::Subscribe => Ok(done()),
             Request::Exec { .. } | Request::Attach { .. } => {
