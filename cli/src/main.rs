@@ -11,8 +11,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use commands::{
-    apply, bench, compile_wasm, delete, explain_schedule, get, gpu_plugin, image, logs, member, node, oci_shim, runtime, server,
-    snapshot, token, top, ui, up, wasm_host,
+    apply, bench, compile_wasm, delete, explain_schedule, get, gpu_plugin, image, logs, member, node,
+    oci_shim, runtime, server, snapshot, token, top, ui, up, wasm_host,
 };
 
 #[derive(Parser)]

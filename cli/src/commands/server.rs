@@ -68,6 +68,9 @@ pub struct Options {
     pub encrypting: encryption::Encrypting,
     #[command(flatten)]
     pub auditing: audit::Auditing,
+    /// Admission plugins that are off unless asked for.
+    #[arg(long, value_delimiter = ',', value_parser = ["OwnerReferencesPermissionEnforcement"])]
+    pub enable_admission_plugins: Vec<String>,
     /// Accept Ingresses in the versions that Kubernetes removed (extensions/v1beta1, networking.k8s.io/v1beta1).
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub legacy_manifests: bool,
@@ -129,6 +132,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
             &[],
         )?),
         legacy_manifests: options.legacy_manifests,
+        enforce_owner_permissions: !options.enable_admission_plugins.is_empty(),
         toleration_seconds: (
             options.default_not_ready_toleration_seconds,
             options.default_unreachable_toleration_seconds,

@@ -6,6 +6,7 @@ mod ingress_class;
 mod limit_ranger;
 mod namespace_lifecycle;
 mod node_restriction;
+mod owner_references;
 mod pod_security;
 mod priority;
 mod resource_quota;
@@ -28,7 +29,7 @@ use crate::options::RegistryOptions;
 pub fn chain(options: &RegistryOptions, services: &Arc<Services>) -> Vec<Arc<dyn Admission>> {
     let (not_ready, unreachable) = options.toleration_seconds;
     let webhooks = webhooks::Webhooks::new(services.clone());
-    vec![
+    let mut chain: Vec<Arc<dyn Admission>> = vec![
         Arc::new(namespace_lifecycle::NamespaceLifecycle),
         Arc::new(limit_ranger::LimitRanger),
         Arc::new(node_restriction::NodeRestriction),
@@ -47,7 +48,12 @@ pub fn chain(options: &RegistryOptions, services: &Arc<Services>) -> Vec<Arc<dyn
         Arc::new(webhooks::Validating::new(webhooks)),
         // Last, so that nothing is charged for what another plugin refuses.
         Arc::new(resource_quota::ResourceQuota),
-    ]
+    ];
+    if options.enforce_owner_permissions {
+        // It changes nothing and charges nothing, so it may come first.
+        chain.insert(0, Arc::new(owner_references::OwnerReferencesPermissionEnforcement));
+    }
+    chain
 }
 
 /// Whether a call writes pods themselves, not a subresource of them.

@@ -60,7 +60,7 @@ impl TokenSecrets {
                         objects.update("", "secrets", Some(namespace), name, fill).await?;
                     }
                 }
-                None if is_new(&secret) => waits = true,
+                None if owned.is_empty() && is_new(&secret) => waits = true,
                 // Its account is gone, or another of the same name.
                 _ => {
                     let path = format!("/api/v1/namespaces/{namespace}/secrets/{name}");

@@ -8,7 +8,7 @@ use coracle_apiserver::{Admission, Attributes, Operation};
 use serde_json::Value;
 
 use crate::authz::node::node_of;
-use crate::value::{at, present, same, text};
+use crate::value::{at, items, present, same, text};
 
 /// Labels of Kubernetes' own domains that a node may set on itself.
 const OWN_LABELS: [&str; 12] = [
@@ -27,6 +27,9 @@ const OWN_LABELS: [&str; 12] = [
 ];
 const OWN_LABEL_PREFIXES: [&str; 2] = ["kubelet.kubernetes.io/", "node.kubernetes.io/"];
 
+/// On a PersistentVolume: its data lies on a node, which removes it first.
+const LOCAL_DATA: &str = "coracle.dev/local-data";
+
 /// The plugin.
 pub struct NodeRestriction;
 
@@ -42,6 +45,7 @@ impl Admission for NodeRestriction {
         let refused = match (cx.group.as_str(), cx.resource.as_str()) {
             ("", "pods") => pod(attributes, obj, node).await?,
             ("", "nodes") => own_node(attributes, obj, node),
+            ("", "persistentvolumes") => volume(attributes, obj, node).await?,
             _ => None,
         };
         match refused {
@@ -98,6 +102,53 @@ async fn pod(attributes: &Attributes<'_>, obj: Option<&Value>, node: &str) -> Re
             subresource.map_or_else(|| "pods".to_owned(), |s| format!("pods/{s}"))
         )),
     })
+}
+
+/// Why a node may not write a volume: it lets go of volumes whose data lies on it, and does nothing else to them.
+async fn volume(
+    attributes: &Attributes<'_>,
+    obj: Option<&Value>,
+    node: &str,
+) -> Result<Option<String>, Status> {
+    let name = attributes.request.name.as_deref().unwrap_or_default();
+    let (Operation::Update, Some(new), Some(old)) = (attributes.operation, obj, attributes.old) else {
+        return Ok(Some(format!(
+            "unexpected operation {:?} on volumes by node {node:?}",
+            attributes.operation
+        )));
+    };
+    let own = attributes.objects.get("", "nodes", None, node).await?.unwrap_or_default();
+    let host = meta::label(&own, "kubernetes.io/hostname").unwrap_or(node);
+    if !lies_on(old, host) {
+        return Ok(Some(format!(
+            "node {node:?} is not allowed to modify volume {name:?}, which is not its own"
+        )));
+    }
+    let bare = |volume: &Value| {
+        let mut volume = volume.clone();
+        for part in ["finalizers", "managedFields", "resourceVersion", "generation"] {
+            meta::remove_metadata(&mut volume, part);
+        }
+        volume
+    };
+    let kept: Vec<&str> = meta::finalizers(new).collect();
+    let left = meta::finalizers(old).filter(|f| *f != LOCAL_DATA);
+    let lets_go = left.eq(kept.iter().copied().filter(|f| *f != LOCAL_DATA));
+    let fits = lets_go && kept.iter().all(|f| meta::finalizers(old).any(|o| o == *f));
+    Ok((!fits || !same(&bare(new), &bare(old)))
+        .then(|| format!("node {node:?} may only take the finalizer {LOCAL_DATA} from volume {name:?}")))
+}
+
+/// Whether a volume can be used on one host alone, which is this one.
+fn lies_on(volume: &Value, host: &str) -> bool {
+    let terms = items(volume, "/spec/nodeAffinity/required/nodeSelectorTerms");
+    let here = |requirement: &Value| {
+        let values = items(requirement, "/values");
+        text(requirement, "/key") == "kubernetes.io/hostname"
+            && text(requirement, "/operator") == "In"
+            && matches!(values, [one] if one == host)
+    };
+    !terms.is_empty() && terms.iter().all(|t| items(t, "/matchExpressions").iter().any(here))
 }
 
 /// Why a node may not write a Node.

@@ -4,6 +4,7 @@
 //! loops could turn over the object at hand.
 
 pub(crate) mod compile;
+mod types;
 pub(crate) mod values;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use serde_json::Value;
 use std::sync::Arc;
 
 use super::json_path::JsonPath;
-use compile::{Expression, compile, with_stack};
+use compile::{Expression, Place, compile, with_stack};
 use values::{Extent, to_cel};
 
 /// The most errors that are reported.
@@ -48,7 +49,7 @@ struct Compiled {
 /// Everything wrong with the rules of a schema.
 pub(super) fn check(schema: &Structural, path: &Path) -> Vec<Error> {
     let mut errors = Vec::new();
-    if schema.has_rules() && with_stack(|| drop(Rules::build(schema, path, &mut errors))).is_none() {
+    if schema.has_rules() && with_stack(|| drop(Rules::build(schema, path, true, &mut errors))).is_none() {
         errors.push(Error::internal(path, "the rules of the schema could not be read"));
     }
     errors
@@ -59,14 +60,16 @@ impl Rules {
     pub fn of(schema: &Structural) -> Option<Self> {
         schema
             .has_rules()
-            .then(|| with_stack(|| Self::build(schema, &root(), &mut Vec::new())).unwrap_or_default())
+            .then(|| with_stack(|| Self::build(schema, &root(), true, &mut Vec::new())).unwrap_or_default())
     }
 
-    fn build(schema: &Structural, path: &Path, errors: &mut Vec<Error>) -> Self {
+    fn build(schema: &Structural, path: &Path, object: bool, errors: &mut Vec<Error>) -> Self {
         let mut own = Vec::new();
         for (i, rule) in schema.rules.iter().enumerate() {
             let path = path.child("x-kubernetes-validations").index(i);
-            let mut read = |text: &str, name: &'static str| match compile(text) {
+            let place = Place { schema, object, optional_old: rule.optional_old_self };
+            let mut read = |text: &str, name: &'static str, wanted: &str| match compile(text, &place, wanted)
+            {
                 Ok(program) => Some(program),
                 Err(words) => {
                     errors.push(Error::invalid(
@@ -77,18 +80,19 @@ impl Rules {
                     None
                 }
             };
-            let program = read(&rule.rule, "rule");
+            let program = read(&rule.rule, "rule", "bool");
             let message = match rule.message_expression.as_str() {
                 "" => None,
-                text => read(text, "messageExpression"),
+                text => read(text, "messageExpression", "string"),
             };
             if let Some(program) = program {
                 let transition = program.uses_old;
                 own.push(Compiled { rule: rule.clone(), program, message, transition });
             }
         }
-        let mut child =
-            |schema: &Structural, path: &Path| schema.has_rules().then(|| Self::build(schema, path, errors));
+        let mut child = |schema: &Structural, path: &Path| {
+            schema.has_rules().then(|| Self::build(schema, path, schema.embedded, errors))
+        };
         let mut properties = BTreeMap::new();
         for (name, property) in &schema.properties {
             let at = path.child("properties").key(name.as_str());

@@ -1,5 +1,6 @@
 //! Admission webhooks: servers of the test's own that the API server asks. Profile: loopback.
 
+mod conversion;
 mod server;
 
 use std::net::IpAddr;

@@ -66,6 +66,14 @@ pub fn own() -> Vec<Value> {
             ]),
         ),
         binding("coracle:node-network", "coracle:node-network", &["system:nodes"]),
+        // CronJobs that call a handler do so through the proxy of Services.
+        role(
+            "coracle:invoker",
+            json!([{"apiGroups": [""], "resources": ["services/proxy"], "verbs": ["create"]}]),
+        ),
+        json!({"kind": "ClusterRoleBinding", "name": "coracle:invoker",
+            "subjects": [{"kind": "ServiceAccount", "name": "cronjob-controller", "namespace": "kube-system"}],
+            "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": "coracle:invoker"}}),
         // Servers that join prove themselves by the secret that they send.
         role("coracle:join", json!([{"nonResourceURLs": ["/coracle/join"], "verbs": ["post"]}])),
         binding("coracle:join", "coracle:join", &["system:authenticated", "system:unauthenticated"]),
@@ -95,6 +103,14 @@ fn controllers() -> Vec<Value> {
     let mut add = |name: &str, rules: Value| all.extend(controller(name, rules));
     let write = json!(["get", "list", "watch", "create", "update", "patch", "delete"]);
     let read = json!(["get", "list", "watch"]);
+    add(
+        "roll-on-change-controller",
+        json!([
+            {"apiGroups": [""], "resources": ["configmaps", "secrets"], "verbs": read},
+            {"apiGroups": ["apps"], "resources": ["deployments", "statefulsets", "daemonsets"], "verbs": ["patch"]},
+            {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]},
+        ]),
+    );
     add(
         "metrics-server",
         json!([

@@ -1,7 +1,10 @@
 //! Reading an expression, within bounds.
 
+use coracle_api::schema::structural::Structural;
 use kube_cel::cel::common::ast::{EntryExpr, Expr, IdedExpr, LiteralValue, MapEntryExpr, MapExpr};
 use kube_cel::cel::{Context, Program, Value as Cel};
+
+use super::types;
 
 /// The longest expression, in bytes, and the deepest.
 const MAX_LENGTH: usize = 8 * 1024;
@@ -75,8 +78,19 @@ pub(crate) fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Option<T> 
 }
 
 /// Reads a rule of a schema; the error is in words. Call it with a large stack.
-pub(super) fn compile(text: &str) -> Result<Expression, String> {
-    compile_for(text, &["self", "oldSelf"])
+pub(super) fn compile(text: &str, at: &Place<'_>, wanted: &str) -> Result<Expression, String> {
+    let expression = compile_for(text, &["self", "oldSelf"])?;
+    types::check(&expression.root, at.schema, at.object, !at.optional_old, wanted)?;
+    Ok(expression)
+}
+
+/// Where a rule of a schema stands.
+pub(super) struct Place<'a> {
+    pub schema: &'a Structural,
+    /// Whether its value is a whole object.
+    pub object: bool,
+    /// Whether `oldSelf` is optional.
+    pub optional_old: bool,
 }
 
 /// Reads an expression over variables of these names. Call it with a large stack.

@@ -110,7 +110,8 @@ fn expensive_rules_are_refused() {
 #[test]
 fn expressions_that_do_not_compile() {
     let wrong = |rule: &str| {
-        let schema = json!({"type": "object", "x-kubernetes-validations": [{"rule": rule}]});
+        let schema = json!({"type": "object", "x-kubernetes-validations": [{"rule": rule}],
+            "properties": {"n": {"type": "integer"}}});
         let schema = parse(&schema, &root()).unwrap_or_else(|e| panic!("{e:?}"));
         check(&schema, &Path::new("s"))
     };
@@ -129,4 +130,47 @@ fn expressions_that_do_not_compile() {
             "{rule}"
         );
     }
+}
+
+#[test]
+fn rules_fit_their_schema() {
+    let wrong = |rule: &str, message: &str| {
+        let mut one = json!({"rule": rule});
+        if !message.is_empty() {
+            one["messageExpression"] = message.into();
+        }
+        let schema = json!({"type": "object", "x-kubernetes-validations": [one], "properties": {"spec": {"type": "object", "properties": {
+            "n": {"type": "integer"}, "s": {"type": "string"}, "when": {"type": "string", "format": "date-time"}, "on": {"type": "boolean"},
+            "any": {"x-kubernetes-int-or-string": true}, "list": {"type": "array", "items": {"type": "object", "properties": {"a": {"type": "string"}}}},
+            "map": {"type": "object", "additionalProperties": {"type": "integer"}}}}}});
+        let schema = parse(&schema, &root()).unwrap_or_else(|e| panic!("{e:?}"));
+        check(&schema, &root()).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    for fine in [
+        "self.spec.n > 1 && has(self.spec.s) && self.metadata.name != '' && self.kind == 'K'",
+        "self.spec.list.all(i, i.a == 'x') && self.spec.map.all(k, self.spec.map[k] > 0)",
+        "self.spec.any == 1 || self.spec.any == 'a'",
+        "self.spec.when > timestamp('2020-01-01T00:00:00Z') && self.spec.on",
+        "self.spec.n >= oldSelf.spec.n && self.spec.n > 1.5",
+        "self.spec.map.x == 1 && self.spec.list.map(i, i.a).size() == 2",
+    ] {
+        assert_eq!(wrong(fine, ""), "", "{fine}");
+    }
+    for (rule, words) in [
+        ("self.spec.m > 1", "undefined field 'm'"),
+        ("has(self.spec.m)", "undefined field 'm'"),
+        ("self.metadata.labels.size() > 0", "undefined field 'labels'"),
+        ("self.spec.list.all(i, i.b == 'x')", "undefined field 'b'"),
+        ("self.spec.n == 'a'", "found no matching overload for '_==_' applied to '(int, string)'"),
+        ("self.spec.s && true", "expected type 'bool' but found 'string'"),
+        ("self.spec.s.length", "type 'string' does not support field selection"),
+        ("self.spec.n + 1", "must evaluate to a bool"),
+    ] {
+        let said = wrong(rule, "");
+        assert!(said.contains("x-kubernetes-validations[0].rule: Invalid value: "), "{rule}: {said}");
+        assert!(said.contains(&format!("compilation failed: {words}")), "{rule}: {said}");
+    }
+    assert!(wrong("true", "self.spec.n").contains(
+        "messageExpression: Invalid value: \"self.spec.n\": compilation failed: must evaluate to a string"
+    ));
 }

@@ -152,7 +152,7 @@ fn call(expression: &str, text: &str) -> Option<Cel> {
 }
 
 /// The name by which an expression reaches a property.
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     if RESERVED.contains(&name) {
         return format!("__{name}__");
     }
