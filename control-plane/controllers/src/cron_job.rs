@@ -1,6 +1,7 @@
 //! CronJobs: Jobs on a schedule.
 
 mod controller;
+pub mod invoke;
 mod plan;
 mod schedule;
 #[cfg(test)]

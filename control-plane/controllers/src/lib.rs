@@ -38,6 +38,7 @@ pub mod quota;
 pub mod reconcile;
 pub mod replica_set;
 pub mod role_aggregation;
+pub mod roll_on_change;
 pub mod scale;
 pub mod stateful_set;
 pub mod ttl_after_finished;

@@ -27,6 +27,7 @@ use crate::pod_gc::PodCollector;
 use crate::quota::QuotaController;
 use crate::reconcile::{self, Reconciler};
 use crate::replica_set::ReplicaSetController;
+use crate::roll_on_change::RollOnChange;
 use crate::stateful_set::StatefulSetController;
 use crate::ttl_after_finished::TtlAfterFinished;
 use crate::view::{PersistentVolume, PersistentVolumeClaim, ReplicaSet, ReplicationController};
@@ -34,7 +35,7 @@ use crate::volume::{EphemeralVolumes, Protection, VolumeBinder};
 use crate::write::Writer;
 
 /// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
-pub const IDENTITIES: [&str; 26] = [
+pub const IDENTITIES: [&str; 27] = [
     "shared-informers",
     "replicaset-controller",
     "replication-controller",
@@ -61,6 +62,7 @@ pub const IDENTITIES: [&str; 26] = [
     "service-account-controller",
     "root-ca-cert-publisher",
     "node-controller",
+    "roll-on-change-controller",
 ];
 
 /// The most finished pods that are kept.
@@ -114,7 +116,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let caches = Arc::new(Informers::default());
     let garbage = GarbageCollector::new(writer("generic-garbage-collector"));
     let (node, scaler) = ("node-controller", "horizontal-pod-autoscaler");
-    let balancer = "service-controller";
+    let (balancer, roll) = ("service-controller", "roll-on-change-controller");
     let pool = options.load_balancer_range.as_deref().map(|range| {
         Pool::parse(range).with_context(|| format!("{range:?} is no IPv4 range for load balancers"))
     });
@@ -157,6 +159,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         NamespaceController::new(caches.clone(), writer("namespace-controller")),
         NamespaceDefaults::new(caches.clone(), accounts, publisher, options.root_ca_pem.clone()),
         NodeController::new(caches.clone(), writer(node), recorder(node, node), ranges, options.node_grace),
+        RollOnChange::new(caches.clone(), writer(roll), recorder(roll, roll), shutdown.clone()),
         garbage.clone(),
     ];
     caches.start(&client("shared-informers"), &shutdown);

@@ -127,6 +127,13 @@ impl Writer {
         }
     }
 
+    /// Posts JSON to something whose answer need not be JSON, such as a proxy.
+    pub async fn post_text(&self, path: &str, body: &Value) -> Result<String> {
+        let request = Request::post(path).header("content-type", "application/json");
+        let request = request.body(body.to_string().into_bytes()).map_err(kube::Error::HttpError)?;
+        self.client.request_text(request).await
+    }
+
     /// Reads JSON.
     pub async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T> {
         let request = Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;

@@ -198,6 +198,39 @@ async fn unschedulable_pods_say_why_and_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_rolls_when_its_configuration_changes() {
+    let world = World::start(1).await;
+    let (maps, merge): (Api<ConfigMap>, PatchParams) = (world.api("default"), PatchParams::default());
+    let map =
+        serde_json::from_value(json!({ "metadata": { "name": "settings" }, "data": { "colour": "red" } }));
+    maps.create(&PostParams::default(), &map.unwrap()).await.unwrap();
+    let deployments: Api<Deployment> = world.api("default");
+    for (name, asks) in [("rolls", "true"), ("stays", "false")] {
+        let mut d = deployment(name, 2);
+        d.metadata.annotations = Some([("coracle.dev/roll-on-change".to_string(), asks.to_string())].into());
+        let from = json!([{ "configMapRef": { "name": "settings" } }]);
+        let pod = d.spec.as_mut().unwrap().template.spec.as_mut().unwrap();
+        pod.containers[0].env_from = serde_json::from_value(from).unwrap();
+        deployments.create(&PostParams::default(), &d).await.unwrap();
+        world.rolled_out("default", name, 2, "1").await;
+    }
+    world
+        .until("what it uses is known", async || {
+            let annotations =
+                deployments.get("rolls").await.unwrap().metadata.annotations.unwrap_or_default();
+            annotations.contains_key("coracle.dev/configuration-hash")
+        })
+        .await;
+    maps.patch("settings", &merge, &Patch::Merge(json!({ "metadata": { "labels": { "a": "b" } } })))
+        .await
+        .unwrap();
+    maps.patch("settings", &merge, &Patch::Merge(json!({ "data": { "colour": "blue" } }))).await.unwrap();
+    world.rolled_out("default", "rolls", 2, "2").await;
+    world.rolled_out("default", "stays", 2, "1").await;
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_pods() {
     let world = World::start(4).await;
     let deployments: Api<Deployment> = world.api("default");

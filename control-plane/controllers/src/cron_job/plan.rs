@@ -31,8 +31,8 @@ pub struct Plan {
     pub again: Option<Duration>,
 }
 
-/// The plan; `jobs` are those that the CronJob owns.
-pub fn plan(cron: &CronJob, jobs: &[Arc<Job>], now: Timestamp) -> Plan {
+/// The plan; `jobs` are those that the CronJob owns, `calling` says whether a call of its handler is under way.
+pub fn plan(cron: &CronJob, jobs: &[Arc<Job>], calling: bool, now: Timestamp) -> Plan {
     let mut plan = Plan { status: cron.status.clone(), ..Plan::default() };
     history(cron, jobs, &mut plan);
     let running = jobs.iter().filter(|j| j.finished().is_none());
@@ -59,7 +59,7 @@ pub fn plan(cron: &CronJob, jobs: &[Arc<Job>], now: Timestamp) -> Plan {
         return plan;
     }
     match Schedule::parse(&cron.spec.schedule, cron.spec.time_zone.as_deref()) {
-        Ok(schedule) => start(cron, &schedule, &running, now, &mut plan),
+        Ok(schedule) => start(cron, &schedule, (&running, calling), now, &mut plan),
         Err(why) => {
             let words = format!("invalid schedule: {} : {why}", cron.spec.schedule);
             plan.said.push((true, "InvalidSchedule", words));
@@ -76,7 +76,13 @@ pub fn reference(job: &Job) -> Value {
     })
 }
 
-fn start(cron: &CronJob, schedule: &Schedule, running: &[&Arc<Job>], now: Timestamp, plan: &mut Plan) {
+fn start(
+    cron: &CronJob,
+    schedule: &Schedule,
+    (running, calling): (&[&Arc<Job>], bool),
+    now: Timestamp,
+    plan: &mut Plan,
+) {
     let created = cron.created().unwrap_or(now);
     let mut since = cron.status.last_schedule_time.as_ref().map_or(created, |t| t.0);
     let deadline = cron.spec.starting_deadline_seconds;
@@ -102,7 +108,7 @@ fn start(cron: &CronJob, schedule: &Schedule, running: &[&Arc<Job>], now: Timest
         return;
     }
     match cron.spec.concurrency_policy.as_deref() {
-        Some("Forbid") if !running.is_empty() => {
+        Some("Forbid") if !running.is_empty() || calling => {
             let words =
                 "Not starting job because prior execution is running and concurrency policy is Forbid";
             plan.said.push((false, "JobAlreadyActive", words.to_string()));

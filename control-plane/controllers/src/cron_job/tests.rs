@@ -54,20 +54,20 @@ fn schedules() {
 #[test]
 fn a_time_that_has_come_makes_one_job() {
     let now = at("2026-01-01T00:05:10Z");
-    let due = plan(&cron(json!({}), json!({})), &[], now);
+    let due = plan(&cron(json!({}), json!({})), &[], false, now);
     assert_eq!(due.start, Some(at("2026-01-01T00:05:00Z")));
     assert_eq!(due.again, Some(Duration::from_millis(290_050)));
-    let done = plan(&cron(json!({}), json!({ "lastScheduleTime": "2026-01-01T00:05:00Z" })), &[], now);
+    let done = plan(&cron(json!({}), json!({ "lastScheduleTime": "2026-01-01T00:05:00Z" })), &[], false, now);
     assert_eq!(done.start, None);
-    assert_eq!(plan(&cron(json!({ "suspend": true }), json!({})), &[], now).start, None);
+    assert_eq!(plan(&cron(json!({ "suspend": true }), json!({})), &[], false, now).start, None);
     let late = cron(json!({ "startingDeadlineSeconds": 5 }), json!({}));
-    assert_eq!(plan(&late, &[], now).start, None);
+    assert_eq!(plan(&late, &[], false, now).start, None);
 }
 
 #[test]
 fn many_missed_times_make_the_latest_only() {
     let now = at("2026-02-01T00:01:00Z");
-    let plan = plan(&cron(json!({ "schedule": "* * * * *" }), json!({})), &[], now);
+    let plan = plan(&cron(json!({ "schedule": "* * * * *" }), json!({})), &[], false, now);
     assert_eq!(plan.start, Some(now));
     assert_eq!(plan.said.first().map(|s| s.1), Some("TooManyMissedTimes"));
 }
@@ -76,7 +76,8 @@ fn many_missed_times_make_the_latest_only() {
 fn concurrency() {
     let now = at("2026-01-01T00:05:10Z");
     let running = [job("a", None, "2026-01-01T00:00:00Z")];
-    let with = |policy: &str| plan(&cron(json!({ "concurrencyPolicy": policy }), json!({})), &running, now);
+    let with =
+        |policy: &str| plan(&cron(json!({ "concurrencyPolicy": policy }), json!({})), &running, false, now);
     assert!(with("Allow").start.is_some() && with("Allow").deleted.is_empty());
     assert_eq!(with("Forbid").start, None);
     let replaced = with("Replace");
@@ -89,7 +90,7 @@ fn history_is_cut_oldest_first() {
         .map(|n| job(&format!("c{n}"), Some("Complete"), &format!("2026-01-01T00:0{n}:00Z")))
         .chain((1..4).map(|n| job(&format!("f{n}"), Some("Failed"), &format!("2026-01-01T00:0{n}:00Z"))))
         .collect();
-    let plan = plan(&cron(json!({ "suspend": true }), json!({})), &jobs, at("2026-01-01T01:00:00Z"));
+    let plan = plan(&cron(json!({ "suspend": true }), json!({})), &jobs, false, at("2026-01-01T01:00:00Z"));
     let names: Vec<_> = plan.deleted.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["c2", "c1", "f2", "f1"]);
 }
