@@ -243,7 +243,7 @@ fn empty_dir(source: &EmptyDirVolumeSource, path: &Path) -> Result<(), String> {
 }
 
 /// Gives what is in a volume to the pod's `fsGroup`. Only root can, and only root's pods have other users.
-fn own(pod: &Pod, path: &Path) -> Result<(), String> {
+pub(crate) fn own(pod: &Pod, path: &Path) -> Result<(), String> {
     let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let group = context.and_then(|c| c.fs_group).and_then(|g| u32::try_from(g).ok());
     match group.filter(|_| nix::unistd::geteuid().is_root()) {

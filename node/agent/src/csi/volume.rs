@@ -200,7 +200,24 @@ async fn publish_one(
         volume_context: about,
     };
     driver.client.node_publish_volume(request).await.map_err(|e| words(name, &e))?;
-    Ok(())
+    if driver.groups || wish.read_only || !gives_to_group(wish, spec.fs_group_policy.as_deref()) {
+        return Ok(());
+    }
+    let (pod, target) = (pod.clone(), target.to_owned());
+    let owned = tokio::task::spawn_blocking(move || crate::volumes::own(&pod, &target)).await;
+    owned.unwrap_or_else(|e| Err(e.to_string()))
+}
+
+/// Whether the agent gives what is in the volume to the pod's `fsGroup`.
+fn gives_to_group(wish: &Wish, policy: Option<&str>) -> bool {
+    match policy {
+        Some("None") => false,
+        Some("File") => true,
+        _ => {
+            wish.mode == Mode::SingleNodeWriter
+                && wish.source.fs_type.as_deref().is_some_and(|t| !t.is_empty())
+        }
+    }
 }
 
 fn pod_info(pod: &Pod, inline: bool) -> [(String, String); 5] {

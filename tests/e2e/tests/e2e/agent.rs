@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use coracle_e2e::{Cluster, Profile, eventually};
 use serde_json::{Value, json};
 
+mod csi;
 mod limits;
 
 use super::pods::{SOON, apply, has, status, steps};
@@ -82,7 +83,7 @@ fn pressure_evicts_those_who_asked_for_nothing_first() -> Result<()> {
         "--eviction-soft-grace-period=memory.available=1s",
         "--eviction-max-pod-grace-period=8",
         "--eviction-monitoring-period=1s",
-        "--eviction-pressure-transition-period=3s",
+        "--eviction-pressure-transition-period=20s",
         "--kube-reserved=cpu=100m,memory=200Mi",
         "--system-reserved=cpu=100m",
     ];
@@ -134,7 +135,7 @@ fn pressure_evicts_those_who_asked_for_nothing_first() -> Result<()> {
     if late["phase"] == "Failed" {
         has(&late["message"].to_string(), &["Pod was rejected: The node had condition: [MemoryPressure]. "])?;
     }
-    eventually("it is over", SOON, || {
+    eventually("it is over", 3 * SOON, || {
         Ok(condition(&cluster.get(&["node", &node])?, "MemoryPressure") == "False")
     })?;
     eventually("Events tell", SOON, || {

@@ -115,6 +115,26 @@ fn mission_m05_a_linux_container_gets_what_its_spec_says() -> Result<()> {
         Ok(cluster.kubectl(&["logs", "plain", "-c", "look"])?.contains("looking in"))
     })
     .with_context(|| describe(&cluster, "pod", "plain"))?;
+    // One with a target sees its processes.
+    let list = "grep -al sleep /proc/[0-9]*/cmdline; tr '\\0' ' ' < /proc/1/cmdline";
+    let target = [
+        "debug",
+        "plain",
+        "--image=busybox:v1",
+        "--container=within",
+        "--target=main",
+        "--",
+        "/bin/sh",
+        "-c",
+        list,
+    ];
+    cluster.kubectl(&target)?;
+    coracle_e2e::eventually("it sees the target", std::time::Duration::from_secs(30), || {
+        let said = cluster.kubectl(&["logs", "plain", "-c", "within"])?;
+        has(&said, &["/proc/1/cmdline", "sleep 100000"])?;
+        Ok(true)
+    })
+    .with_context(|| describe(&cluster, "pod", "plain"))?;
     cluster.kubectl(&["delete", "pod", "--all", "--now"])?;
     cluster.stop()
 }
