@@ -30,6 +30,8 @@ use crate::{Error, TxnResponse};
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a read may wait for the leader's word.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the answer of a leader that was replaced is waited for: it may be on its way.
+const LATE: Duration = Duration::from_millis(250);
 /// How long is waited before a question that nobody took is asked again, unless the leader changes before.
 const RETRY: Duration = Duration::from_millis(100);
 /// A member that for so long knew of no majority that it belongs to is adrift: others that can have replaced the leader
@@ -104,8 +106,14 @@ impl Handle {
         }
         self.check_touch()?;
         let deadline = Instant::now() + READ_TIMEOUT;
-        let index = self.at_leader(wire::READ_INDEX, &(), deadline, || self.read_index_here()).await?;
-        self.applied(index, deadline).await
+        loop {
+            let asked = self.at_leader(wire::READ_INDEX, &(), deadline, || self.read_index_here()).await;
+            match asked {
+                // It changes nothing: the next leader may be asked.
+                Err(Error::Timeout(_)) if Instant::now() < deadline => {}
+                index => return self.applied(index?, deadline).await,
+            }
+        }
     }
 
     /// The entry that a read has to see, as this member knows it if it leads.
@@ -116,6 +124,9 @@ impl Handle {
     }
 
     /// Has a question answered by the leader: here or by a call. Questions that were surely not heard are asked again.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] where the leader may have heard it, and did not answer in time or before another led.
     pub(super) async fn at_leader<Q, A, F>(
         &self,
         path: &str,
@@ -134,7 +145,10 @@ impl Handle {
             let answer = match leader {
                 Some(id) if id == self.node_id => here().await,
                 Some(id) => match self.link(id) {
-                    Some(link) => ask_there(link, path, ask, deadline).await,
+                    Some(link) => tokio::select! {
+                        answer = ask_there(link, path, ask, deadline) => answer,
+                        () = self.replaced(id) => Err(Error::Timeout(format!("member {id} no longer leads"))),
+                    },
                     None => Err(Error::NotLeader { leader }),
                 },
                 None => Err(Error::NotLeader { leader }),
@@ -155,6 +169,17 @@ impl Handle {
                 tokio::time::sleep(RETRY / 10).await;
             }
         }
+    }
+
+    /// Returns a little after another member than this was elected.
+    async fn replaced(&self, leader: u64) {
+        let mut news = self.raft.server_metrics();
+        while news.borrow_watched().current_leader.is_none_or(|id| id == leader) {
+            if news.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+        tokio::time::sleep(LATE).await;
     }
 
     /// The way to another member.
