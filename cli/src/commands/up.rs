@@ -192,11 +192,6 @@ fn tuning(options: &Options) -> Vec<(&'static str, String)> {
     tuning.flags().into_iter().chain(more.into_iter().flatten()).collect()
 }
 
-/// What the node is told of tuning: profile `loopback` runs on somebody's own machine.
-fn node_tuning(options: &Options) -> Vec<(&'static str, String)> {
-    if options.network == "loopback" { options.node.for_own_machine().flags() } else { options.node.flags() }
-}
-
 fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     let shown = |path: PathBuf| path.display().to_string();
     let program = |name: &'static str, home: PathBuf, args: Vec<(&str, String)>| Program {
@@ -244,7 +239,7 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
         "node",
         dir.node(),
         [
-            node_tuning(options),
+            options.node.for_own_machine().flags(),
             vec![
                 ("kubeconfig", shown(credentials.join("kubeconfig"))),
                 ("name", options.node_name.clone()),

@@ -74,6 +74,9 @@ pub async fn run(cluster: &Cluster, duration: Duration, figures: &mut Figures) -
         let outcome = load(clients, u64::MAX).run(&updates, update).await?;
         report(figures, "update", clients, &outcome);
     }
+    // Half of what was created: the warm-up is not counted, and nothing is to be deleted twice.
+    let remove = |number| Ask::delete(format!("{}/{}", folder("bench-write"), name(number)));
+    report(figures, "delete", 16, &load(16, created / 2).run(&Arc::default(), remove).await?);
     watch::run(&endpoint, pid, duration, figures).await?;
     memory(figures, "at-the-end")?;
     ensure!(cluster.pid("server")? == pid, "the server was started again while it was measured");

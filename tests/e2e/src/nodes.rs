@@ -67,6 +67,8 @@ impl Nodes {
         agent.arg(format!("--node-ip={}", self.servers.slot().node(index)));
         agent.arg(format!("--runtime-endpoint=unix://{}", socket.display()));
         agent.arg("--root-dir").arg(&root);
+        // The disk of a test machine may be nearly full, which is not what is tried.
+        agent.arg("--eviction-hard=memory.available<100Mi");
         let agent = self.spawn(index, "agent", &mut agent)?;
         let mut runtime = self.servers.command(self.servers.binary());
         runtime.arg("runtime").arg("--socket").arg(&socket);

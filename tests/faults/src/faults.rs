@@ -203,7 +203,10 @@ struct Cut {
 impl Cut {
     fn make(&self, host: &Host, others: &[String]) -> Result<()> {
         let others = others.join(", ");
-        let chance = format!("numgen random mod 10 < {}", self.of_ten);
+        let chance = match self.of_ten {
+            10.. => String::new(),
+            some => format!("numgen random mod 10 < {some}"),
+        };
         let mut script = String::from("table ip cut {\n");
         if !self.hears {
             script += &format!(

@@ -37,7 +37,7 @@ fn transcript(profile: Profile) -> Result<()> {
     let path = format!(
         "{}:{}:/usr/bin:/bin",
         bin.display(),
-        cluster.data_dir().parent().context("a data directory without a parent")?.display()
+        cluster.program().parent().context("a program without a directory")?.display()
     );
     let out = cluster.command("bash").args(["-euxo", "pipefail", "-c", script]).env("PATH", path).output()?;
     ensure!(out.status.success(), "{}", shown(&out));

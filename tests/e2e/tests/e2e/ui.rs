@@ -148,8 +148,7 @@ fn the_terminal_shows_a_cluster() -> Result<()> {
     hello::deploy(&cluster)?;
     let typescript = cluster.file("typescript", "")?;
     // A terminal of its own; the key comes once the pods must have been drawn.
-    let line =
-        format!("stty rows 40 cols 160; {} top", cluster.program().display());
+    let line = format!("stty rows 40 cols 160; {} top", cluster.program().display());
     let keys =
         format!("for i in $(seq 300); do grep -q hello- {typescript} && break; sleep 0.1; done; printf q");
     let shell = format!("{{ {keys}; }} | script -qefc {line:?} {typescript} > /dev/null");
