@@ -55,7 +55,7 @@ impl Tree<'_> {
         let kind = self.next() % if depth > 5 { 5 } else { 9 };
         match kind {
             0 => Value::Null,
-            1 => (self.next() % 2 == 0).into(),
+            1 => self.next().is_multiple_of(2).into(),
             2 => self.next().into(),
             3 | 4 => TEXTS[self.next() % TEXTS.len()].into(),
             5 | 6 => (0..self.next() % 4).map(|_| self.value(depth + 1)).collect(),

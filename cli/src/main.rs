@@ -20,10 +20,10 @@ use commands::{
 enum Command {
     /// Run everything on this machine: a server, a node and a runtime, supervised.
     #[command(next_line_help = true)]
-    Up(up::Options),
+    Up(Box<up::Options>),
     /// Run a control-plane member: store, API server, controllers, scheduler, image registry.
     #[command(next_line_help = true)]
-    Server(server::Options),
+    Server(Box<server::Options>),
     /// List and remove the servers of a cluster.
     #[command(subcommand)]
     Member(member::Command),
@@ -75,8 +75,8 @@ fn main() -> ExitCode {
     // Several TLS providers may be linked; this one is ours. An error means that it is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let done = match command {
-        Command::Up(options) => up::run(options),
-        Command::Server(options) => server::run(options),
+        Command::Up(options) => up::run(*options),
+        Command::Server(options) => server::run(*options),
         Command::Member(command) => member::run(command),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Token(command) => token::run(command),

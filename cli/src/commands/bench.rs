@@ -49,7 +49,10 @@ async fn hollow_nodes(client: kube::Client, options: HollowNodes, shutdown: Canc
     let loading = async {
         let pods = pods.await.context("the nodes were not made")?;
         println!("{} hollow nodes are ready", options.count);
-        let Some(number) = options.pods else { return Ok(shutdown.cancelled().await) };
+        let Some(number) = options.pods else {
+            shutdown.cancelled().await;
+            return Ok(());
+        };
         let patience = Duration::from_secs(options.patience);
         let load = hollow::Load { pods: number, patience, prefix: "hollow-load".into() };
         println!("{}", hollow::measure(client, &pods, &load).await?);

@@ -168,10 +168,13 @@ async fn renew(writer: &Writer, name: &str) -> anyhow::Result<()> {
         Err(error) if write::is_not_found(&error) => {
             let metadata = json!({ "name": name, "namespace": "kube-node-lease" });
             let body = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec });
-            Ok(drop(writer.create(path, &body).await?))
+            writer.create(path, &body).await?;
         }
-        other => Ok(drop(other?)),
+        other => {
+            other?;
+        }
     }
+    Ok(())
 }
 
 /// Makes the nodes, calls `ready`, and plays them until `shutdown`; they stay in the API.

@@ -1,7 +1,7 @@
 //! One run: a cluster, clients and watchers, so many faults, then the verdict.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -205,7 +205,7 @@ async fn crowd(
 
 type Items = BTreeMap<String, (Val, u64)>;
 
-async fn list(kubeconfig: &PathBuf) -> Result<(u64, Items)> {
+async fn list(kubeconfig: &Path) -> Result<(u64, Items)> {
     let maps = config_maps(kubeconfig).await?;
     let params = ListParams::default().labels(LABEL);
     let listed = tokio::time::timeout(Duration::from_secs(20), maps.list(&params));

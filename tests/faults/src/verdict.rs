@@ -249,7 +249,8 @@ mod tests {
 
     #[test]
     fn each_kind_of_lie_is_found() {
-        let lies: [(&str, fn(&mut Evidence)); 10] = [
+        type Lie = (&'static str, fn(&mut Evidence));
+        let lies: [Lie; 10] = [
             ("saw", |e| e.watches[1].swap(0, 1)),
             ("saw", |e| drop(e.watches[1].remove(1))),
             ("saw", |e| {

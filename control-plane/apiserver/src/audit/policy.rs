@@ -173,7 +173,8 @@ impl Rule {
             namespaces: texts(value, "namespaces")?,
             paths: texts(value, "nonResourceURLs")?,
         };
-        if !rule.paths.is_empty() && !(rule.resources.is_empty() && rule.namespaces.is_empty()) {
+        let of_objects = !rule.resources.is_empty() || !rule.namespaces.is_empty();
+        if of_objects && !rule.paths.is_empty() {
             return Err("rules cannot apply to both regular resources and non-resource URLs".into());
         }
         Ok(rule)

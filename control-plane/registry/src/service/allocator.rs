@@ -183,10 +183,11 @@ impl Allocator {
                 continue;
             }
             let Some(kv) = objects.store().get(&what.key()) else { continue };
-            if Claim::of(&kv).is_some_and(|claim| claim.is_of(&(namespace.clone(), name.clone()))) {
-                if let Err(error) = objects.store().txn(claim::unclaim(what, kv.mod_revision)).await {
-                    tracing::debug!(%error, namespace, name, "a claim is given back later");
-                }
+            if !Claim::of(&kv).is_some_and(|claim| claim.is_of(&(namespace.clone(), name.clone()))) {
+                continue;
+            }
+            if let Err(error) = objects.store().txn(claim::unclaim(what, kv.mod_revision)).await {
+                tracing::debug!(%error, namespace, name, "a claim is given back later");
             }
         }
     }

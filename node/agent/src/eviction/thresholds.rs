@@ -67,7 +67,7 @@ pub fn defaults() -> Vec<Threshold> {
     hard(text).unwrap_or_default()
 }
 
-fn pairs<'a>(text: &'a str, between: char) -> impl Iterator<Item = Result<(Signal, &'a str), String>> {
+fn pairs(text: &str, between: char) -> impl Iterator<Item = Result<(Signal, &str), String>> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(move |part| {
         let (name, value) = part.split_once(between).ok_or_else(|| format!("{part:?} has no {between:?}"))?;
         let signal =

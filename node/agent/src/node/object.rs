@@ -303,9 +303,12 @@ mod tests {
 
     #[test]
     fn what_is_reserved_is_not_for_pods() {
-        let mut tuning = Tuning::default();
-        tuning.kube_reserved = Reserved::parse("cpu=100m,memory=256Mi").expect("amounts");
-        tuning.system_reserved = Reserved::parse("cpu=100m,ephemeral-storage=1Gi").expect("amounts");
+        let reserved = |text: &str| Reserved::parse(text).expect("amounts");
+        let tuning = Tuning {
+            kube_reserved: reserved("cpu=100m,memory=256Mi"),
+            system_reserved: reserved("cpu=100m,ephemeral-storage=1Gi"),
+            ..Tuning::default()
+        };
         let has = [2000, 1 << 30, 100 << 30];
         // 100Mi of memory and a tenth of the disk have to stay free.
         let left = allocatable(has, &tuning);

@@ -45,7 +45,8 @@ fn the_numbers_are_right() {
 fn what_does_not_fit_the_model_is_refused() {
     let model = Model::load(SHAPES).unwrap();
     let fitting = || drawings(&[CROSS]);
-    let cases: [(&str, ErrorKind, Vec<(String, Tensor)>); 8] = [
+    type Case = (&'static str, ErrorKind, Vec<(String, Tensor)>);
+    let cases: [Case; 8] = [
         ("has 1 inputs (cells), and 0 were given", ErrorKind::InvalidArgument, vec![]),
         ("no input \"pixels\"", ErrorKind::InvalidArgument, vec![("pixels".into(), fitting())]),
         ("no input \"1\"", ErrorKind::InvalidArgument, vec![("1".into(), fitting())]),

@@ -1,7 +1,7 @@
 //! Guests and clients that mean harm: each meets its limit, and a neighbour in the same process goes on answering.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::SocketAddrV4,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -240,7 +240,7 @@ async fn guests_that_wait_for_others_leave_the_neighbour_alone() -> Result {
     let host = Host::start().await?;
     let at = neighbour(&host).await?;
     // It accepts and never answers.
-    let silent = TcpListener::bind((Ipv4Addr::from(address()), 0)).await?;
+    let silent = TcpListener::bind((address(), 0)).await?;
     let url = format!("/fetch?http://{}/", silent.local_addr()?);
     let pod = web(&host, "waits", &[("coracle.dev/http-timeout-seconds", "2")]).await?;
     let to = SocketAddrV4::new(pod.pod_ip, 8080);

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use coracle_e2e::{Cluster, eventually};
 use serde_json::{Value, json};
 
+mod annotations;
 mod autoscaling;
 mod controllers;
 mod deployments;

@@ -259,7 +259,7 @@ pub fn access(kubectl: &Kubectl) -> Result<()> {
         &["created"],
     )?;
     kubectl.says(
-        &["create", "clusterrole", "watcher", "--verb=watch", "--non-resource-url=/metrics"],
+        &["create", "clusterrole", "watcher", "--verb=get", "--non-resource-url=/metrics"],
         &["created"],
     )?;
     kubectl.says(
