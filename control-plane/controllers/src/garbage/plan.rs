@@ -37,8 +37,10 @@ pub fn plan(graph: &Graph, object: &Object, is_absent: impl Fn(&str) -> bool) ->
         return let_go(graph, object);
     }
     if object.waits_for_dependents() {
-        let blocks =
-            |d: &Object| d.owners.iter().any(|o| o.uid == object.uid && o.block_owner_deletion == Some(true));
+        let blocks = |d: &Object| {
+            d.uid != object.uid
+                && d.owners.iter().any(|o| o.uid == object.uid && o.block_owner_deletion == Some(true))
+        };
         let blocked = graph.dependents(&object.uid).any(blocks);
         return if blocked { Vec::new() } else { vec![without_finalizer(object, FOREGROUND)] };
     }
@@ -59,6 +61,13 @@ pub fn plan(graph: &Graph, object: &Object, is_absent: impl Fn(&str) -> bool) ->
         let rest: Vec<&OwnerReference> =
             object.owners.iter().zip(&kinds).filter(|(_, k)| **k == Owner::Solid).map(|(o, _)| o).collect();
         return vec![patch(object, json!({ "ownerReferences": rest }))];
+    }
+    // A circle: who waits for this one is waited for by it. This one gives way, or neither would ever go.
+    let circle = graph.dependents(&object.uid).any(Object::waits_for_dependents);
+    if circle && object.owners.iter().any(|o| o.block_owner_deletion == Some(true)) {
+        let free =
+            object.owners.iter().map(|o| OwnerReference { block_owner_deletion: Some(false), ..o.clone() });
+        return vec![patch(object, json!({ "ownerReferences": free.collect::<Vec<_>>() }))];
     }
     let has_dependents = graph.dependents(&object.uid).next().is_some();
     let propagation = if object.has_finalizer(ORPHAN) {

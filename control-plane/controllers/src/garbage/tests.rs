@@ -86,6 +86,39 @@ fn orphan() {
 }
 
 #[test]
+fn cycles() {
+    // Foreground: a waits for b, which waits for c, which a must not wait for in turn.
+    let owned_by = |uid: &str, owner: &str, waits: bool| {
+        let mut meta = json!({ "ownerReferences": [
+            { "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": owner, "uid": owner, "blockOwnerDeletion": true },
+        ] });
+        if waits {
+            meta["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+            meta["finalizers"] = json!(["foregroundDeletion"]);
+        }
+        object(uid, meta)
+    };
+    let three = || vec![owned_by("a", "c", true), owned_by("b", "a", true), owned_by("c", "b", false)];
+    assert_eq!(run(three(), "a"), [], "b blocks it");
+    let gives_way = run(three(), "c");
+    assert_eq!(patched(&gives_way[0])["ownerReferences"][0]["blockOwnerDeletion"], false);
+    let mut free = owned_by("c", "b", false);
+    free.owners[0].block_owner_deletion = Some(false);
+    let after = vec![owned_by("a", "c", true), owned_by("b", "a", true), free.clone()];
+    assert_eq!(run(after, "c"), [delete("c", "Foreground")]);
+    let after = vec![owned_by("a", "c", true), owned_by("b", "a", true), free];
+    let done = run(after, "b");
+    assert_eq!(patched(&done[0])["finalizers"], json!([]), "nobody blocks b any more");
+    assert_eq!(
+        run(vec![owned_by("b", "gone", false), owned_by("a", "b", false)], "b"),
+        [delete("b", "Background")]
+    );
+    // Its own owner.
+    let own = run(vec![owned_by("a", "a", true)], "a");
+    assert_eq!(patched(&own[0])["finalizers"], json!([]));
+}
+
+#[test]
 fn what_to_look_at() {
     let mut graph = Graph::default();
     assert!(graph.set(object("rs", json!({}))).is_empty());
