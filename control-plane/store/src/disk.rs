@@ -34,6 +34,8 @@ pub(crate) struct Place {
     pub dir: PathBuf,
     pub files: Arc<dyn Files>,
     pub node_id: u64,
+    /// Whether files are worked on by threads; otherwise by the tasks that ask for it.
+    pub threads: bool,
 }
 
 impl Place {
@@ -129,6 +131,17 @@ impl Place {
             other => self.corrupt(name, &other.to_string()),
         }
     }
+}
+
+/// Runs what waits for files: on a thread for it, or here and now where there are none.
+pub(crate) async fn unblock<T: Send + 'static>(
+    threads: bool,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    if !threads {
+        return Ok(f());
+    }
+    tokio::task::spawn_blocking(f).await.map_err(|error| Error::Stopped(error.to_string()))
 }
 
 /// Runs `f`; what redb asserts about damaged pages becomes an error.

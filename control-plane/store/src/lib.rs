@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod clock;
 pub mod conformance;
 mod disk;
 mod error;
@@ -23,10 +24,11 @@ mod txn;
 mod value;
 mod watch;
 
+pub use clock::{SystemClock, WallClock};
 pub use disk::{Directory, Files};
 pub use error::Error;
 pub use key_value::{Event, EventKind, KeyValue};
-pub use peer::{Dial, Member, PeerTls, Peering};
+pub use peer::{Dial, Lost, Member, PeerTls, Peering, Transport, Way};
 pub use range::{Range, RangeResponse};
 pub use seal::Seal;
 pub use store::{Options, Store};

@@ -5,6 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
+use futures::future::BoxFuture;
+use http::{Request, Response};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -19,21 +22,51 @@ pub(crate) mod wire;
 
 /// How a member meets the others.
 pub struct Peering {
-    /// Where it listens for them.
-    pub listener: TcpListener,
+    /// How calls travel.
+    pub way: Way,
     /// The `host:port` under which they reach it.
     pub address: String,
     /// The cluster's id; members of different clusters refuse each other.
     pub cluster: String,
-    /// Certificates.
-    pub tls: PeerTls,
     /// Members of the cluster that this one joins, as id and `host:port`. Empty: it makes a cluster of its own. Without
     /// meaning where the data directory is not empty.
     pub join: Vec<(u64, String)>,
-    /// Where to connect for an address; `None`: there. For tests.
-    pub dial: Option<Dial>,
     /// What else members serve each other, below paths of its own.
     pub routes: Router,
+}
+
+/// How calls travel between members.
+pub enum Way {
+    /// HTTP/2 over mutual TLS.
+    Sockets {
+        /// Where this member listens for the others.
+        listener: TcpListener,
+        /// Certificates.
+        tls: PeerTls,
+        /// Where to connect for an address; `None`: there. For tests.
+        dial: Option<Dial>,
+    },
+    /// A network that is none, for simulations.
+    Simulated(Arc<dyn Transport>),
+}
+
+/// Carries calls between members in a simulation.
+pub trait Transport: Send + Sync {
+    /// Whoever calls this address from now on is answered by this router.
+    fn serve(&self, address: &str, router: Router);
+
+    /// Carries a request to an address and the answer back.
+    fn send(&self, address: &str, request: Request<Body>)
+    -> BoxFuture<'static, Result<Response<Body>, Lost>>;
+}
+
+/// Why a simulated call has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// The request did not arrive.
+    Unsent,
+    /// The request may have arrived; no answer came.
+    Unknown,
 }
 
 /// Turns a member's address into the one that is connected to.

@@ -3,20 +3,21 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
 
+use crate::clock::{Clock, SystemClock};
 use crate::disk::{Directory, Files, Place, io_error};
 use crate::machine::Machine;
 use crate::metrics::Facts;
 use crate::mvcc::{Command, Effects, Window};
 use crate::raft::node::{Node, REMOVED};
 use crate::seal::{self, Seal};
-use crate::{Error, KeyValue, Member, Peering, Range, RangeResponse, Txn, TxnResponse, Watch};
+use crate::{Error, KeyValue, Member, Peering, Range, RangeResponse, Txn, TxnResponse, WallClock, Watch};
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -35,6 +36,10 @@ pub struct Options {
     pub log_bytes: u64,
     /// Where the bytes go; `None`: files in `data_dir`. For tests.
     pub files: Option<Arc<dyn Files>>,
+    /// Whether the store works on its files with threads; otherwise with tasks, as a simulation with a clock of its own needs.
+    pub threads: bool,
+    /// What time it is.
+    pub clock: Arc<dyn WallClock>,
     /// Who seals values before they leave the memory of a member; `None`: they lie open.
     pub sealer: Option<Arc<dyn Seal>>,
 }
@@ -50,6 +55,8 @@ impl Options {
             snapshot_every: 10_000,
             log_bytes: 64 << 20,
             files: None,
+            threads: true,
+            clock: Arc::new(SystemClock),
             sealer: None,
         }
     }
@@ -64,6 +71,7 @@ impl Options {
 pub struct Store {
     machine: Arc<Machine>,
     engine: Arc<Engine>,
+    clock: Clock,
 }
 
 enum Engine {
@@ -104,10 +112,11 @@ impl Store {
                 _ => io_error("making the data directory")(error),
             })?),
         };
-        let place = Place { dir: options.data_dir.clone(), files, node_id: options.node_id };
+        let (node_id, threads) = (options.node_id, options.threads);
+        let place = Place { dir: options.data_dir.clone(), files, node_id, threads };
         let machine = Arc::new(Machine::new(options.window(), options.sealer.clone()));
         let node = Node::open(place, &options, machine.clone(), peering).boxed().await?;
-        let store = Self { machine, engine: Arc::new(Engine::Raft(node)) };
+        let store = Self { machine, engine: Arc::new(Engine::Raft(node)), clock: options.clock };
         store.work_in_background();
         Ok(store)
     }
@@ -115,7 +124,8 @@ impl Store {
     /// A store for tests of other parts: the same behaviour, nothing on disk.
     pub fn in_memory(options: &Options) -> Self {
         let machine = Arc::new(Machine::new(options.window(), options.sealer.clone()));
-        let store = Self { machine, engine: Arc::new(Engine::Memory(Mutex::default())) };
+        let engine = Arc::new(Engine::Memory(Mutex::default()));
+        let store = Self { machine, engine, clock: options.clock.clone() };
         if tokio::runtime::Handle::try_current().is_ok() {
             store.work_in_background();
         }
@@ -125,11 +135,12 @@ impl Store {
     /// Deletes keys whose time has come, and keeps the log small, for as long as the store is in use.
     fn work_in_background(&self) {
         let (machine, engine) = (Arc::downgrade(&self.machine), Arc::downgrade(&self.engine));
+        let clock = self.clock.clone();
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(WORK_INTERVAL).await;
                 let (Some(machine), Some(engine)) = (machine.upgrade(), engine.upgrade()) else { return };
-                let store = Self { machine, engine };
+                let store = Self { machine, engine, clock: clock.clone() };
                 if store.machine.hub.check().is_err() {
                     return;
                 }
@@ -157,7 +168,7 @@ impl Store {
             return Ok(());
         }
         loop {
-            let keys = self.machine.state.read().expired(now_ms(), EXPIRY_BATCH);
+            let keys = self.machine.state.read().expired(self.clock.now_ms(), EXPIRY_BATCH);
             let more = keys.len() == EXPIRY_BATCH;
             if !keys.is_empty() {
                 self.propose(Command::Expire { keys }).await?;
@@ -217,7 +228,7 @@ impl Store {
         let mut txn = txn;
         let sealer = &self.machine.sealer;
         seal::seal(sealer, &mut txn).map_err(Error::Seal)?;
-        let response = self.propose(Command::Txn { now_ms: now_ms(), txn }).await?;
+        let response = self.propose(Command::Txn { now_ms: self.clock.now_ms(), txn }).await?;
         let mut response =
             response.ok_or_else(|| Error::Stopped("transaction was answered with nothing".into()))?;
         seal::open_answer(sealer, &mut response).map_err(Error::Seal)?;
@@ -371,9 +382,4 @@ impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("revision", &self.revision()).finish()
     }
-}
-
-pub(crate) fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

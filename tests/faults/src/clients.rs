@@ -14,7 +14,7 @@ use kube::{Api, Client, Config};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::history::{Answer, Call, History, List, Op, Val};
+use coracle_history::calls::{Answer, Call, History, List, Op, Val};
 
 /// How many keys there are: few, so that clients meet.
 pub const KEYS: usize = 6;

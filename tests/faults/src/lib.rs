@@ -8,8 +8,5 @@
 pub mod clients;
 pub mod cluster;
 pub mod faults;
-pub mod history;
-pub mod linearizable;
 pub mod run;
-pub mod verdict;
 pub mod watchers;

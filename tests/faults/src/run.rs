@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use coracle_e2e::eventually;
+use coracle_history::Seen;
+use coracle_history::calls::{History, Val};
+use coracle_history::verdict::{self, Evidence};
 use kube::api::ListParams;
 use nix::sched::{CloneFlags, setns};
 use rand::SeedableRng;
@@ -16,9 +19,7 @@ use rand::rngs::StdRng;
 use crate::clients::{LABEL, Shared, Worker, config_maps, read};
 use crate::cluster::{Cluster, SERVERS};
 use crate::faults;
-use crate::history::{History, Val};
-use crate::verdict::{self, Evidence};
-use crate::watchers::{self, Progress, Seen};
+use crate::watchers::{self, Progress};
 
 /// How many clients there are.
 const CLIENTS: usize = 6;

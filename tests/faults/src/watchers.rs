@@ -6,24 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use coracle_history::Seen;
 use futures::StreamExt;
 use kube::api::{WatchEvent, WatchParams};
 
 use crate::clients::{LABEL, Shared, config_maps, read};
-use crate::history::Val;
-
-/// A change as a watcher was told it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Its revision.
-    pub revision: u64,
-    /// The key.
-    pub key: String,
-    /// The new value; of a deletion: none.
-    pub value: Option<Val>,
-    /// Whether it was said to be new.
-    pub added: bool,
-}
 
 /// How far a watcher is.
 pub type Progress = Arc<AtomicU64>;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use coracle_apiserver::ca::ClusterCa;
 use coracle_registry::Cidr;
-use coracle_store::{PeerTls, Peering};
+use coracle_store::{PeerTls, Peering, Way};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
@@ -88,16 +88,18 @@ impl Membership {
         let server = ca.ensure_server("member", &name, std::slice::from_ref(&name))?;
         let client = ca.ensure_client("member-client", &name, &[])?;
         Ok(Peering {
-            listener,
+            way: Way::Sockets {
+                listener,
+                tls: PeerTls {
+                    ca_pem: ca.cert_pem().to_owned(),
+                    server: (server.cert_pem, server.key_pem),
+                    client: (client.cert_pem, client.key_pem),
+                },
+                dial: None,
+            },
             address: address.to_string(),
             cluster: self.cluster.clone(),
-            tls: PeerTls {
-                ca_pem: ca.cert_pem().to_owned(),
-                server: (server.cert_pem, server.key_pem),
-                client: (client.cert_pem, client.key_pem),
-            },
             join: self.join.clone(),
-            dial: None,
             routes: axum::Router::new(),
         })
     }

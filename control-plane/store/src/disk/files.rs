@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Bound;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use redb::backends::FileBackend;
@@ -38,6 +39,11 @@ pub trait Files: Debug + Send + Sync {
 
     /// Lets go of the place, so that another store may open it.
     fn close(&self) {}
+
+    /// How long the next write is to take. Only stores without threads of their own ask, for only a simulation is to wait.
+    fn latency(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// Files in a directory.

@@ -1,12 +1,15 @@
 //! Brings the state to disk behind the log: changes gather and are written by a thread of their own, at the latest after
 //! five seconds or 16 MiB, and at once when the log wants to forget the entries that made them.
+//!
+//! In a simulation a task takes the thread's part, and waits as long as the simulated disk says.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-use tokio::sync::watch;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::guarded;
 use super::state::{Applied, RowChange, Rows, StateDb};
@@ -31,6 +34,8 @@ struct Shared {
     /// Held while rows are written; taken under `pending`.
     writing: Mutex<()>,
     wake: Condvar,
+    /// Wakes the task where there is no thread.
+    wake_task: Notify,
     durable: watch::Sender<Durable>,
 }
 
@@ -44,6 +49,8 @@ struct Pending {
     since: Option<Instant>,
     flush: bool,
     stop: bool,
+    /// Nobody works here any more.
+    ended: bool,
 }
 
 impl Persister {
@@ -54,12 +61,18 @@ impl Persister {
             pending: Mutex::default(),
             writing: Mutex::new(()),
             wake: Condvar::new(),
+            wake_task: Notify::new(),
             durable,
         };
         let shared = Arc::new(shared);
         let worker = shared.clone();
-        let thread = std::thread::Builder::new().name("store-state".into()).spawn(move || worker.run())?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        let thread = if shared.state.place().threads {
+            Some(std::thread::Builder::new().name("store-state".into()).spawn(move || worker.run())?)
+        } else {
+            tokio::spawn(async move { worker.run_as_task().await });
+            None
+        };
+        Ok(Self { shared, thread: Mutex::new(thread) })
     }
 
     /// Takes over the changes of applied entries. Waits while the disk is far behind.
@@ -71,9 +84,9 @@ impl Persister {
             pending.applied = Some(applied);
             if pending.since.is_none() {
                 pending.since = Some(Instant::now());
-                self.shared.wake.notify_one();
+                self.shared.wake_up();
             } else if pending.bytes >= MOST_BYTES {
-                self.shared.wake.notify_one();
+                self.shared.wake_up();
             }
             pending.bytes >= STALL_BYTES
         };
@@ -95,7 +108,7 @@ impl Persister {
         let target = {
             let mut pending = self.shared.pending.lock();
             pending.flush = true;
-            self.shared.wake.notify_one();
+            self.shared.wake_up();
             pending.newest
         };
         let mut durable = self.shared.durable.subscribe();
@@ -127,7 +140,8 @@ impl Persister {
         let mut pending = self.shared.pending.lock();
         let _writing = self.shared.writing.lock();
         self.shared.state.replace(applied, rows)?;
-        *pending = Pending { stop: pending.stop, newest: index(applied), ..Pending::default() };
+        let (stop, ended) = (pending.stop, pending.ended);
+        *pending = Pending { stop, ended, newest: index(applied), ..Pending::default() };
         let _before = self.shared.durable.send_replace(Ok(index(applied)));
         Ok(())
     }
@@ -135,9 +149,12 @@ impl Persister {
     /// Writes what is pending, ends the thread and closes the file.
     pub fn stop(&self) -> Result<(), String> {
         self.shared.pending.lock().stop = true;
-        self.shared.wake.notify_one();
-        if let Some(thread) = self.thread.lock().take() {
-            let _ = thread.join();
+        self.shared.wake_up();
+        match self.thread.lock().take() {
+            Some(thread) => drop(thread.join()),
+            None => {
+                self.shared.work(self.shared.pending.lock());
+            }
         }
         self.shared.state.close();
         self.check()
@@ -147,7 +164,7 @@ impl Persister {
 impl Drop for Persister {
     fn drop(&mut self) {
         self.shared.pending.lock().stop = true;
-        self.shared.wake.notify_one();
+        self.shared.wake_up();
     }
 }
 
@@ -175,44 +192,79 @@ impl Pending {
 }
 
 impl Shared {
+    fn wake_up(&self) {
+        self.wake.notify_one();
+        self.wake_task.notify_one();
+    }
+
     fn run(&self) {
         loop {
-            let (rows, applied, stop, _writing) = {
-                let mut pending = self.pending.lock();
-                while !pending.due() {
-                    match pending.since {
-                        Some(since) => drop(self.wake.wait_until(&mut pending, since + MOST_AGE)),
-                        None => self.wake.wait(&mut pending),
-                    }
+            let mut pending = self.pending.lock();
+            while !pending.due() {
+                match pending.since {
+                    Some(since) => drop(self.wake.wait_until(&mut pending, (since + MOST_AGE).into_std())),
+                    None => self.wake.wait(&mut pending),
                 }
-                let stop = pending.stop;
-                let mut taken = std::mem::take(&mut *pending);
-                (pending.stop, pending.newest) = (stop, taken.newest);
-                if taken.applied.is_none() {
-                    // Rows alone wait for entries that they go with.
-                    pending.rows = std::mem::take(&mut taken.rows);
-                }
-                (taken.rows, taken.applied, stop, self.writing.lock())
-            };
-            if let Some(applied) = applied {
-                let written = guarded(|| self.state.commit(&rows, &applied));
-                let written = written.and_then(|result| result.map_err(|error| error.to_string()));
-                if let Err(error) = &written {
-                    tracing::error!(%error, "writing the store's state failed; the store stops");
-                }
-                let failed = written.is_err();
-                let _before = self.durable.send_replace(written.map(|()| index(&applied)));
-                if failed {
-                    return;
-                }
-            } else {
-                // Someone waits for a flush of nothing.
-                self.durable.send_modify(|_| ());
             }
-            if stop {
+            if !self.work(pending) {
                 return;
             }
         }
+    }
+
+    async fn run_as_task(&self) {
+        loop {
+            let (due, since) = {
+                let pending = self.pending.lock();
+                (pending.due(), pending.since)
+            };
+            if due {
+                tokio::time::sleep(self.state.place().files.latency()).await;
+                if !self.work(self.pending.lock()) {
+                    return;
+                }
+                continue;
+            }
+            match since {
+                Some(since) => {
+                    let _ = tokio::time::timeout_at(since + MOST_AGE, self.wake_task.notified()).await;
+                }
+                None => self.wake_task.notified().await,
+            }
+        }
+    }
+
+    /// Writes what waits. False when there is no more to come.
+    fn work(&self, mut pending: MutexGuard<'_, Pending>) -> bool {
+        if pending.ended {
+            return false;
+        }
+        let stop = pending.stop;
+        let mut taken = std::mem::take(&mut *pending);
+        (pending.stop, pending.ended, pending.newest) = (stop, stop, taken.newest);
+        if taken.applied.is_none() {
+            // Rows alone wait for entries that they go with.
+            pending.rows = std::mem::take(&mut taken.rows);
+        }
+        let writing = self.writing.lock();
+        drop(pending);
+        let Some(applied) = taken.applied else {
+            // Someone waits for a flush of nothing.
+            self.durable.send_modify(|_| ());
+            return !stop;
+        };
+        let written = guarded(|| self.state.commit(&taken.rows, &applied));
+        let written = written.and_then(|result| result.map_err(|error| error.to_string()));
+        if let Err(error) = &written {
+            tracing::error!(%error, "writing the store's state failed; the store stops");
+        }
+        let well = written.is_ok();
+        drop(writing);
+        if !well {
+            self.pending.lock().ended = true;
+        }
+        let _before = self.durable.send_replace(written.map(|()| index(&applied)));
+        well && !stop
     }
 }
 

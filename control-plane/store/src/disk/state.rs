@@ -155,6 +155,10 @@ impl StateDb {
         self.database.write().take();
     }
 
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
     pub fn error(&self, error: redb::Error) -> Error {
         self.place.error(NAME, error)
     }

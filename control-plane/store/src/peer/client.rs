@@ -10,7 +10,6 @@ use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -20,7 +19,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use super::wire::{CLUSTER, MAX_BODY};
-use super::{Dial, PeerTls, Peering, wire};
+use super::{Dial, Lost, PeerTls, Peering, Transport, Way, wire};
 use crate::Error;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -53,8 +52,7 @@ impl std::error::Error for CallError {}
 /// Connections to all members, made when they are needed.
 pub(crate) struct Peers {
     cluster: String,
-    tls: tokio_rustls::TlsConnector,
-    dial: Option<Dial>,
+    by: By,
     links: Mutex<HashMap<(u64, String), Arc<Link>>>,
 }
 
@@ -63,18 +61,28 @@ pub(crate) struct Link {
     member: u64,
     address: String,
     cluster: String,
-    tls: tokio_rustls::TlsConnector,
-    dial: Option<Dial>,
+    by: By,
     open: tokio::sync::Mutex<Option<SendRequest<Body>>>,
     /// Whether it could not be reached when it was last tried.
     lost: AtomicBool,
 }
 
+/// How members are reached.
+#[derive(Clone)]
+enum By {
+    Sockets { tls: tokio_rustls::TlsConnector, dial: Option<Dial> },
+    Simulated(Arc<dyn Transport>),
+}
+
 impl Peers {
     pub fn new(peering: &Peering) -> Result<Self, Error> {
-        let tls = tokio_rustls::TlsConnector::from(peering.tls.client_config()?);
-        let (cluster, dial) = (peering.cluster.clone(), peering.dial.clone());
-        Ok(Self { cluster, tls, dial, links: Mutex::default() })
+        let by = match &peering.way {
+            Way::Sockets { tls, dial, .. } => {
+                By::Sockets { tls: tls.client_config()?.into(), dial: dial.clone() }
+            }
+            Way::Simulated(transport) => By::Simulated(transport.clone()),
+        };
+        Ok(Self { cluster: peering.cluster.clone(), by, links: Mutex::default() })
     }
 
     /// The way to a member at an address; calls of all parts share its connection.
@@ -94,8 +102,7 @@ impl Peers {
             member,
             address: address.to_owned(),
             cluster: self.cluster.clone(),
-            tls: self.tls.clone(),
-            dial: self.dial.clone(),
+            by: self.by.clone(),
             open: tokio::sync::Mutex::default(),
             lost: AtomicBool::new(false),
         }
@@ -127,16 +134,26 @@ impl Link {
         method: Method,
         path: &str,
         body: Body,
-    ) -> Result<Response<Incoming>, CallError> {
-        let mut sender = self.sender().await?;
+    ) -> Result<Response<axum::body::Body>, CallError> {
         let request = Request::builder()
             .method(method)
             .uri(format!("https://{}{path}", PeerTls::name(self.member)))
             .header(CLUSTER, &self.cluster)
             .body(body)
             .map_err(|error| CallError::Unsent(error.to_string()))?;
+        let (tls, dial) = match &self.by {
+            By::Sockets { tls, dial } => (tls, dial),
+            By::Simulated(transport) => {
+                let sent = transport.send(&self.address, request.map(axum::body::Body::new)).await;
+                return sent.map_err(|lost| match lost {
+                    Lost::Unsent => CallError::Unsent(format!("{self} cannot be reached")),
+                    Lost::Unknown => CallError::Unknown(format!("{self} did not answer")),
+                });
+            }
+        };
+        let mut sender = self.sender(tls, dial.as_ref()).await?;
         match sender.try_send_request(request).await {
-            Ok(response) => Ok(response),
+            Ok(response) => Ok(response.map(axum::body::Body::new)),
             Err(mut error) => {
                 let unsent = error.take_message().is_some();
                 let what = format!("{self}: {}", error.error());
@@ -145,12 +162,16 @@ impl Link {
         }
     }
 
-    async fn sender(&self) -> Result<SendRequest<Body>, CallError> {
+    async fn sender(
+        &self,
+        tls: &tokio_rustls::TlsConnector,
+        dial: Option<&Dial>,
+    ) -> Result<SendRequest<Body>, CallError> {
         let mut open = self.open.lock().await;
         if let Some(sender) = open.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(sender.clone());
         }
-        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect()).await;
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(tls, dial)).await;
         let connected =
             connected.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")));
         let sender = match connected {
@@ -168,12 +189,16 @@ impl Link {
         Ok(open.insert(sender).clone())
     }
 
-    async fn connect(&self) -> io::Result<SendRequest<Body>> {
-        let address = self.dial.as_ref().map_or_else(|| self.address.clone(), |dial| dial(&self.address));
+    async fn connect(
+        &self,
+        tls: &tokio_rustls::TlsConnector,
+        dial: Option<&Dial>,
+    ) -> io::Result<SendRequest<Body>> {
+        let address = dial.map_or_else(|| self.address.clone(), |dial| dial(&self.address));
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::try_from(PeerTls::name(self.member)).map_err(io::Error::other)?;
-        let tls = self.tls.connect(name, stream).await?;
+        let tls = tls.connect(name, stream).await?;
         let (sender, connection) = Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
@@ -205,7 +230,9 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
 }
 
 /// The answer in a response.
-pub(crate) async fn read_answer<A: DeserializeOwned>(response: Response<Incoming>) -> Result<A, CallError> {
+pub(crate) async fn read_answer<A: DeserializeOwned>(
+    response: Response<axum::body::Body>,
+) -> Result<A, CallError> {
     let status = response.status();
     let body = Limited::new(response.into_body(), wire::MAX_BODY).collect().await;
     let body = body.map_err(|error| CallError::Unknown(error.to_string()))?.to_bytes();

@@ -1,7 +1,8 @@
 //! What a member does for the others.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,19 +19,20 @@ use openraft::raft::AppendEntriesResponse;
 use openraft::type_config::alias::SnapshotOf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::AsyncWriteExt;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-use super::Peering;
 use super::wire::{self, MAX_BODY, Refusal, SnapshotHead};
+use super::{Peering, Way};
 use crate::Error;
-use crate::disk::snapshot::SnapshotData;
+use crate::disk::snapshot::{SnapshotData, private_file};
+use crate::disk::unblock;
 use crate::mvcc::Command;
+use crate::raft::Types;
 use crate::raft::handle::Handle;
-use crate::raft::{Types, network};
 
 const MAX_CONNECTIONS: usize = 256;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,15 +45,22 @@ const MAX_HEAD: usize = 1 << 20;
 struct Shared {
     member: Handle,
     cluster: Arc<str>,
-    /// One snapshot arrives at a time; what it is written to.
-    incoming: Arc<tokio::sync::Mutex<std::path::PathBuf>>,
+    /// One snapshot arrives at a time.
+    incoming: Arc<tokio::sync::Mutex<Incoming>>,
+}
+
+/// Where a snapshot goes that arrives.
+pub(crate) struct Incoming {
+    pub path: PathBuf,
+    /// Whether it is written by threads.
+    pub threads: bool,
 }
 
 /// Serves the other members until the future is ready.
 pub(crate) fn serve(
     peering: Peering,
     member: Handle,
-    incoming: std::path::PathBuf,
+    incoming: Incoming,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
     let shared = Shared {
@@ -60,10 +69,16 @@ pub(crate) fn serve(
         incoming: Arc::new(tokio::sync::Mutex::new(incoming)),
     };
     let router = router(shared, peering.routes);
-    let acceptor = TlsAcceptor::from(peering.tls.server_config()?);
+    let (listener, acceptor) = match peering.way {
+        Way::Simulated(transport) => {
+            transport.serve(&peering.address, router);
+            return Ok(());
+        }
+        Way::Sockets { listener, tls, .. } => (listener, TlsAcceptor::from(tls.server_config()?)),
+    };
     tokio::spawn(async move {
         tokio::select! {
-            () = accept(peering.listener, acceptor, router) => {}
+            () = accept(listener, acceptor, router) => {}
             () = stop => {}
         }
     });
@@ -197,7 +212,7 @@ async fn propose(State(shared): State<Shared>, request: Request<Body>) -> Respon
                 return Ok(Err(Refusal::from(error)));
             }
             // One clock for all that expires: the leader's.
-            *now_ms = crate::store::now_ms();
+            *now_ms = shared.member.clock.now_ms();
         }
         Ok(shared.member.propose_here(Arc::new(command)).await.map_err(Refusal::from))
     })
@@ -230,18 +245,19 @@ async fn members(State(shared): State<Shared>, request: Request<Body>) -> Respon
 
 async fn snapshot(State(shared): State<Shared>, request: Request<Body>) -> Response {
     // Whoever comes second finds what the first one brought.
-    let Ok(path) = shared.incoming.try_lock() else {
+    let Ok(incoming) = shared.incoming.try_lock() else {
         return (StatusCode::CONFLICT, "another snapshot is arriving").into_response();
     };
     let installed = async {
-        let head = receive(request.into_body(), &path).await?;
-        let data = SnapshotData::File(path.clone());
+        let head = receive(request.into_body(), &incoming).await?;
+        let data = SnapshotData::File(incoming.path.clone());
         let snapshot = SnapshotOf::<Types, SnapshotData> { meta: head.meta, snapshot: data };
         let raft = shared.member.raft.clone();
         raft.install_full_snapshot(head.vote, snapshot).await.map_err(io::Error::other)
     };
     let installed = installed.await;
-    let _ = tokio::fs::remove_file(&*path).await;
+    let path = incoming.path.clone();
+    let _ = unblock(incoming.threads, || std::fs::remove_file(path)).await;
     let answered = installed.and_then(|answer| postcard::to_stdvec(&answer).map_err(io::Error::other));
     match answered {
         Ok(bytes) => bytes.into_response(),
@@ -250,7 +266,7 @@ async fn snapshot(State(shared): State<Shared>, request: Request<Body>) -> Respo
 }
 
 /// Writes what arrives into a file; returns what went before it.
-async fn receive(body: Body, path: &std::path::Path) -> io::Result<SnapshotHead> {
+async fn receive(body: Body, incoming: &Incoming) -> io::Result<SnapshotHead> {
     let mut chunks = body.into_data_stream();
     let mut next = async || match tokio::time::timeout(SNAPSHOT_IDLE, chunks.next()).await {
         Ok(chunk) => chunk.transpose().map_err(io::Error::other),
@@ -270,7 +286,15 @@ async fn receive(body: Body, path: &std::path::Path) -> io::Result<SnapshotHead>
         let Some(chunk) = next().await? else { return Err(io::ErrorKind::UnexpectedEof.into()) };
         start.extend_from_slice(&chunk);
     };
-    let mut file = network::private_file(path).await?;
+    let mut file = private_file(&incoming.path)?;
+    if !incoming.threads {
+        file.write_all(&rest)?;
+        while let Some(chunk) = next().await? {
+            file.write_all(&chunk)?;
+        }
+        return Ok(head);
+    }
+    let mut file = tokio::fs::File::from_std(file);
     file.write_all(&rest).await?;
     while let Some(chunk) = next().await? {
         file.write_all(&chunk).await?;

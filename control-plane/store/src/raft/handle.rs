@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::state_machine::StateMachine;
 use super::{Request, Types};
+use crate::clock::Clock;
 use crate::metrics::Stats;
 use crate::mvcc::Command;
 use crate::peer::client::{CallError, Link, Peers};
@@ -49,6 +50,8 @@ pub(crate) struct Handle {
     /// When this member last belonged to a majority: heard a leader, or led one. Raft itself remembers who led, not
     /// whether it still does.
     pub heard: Arc<Mutex<Instant>>,
+    /// What time it is.
+    pub clock: Clock,
     /// Why raft ended, once it has.
     pub ended: watch::Receiver<Option<String>>,
 }
@@ -110,7 +113,10 @@ impl Handle {
             let asked = self.at_leader(wire::READ_INDEX, &(), deadline, || self.read_index_here()).await;
             match asked {
                 // It changes nothing: the next leader may be asked.
-                Err(Error::Timeout(_)) if Instant::now() < deadline => {}
+                // Not at once: what fails at once would be asked again without end.
+                Err(Error::Timeout(_)) if Instant::now() + RETRY < deadline => {
+                    tokio::time::sleep(RETRY).await;
+                }
                 index => return self.applied(index?, deadline).await,
             }
         }

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::{Entry, LogId, Types, Vote};
 use crate::Error;
@@ -26,7 +26,7 @@ mod database;
 mod writer;
 
 use database::{Batch, LogDb};
-use writer::Job;
+use writer::{Job, Step, Writer};
 
 /// Entries kept in memory, and their bytes, whichever bound is met first.
 const TAIL_ENTRIES: usize = 8192;
@@ -54,6 +54,9 @@ struct Shared {
     /// Why nothing is accepted any more.
     poisoned: OnceLock<String>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Who writes where there is no thread.
+    task: Mutex<Option<(Writer, mpsc::Receiver<Job>)>>,
+    wake_task: Notify,
 }
 
 /// What is known without reading the disk.
@@ -91,12 +94,20 @@ impl Log {
             appended: AtomicU64::new(0),
             poisoned: OnceLock::new(),
             thread: Mutex::new(None),
+            task: Mutex::new(None),
+            wake_task: Notify::new(),
         });
         let (jobs, queue) = mpsc::channel();
-        let worker = shared.clone();
-        let run = move || writer::run(&worker, &queue, found.leftover);
-        let thread = std::thread::Builder::new().name("store-log".into()).spawn(run);
-        *shared.thread.lock() = Some(thread.map_err(crate::disk::io_error("starting the log's thread"))?);
+        let (worker, writer) = (shared.clone(), Writer::new(&shared, found.leftover));
+        if place.threads {
+            let run = move || writer.run(&worker, &queue);
+            let thread = std::thread::Builder::new().name("store-log".into()).spawn(run);
+            *shared.thread.lock() = Some(thread.map_err(crate::disk::io_error("starting the log's thread"))?);
+        } else {
+            *shared.task.lock() = Some((writer, queue));
+            let files = place.files.clone();
+            tokio::spawn(async move { writer::run_as_task(&worker, &*files).await });
+        }
         Ok(Self { shared, jobs, persister })
     }
 
@@ -125,6 +136,10 @@ impl Log {
         if let Some(thread) = self.shared.thread.lock().take() {
             let _ = thread.join();
         }
+        if let Some((mut writer, queue)) = self.shared.task.lock().take() {
+            while writer.step(&self.shared, &queue, None) == Step::Done {}
+        }
+        self.shared.wake_task.notify_one();
         self.shared.database.close();
         self.shared.poisoned.get().map_or(Ok(()), |reason| Err(reason.clone()))
     }
@@ -133,7 +148,9 @@ impl Log {
         if let Some(reason) = self.shared.poisoned.get() {
             return Err(io::Error::other(reason.clone()));
         }
-        self.jobs.send(job).map_err(|_| io::Error::other("the log is closed"))
+        let sent = self.jobs.send(job).map_err(|_| io::Error::other("the log is closed"));
+        self.shared.wake_task.notify_one();
+        sent
     }
 
     /// Has a job done and waits for it.

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io::{self, Write};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ use tokio::sync::mpsc;
 
 use super::{Types, Vote};
 use crate::disk::snapshot::SnapshotData;
-use crate::peer::client::{Body, CallError, Peers, read_answer};
+use crate::peer::client::{Body, CallError, Peers, full, read_answer};
 use crate::peer::wire::{self, SnapshotHead};
 
 /// How long entries may take to be written by a member: its disk may be slow.
@@ -39,21 +38,27 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
 const PIECE: usize = 256 << 10;
 const PIECES: usize = 4;
 
-/// Makes connections to members; `None`: there are none.
-pub(crate) struct Network(pub Option<Arc<Peers>>);
+/// Makes connections to members.
+pub(crate) struct Network {
+    /// The ways to them; `None`: there are none.
+    pub peers: Option<Arc<Peers>>,
+    /// Whether snapshots are read by threads.
+    pub threads: bool,
+}
 
 /// A connection to one member.
 pub(crate) struct Connection {
     peers: Option<Arc<Peers>>,
     target: u64,
     address: String,
+    threads: bool,
 }
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Connection {
-        Connection { peers: self.0.clone(), target, address: node.addr.clone() }
+        Connection { peers: self.peers.clone(), target, address: node.addr.clone(), threads: self.threads }
     }
 }
 
@@ -129,7 +134,7 @@ impl RaftNetworkV2<Types> for Connection {
         let sent = async {
             // Not over the connection that heartbeats need.
             let link = self.peers()?.fresh(self.target, &self.address);
-            let body = snapshot_body(&head, snapshot.snapshot).map_err(CallError::Unsent)?;
+            let body = snapshot_body(&head, snapshot.snapshot, self.threads).map_err(CallError::Unsent)?;
             let answer = async { read_answer(link.send(Method::POST, wire::SNAPSHOT, body).await?).await };
             let answer = tokio::time::timeout(SNAPSHOT_TIMEOUT, answer).await;
             answer.unwrap_or_else(|_| Err(CallError::Unknown("the snapshot took too long".into())))
@@ -142,12 +147,18 @@ impl RaftNetworkV2<Types> for Connection {
 }
 
 /// A body that is made while it is sent.
-fn snapshot_body(head: &SnapshotHead, data: SnapshotData) -> Result<Body, String> {
+fn snapshot_body(head: &SnapshotHead, data: SnapshotData, threads: bool) -> Result<Body, String> {
     let SnapshotData::View(view) = data else {
         return Err("this member does not send snapshot files".into());
     };
     let head = postcard::to_stdvec(head).map_err(|error| error.to_string())?;
     let length = u32::try_from(head.len()).map_err(|error| error.to_string())?;
+    if !threads {
+        let mut out = length.to_le_bytes().to_vec();
+        out.extend_from_slice(&head);
+        view.write(&mut out).map_err(|error| error.to_string())?;
+        return Ok(full(out));
+    }
     let (pieces, receiver) = mpsc::channel(PIECES);
     tokio::task::spawn_blocking(move || {
         let mut out = Pieces { gathered: Vec::with_capacity(PIECE), pieces };
@@ -184,10 +195,4 @@ impl Write for Pieces {
         let sent = self.pieces.blocking_send(Ok(piece.into()));
         sent.map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads the snapshot any more"))
     }
-}
-
-/// An empty file that its owner alone may read.
-pub(crate) async fn private_file(path: &Path) -> io::Result<tokio::fs::File> {
-    let mut options = tokio::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600).open(path).await
 }

@@ -19,13 +19,14 @@ use super::log::Log;
 use super::network::Network;
 use super::state_machine::StateMachine;
 use super::upkeep::Upkeep;
-use crate::disk::Place;
 use crate::disk::persister::Persister;
 use crate::disk::state::{Applied, StateDb};
+use crate::disk::{Place, unblock};
 use crate::machine::Machine;
 use crate::metrics::Stats;
 use crate::mvcc::Window;
 use crate::peer::client::Peers;
+use crate::peer::server::Incoming;
 use crate::peer::{self, Peering};
 use crate::{Error, Options};
 
@@ -56,11 +57,11 @@ impl Node {
         machine: Arc<Machine>,
         peering: Option<Peering>,
     ) -> Result<Self, Error> {
-        let (node_id, window) = (place.node_id, options.window());
+        let (node_id, window, threads) = (place.node_id, options.window(), place.threads);
         let (persister, log, applied) = {
             let (machine, place) = (machine.clone(), place.clone());
             let open = move || open_files(&place, window, &machine);
-            tokio::task::spawn_blocking(open).await.map_err(|error| Error::Stopped(error.to_string()))??
+            unblock(threads, open).await??
         };
         let peers = peering.as_ref().map(Peers::new);
         let peers = peers.transpose()?.map(Arc::new);
@@ -68,7 +69,9 @@ impl Node {
         let watched = Arc::downgrade(&machine);
         let state_machine = StateMachine { machine, persister: persister.clone(), window, applied };
         let config = Arc::new(config(options.snapshot_every.max(1))?);
-        let raft = Raft::new(node_id, config, Network(peers.clone()), log.clone(), state_machine).await;
+        let raft =
+            Raft::new(node_id, config, Network { peers: peers.clone(), threads }, log.clone(), state_machine)
+                .await;
         let raft = raft.map_err(stopped)?;
         let (ending, ended) = watch::channel(None);
         let failure = failure(&raft, &persister);
@@ -84,7 +87,8 @@ impl Node {
         let stats = Arc::<Stats>::default();
         tokio::spawn(count_leaders(raft.server_metrics(), stats.clone()));
         let heard = Arc::new(Mutex::new(Instant::now()));
-        let handle = Handle { raft, node_id, peers, stats, heard, ended };
+        let clock = options.clock.clone();
+        let handle = Handle { raft, node_id, peers, stats, heard, clock, ended };
         let node = Self { handle, log, upkeep, persister, place, led: Mutex::new(Instant::now()) };
         if let Err(error) = node.start(fresh, peering).await {
             let _ = node.shutdown().await;
@@ -100,7 +104,9 @@ impl Node {
         let (join, address) = (std::mem::take(&mut peering.join), peering.address.clone());
         let mut ended = handle.ended.clone();
         let end = async move { drop(ended.wait_for(Option::is_some).await) };
-        peer::server::serve(peering, handle.clone(), self.place.dir.join("incoming.snapshot"), end)?;
+        let incoming =
+            Incoming { path: self.place.dir.join("incoming.snapshot"), threads: self.place.threads };
+        peer::server::serve(peering, handle.clone(), incoming, end)?;
         // From raft itself: its metrics may not have been told yet.
         let raft = handle.raft.clone();
         let known = detached(async move {
@@ -179,8 +185,7 @@ impl Node {
         let state = self.persister.state();
         let view = state.view().map_err(|error| state.error(error))?;
         let path = path.to_owned();
-        let saved = tokio::task::spawn_blocking(move || view.save(&path)).await;
-        saved.map_err(|error| Error::Stopped(error.to_string()))?
+        unblock(self.place.threads, move || view.save(&path)).await?
     }
 
     /// Stops raft, brings the state to disk and closes the files.
@@ -190,13 +195,12 @@ impl Node {
         let core = detached(async move { raft.shutdown().await }).await?.map_err(stopped);
         let (log, persister) = (self.log.clone(), self.persister.clone());
         let place = self.place.clone();
-        let files = tokio::task::spawn_blocking(move || {
+        let files = unblock(place.threads, move || {
             let stopped = log.stop().and(persister.stop());
             place.files.close();
             stopped
         });
-        let files = files.await;
-        core.and(files.map_err(|error| Error::Stopped(error.to_string()))?.map_err(Error::Stopped))
+        core.and(files.await?.map_err(Error::Stopped))
     }
 }
 

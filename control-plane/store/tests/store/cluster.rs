@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use coracle_store::{Error, Options, PeerTls, Peering, Store, Txn, Value};
+use coracle_store::{Error, Options, Peering, Store, Txn, Value, Way};
 use tokio::net::TcpListener;
 
 use super::members::{Authority, Members, dump, put, until};
@@ -137,12 +137,10 @@ async fn strangers_are_refused() {
     // Keeps this port, so that nobody takes it for a member's.
     let (before, dir) = (dump(members.store(1)), tempfile::tempdir().unwrap());
     let stranger = Peering {
-        listener,
+        way: Way::Sockets { listener, tls: Authority::new().issue(2), dial: Some(members.dial(2).await) },
         address: format!("127.0.0.1:{port}"),
         cluster: "test".into(),
-        tls: PeerTls { ..Authority::new().issue(2) },
         join: vec![(1, super::members::name(1))],
-        dial: Some(members.dial(2).await),
         routes: Default::default(),
     };
     let joined = tokio::time::timeout(

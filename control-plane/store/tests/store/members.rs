@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coracle_store::{KeyValue, Options, PeerTls, Peering, Range, Store, Txn, Value};
+use coracle_store::{KeyValue, Options, PeerTls, Peering, Range, Store, Txn, Value, Way};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
@@ -82,12 +82,10 @@ impl Members {
         self.ports.lock().unwrap().insert(name(id), listener.local_addr().unwrap().port());
         let join = self.stores.keys().map(|id| (*id, name(*id))).collect();
         let peering = Peering {
-            listener,
+            way: Way::Sockets { listener, tls: self.authority.issue(id), dial: Some(self.dial(id).await) },
             address: name(id),
             cluster: "test".into(),
-            tls: self.authority.issue(id),
             join,
-            dial: Some(self.dial(id).await),
             routes: Default::default(),
         };
         let options = Options { node_id: id, snapshot_every: self.snapshot_every, ..Options::new(dir) };

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::database::Batch;
 use super::{Entry, LogId, Shared, Types, Vote};
-use crate::disk::guarded;
+use crate::disk::{Files, guarded};
 
 /// What the thread is asked to do, in this order.
 pub(super) enum Job {
@@ -25,33 +25,60 @@ const MOST_ENTRIES: usize = 4096;
 /// Purged entries are removed a few at a time, so that no writer waits long for it.
 const REMOVE: u64 = 512;
 
-pub(super) fn run(shared: &Shared, queue: &Receiver<Job>, leftover: Option<u64>) {
-    let mut scratch = Vec::new();
-    // Entries below `purged` that are still there begin at `removed`.
-    let mut purged = shared.tail.read().purged.map_or(0, |id| id.index + 1);
-    let mut removed = leftover.unwrap_or(purged);
-    let mut jobs = Vec::new();
-    loop {
-        match receive(queue, removed < purged) {
-            Err(()) => return,
-            Ok(first) => jobs.extend(first),
+/// What a step did.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Done,
+    Nothing,
+    Stopped,
+}
+
+/// Who writes what waits.
+pub(super) struct Writer {
+    scratch: Vec<u8>,
+    /// Entries below `purged` that are still there begin at `removed`.
+    purged: u64,
+    removed: u64,
+    jobs: Vec<Job>,
+}
+
+impl Writer {
+    pub fn new(shared: &Shared, leftover: Option<u64>) -> Self {
+        let purged = shared.tail.read().purged.map_or(0, |id| id.index + 1);
+        Self { scratch: Vec::new(), purged, removed: leftover.unwrap_or(purged), jobs: Vec::new() }
+    }
+
+    /// Works as a thread.
+    pub fn run(mut self, shared: &Shared, queue: &Receiver<Job>) {
+        loop {
+            let Ok(first) = receive(queue, self.is_untidy()) else { return };
+            if let Step::Stopped = self.step(shared, queue, first) {
+                return;
+            }
         }
-        gather(queue, &mut jobs);
-        let stop = matches!(jobs.last(), Some(Job::Stop));
-        let mut batch = batch(&jobs);
+    }
+
+    /// Whether there is something to remove.
+    fn is_untidy(&self) -> bool {
+        self.removed < self.purged
+    }
+
+    /// Does a job and what waits behind it, in one transaction.
+    pub fn step(&mut self, shared: &Shared, queue: &Receiver<Job>, first: Option<Job>) -> Step {
+        self.jobs.extend(first);
+        gather(queue, &mut self.jobs);
+        let stop = matches!(self.jobs.last(), Some(Job::Stop));
+        let mut batch = batch(&self.jobs);
         if let Some(upto) = batch.purged {
-            purged = purged.max(upto.index + 1);
+            self.purged = self.purged.max(upto.index + 1);
         }
-        if removed < purged {
-            let to = purged.min(removed.saturating_add(REMOVE));
-            batch.remove = Some((removed, to));
-            removed = to;
+        if self.removed < self.purged {
+            let to = self.purged.min(self.removed.saturating_add(REMOVE));
+            batch.remove = Some((self.removed, to));
+            self.removed = to;
         }
-        let result = if jobs.iter().all(|job| matches!(job, Job::Stop)) && batch.remove.is_none() {
-            Ok(())
-        } else {
-            write(shared, &batch, &mut scratch)
-        };
+        let idle = self.jobs.iter().all(|job| matches!(job, Job::Stop)) && batch.remove.is_none();
+        let result = if idle { Ok(()) } else { write(shared, &batch, &mut self.scratch) };
         if result.is_ok()
             && let Some(last) = batch.entries.last().map(|entry| entry.log_id.index)
         {
@@ -60,9 +87,28 @@ pub(super) fn run(shared: &Shared, queue: &Receiver<Job>, leftover: Option<u64>)
             tail.shrink();
         }
         drop(batch);
-        jobs.drain(..).for_each(|job| job.finish(&result));
-        if stop {
-            return;
+        self.jobs.drain(..).for_each(|job| job.finish(&result));
+        match (stop, idle) {
+            (true, _) => Step::Stopped,
+            (false, true) => Step::Nothing,
+            (false, false) => Step::Done,
+        }
+    }
+}
+
+/// Works as a task, in a simulation; ends when the log is stopped.
+pub(super) async fn run_as_task(shared: &Shared, files: &dyn Files) {
+    loop {
+        shared.wake_task.notified().await;
+        loop {
+            tokio::time::sleep(files.latency()).await;
+            let mut task = shared.task.lock();
+            let Some((writer, queue)) = &mut *task else { return };
+            match writer.step(shared, queue, None) {
+                Step::Done => {}
+                Step::Nothing => break,
+                Step::Stopped => return,
+            }
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::history::{Answer, Call, History, Op, Val};
+use crate::Seen;
+use crate::calls::{Answer, Call, History, Op, Val};
 use crate::linearizable;
-use crate::watchers::Seen;
 
 /// Everything that was seen.
 pub struct Evidence {
@@ -232,7 +232,7 @@ mod tests {
             call(6, 7, Op::Cas(1, 3), Answer::Conflict),
             call(8, 9, Op::Delete, Answer::Done(None)),
         ];
-        let list = crate::history::List {
+        let list = crate::calls::List {
             began: 5,
             ended: 6,
             revision: 7,

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use crate::history::{Answer, Call, Op, Val};
+use crate::calls::{Answer, Call, Op, Val};
 
 /// The state of a key.
 type State = Option<Val>;
