@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
-use coracle_cri_api::v1::ContainerStats;
+use coracle_cri_api::v1::{ContainerState, ContainerStats};
 use k8s_openapi::jiff::Timestamp;
 
 use super::*;
@@ -18,13 +18,15 @@ struct Row {
     container: String,
     cpu_nanos: u64,
     memory: u64,
-    /// Nanoseconds since 1970 of the start; 0: not known.
+    /// Nanoseconds since 1970 of the start.
     started: i64,
 }
 
+/// What running containers use; `started` knows them. Those that have ended use nothing, and are not said to.
 fn rows(stats: Vec<ContainerStats>, started: &HashMap<String, i64>) -> Vec<Row> {
     let row = |stat: ContainerStats| {
         let attributes = stat.attributes?;
+        let started = *started.get(&attributes.id)?;
         let of = |key: &str| attributes.labels.get(key).cloned().unwrap_or_default();
         Some(Row {
             namespace: of(label::POD_NAMESPACE),
@@ -33,7 +35,7 @@ fn rows(stats: Vec<ContainerStats>, started: &HashMap<String, i64>) -> Vec<Row> 
             container: of(label::CONTAINER_NAME),
             cpu_nanos: stat.cpu.and_then(|c| c.usage_core_nano_seconds).map_or(0, |v| v.value),
             memory: stat.memory.and_then(|m| m.working_set_bytes).map_or(0, |v| v.value),
-            started: started.get(&attributes.id).copied().unwrap_or(0),
+            started,
         })
     };
     stats.into_iter().filter_map(row).collect()
@@ -46,7 +48,8 @@ async fn read(shared: &Shared) -> Result<Vec<Row>, Response> {
         (StatusCode::SERVICE_UNAVAILABLE, format!("the runtime does not answer: {}\n", e.message()))
             .into_response()
     })?;
-    let started = containers.into_iter().map(|c| (c.id, c.created_at)).collect();
+    let running = containers.into_iter().filter(|c| c.state() == ContainerState::ContainerRunning);
+    let started = running.map(|c| (c.id, c.created_at)).collect();
     Ok(rows(stats, &started))
 }
 

@@ -71,6 +71,9 @@ fn logs_follow_and_proxies_reach_pods_services_and_nodes() -> Result<()> {
         Ok(cluster.kubectl(&["top", "pods"])?.contains("web")
             && cluster.kubectl(&["top", "nodes"])?.contains(&node))
     })?;
+    // What has ended uses nothing.
+    let told = cluster.kubectl(&["top", "pods"])?;
+    ensure!(!told.contains("ticks"), "{told}");
     cluster.stop()
 }
 
