@@ -18,6 +18,7 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -34,6 +35,9 @@ use tokio_util::sync::CancellationToken;
 use self::membership::Membership;
 use crate::data_dir::make_private;
 use crate::kubeconfig::write_secret;
+
+/// How often it is looked at what Services hold of addresses and node ports, as kube-apiserver does.
+const REPAIR: Duration = Duration::from_secs(180);
 
 #[derive(Args)]
 pub struct Options {
@@ -230,6 +234,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
                 shutdown.clone(),
             ),
             endpoints::publish(store.clone(), publisher, member, address, shutdown.clone()),
+            coracle_registry::service::repair::run(server.objects(), REPAIR, shutdown.cancelled()),
         );
     }
     shutdown.cancel();

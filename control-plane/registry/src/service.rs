@@ -4,6 +4,7 @@ mod allocation;
 mod allocator;
 pub mod backends;
 mod claim;
+pub mod repair;
 mod validation;
 
 use std::sync::Arc;

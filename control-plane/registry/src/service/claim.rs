@@ -23,7 +23,8 @@ const ATTEMPTS: usize = 8;
 
 /// Below it lie the claims of addresses.
 pub const ADDRESSES: &str = "/coracle/allocations/addresses/";
-const PORTS: &str = "/coracle/allocations/node-ports/";
+/// Below it lie the claims of node ports.
+pub const PORTS: &str = "/coracle/allocations/node-ports/";
 
 /// Why nothing was allocated.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +55,11 @@ impl Claim {
     /// The claim in a key, if it is one.
     pub fn of(kv: &KeyValue) -> Option<Self> {
         serde_json::from_slice(&kv.value.json).ok()
+    }
+
+    /// Whose it is.
+    pub fn holder(&self) -> Holder {
+        (self.namespace.clone(), self.name.clone())
     }
 
     /// Whether it is this Service's.

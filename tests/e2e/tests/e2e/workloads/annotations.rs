@@ -86,7 +86,7 @@ fn annotations_roll_workloads_and_call_handlers() -> Result<()> {
     apply(&cluster, &[cron("calls", "http://hello:8080/nightly"), cron("lost", "http://nobody:8080/")])?;
     until(&cluster, &["cronjob", "calls"], "has called", |c| c["status"]["lastSuccessfulTime"].is_string())?;
     eventually("the handler saw a second call", PATIENCE, || {
-        Ok(cluster.kubectl(&["logs", &pod])?.contains("request 2"))
+        Ok(cluster.kubectl(&["logs", &pod])?.matches("request ").count() >= 2)
     })?;
     eventually("a call that fails is told", PATIENCE, || {
         has(
