@@ -34,7 +34,7 @@ enum Command {
     #[command(subcommand)]
     Snapshot(snapshot::Command),
     /// Run a node agent.
-    Node(node::Options),
+    Node(Box<node::Options>),
     /// Run the CRI service.
     Runtime(runtime::Options),
     /// Advertise NVIDIA GPUs to the node agent.
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
         Command::Member(command) => member::run(command),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Token(command) => token::run(command),
-        Command::Node(options) => node::run(options),
+        Command::Node(options) => node::run(*options),
         Command::Runtime(options) => runtime::run(options),
         Command::GpuPlugin(options) => gpu_plugin::run(options),
         Command::WasmHost(options) => wasm_host::run(options),
