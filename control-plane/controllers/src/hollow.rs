@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::attach_detach::MANAGED;
 use crate::cache::{Cache, Key, key_of};
 use crate::events::api_time;
 use crate::queue::WorkQueue;
@@ -139,7 +140,7 @@ impl Reconciler for Hollow {
 
 async fn make(writer: &Writer, options: &Options, name: &str, number: usize) -> anyhow::Result<()> {
     let zone = format!("zone-{}", number % options.zones.max(1));
-    let body = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name, "labels": {
+    let body = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name, "annotations": { MANAGED: "true" }, "labels": {
         "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", LABEL: "true", "topology.kubernetes.io/zone": zone,
     } } });
     match writer.create("/api/v1/nodes", &body).await {

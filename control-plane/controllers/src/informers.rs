@@ -8,10 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
 use crate::view::{
-    ConfigMap, ControllerRevision, CronJob, DaemonSet, Deployment, EndpointSlice, Endpoints,
+    ConfigMap, ControllerRevision, CronJob, CsiDriver, DaemonSet, Deployment, EndpointSlice, Endpoints,
     HorizontalPodAutoscaler, Job, Lease, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
     PodDisruptionBudget, ReplicaSet, ReplicationController, ResourceQuota, Service, ServiceAccount,
-    StatefulSet, StorageClass,
+    StatefulSet, StorageClass, VolumeAttachment,
 };
 
 /// Name of the ConfigMap that holds the cluster's CA.
@@ -67,6 +67,8 @@ informers! {
     volumes: PersistentVolume;
     claims: PersistentVolumeClaim;
     storage_classes: StorageClass;
+    attachments: VolumeAttachment;
+    drivers: CsiDriver;
     autoscalers: HorizontalPodAutoscaler;
     budgets: PodDisruptionBudget;
     quotas: ResourceQuota;

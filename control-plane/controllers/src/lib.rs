@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod attach_detach;
 pub mod autoscaler;
 pub mod bootstrap_tokens;
 pub mod cache;

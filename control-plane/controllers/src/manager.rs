@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::access;
+use crate::attach_detach::AttachDetach;
 use crate::autoscaler::{self, AutoscalerController};
 use crate::certificates::Sign;
 use crate::cron_job::CronJobController;
@@ -35,7 +36,7 @@ use crate::volume::{EphemeralVolumes, Protection, VolumeBinder};
 use crate::write::Writer;
 
 /// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
-pub const IDENTITIES: [&str; 27] = [
+pub const IDENTITIES: [&str; 28] = [
     "shared-informers",
     "replicaset-controller",
     "replication-controller",
@@ -63,6 +64,7 @@ pub const IDENTITIES: [&str; 27] = [
     "root-ca-cert-publisher",
     "node-controller",
     "roll-on-change-controller",
+    "attachdetach-controller",
 ];
 
 /// The most finished pods that are kept.
@@ -140,6 +142,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         make!(JobController, "job-controller"),
         make!(CronJobController, "cronjob-controller"),
         make!(VolumeBinder, "persistent-volume-binder"),
+        make!(AttachDetach, "attachdetach-controller"),
         EphemeralVolumes::new(caches.clone(), writer("ephemeral-volume-controller")),
         Protection::<PersistentVolumeClaim>::new(caches.clone(), writer("pvc-protection-controller")),
         Protection::<PersistentVolume>::new(caches.clone(), writer("pv-protection-controller")),

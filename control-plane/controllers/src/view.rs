@@ -76,6 +76,8 @@ resource!(CronJob, "batch", "v1", "CronJob", "cronjobs");
 resource!(PersistentVolume, "", "v1", "PersistentVolume", "persistentvolumes");
 resource!(PersistentVolumeClaim, "", "v1", "PersistentVolumeClaim", "persistentvolumeclaims");
 resource!(CsiNode, "storage.k8s.io", "v1", "CSINode", "csinodes");
+resource!(CsiDriver, "storage.k8s.io", "v1", "CSIDriver", "csidrivers");
+resource!(VolumeAttachment, "storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments");
 resource!(StorageClass, "storage.k8s.io", "v1", "StorageClass", "storageclasses");
 resource!(
     HorizontalPodAutoscaler,
@@ -188,6 +190,10 @@ pub struct NodeStatus {
     pub conditions: Vec<Condition>,
     pub allocatable: BTreeMap<String, String>,
     pub capacity: BTreeMap<String, String>,
+    /// Names of volumes that it may have mounted.
+    pub volumes_in_use: Vec<String>,
+    /// Volumes that are attached to it.
+    pub volumes_attached: Vec<AttachedVolume>,
 }
 
 impl Cached for Node {}

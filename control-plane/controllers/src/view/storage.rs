@@ -166,3 +166,82 @@ pub struct StorageClass {
 }
 
 impl Cached for StorageClass {}
+
+/// A CSIDriver.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct CsiDriver {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: CsiDriverSpec,
+}
+
+/// What a driver needs.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CsiDriverSpec {
+    pub attach_required: Option<bool>,
+}
+
+impl Cached for CsiDriver {}
+
+/// A VolumeAttachment.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct VolumeAttachment {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: VolumeAttachmentSpec,
+    #[serde(default)]
+    pub status: VolumeAttachmentStatus,
+}
+
+/// What is to be attached where.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VolumeAttachmentSpec {
+    pub attacher: String,
+    pub node_name: String,
+    pub source: VolumeAttachmentSource,
+}
+
+/// The volume.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VolumeAttachmentSource {
+    pub persistent_volume_name: Option<String>,
+}
+
+/// What the attacher says.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VolumeAttachmentStatus {
+    pub attached: bool,
+    pub attach_error: Option<VolumeError>,
+}
+
+/// Why something failed.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct VolumeError {
+    pub message: String,
+}
+
+impl VolumeAttachment {
+    /// The PersistentVolume; empty for an inline volume.
+    pub fn volume(&self) -> &str {
+        self.spec.source.persistent_volume_name.as_deref().unwrap_or_default()
+    }
+}
+
+impl Cached for VolumeAttachment {
+    fn indices(&self) -> Vec<String> {
+        vec![format!("node:{}", self.spec.node_name), format!("volume:{}", self.volume())]
+    }
+}
+
+/// A volume that is attached to a node, in the node's status.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AttachedVolume {
+    pub name: String,
+    pub device_path: String,
+}

@@ -1,13 +1,15 @@
 //! Volumes of drivers: staged once a node, published once a pod, and given back when the pod is gone. What was published
 //! is written beside it, so that another agent can give it back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, Pod, SecretReference, Volume};
+use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, Node, Pod, SecretReference, Volume};
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use kube::Api;
+use kube::api::{Patch, PatchParams};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{Driver, v1, words};
@@ -34,6 +36,26 @@ struct Record {
     /// Where it was staged; empty: it was not.
     #[serde(default)]
     staged: String,
+    /// It is attached to this node from outside.
+    #[serde(default)]
+    attached: bool,
+}
+
+/// The names of attached volumes that pods of this node have, as the Node's status says them: those that must not be detached.
+pub fn in_use(root: &Path) -> Vec<String> {
+    let pods = std::fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
+    let records = pods.flat_map(|pod| recorded(&pod.path()).into_values());
+    let names = records.filter(|r| r.attached);
+    let names = names.map(|r| format!("kubernetes.io/csi/{}^{}", r.driver_name, r.volume_handle));
+    names.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Tells the Node's status which attached volumes are in use.
+async fn report(context: &Context) -> Result<(), String> {
+    let api: Api<Node> = Api::all(context.client.clone());
+    let body = json!({"status": {"volumesInUse": in_use(&context.root)}});
+    let written = api.patch_status(&context.node_name, &PatchParams::default(), &Patch::Merge(body)).await;
+    written.map(drop).map_err(|e| format!("tell the Node of volumes in use: {e}"))
 }
 
 /// A volume as the pod's spec or its claim has it.
@@ -143,7 +165,8 @@ async fn publish_one(
             "volume mode \"{mode}\" not supported by driver {name} (only supports {modes:?})"
         ));
     }
-    let attached = match !wish.inline && spec.attach_required != Some(false) {
+    let needs_attaching = !wish.inline && spec.attach_required != Some(false);
+    let mut attached = match needs_attaching {
         true => attachment(context, source).await?,
         false => HashMap::new(),
     };
@@ -169,7 +192,14 @@ async fn publish_one(
         node_name: context.node_name.clone(),
         volume_lifecycle_mode: mode.to_owned(),
         staged: String::new(),
+        attached: needs_attaching,
     };
+    if needs_attaching {
+        // What is said to be in use is not detached, unless that was decided before it was said.
+        write(home, &record)?;
+        report(context).await?;
+        attached = attachment(context, source).await?;
+    }
     let staged = if driver.stages && !wish.inline {
         let path = staging(&context.root, name, &source.volume_handle);
         make(&path)?;
@@ -241,7 +271,7 @@ async fn attachment(
     let name = format!("csi-{}", hash(&[&source.volume_handle, &source.driver, &context.node_name]));
     let api: Api<VolumeAttachment> = Api::all(context.client.clone());
     let found = api.get_opt(&name).await.map_err(|e| format!("read VolumeAttachment {name}: {e}"))?;
-    let status = found.and_then(|a| a.status);
+    let status = found.filter(|a| a.metadata.deletion_timestamp.is_none()).and_then(|a| a.status);
     match status {
         Some(status) if status.attached => {
             Ok(status.attachment_metadata.unwrap_or_default().into_iter().collect())
@@ -311,6 +341,12 @@ pub async fn give_back(context: &Context, dir: &PodDir) -> anyhow::Result<()> {
             // What a driver leaves in it is not the agent's to delete.
             let _ = std::fs::remove_dir(&record.staged);
             let _ = Path::new(&record.staged).parent().map(std::fs::remove_dir);
+        }
+        // Said again with the Node's next status if it fails now.
+        if record.attached
+            && let Err(error) = report(context).await
+        {
+            tracing::debug!(error, "a volume that is given back");
         }
     }
     Ok(())

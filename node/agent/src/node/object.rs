@@ -55,6 +55,8 @@ pub struct Facts<'a> {
     pub shutting_down: bool,
     /// The largest of the node's images.
     pub images: Vec<ContainerImage>,
+    /// Attached volumes that pods have.
+    pub volumes_in_use: Vec<String>,
     /// The clock.
     pub now: Timestamp,
 }
@@ -86,11 +88,15 @@ pub fn node(name: &str) -> Node {
     Node { metadata, ..Default::default() }
 }
 
-/// The patch that tells where persistent data may lie on the node.
+/// The annotation by which a node leaves attaching to the attach/detach controller.
+const ATTACHED_FROM_OUTSIDE: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
+
+/// The patch that tells where persistent data may lie on the node, and that volumes are attached to it from outside.
 pub fn missing_annotation(node: &Node, directory: &str) -> Option<Value> {
-    let said = node.metadata.annotations.as_ref().and_then(|a| a.get(DIRECTORY_ANNOTATION));
-    (said.map(String::as_str) != Some(directory))
-        .then(|| json!({"metadata": {"annotations": {DIRECTORY_ANNOTATION: directory}}}))
+    let said = |key: &str| node.metadata.annotations.as_ref()?.get(key).map(String::as_str);
+    (said(DIRECTORY_ANNOTATION) != Some(directory) || said(ATTACHED_FROM_OUTSIDE) != Some("true")).then(
+        || json!({"metadata": {"annotations": {DIRECTORY_ANNOTATION: directory, ATTACHED_FROM_OUTSIDE: "true"}}}),
+    )
 }
 
 /// The patch that gives a Node the labels that it must have.
@@ -147,6 +153,11 @@ pub fn status(node: &Node, facts: &Facts<'_>) -> NodeStatus {
             system_uuid: machine.machine_id.clone(),
             swap: None,
         }),
+        // Nothing is said where nothing was said before.
+        volumes_in_use: Some(facts.volumes_in_use.clone())
+            .filter(|now| !now.is_empty() || old.volumes_in_use.as_ref().is_some_and(|b| !b.is_empty())),
+        // The attach/detach controller's.
+        volumes_attached: None,
         ..old
     }
 }
@@ -258,6 +269,8 @@ pub fn differs(old: Option<&NodeStatus>, new: &NodeStatus) -> bool {
             c.last_heartbeat_time = None;
             c.last_transition_time = None;
         });
+        status.volumes_attached = None;
+        status.volumes_in_use = status.volumes_in_use.filter(|v| !v.is_empty());
         status
     };
     old.is_none_or(|old| calm(old) != calm(new))
@@ -283,6 +296,7 @@ mod tests {
             pressure: Pressure::default(),
             shutting_down: false,
             images: Vec::new(),
+            volumes_in_use: Vec::new(),
             now: Timestamp::UNIX_EPOCH,
         };
         status(&node("node-1"), &facts)
