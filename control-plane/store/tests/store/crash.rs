@@ -9,7 +9,7 @@ use coracle_store::{Compare, Error, Op, Options, Range, Store, Txn, Value};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::disk::Disk;
+use coracle_simulation::disk::Disk;
 
 const WRITERS: u64 = 4;
 

@@ -5,7 +5,6 @@
 mod cluster;
 mod conformance;
 mod crash;
-mod disk;
 mod members;
 mod restart;
 mod restore;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use coracle_store::{Error, Op, Options, Range, Store, Txn, Value};
 
-use super::disk::Disk;
+use coracle_simulation::disk::Disk;
 
 async fn put(store: &Store, key: &str, value: &str) -> u64 {
     let txn = Txn::put(key.to_owned().into(), Value::raw(value.to_owned()));

@@ -1,8 +1,9 @@
 //! A disk in memory that dies at a chosen operation and then has lost any part of what was not synced.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use coracle_store::Files;
 use rand::rngs::StdRng;
@@ -11,6 +12,7 @@ use redb::StorageBackend;
 
 const SECTOR: usize = 512;
 
+/// The disk.
 #[derive(Debug)]
 pub struct Disk {
     inner: Arc<Mutex<Inner>>,
@@ -18,7 +20,7 @@ pub struct Disk {
 
 #[derive(Debug)]
 struct Inner {
-    files: HashMap<String, FileState>,
+    files: BTreeMap<String, FileState>,
     /// Operations until the power fails; `None`: it does not.
     left: Option<u64>,
     dead: bool,
@@ -27,6 +29,8 @@ struct Inner {
     /// Counts starts, so that a handle from before a crash stays dead.
     generation: u64,
     syncs: u64,
+    /// Says how long writes take, up to so many microseconds.
+    pace: Option<(StdRng, u64)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -44,9 +48,24 @@ enum Change {
 }
 
 impl Disk {
+    /// An empty one; one that `lies` says that it synced and did not.
     pub fn new(lies: bool) -> Self {
-        let inner = Inner { files: HashMap::new(), left: None, dead: false, lies, generation: 0, syncs: 0 };
+        let inner = Inner {
+            files: BTreeMap::new(),
+            left: None,
+            dead: false,
+            lies,
+            generation: 0,
+            syncs: 0,
+            pace: None,
+        };
         Self { inner: Arc::new(Mutex::new(inner)) }
+    }
+
+    /// From now on writes of a simulated store take up to so long.
+    pub fn pace(&self, seed: u64, most: Duration) {
+        let pace = (StdRng::seed_from_u64(seed), most.as_micros() as u64);
+        self.inner.lock().unwrap().pace = Some(pace);
     }
 
     /// Lets the power fail at the operation after `left` more.
@@ -59,10 +78,12 @@ impl Disk {
         self.inner.lock().unwrap().dead = true;
     }
 
+    /// Whether the power failed.
     pub fn is_dead(&self) -> bool {
         self.inner.lock().unwrap().dead
     }
 
+    /// How often it was synced.
     pub fn syncs(&self) -> u64 {
         self.inner.lock().unwrap().syncs
     }
@@ -146,6 +167,12 @@ impl Files for Disk {
         let file = inner.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
         inner.files.insert(to.to_owned(), file);
         Ok(())
+    }
+
+    fn latency(&self) -> Duration {
+        let mut inner = self.inner.lock().unwrap();
+        let Some((rng, most)) = &mut inner.pace else { return Duration::ZERO };
+        Duration::from_micros(rng.random_range(*most / 10..=*most))
     }
 }
 

@@ -1,0 +1,169 @@
+//! What happens to the simulated cluster.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use rand::Rng;
+use rand::rngs::StdRng;
+use tokio::time::{sleep, timeout};
+
+use crate::cluster::Cluster;
+
+/// One fault.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// The process ends; what was not synced is lost in part.
+    Kill,
+    /// The same to all at once.
+    KillAll,
+    /// The power fails at a write or sync soon.
+    Crash,
+    /// It is stopped in order, and starts again.
+    Restart,
+    /// It and the others do not hear each other.
+    Isolate,
+    /// It hears nobody.
+    Deaf,
+    /// Nobody hears it.
+    Mute,
+    /// Two do not hear each other.
+    Apart,
+    /// A third of what it says and hears is lost.
+    Lossy,
+    /// All messages are slow.
+    SlowNetwork,
+    /// Its disk is slow.
+    SlowDisk,
+    /// Its wall clock jumps.
+    Clock,
+    /// It is put out, and another comes in its place.
+    Replace,
+    /// History is forgotten.
+    Compact,
+}
+
+const KINDS: [Kind; 14] = [
+    Kind::Kill,
+    Kind::KillAll,
+    Kind::Crash,
+    Kind::Restart,
+    Kind::Isolate,
+    Kind::Deaf,
+    Kind::Mute,
+    Kind::Apart,
+    Kind::Lossy,
+    Kind::SlowNetwork,
+    Kind::SlowDisk,
+    Kind::Clock,
+    Kind::Replace,
+    Kind::Compact,
+];
+
+/// One fault, until it is over.
+///
+/// # Errors
+/// When a member does not stop or open as it should.
+pub async fn inject(cluster: &Cluster, rng: &mut StdRng, verbose: bool) -> Result<()> {
+    let kind = KINDS[rng.random_range(0..KINDS.len())];
+    let ids = cluster.ids();
+    let leader = cluster.leader().filter(|id| rng.random_bool(0.5) && ids.contains(id));
+    let target = leader.unwrap_or(ids[rng.random_range(0..ids.len())]);
+    let others: Vec<u64> = ids.iter().copied().filter(|id| *id != target).collect();
+    let lasts = Duration::from_millis(rng.random_range(100..4000));
+    if verbose {
+        println!("{kind:?} of member {target} of {ids:?} for {lasts:?}");
+    }
+    let net = cluster.net();
+    match kind {
+        Kind::Kill => {
+            cluster.kill(target).await?;
+            sleep(lasts).await;
+        }
+        Kind::KillAll => {
+            for id in &ids {
+                cluster.kill(*id).await?;
+            }
+        }
+        Kind::Crash => {
+            cluster.fail_after(target, rng.random_range(0..40));
+            sleep(lasts).await;
+            cluster.kill(target).await?;
+            // It may fail again while the store opens.
+            if rng.random_bool(0.3) {
+                cluster.fail_after(target, rng.random_range(0..30));
+            }
+        }
+        Kind::Restart => cluster.stop(target).await?,
+        Kind::Isolate | Kind::Deaf | Kind::Mute => {
+            for other in &others {
+                if !matches!(kind, Kind::Mute) {
+                    net.cut(*other, target);
+                }
+                if !matches!(kind, Kind::Deaf) {
+                    net.cut(target, *other);
+                }
+            }
+            sleep(lasts).await;
+        }
+        Kind::Apart => {
+            if let Some(other) = others.first() {
+                net.cut(target, *other);
+                net.cut(*other, target);
+            }
+            sleep(lasts).await;
+        }
+        Kind::Lossy => {
+            net.lose(target);
+            sleep(lasts).await;
+        }
+        Kind::SlowNetwork => {
+            net.slow_down(Duration::from_millis(rng.random_range(20..300)));
+            sleep(lasts).await;
+        }
+        Kind::SlowDisk => {
+            cluster.pace(target, Duration::from_millis(rng.random_range(20..1500)));
+            sleep(lasts).await;
+            cluster.pace(target, Duration::from_micros(800));
+        }
+        Kind::Clock => cluster.set_clock(target, rng.random_range(-100_000_000..100_000_000)),
+        Kind::Replace => replace(cluster, target, &others, lasts).await?,
+        Kind::Compact => {
+            if let Some(store) = cluster.store(target) {
+                let _ = timeout(Duration::from_secs(4), store.compact(1)).await;
+            }
+        }
+    }
+    net.heal();
+    open_all(cluster).await
+}
+
+/// Opens whoever does not run.
+async fn open_all(cluster: &Cluster) -> Result<()> {
+    for id in cluster.ids() {
+        for _ in 0..8 {
+            if cluster.is_dead(id) {
+                cluster.kill(id).await?;
+                cluster.power(id);
+            }
+            if cluster.store(id).is_some() {
+                break;
+            }
+            cluster.open(id).await?;
+        }
+        ensure!(cluster.store(id).is_some(), "member {id} does not open");
+    }
+    Ok(())
+}
+
+/// Puts a member out while it may run on, and lets another in.
+async fn replace(cluster: &Cluster, target: u64, others: &[u64], lasts: Duration) -> Result<()> {
+    let Some(by) = others.iter().find_map(|id| cluster.store(*id)) else { return Ok(()) };
+    if timeout(Duration::from_secs(30), by.remove_member(target)).await.is_ok_and(|done| done.is_ok()) {
+        sleep(lasts).await;
+        cluster.kill(target).await?;
+        cluster.forget(target);
+        let new = cluster.ids().into_iter().max().unwrap_or(target).max(target) + 1;
+        cluster.open(new).await?;
+    }
+    Ok(())
+}
