@@ -370,6 +370,9 @@ async fn resource(
         cx.annotations = trail.annotations();
     }
     let warnings = cx.warnings.clone();
+    if let Some(words) = served.def.strategy.deprecation() {
+        warnings.add(words.to_owned());
+    }
     let metrics = shared.metrics.clone();
     let mutating = !matches!(verb, "get" | "list" | "watch");
     let _in_flight = (!track.streams).then(|| metrics.in_flight(mutating));

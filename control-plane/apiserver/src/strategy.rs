@@ -134,6 +134,11 @@ pub trait Strategy: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// What every call to this version is warned of, where it is deprecated.
+    fn deprecation(&self) -> Option<&str> {
+        None
+    }
+
     /// Whether objects of this kind are questions: a create is answered and nothing is stored.
     fn is_review(&self) -> bool {
         false

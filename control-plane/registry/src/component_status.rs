@@ -75,8 +75,8 @@ impl Strategy for ComponentStatus {
         Some(all)
     }
 
-    fn warnings(&self, _obj: &Value) -> Vec<String> {
-        vec!["v1 ComponentStatus is deprecated in v1.19+".into()]
+    fn deprecation(&self) -> Option<&str> {
+        Some("v1 ComponentStatus is deprecated in v1.19+")
     }
 
     fn columns(&self) -> &[Column] {

@@ -71,8 +71,8 @@ impl Strategy for Endpoints {
         errors
     }
 
-    fn warnings(&self, _obj: &Value) -> Vec<String> {
-        vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_string()]
+    fn deprecation(&self) -> Option<&str> {
+        Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
     }
 
     fn columns(&self) -> &[Column] {

@@ -231,3 +231,84 @@ async fn owners_need_permissions_where_that_is_enforced() {
     assert_eq!(call(&server, "PATCH", &format!("{maps}/a"), change).await.0, 200);
     assert_eq!(call(&server, "POST", maps, map("b", owner(true))).await.0, 201);
 }
+
+#[tokio::test]
+async fn classes_give_pods_their_priority() {
+    let server = server(RegistryOptions::default()).await;
+    let class = |name: &str, value: i64, default: bool| {
+        json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value,
+            "globalDefault": default, "preemptionPolicy": "Never"})
+    };
+    let classes = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let (_, none) = call(&server, "POST", PODS, pod("none", json!({}))).await;
+    assert_eq!(
+        (&none["spec"]["priority"], &none["spec"]["preemptionPolicy"]),
+        (&json!(0), &json!("PreemptLowerPriority"))
+    );
+    assert_eq!(call(&server, "POST", classes, class("usual", 5, true)).await.0, 201);
+    let (code, said) = call(&server, "POST", classes, class("other", 6, true)).await;
+    assert!(
+        code == 403
+            && words(&said)
+                .contains("PriorityClass usual is already marked as default. Only one default can exist"),
+        "{said}"
+    );
+    let (code, said) = call(&server, "POST", classes, class("huge", 1_000_000_001, false)).await;
+    assert!(
+        code == 422
+            && words(&said)
+                .contains("value: Forbidden: maximum allowed value of a user defined priority is 1000000000"),
+        "{said}"
+    );
+    let (_, usual) = call(&server, "POST", PODS, pod("usual", json!({}))).await;
+    let spec = &usual["spec"];
+    assert_eq!(
+        (&spec["priorityClassName"], &spec["priority"], &spec["preemptionPolicy"]),
+        (&json!("usual"), &json!(5), &json!("Never"))
+    );
+    let (_, high) =
+        call(&server, "POST", PODS, pod("high", json!({"priorityClassName": "system-node-critical"}))).await;
+    assert_eq!(high["spec"]["priority"], 2_000_001_000);
+    let (code, said) = call(&server, "POST", PODS, pod("lost", json!({"priorityClassName": "lost"}))).await;
+    assert_eq!(
+        (code, words(&said)),
+        (403, "pods \"lost\" is forbidden: no PriorityClass with name lost was found")
+    );
+    let (code, said) = call(&server, "POST", PODS, pod("own", json!({"priority": 7}))).await;
+    assert!(
+        code == 403
+            && words(&said).contains("the integer value of priority (7) must not be provided in pod spec"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn claims_get_the_newest_default_class() {
+    let server = server(RegistryOptions { default_storage_class: false, ..RegistryOptions::default() }).await;
+    let claim = |name: &str, class: Value| {
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
+            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": class, "resources": {"requests": {"storage": "1Mi"}}}})
+    };
+    let claims = "/api/v1/namespaces/default/persistentvolumeclaims";
+    let (code, made) = call(&server, "POST", claims, claim("before", Value::Null)).await;
+    assert_eq!((code, &made["spec"]["storageClassName"]), (201, &Value::Null), "{made}");
+    for name in ["b", "a", "plain"] {
+        let default = (name != "plain").to_string();
+        let class = json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "provisioner": "x.io/y",
+            "metadata": {"name": name, "annotations": {"storageclass.kubernetes.io/is-default-class": default}}});
+        assert_eq!(call(&server, "POST", "/apis/storage.k8s.io/v1/storageclasses", class).await.0, 201);
+    }
+    // Both are of one second: then the name decides.
+    let (_, made) = call(&server, "POST", claims, claim("c", Value::Null)).await;
+    let chosen = made["spec"]["storageClassName"].as_str().unwrap_or_default();
+    assert!(["a", "b"].contains(&chosen), "{made}");
+    let (_, none) = call(&server, "POST", claims, claim("none", "".into())).await;
+    assert_eq!(none["spec"]["storageClassName"], "");
+    assert_eq!(made["metadata"]["finalizers"], json!(["kubernetes.io/pvc-protection"]));
+    let grown = json!({"spec": {"resources": {"requests": {"storage": "2Mi"}}}});
+    let (code, said) = call(&server, "PATCH", &format!("{claims}/c"), grown).await;
+    assert!(
+        code == 422 && words(&said).contains("spec is immutable after creation except resources.requests"),
+        "{said}"
+    );
+}

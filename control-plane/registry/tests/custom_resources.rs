@@ -1,5 +1,10 @@
 //! Custom kinds over their life, against a server in this process: definition, objects, subresources, versions, deletion.
 
+#[path = "custom_resources/names.rs"]
+mod names;
+#[path = "custom_resources/schemas.rs"]
+mod schemas;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{Additional, JsonType, ListType, Structural, formats};
 use crate::field::{self, Error, Path};
+use crate::meta::validation;
 
 /// The most errors that are reported.
 const MAX_ERRORS: usize = 100;
@@ -215,12 +216,33 @@ impl Check {
                     self.push(Error::required(&at.child(name).path, "must not be empty"));
                 }
             }
+            self.embedded_metadata(map.get("metadata"), &at.child("metadata"));
         }
         for (key, member) in map {
             let Some(inner) = schema.member(key) else { continue };
             self.value(inner, member, old.and_then(|o| o.get(key)), &at.child(key));
         }
         debug_assert!(schema.properties.is_empty() || matches!(schema.additional, Additional::None));
+    }
+
+    /// What must hold of the metadata of an object within an object, whatever its kind.
+    fn embedded_metadata(&mut self, metadata: Option<&Value>, at: &Place) {
+        let Some(metadata) = metadata else { return };
+        for (name, wrong) in [
+            ("name", validation::path_segment as fn(&str) -> Vec<String>),
+            ("generateName", validation::path_segment),
+            ("namespace", validation::dns1123_label),
+        ] {
+            let Some(text) = metadata.get(name).and_then(Value::as_str).filter(|t| !t.is_empty()) else {
+                continue;
+            };
+            for words in wrong(text) {
+                self.push(Error::invalid(&at.child(name).path, text, words));
+            }
+        }
+        let labels = validation::labels(metadata.get("labels"), &at.child("labels").path);
+        let annotations = validation::annotations(metadata.get("annotations"), &at.child("annotations").path);
+        labels.into_iter().chain(annotations).for_each(|error| self.push(error));
     }
 
     fn list(&mut self, schema: &Structural, list: &[Value], old: Option<&Value>, at: &Place) {

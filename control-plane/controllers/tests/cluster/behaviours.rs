@@ -1,9 +1,16 @@
-//! `docs/behaviours.md` names a test for each behaviour: every name must be a test in the tree.
+//! `docs/behaviours.md` and `docs/api-behaviours.md` name a test for each behaviour: every name must be a test in the tree.
 
 use std::path::{Path, PathBuf};
 
-const TREES: [&str; 4] =
-    ["control-plane/controllers", "control-plane/scheduler", "control-plane/serverless", "tests/e2e"];
+const TREES: [&str; 7] = [
+    "api",
+    "control-plane/apiserver",
+    "control-plane/controllers",
+    "control-plane/registry",
+    "control-plane/scheduler",
+    "control-plane/serverless",
+    "tests/e2e",
+];
 
 /// The names of a file's tests.
 fn tests_of(text: &str) -> Vec<&str> {
@@ -12,6 +19,9 @@ fn tests_of(text: &str) -> Vec<&str> {
     for line in text.lines().map(str::trim) {
         if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
             marked = true;
+        } else if let Some(name) = line.strip_prefix("target!(") {
+            // A test of fuzzing.
+            found.extend(name.split(',').next());
         } else if let Some((_, rest)) = line.split_once("fn ").filter(|_| marked) {
             found.extend(rest.split('(').next());
             marked = false;
@@ -46,14 +56,14 @@ fn named(row: &str) -> Option<Vec<&str>> {
     }
 }
 
-#[test]
-fn each_behaviour_names_a_test_that_is_there() {
+/// The rows of a list whose names are no tests, and how many rows name one.
+fn wrong(list: &str) -> (usize, Vec<String>) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut all = Vec::new();
     TREES.iter().for_each(|tree| files(&root.join(tree), &mut all));
     let known: Vec<(PathBuf, String)> =
         all.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect();
-    let text = std::fs::read_to_string(root.join("docs/behaviours.md")).unwrap();
+    let text = std::fs::read_to_string(root.join("docs").join(list)).unwrap();
     let (mut rows, mut wrong) = (0, Vec::new());
     for row in text.lines().filter(|line| line.starts_with('|')) {
         let Some(names) = named(row) else { continue };
@@ -64,9 +74,17 @@ fn each_behaviour_names_a_test_that_is_there() {
             known.iter().any(|(file, text)| is_in(path, file) && tests_of(text).contains(function))
         };
         if names.is_empty() || !names.iter().all(|name| exists(name)) {
-            wrong.push(row);
+            wrong.push(row.to_owned());
         }
     }
-    assert!(rows > 50, "only {rows} rows were read");
-    assert!(wrong.is_empty(), "rows whose test is not in the tree:\n{}", wrong.join("\n"));
+    (rows, wrong)
+}
+
+#[test]
+fn each_behaviour_names_a_test_that_is_there() {
+    for list in ["behaviours.md", "api-behaviours.md"] {
+        let (rows, wrong) = wrong(list);
+        assert!(rows > 50, "only {rows} rows of {list} were read");
+        assert!(wrong.is_empty(), "rows of {list} whose test is not in the tree:\n{}", wrong.join("\n"));
+    }
 }

@@ -123,10 +123,11 @@ fn check(wrong: &mut Vec<String>, limit: &Value, kind: &str, requests: &Usage, l
         match requests.get(&name) {
             None => wrong.push(format!("{said}.  No request is specified")),
             Some(request) if *request < least => wrong.push(format!("{said}, but request is {request}")),
-            Some(_) => {}
-        }
-        if let Some(most) = limits.get(&name).filter(|l| **l < least) {
-            wrong.push(format!("{said}, but limit is {most}"));
+            Some(_) => {
+                if let Some(most) = limits.get(&name).filter(|l| **l < least) {
+                    wrong.push(format!("{said}, but limit is {most}"));
+                }
+            }
         }
     }
     for (name, most) in parsed(limit, "/max") {
@@ -134,10 +135,11 @@ fn check(wrong: &mut Vec<String>, limit: &Value, kind: &str, requests: &Usage, l
         match limits.get(&name) {
             None => wrong.push(format!("{said}.  No limit is specified")),
             Some(limit) if *limit > most => wrong.push(format!("{said}, but limit is {limit}")),
-            Some(_) => {}
-        }
-        if let Some(request) = requests.get(&name).filter(|r| **r > most) {
-            wrong.push(format!("{said}, but request is {request}"));
+            Some(_) => {
+                if let Some(request) = requests.get(&name).filter(|r| **r > most) {
+                    wrong.push(format!("{said}, but request is {request}"));
+                }
+            }
         }
     }
     for (name, ratio) in parsed(limit, "/maxLimitRequestRatio") {

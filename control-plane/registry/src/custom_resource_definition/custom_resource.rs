@@ -172,8 +172,8 @@ impl Strategy for CustomResource {
         self.validate_update(new, old)
     }
 
-    fn warnings(&self, _obj: &Value) -> Vec<String> {
-        self.deprecation.iter().cloned().collect()
+    fn deprecation(&self) -> Option<&str> {
+        self.deprecation.as_deref()
     }
 
     fn allow_unconditional_update(&self) -> bool {

@@ -10,17 +10,9 @@ use crate::value::{at, items, object, set, text};
 
 /// Sets `status.acceptedNames` and the conditions NamesAccepted and Established.
 pub(super) async fn accept(cx: &StrategyContext<'_>, definition: &mut Value) -> Result<(), Status> {
-    let name = text(definition, "/metadata/name").to_owned();
-    let group = text(definition, "/spec/group").to_owned();
-    let others: Vec<Value> = cx
-        .objects
-        .list(GROUP, PLURAL, None)
-        .await?
-        .into_iter()
-        .filter(|o| text(o, "/spec/group") == group && text(o, "/metadata/name") != name)
-        .collect();
+    let all = cx.objects.list(GROUP, PLURAL, None).await?;
     let wanted = at(definition, "/spec/names").clone();
-    match conflict(&wanted, &others) {
+    match conflict(definition, &all) {
         None => {
             if let Some(status) = object(definition, "status") {
                 set(status, "acceptedNames", wanted);
@@ -40,20 +32,31 @@ pub(super) async fn accept(cx: &StrategyContext<'_>, definition: &mut Value) -> 
     Ok(())
 }
 
+/// Whether names that were taken are free by now: whoever had them is gone, or has others.
+pub(super) fn are_free_now(definition: &Value, all: &[Value]) -> bool {
+    let conditions = items(definition, "/status/conditions");
+    let refused = |c: &Value| text(c, "/type") == "NamesAccepted" && text(c, "/status") == "False";
+    conditions.iter().any(refused) && conflict(definition, all).is_none()
+}
+
 /// Whether the kind is served.
 pub(super) fn is_established(definition: &Value) -> bool {
     let conditions = items(definition, "/status/conditions");
     conditions.iter().any(|c| text(c, "/type") == "Established" && text(c, "/status") == "True")
 }
 
-fn conflict(wanted: &Value, others: &[Value]) -> Option<(&'static str, String)> {
+/// What other definitions of its group have of the names that a definition wants.
+fn conflict(definition: &Value, all: &[Value]) -> Option<(&'static str, String)> {
+    let wanted = at(definition, "/spec/names");
+    let same = |o: &Value, pointer: &str| text(o, pointer) == text(definition, pointer);
+    let others = || all.iter().filter(|o| same(o, "/spec/group") && !same(o, "/metadata/name"));
     let resources = |names: &Value| -> Vec<String> {
         let short = items(names, "/shortNames").iter().filter_map(Value::as_str);
         let own = [text(names, "/plural"), text(names, "/singular")];
         own.into_iter().chain(short).filter(|n| !n.is_empty()).map(str::to_owned).collect()
     };
     let kinds = |names: &Value| [text(names, "/kind").to_owned(), text(names, "/listKind").to_owned()];
-    let taken = || others.iter().map(|o| at(o, "/status/acceptedNames"));
+    let taken = || others().map(|o| at(o, "/status/acceptedNames"));
     let used = |name: &str| taken().any(|names| resources(names).iter().any(|n| n == name));
     let kind_used = |kind: &str| taken().any(|names| kinds(names).iter().any(|k| k == kind));
     let words = |name: &str| format!("{name:?} is already in use");

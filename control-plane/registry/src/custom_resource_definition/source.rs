@@ -61,6 +61,11 @@ impl ResourceSource for Source {
                 unfinished |= !finish(server, definition).await;
             }
         }
+        for definition in definitions.iter().filter(|d| names::are_free_now(d, definitions)) {
+            let path = format!("/apis/{GROUP}/v1/{PLURAL}/{}", meta::name(definition).unwrap_or_default());
+            // Whatever is written, its names are looked at again.
+            unfinished |= !call(server, Method::PATCH, &path, json!({})).await;
+        }
         unfinished
     }
 }

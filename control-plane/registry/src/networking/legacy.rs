@@ -23,7 +23,10 @@ pub fn resources() -> Vec<ResourceDef> {
     let Ok(schema) = structural::parse(&published, &root()) else { return Vec::new() };
     let (schema, published) = (Arc::new(schema), Arc::new(published));
     let one = |(group, since): (&'static str, &'static str)| {
-        let strategy = Legacy { group, since, schema: schema.clone() };
+        let deprecation = format!(
+            "{group}/v1beta1 Ingress is deprecated in {since}, unavailable in v1.22+; use networking.k8s.io/v1 Ingress"
+        );
+        let strategy = Legacy { group, deprecation, schema: schema.clone() };
         let mut def = ResourceDef::new(group, "v1beta1", "Ingress", "ingresses", Arc::new(strategy))
             .stored_in(super::GROUP)
             .subresource(Subresource::status("Ingress"));
@@ -62,7 +65,7 @@ fn schema() -> Value {
 
 struct Legacy {
     group: &'static str,
-    since: &'static str,
+    deprecation: String,
     schema: Arc<Structural>,
 }
 
@@ -148,11 +151,8 @@ impl Strategy for Legacy {
         Ingress.validate_status_update(new, old)
     }
 
-    fn warnings(&self, _obj: &Value) -> Vec<String> {
-        let (group, since) = (self.group, self.since);
-        vec![format!(
-            "{group}/v1beta1 Ingress is deprecated in {since}, unavailable in v1.22+; use networking.k8s.io/v1 Ingress"
-        )]
+    fn deprecation(&self) -> Option<&str> {
+        Some(&self.deprecation)
     }
 
     fn columns(&self) -> &[Column] {
@@ -208,6 +208,6 @@ mod tests {
         );
         old.strategy.from_storage(&mut obj);
         assert_eq!(obj, old_form);
-        assert!(new.strategy.warnings(&obj)[0].contains("use networking.k8s.io/v1 Ingress"));
+        assert!(new.strategy.deprecation().unwrap().contains("use networking.k8s.io/v1 Ingress"));
     }
 }
