@@ -14,7 +14,9 @@ pub fn build_all() -> Result<Vec<PathBuf>> {
     let toolchain = toolchain::ensure()?;
     // All workspaces build into one folder, so each finds the other's too.
     let mut built = BTreeSet::new();
-    for workspace in ["examples/hello", "examples/operator", "examples/gpu-infer", "tests/guests"] {
+    for workspace in
+        ["examples/hello", "examples/operator", "examples/gpu-infer", "examples/linked", "tests/guests"]
+    {
         let dir = root().join(workspace);
         if dir.join("Cargo.toml").is_file() {
             built.extend(build(&dir, toolchain)?);

@@ -10,7 +10,7 @@ use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_wasm::compile::{CompileError, precompile};
+use coracle_wasm::compile::{CompileError, Missing, precompile};
 use coracle_wasm::protocol::Kind;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,8 @@ pub struct Artifact {
     pub kind: Kind,
     /// The interfaces that it imports.
     pub imports: Vec<String>,
+    /// Those of them that the host does not provide.
+    pub missing: Vec<Missing>,
 }
 
 /// What the child says on stdout, in one line of JSON, when it has written the code.
@@ -55,6 +57,8 @@ struct Report {
     kind: Kind,
     #[serde(default)]
     imports: Vec<String>,
+    #[serde(default)]
+    missing: Vec<Missing>,
 }
 
 /// The exit status of a child that says, on stderr, why the component is at fault.
@@ -74,7 +78,14 @@ pub fn child_main(input: &Path, output: &Path) -> ExitCode {
     };
     match compiled {
         Ok(compiled) => {
-            println!("{}", serde_json::json!({"kind": compiled.kind, "imports": compiled.imports}));
+            let report = Report { kind: compiled.kind, imports: compiled.imports, missing: compiled.missing };
+            match serde_json::to_string(&report) {
+                Ok(line) => println!("{line}"),
+                Err(error) => {
+                    eprintln!("saying what was compiled: {error}");
+                    return ExitCode::from(FAILED);
+                }
+            }
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -218,8 +229,8 @@ impl Compiler {
 fn cached(code: &Path, facts: &Path) -> Option<Artifact> {
     let line = std::fs::read(facts).ok()?;
     match serde_json::from_slice(&line) {
-        Ok(Report { kind, imports }) if code.is_file() => {
-            Some(Artifact { path: code.to_owned(), kind, imports })
+        Ok(Report { kind, imports, missing }) if code.is_file() => {
+            Some(Artifact { path: code.to_owned(), kind, imports, missing })
         }
         _ => None,
     }

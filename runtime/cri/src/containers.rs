@@ -42,7 +42,7 @@ impl Service {
         // Checked before anything is compiled or made.
         let nowhere = std::path::Path::new("");
         spec::container(&id, &sandbox.id, nowhere, &config, &sandbox.config)?;
-        let artifact = self.code(&asked, &image).await?;
+        let artifact = self.code(&asked, &image, Some(&sandbox.config)).await?;
         let reservation =
             self.state.reserve_container(&sandbox.id, &config.metadata.clone().unwrap_or_default())?;
         let wanted = spec::container(&id, &sandbox.id, &artifact.path, &config, &sandbox.config)?;

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use coracle_cri_api::v1::image_service_server::ImageService;
 use coracle_cri_api::{annotation, v1};
 use coracle_images::{Credentials, Error, ImageRecord, Platform, Wanted};
+use coracle_wasm::protocol::Kind;
 use tonic::{Request, Response, Status};
 
 use crate::compile::{Artifact, Error as CompileFailure};
@@ -97,15 +98,37 @@ impl Service {
     }
 
     /// The native code of an image: compiled at its pull, or now for an engine that is newer.
-    pub async fn code(&self, name: &str, image: &ImageRecord) -> Result<Artifact, Status> {
+    ///
+    /// Refused where something is missing that only another container could provide, and `pod` links none.
+    pub async fn code(
+        &self,
+        name: &str,
+        image: &ImageRecord,
+        pod: Option<&v1::PodSandboxConfig>,
+    ) -> Result<Artifact, Status> {
         let wasm = self.images.store().blob_path(&image.layer);
-        self.compiler.ensure(&image.layer, &wasm).await.map_err(|error| match error {
+        let artifact = self.compiler.ensure(&image.layer, &wasm).await.map_err(|error| match error {
             CompileFailure::Refused(reason) => Status::invalid_argument(format!("image {name}: {reason}")),
             other => Status::internal(format!("image {name}: {other}")),
-        })
+        })?;
+        if pod.is_some_and(|pod| pod.annotations.contains_key(crate::links::ANNOTATION)) {
+            return Ok(artifact);
+        }
+        let refused = |words: &str| Status::invalid_argument(format!("image {name}: {words}"));
+        match (artifact.missing.first(), artifact.kind) {
+            (Some(missing), _) => Err(refused(&missing.words)),
+            (None, Kind::Library) => Err(refused(crate::links::NOTHING_TO_START)),
+            (None, _) => Ok(artifact),
+        }
     }
 
-    async fn pull(&self, name: &str, wanted: Wanted, given: &Credentials) -> Result<String, Status> {
+    async fn pull(
+        &self,
+        name: &str,
+        wanted: Wanted,
+        given: &Credentials,
+        pod: Option<&v1::PodSandboxConfig>,
+    ) -> Result<String, Status> {
         let known = self.images.store().find_as(name, wanted).map_err(status)?.map(|r| r.id);
         let image = self.images.pull(name, wanted, given).await.map_err(status)?;
         if image.platform == Platform::Linux {
@@ -120,7 +143,7 @@ impl Service {
                 }
             };
         }
-        match self.code(name, &image).await {
+        match self.code(name, &image, pod).await {
             Ok(artifact) => {
                 tracing::info!(image = name, id = image.id, kind = ?artifact.kind, "image pulled");
                 Ok(image.id)
@@ -212,7 +235,9 @@ impl ImageService for Rpc {
         let (name, given) = (name(request.image)?, credentials(request.auth)?);
         let service = self.0.clone();
         // A client that hangs up does not undo what was begun: its next try finds it done.
-        let pulled = tokio::spawn(async move { service.pull(&name, wanted(&handler), &given).await });
+        let pod = request.sandbox_config;
+        let pulled =
+            tokio::spawn(async move { service.pull(&name, wanted(&handler), &given, pod.as_ref()).await });
         let image_ref = pulled.await.map_err(|e| Status::internal(format!("the pull broke off: {e}")))??;
         Ok(Response::new(v1::PullImageResponse { image_ref }))
     }

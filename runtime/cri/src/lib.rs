@@ -12,6 +12,7 @@ pub mod host;
 mod images;
 pub mod isolated;
 pub mod journal;
+mod links;
 pub mod linux;
 mod metrics;
 mod network;

@@ -151,6 +151,8 @@ mod tests {
                 stdin: false,
                 stdin_once: false,
                 capabilities: Default::default(),
+                links: Vec::new(),
+                linked: false,
             },
             kind: Kind::Command,
             state: state.clone(),

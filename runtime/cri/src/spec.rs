@@ -9,6 +9,8 @@ use coracle_wasm::protocol::{Capabilities, ContainerSpec, DnsConfig, KeyValue, M
 use serde::Deserialize;
 use tonic::Status;
 
+use crate::links;
+
 /// The annotation by which the kubelet tells which ports a container declares.
 pub const PORTS_ANNOTATION: &str = "io.kubernetes.container.ports";
 /// On a pod or container: `fresh` wants a new instance for every request, `pooled` (the default) does not.
@@ -108,6 +110,7 @@ pub fn container(
 ) -> Result<ContainerSpec, Status> {
     check_container(config)?;
     let metadata = config.metadata.clone().unwrap_or_default();
+    let links = links::parse(&sandbox.annotations)?;
     let mut args = config.command.clone();
     if args.is_empty() && !config.args.is_empty() {
         // Without a command the program has the container's name, and the arguments follow it.
@@ -115,6 +118,8 @@ pub fn container(
     }
     args.extend(config.args.iter().cloned());
     let resources = config.linux.as_ref().and_then(|l| l.resources.as_ref());
+    let name = &metadata.name;
+    let (linked_to, linked) = (links.of(name), links.to(name));
     Ok(ContainerSpec {
         id: id.to_owned(),
         sandbox_id: sandbox_id.to_owned(),
@@ -133,6 +138,8 @@ pub fn container(
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         capabilities: capabilities(config, sandbox)?,
+        links: linked_to,
+        linked,
     })
 }
 

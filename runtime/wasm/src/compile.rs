@@ -9,11 +9,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use wasmtime::component::Component;
+use wasmtime::component::{Component, types::ComponentItem};
 
 #[cfg(not(feature = "nn"))]
 use crate::hosts;
-use crate::{engine, linker, protocol::Kind};
+use crate::{engine, link, linker, protocol::Kind};
 
 /// What was compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,16 @@ pub struct Compiled {
     pub kind: Kind,
     /// The interfaces that the component imports, as `namespace:package/interface@version`.
     pub imports: Vec<String>,
+    /// Those of them that this host does not provide: another container of the pod may.
+    pub missing: Vec<Missing>,
+}
+
+/// An import that the host does not provide.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    pub import: String,
+    /// What would provide it, in a sentence.
+    pub words: String,
 }
 
 /// Why wasm bytes do not become code.
@@ -32,7 +42,7 @@ pub enum CompileError {
     /// It asks for something that this host does not have.
     #[error("{0}")]
     MissingImport(String),
-    /// It exports neither wasi:http/incoming-handler (or wasi:http/handler) nor wasi:cli/run.
+    /// It exports neither wasi:http/incoming-handler (or wasi:http/handler) nor wasi:cli/run, nor any other interface.
     #[error("the component exports neither a wasi:http handler nor wasi:cli/run: there is nothing to start")]
     NoEntryPoint,
     #[error("writing the compiled code: {0}")]
@@ -50,6 +60,7 @@ pub(crate) struct Description {
     pub sha256: String,
     pub kind: Kind,
     pub imports: Vec<String>,
+    pub missing: Vec<Missing>,
 }
 
 const DESCRIPTION: &str = ".json";
@@ -65,7 +76,8 @@ pub fn description_path(artifact: &Path) -> PathBuf {
 pub fn describe(artifact: &Path) -> Option<Compiled> {
     let description = read_description(artifact).ok()?;
     let fits = description.fingerprint == engine::engine_fingerprint() && artifact.exists();
-    fits.then_some(Compiled { kind: description.kind, imports: description.imports })
+    let Description { kind, imports, missing, .. } = description;
+    fits.then_some(Compiled { kind, imports, missing })
 }
 
 pub(crate) fn read_description(artifact: &Path) -> io::Result<Description> {
@@ -88,11 +100,18 @@ pub fn precompile(wasm: &[u8], out: &Path) -> Result<Compiled, CompileError> {
     let component = Component::new(engine, bytes).map_err(|e| CompileError::Invalid(format!("{e:#}")))?;
     let ty = component.component_type();
     let imports: Vec<String> = ty.imports(engine).map(|(name, _)| name.to_owned()).collect();
-    let kind = kind_of(ty.exports(engine).map(|(name, _)| name)).ok_or(CompileError::NoEntryPoint)?;
-    check_imports(&component, &imports)?;
+    let exports_interface =
+        || ty.exports(engine).any(|(_, item)| matches!(item.ty, ComponentItem::ComponentInstance(_)));
+    let kind = match kind_of(ty.exports(engine).map(|(name, _)| name)) {
+        Some(kind) => kind,
+        None if exports_interface() => Kind::Library,
+        None => return Err(CompileError::NoEntryPoint),
+    };
+    let missing = missing_imports(&component, &imports)?;
     let code = component.serialize().map_err(|e| CompileError::Engine(format!("{e:#}")))?;
-    write(out, &code, kind, &imports)?;
-    Ok(Compiled { kind, imports })
+    let compiled = Compiled { kind, imports, missing };
+    write(out, &code, &compiled)?;
+    Ok(compiled)
 }
 
 /// A core module, linked with the adapter from preview1 to components.
@@ -139,31 +158,58 @@ const CAPABILITIES: &[(&str, &str)] = &[
     ("wasi:sql/", "a database (wasi:sql)"),
 ];
 
-fn check_imports(component: &Component, imports: &[String]) -> Result<(), CompileError> {
-    let linker = linker::shared().map_err(|e| CompileError::Engine(format!("{e:#}")))?;
-    let Err(error) = linker.instantiate_pre(component) else { return Ok(()) };
-    let words = format!("{error:#}");
-    let import = imports.iter().find(|import| words.contains(import.as_str()));
-    let Some(import) = import else { return Err(CompileError::MissingImport(words)) };
-    let capability = CAPABILITIES.iter().find(|(prefix, _)| import.starts_with(prefix));
-    Err(CompileError::MissingImport(match capability {
+/// The imports that the host's linker lacks. An error is one that nobody could provide.
+fn missing_imports(component: &Component, imports: &[String]) -> Result<Vec<Missing>, CompileError> {
+    let wrong = |error: wasmtime::Error| CompileError::Engine(format!("{error:#}"));
+    let mut linker = linker::shared().map_err(wrong)?.clone();
+    linker.allow_shadowing(true);
+    let engine = &engine::shared().map_err(wrong)?.engine;
+    let mut missing: Vec<Missing> = Vec::new();
+    // Each turn finds another import.
+    loop {
+        let Err(error) = linker.instantiate_pre(component) else { return Ok(missing) };
+        let words = format!("{error:#}");
+        let unknown = |import: &&String| {
+            words.contains(&format!("`{import}`")) && missing.iter().all(|m| m.import != **import)
+        };
+        let Some(import) = imports.iter().find(unknown) else {
+            // What is pretended does not fit to the host's own: nothing could.
+            return if missing.is_empty() { Err(CompileError::MissingImport(words)) } else { Ok(missing) };
+        };
+        let words = explain(import, &words);
+        let item = component.component_type().get_import(engine, import).map(|item| item.ty);
+        let Some(ComponentItem::ComponentInstance(interface)) = item else {
+            return Err(CompileError::MissingImport(words));
+        };
+        missing.push(Missing { import: import.clone(), words: words.clone() });
+        if link::stub(engine, &mut linker, import, &interface).is_err() {
+            return Err(CompileError::MissingImport(words));
+        }
+    }
+}
+
+/// What is missing, and what would provide it.
+fn explain(import: &str, words: &str) -> String {
+    match CAPABILITIES.iter().find(|(prefix, _)| import.starts_with(prefix)) {
         Some((_, capability)) => {
             format!("the component imports {import}, which needs {capability}; this host does not grant it")
         }
         None => format!(
             "the component imports {import}, which this host does not provide \
              (it provides WASI 0.2 and 0.3: cli, clocks, filesystem, http, random, sockets; \
-             where they are granted: wasi:config 0.2.0-rc.1, wasi:keyvalue 0.2.0-draft, wasi:nn 0.2.0-rc-2024-10-28): {words}"
+             where they are granted: wasi:config 0.2.0-rc.1, wasi:keyvalue 0.2.0-draft, wasi:nn 0.2.0-rc-2024-10-28); \
+             a container of the same pod may export it, with the pod annotation coracle.dev/links: {words}"
         ),
-    }))
+    }
 }
 
-fn write(out: &Path, code: &[u8], kind: Kind, imports: &[String]) -> io::Result<()> {
+fn write(out: &Path, code: &[u8], compiled: &Compiled) -> io::Result<()> {
     let description = Description {
         fingerprint: engine::engine_fingerprint(),
         sha256: hex::encode(Sha256::digest(code)),
-        kind,
-        imports: imports.to_vec(),
+        kind: compiled.kind,
+        imports: compiled.imports.clone(),
+        missing: compiled.missing.clone(),
     };
     if let Some(parent) = out.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(parent)?;

@@ -21,6 +21,7 @@ use crate::{
     guest::Grants,
     handler::{DEADLINE, Handler},
     hosts,
+    link::{self, Links, Provider},
     log::Log,
     memory::Account,
     program::{self, Program},
@@ -108,6 +109,8 @@ pub(crate) struct Container {
     state: watch::Sender<State>,
     stop: Stop,
     handler: Mutex<Option<Arc<Handler>>>,
+    /// Where others of the pod import from it.
+    provider: Option<Arc<Provider>>,
     /// Of a command that has a standard input: where those who attach write to, and where it reads.
     stdin: Mutex<Input>,
     /// Serialises start, stop and remove.
@@ -122,10 +125,13 @@ impl Container {
         let capabilities = spec.capabilities.clone();
         let memory = Account::new(spec.memory_limit_bytes);
         let account = memory.clone();
+        let (pod, names) = (sandbox.clone(), spec.links.clone());
         let checked = tokio::task::spawn_blocking(move || {
             hosts::filesystem::validate(&mounts)?;
             let program = program::load(&artifact)?;
-            hosts::permit(&program.imports, &capabilities)?;
+            let (program, linked) = link::join(program, &names, &pod)?;
+            let of_host = program.imports.iter().filter(|import| !linked.contains(import));
+            hosts::permit(of_host, &capabilities)?;
             let config = hosts::config::prepare(&capabilities, &mounts)?;
             let keyvalue = hosts::keyvalue::prepare(&capabilities, &mounts, &account)?;
             Ok::<_, String>((program, config, keyvalue))
@@ -134,6 +140,13 @@ impl Container {
             .await
             .map_err(|e| HostError::new(ErrorCode::Internal, e.to_string()))?
             .map_err(|words| invalid(format!("container {}: {words}", spec.name)))?;
+        if program.kind == Kind::Library && !spec.linked {
+            return Err(invalid(format!(
+                "container {}: the component exports neither a wasi:http handler nor wasi:cli/run, and no container of the \
+                 pod is linked to it (annotation coracle.dev/links): there is nothing to start",
+                spec.name
+            )));
+        }
         let log = Log::open(&spec.log_path).map_err(|error| {
             let words = format!("opening the log {}: {error}", spec.log_path.display());
             HostError::new(ErrorCode::Internal, words)
@@ -168,8 +181,13 @@ impl Container {
             meter,
             network: sandbox.network.clone(),
             egress: sandbox.egress.trusting(&spec.mounts),
+            links: Links::new(&sandbox, &spec.links),
             spec,
         });
+        let provider = grants.spec.linked.then(|| Arc::new(Provider::new(grants.clone(), program.clone())));
+        if let Some(provider) = &provider {
+            sandbox.provide(provider.clone());
+        }
         let stdin = grants.spec.stdin.then(|| mpsc::channel(STDIN_DEPTH)).unzip();
         let stop = Stop { term: CancellationToken::new(), kill: CancellationToken::new() };
         Ok(Container {
@@ -181,6 +199,7 @@ impl Container {
             state: watch::Sender::new(State::Created),
             stop,
             handler: Mutex::default(),
+            provider,
             stdin: Mutex::new(stdin),
             turn: tokio::sync::Mutex::default(),
         })
@@ -202,6 +221,7 @@ impl Container {
     pub fn stats(&self) -> ContainerStats {
         let handler = self.handler.lock().clone();
         let running = matches!(*self.state.borrow(), State::Running { .. });
+        let provider = self.provider.as_ref();
         ContainerStats {
             id: self.spec().id.clone(),
             sandbox_id: self.spec().sandbox_id.clone(),
@@ -210,10 +230,12 @@ impl Container {
             memory_bytes: self.grants.memory.held() as u64,
             instances: match &handler {
                 Some(handler) => handler.instances.load(Ordering::Relaxed),
-                None => u32::from(running),
-            },
-            requests: handler.as_ref().map_or(0, |handler| handler.requests.load(Ordering::Relaxed)),
-            cold_starts: handler.as_ref().map_or(0, |handler| handler.cold_starts.load(Ordering::Relaxed)),
+                None => u32::from(running && self.program.kind == Kind::Command),
+            } + provider.map_or(0, |provider| provider.instances()),
+            requests: handler.as_ref().map_or(0, |handler| handler.requests.load(Ordering::Relaxed))
+                + provider.map_or(0, |provider| provider.called.load(Ordering::Relaxed)),
+            cold_starts: handler.as_ref().map_or(0, |handler| handler.cold_starts.load(Ordering::Relaxed))
+                + provider.map_or(0, |provider| provider.made.load(Ordering::Relaxed)),
             latency: handler.map(|handler| handler.latencies.read()).unwrap_or_default(),
         }
     }
@@ -233,13 +255,32 @@ impl Container {
             return Err(HostError::new(ErrorCode::FailedPrecondition, words));
         }
         let container = self.clone();
+        if let Some(provider) = &self.provider
+            && let Err(error) = provider.start().await
+        {
+            self.grants.log.note(&format!("starting it: {error:?}"));
+            let started_at_ns = self.running();
+            let exit = command::exit_of(&self.grants, Err(error));
+            self.exited(started_at_ns, exit, stopped).await;
+            return Ok(());
+        }
         match self.program.kind {
+            Kind::Library => {
+                let started_at_ns = self.running();
+                tokio::spawn(async move {
+                    let exit = container.lend().await;
+                    container.exited(started_at_ns, exit, stopped).await;
+                });
+            }
             Kind::Command => {
                 let started_at_ns = self.running();
                 tokio::spawn(async move {
                     let stdin = container.stdin.lock().1.take();
                     let exit = command::run(&container.grants, &container.program, stdin, &container.stop);
-                    let exit = exit.await;
+                    let exit = tokio::select! {
+                        exit = exit => exit,
+                        () = container.lent_too_much() => Exit::out_of_memory(container.grants.memory.limit()),
+                    };
                     container.exited(started_at_ns, exit, stopped).await;
                 });
             }
@@ -250,7 +291,16 @@ impl Container {
                     Ok(serving) => {
                         *self.handler.lock() = Some(serving.handler.clone());
                         tokio::spawn(async move {
-                            let exit = serving.run(&container.stop).await;
+                            let handler = serving.handler.clone();
+                            let over = async {
+                                container.lent_too_much().await;
+                                handler.over_limit.notify_one();
+                                std::future::pending().await
+                            };
+                            let exit = tokio::select! {
+                                exit = serving.run(&container.stop) => exit,
+                                never = over => never,
+                            };
                             container.handler.lock().take();
                             container.exited(started_at_ns, exit, stopped).await;
                         });
@@ -275,7 +325,34 @@ impl Container {
         started_at_ns
     }
 
+    /// Serves the other containers of the pod until it is stopped or out of memory.
+    async fn lend(&self) -> Exit {
+        let drained = async {
+            self.stop.term.cancelled().await;
+            if let Some(provider) = &self.provider {
+                provider.drain().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.stop.kill.cancelled() => Exit::killed(),
+            () = self.lent_too_much() => Exit::out_of_memory(self.grants.memory.limit()),
+            () = drained => Exit::code(0),
+        }
+    }
+
+    /// Waits until calls of other containers have used too much memory.
+    async fn lent_too_much(&self) {
+        match &self.provider {
+            Some(provider) => provider.over_limit.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
     async fn exited(&self, started_at_ns: i64, exit: Exit, stopped: impl FnOnce(State)) {
+        if let Some(provider) = &self.provider {
+            provider.close();
+        }
         self.grants.log.settled().await;
         self.sandbox.release(&self.spec().id);
         let state = State::Exited {

@@ -1,6 +1,7 @@
 //! CPU time of a container: measured at each poll of what runs its guests, limited over periods of 100 ms.
 
 use std::{
+    cell::Cell,
     future::Future,
     pin::Pin,
     sync::{
@@ -65,13 +66,22 @@ impl Meter {
         (used.saturating_sub(period.1) >= quota).then(|| PERIOD.saturating_sub(period.0.elapsed()))
     }
 
-    /// Runs `poll` and counts the CPU time of this thread meanwhile.
+    /// Runs `poll` and counts the CPU time of this thread meanwhile, less what another meter counts inside: a container
+    /// that calls another of its pod does not pay for it.
     pub fn measure<T>(&self, poll: impl FnOnce() -> T) -> T {
+        let outer = INSIDE.replace(0);
         let before = thread_nanos();
         let result = poll();
-        self.used.fetch_add(thread_nanos().saturating_sub(before), Ordering::Relaxed);
+        let all = thread_nanos().saturating_sub(before);
+        self.used.fetch_add(all.saturating_sub(INSIDE.get()), Ordering::Relaxed);
+        INSIDE.set(outer.saturating_add(all));
         result
     }
+}
+
+thread_local! {
+    /// What has been counted on this thread inside the measurement that runs, in nanoseconds.
+    static INSIDE: Cell<u64> = const { Cell::new(0) };
 }
 
 fn thread_nanos() -> u64 {
@@ -92,5 +102,30 @@ impl<F: Future> Future for Metered<F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
         this.meter.measure(|| this.future.as_mut().poll(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Burns this much CPU time of the thread.
+    fn burn(nanos: u64) {
+        let end = thread_nanos() + nanos;
+        while thread_nanos() < end {
+            std::hint::spin_loop();
+        }
+    }
+
+    #[test]
+    fn what_is_measured_inside_is_counted_once() {
+        let (outer, inner) = (Meter::new(None), Meter::new(None));
+        outer.measure(|| {
+            burn(2_000_000);
+            inner.measure(|| burn(20_000_000));
+            inner.measure(|| burn(20_000_000));
+        });
+        assert!(inner.used() >= 40_000_000, "{}", inner.used());
+        assert!((2_000_000..20_000_000).contains(&outer.used()), "{}", outer.used());
     }
 }

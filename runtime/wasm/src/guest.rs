@@ -14,6 +14,7 @@ use crate::{
         http::Egress,
         sockets::{Bound, PodSocketsView},
     },
+    link::{Link, Links},
     log::Log,
     memory::{Account, Share},
     network::PodNetwork,
@@ -43,6 +44,7 @@ pub(crate) struct Grants {
     pub inference: hosts::nn::Context,
     pub config: hosts::config::Context,
     pub keyvalue: hosts::keyvalue::Context,
+    pub links: Links,
 }
 
 /// The data of an instance's store.
@@ -54,6 +56,7 @@ pub(crate) struct Guest {
     inference: hosts::nn::Context,
     config: hosts::config::Context,
     keyvalue: hosts::keyvalue::Context,
+    links: Vec<Arc<Link>>,
     table: ResourceTable,
     memory: Share,
     network: Arc<PodNetwork>,
@@ -82,6 +85,7 @@ impl Guest {
             inference: grants.inference.clone(),
             config: grants.config.clone(),
             keyvalue: grants.keyvalue.clone(),
+            links: grants.links.open(),
             table,
             memory: Share::new(grants.memory.clone()),
             network: grants.network.clone(),
@@ -109,6 +113,12 @@ impl Guest {
     #[cfg(feature = "nn")]
     pub(crate) fn inference(&mut self) -> (&hosts::nn::Context, &mut ResourceTable) {
         (&self.inference, &mut self.table)
+    }
+
+    /// The link of this number to another container of the pod.
+    pub(crate) fn link(&self, index: usize) -> wasmtime::Result<Arc<Link>> {
+        let link = self.links.get(index).cloned();
+        link.ok_or_else(|| wasmtime::Error::msg("this import is linked to no container"))
     }
 
     pub(crate) fn config(&mut self) -> &hosts::config::Context {

@@ -71,9 +71,9 @@ pub(crate) struct Handler {
 impl Handler {
     /// Prepares a handler and one instance of it, so that a component that cannot start is found out now.
     pub async fn start(grants: Arc<Grants>, program: &Program) -> wasmtime::Result<Arc<Handler>> {
-        let pre = match wasmtime_wasi_http::p3::bindings::ServicePre::new(program.pre.clone()) {
+        let pre = match wasmtime_wasi_http::p3::bindings::ServicePre::new(program.pre()?) {
             Ok(pre) => ProxyPre::P3(pre),
-            Err(_) => ProxyPre::P2(wasmtime_wasi_http::p2::bindings::ProxyPre::new(program.pre.clone())?),
+            Err(_) => ProxyPre::P2(wasmtime_wasi_http::p2::bindings::ProxyPre::new(program.pre()?)?),
         };
         let grants_allow_reuse = !grants.spec.fresh_instance;
         let handler = Arc::new(Handler {

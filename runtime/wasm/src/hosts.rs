@@ -16,7 +16,10 @@ type Granted = (&'static str, &'static str, fn(&Capabilities) -> bool);
 const GRANTED: &[Granted] = &[config::GRANTED, keyvalue::GRANTED, nn::GRANTED];
 
 /// Refuses a component that imports what its container was not granted.
-pub(crate) fn permit(imports: &[String], capabilities: &Capabilities) -> Result<(), String> {
+pub(crate) fn permit<'a>(
+    imports: impl Iterator<Item = &'a String>,
+    capabilities: &Capabilities,
+) -> Result<(), String> {
     for import in imports {
         let rule = GRANTED.iter().find(|(prefix, ..)| import.starts_with(prefix));
         if let Some((_, needs, granted)) = rule

@@ -16,6 +16,7 @@ mod guest;
 mod handler;
 pub mod host;
 mod hosts;
+mod link;
 mod linker;
 mod log;
 mod memory;

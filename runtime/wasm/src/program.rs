@@ -13,14 +13,43 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, InstancePre};
 
-use crate::{compile, engine, guest::Guest, linker, protocol::Kind};
+use crate::{
+    compile::{self, Missing},
+    engine,
+    guest::Guest,
+    linker,
+    protocol::Kind,
+};
 
-/// A component, linked and ready to be instantiated.
+/// A component, linked with the host.
 pub(crate) struct Program {
     pub kind: Kind,
-    pub pre: InstancePre<Guest>,
+    pub component: Component,
+    /// Ready to be instantiated; `None` while imports are missing.
+    pre: Option<InstancePre<Guest>>,
     /// The interfaces that it imports.
     pub imports: Vec<String>,
+    /// Those of them that the host does not provide.
+    pub missing: Vec<Missing>,
+}
+
+impl Program {
+    /// What is instantiated. An error names what is missing.
+    pub fn pre(&self) -> wasmtime::Result<InstancePre<Guest>> {
+        let words = || self.missing.first().map_or("imports are missing", |missing| &missing.words);
+        self.pre.clone().ok_or_else(|| wasmtime::Error::msg(words().to_owned()))
+    }
+
+    /// The same with all of its imports.
+    pub fn linked(&self, pre: InstancePre<Guest>) -> Program {
+        Program {
+            kind: self.kind,
+            component: self.component.clone(),
+            pre: Some(pre),
+            imports: self.imports.clone(),
+            missing: Vec::new(),
+        }
+    }
 }
 
 type Loaded = Mutex<HashMap<(PathBuf, u64, i64), Weak<Program>>>;
@@ -63,8 +92,12 @@ fn read(path: &Path, found: &fs::Metadata) -> Result<Program, String> {
     let component = unsafe { Component::deserialize_file(engine, path) };
     let component = component.map_err(|e| format!("{e:#}"))?;
     let linker = linker::shared().map_err(|e| format!("{e:#}"))?;
-    let pre = linker.instantiate_pre(&component).map_err(|e| format!("{e:#}"))?;
-    Ok(Program { kind: description.kind, pre, imports: description.imports })
+    let missing = description.missing;
+    let pre = match missing.is_empty() {
+        true => Some(linker.instantiate_pre(&component).map_err(|e| format!("{e:#}"))?),
+        false => None,
+    };
+    Ok(Program { kind: description.kind, component, pre, imports: description.imports, missing })
 }
 
 fn digest(path: &Path) -> std::io::Result<String> {

@@ -13,7 +13,7 @@ pub use services::{
 };
 
 /// What each side writes first; the last byte is the version of this protocol.
-pub const PREAMBLE: [u8; 4] = *b"CWH\x06";
+pub const PREAMBLE: [u8; 4] = *b"CWH\x07";
 
 /// The longest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -75,6 +75,10 @@ pub struct ContainerSpec {
     /// It ends with the first of them.
     pub stdin_once: bool,
     pub capabilities: Capabilities,
+    /// Other containers of the pod, by name, whose exports satisfy imports of this one.
+    pub links: Vec<String>,
+    /// Others of the pod import what this one exports.
+    pub linked: bool,
 }
 
 /// What a container is granted beyond WASI: nothing by default.
@@ -130,6 +134,8 @@ pub enum Kind {
     HttpHandler,
     /// Exports wasi:cli/run: runs to its end.
     Command,
+    /// Exports neither, but interfaces that other containers of its pod import: there until it is stopped.
+    Library,
 }
 
 /// A sandbox as the host knows it.

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::{
     hosts::http::Egress,
+    link::Provider,
     network::PodNetwork,
     protocol::{ErrorCode, HostError, SandboxSpec, SandboxStatus},
 };
@@ -25,6 +26,8 @@ pub(crate) struct Sandbox {
     stopped: AtomicBool,
     /// Ports that handlers are served on, and the container of each.
     ports: Mutex<HashMap<u16, String>>,
+    /// Containers that others import from, by name; the last attempt of each.
+    providers: Mutex<HashMap<String, Arc<Provider>>>,
 }
 
 impl Sandbox {
@@ -39,6 +42,7 @@ impl Sandbox {
             created_at_ns,
             stopped: AtomicBool::new(false),
             ports: Mutex::default(),
+            providers: Mutex::default(),
         }
     }
 
@@ -57,6 +61,16 @@ impl Sandbox {
     /// `namespace/name`.
     pub fn pod(&self) -> String {
         format!("{}/{}", self.spec.namespace, self.spec.name)
+    }
+
+    /// The container that others import from under this name.
+    pub fn provider(&self, name: &str) -> Option<Arc<Provider>> {
+        self.providers.lock().get(name).cloned()
+    }
+
+    /// Lets others find a container, in place of an earlier attempt.
+    pub fn provide(&self, provider: Arc<Provider>) {
+        self.providers.lock().insert(provider.name().to_owned(), provider);
     }
 
     /// Reserves ports for a container's handler; two handlers of a pod cannot share one.

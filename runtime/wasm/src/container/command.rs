@@ -40,7 +40,7 @@ pub(super) async fn call(
     streams: Streams,
 ) -> wasmtime::Result<Result<(), ()>> {
     let mut store = Guest::store_for(grants, streams)?;
-    let pre = program.pre.clone();
+    let pre = program.pre()?;
     if let Ok(pre) = wasmtime_wasi::p3::bindings::CommandPre::new(pre.clone()) {
         let command = pre.instantiate_async(&mut store).await?;
         let run = async |accessor: &wasmtime::component::Accessor<Guest>| {

@@ -35,7 +35,7 @@ impl Container {
         }
         let own = match self.program.kind {
             Kind::Command => format!("its own program {:?}, ", self.own_name()),
-            Kind::HttpHandler => String::new(),
+            Kind::HttpHandler | Kind::Library => String::new(),
         };
         let words = format!(
             "{name}: not found: this is a wasm container, which has {own}and for looking around {}\n",

@@ -119,6 +119,8 @@ impl Host {
             stdin: false,
             stdin_once: false,
             capabilities: Default::default(),
+            links: Vec::new(),
+            linked: false,
         }
     }
 

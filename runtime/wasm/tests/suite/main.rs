@@ -5,6 +5,7 @@ mod commands;
 mod handlers;
 mod harness;
 mod hostile;
+mod links;
 mod networking;
 mod processes;
 mod services;

@@ -19,6 +19,7 @@ mod isolated;
 mod kube_rs;
 mod kubectl;
 mod languages;
+mod linked;
 mod linux;
 mod network;
 mod node;

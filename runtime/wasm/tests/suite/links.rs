@@ -1,0 +1,131 @@
+//! Containers of a pod that import what others of it export: examples/linked, and what can go wrong there.
+
+use std::net::SocketAddrV4;
+
+use coracle_wasm::{
+    compile,
+    protocol::{ContainerSpec, Kind, SandboxSpec},
+};
+use http_body_util::BodyExt;
+
+use crate::harness::{Host, Result, exit, mount};
+
+/// The two containers of examples/linked, in a pod of this name.
+async fn pod(host: &Host, name: &str) -> Result<(SandboxSpec, ContainerSpec, ContainerSpec)> {
+    let pod = host.pod(name).await?;
+    let secrets = host.dir.path().join("secrets");
+    std::fs::create_dir_all(&secrets)?;
+    std::fs::write(
+        secrets.join("tokens"),
+        "s3cret ada admins,users 4102444800\nstale bob users 1000000000\n",
+    )?;
+    let mut auth = host.spec(&pod, "auth", "linked-auth", &[]);
+    auth.mounts = vec![mount(&secrets, "/secrets", true)];
+    auth.linked = true;
+    let mut web = host.spec(&pod, "web", "linked-web", &[]);
+    web.links = vec!["auth".into()];
+    Ok((pod, auth, web))
+}
+
+/// Status and body of a request with a token.
+async fn ask(pod: &SandboxSpec, token: &str, path: &str) -> Result<(u16, String)> {
+    let stream = tokio::net::TcpStream::connect(SocketAddrV4::new(pod.pod_ip, 8080)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = http::Request::get(path)
+        .header("host", "test")
+        .header("authorization", format!("Bearer {token}"))
+        .body(http_body_util::Empty::<bytes::Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_calls_what_another_exports() -> Result {
+    let host = Host::start().await?;
+    let (pod, auth, web) = pod(&host, "linked").await?;
+    let ids = [auth.id.clone(), web.id.clone()];
+    let made = host.start_container(auth).await?;
+    assert_eq!(made.kind, Kind::Library);
+    host.start_container(web).await?;
+    for _ in 0..3 {
+        let (status, said) = ask(&pod, "s3cret", "/read/write").await?;
+        assert_eq!((status, said.as_str()), (200, "hello ada of admins and users: read, write in linked\n"));
+    }
+    assert_eq!(ask(&pod, "stale", "/").await?, (403, "your token ended at 1000000000\n".into()));
+    assert_eq!(ask(&pod, "", "/").await?, (401, "who are you?\n".into()));
+    // Each has its own log, and is counted on its own.
+    host.prints(&pod, "auth", &["ada: 2 actions"]).await?;
+    assert_eq!(host.printed(&pod, "web")?, "");
+    let stats = host.client.stats(&[]).await?;
+    let of = |id: &str| stats.iter().find(|s| s.id == id).cloned().ok_or_else(|| anyhow::anyhow!("no {id}"));
+    let (auth, web) = (of(&ids[0])?, of(&ids[1])?);
+    assert_eq!((auth.requests, web.requests), (5 + 3 * 4, 5), "{auth:?} {web:?}");
+    assert!(auth.cpu_nanos > 0 && auth.memory_bytes > 0 && auth.instances == 1, "{auth:?}");
+    // It ends in its own time; who calls it then is told.
+    assert_eq!(exit(&host.client.stop_container(&ids[0], 5000).await?.state), (0, "Completed"));
+    assert_eq!(ask(&pod, "s3cret", "/").await?.0, 500);
+    host.prints(&pod, "web", &["container auth of the pod does not run"]).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_is_refused_by_name() -> Result {
+    let host = Host::start().await?;
+    let (pod, auth, web) = pod(&host, "misfit").await?;
+    let refused = async |spec: ContainerSpec| match host.client.create_container(spec).await {
+        Ok(_) => "created".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let said = refused(web.clone()).await;
+    assert!(said.contains("container auth, which is not there yet"), "{said}");
+    let alone = ContainerSpec { links: Vec::new(), ..web.clone() };
+    let said = refused(alone).await;
+    for words in ["demo:auth/tokens@1.0.0", "coracle.dev/links"] {
+        assert!(said.contains(words), "{said}");
+    }
+    let unasked = ContainerSpec { linked: false, ..auth.clone() };
+    let said = refused(unasked).await;
+    assert!(said.contains("nothing to start"), "{said}");
+    let other =
+        ContainerSpec { artifact: crate::harness::artifact("web"), id: "other".into(), linked: true, ..auth };
+    host.client.create_container(other).await?;
+    let said = refused(web.clone()).await;
+    assert!(said.contains("container auth exports nothing that is imported here"), "{said}");
+    // The same names with other types.
+    let text = r#"(component
+        (core module $m (memory (export "m") 1) (func (export "who") (result i32) i32.const 0))
+        (core instance $i (instantiate $m))
+        (func $who (result bool) (canon lift (core func $i "who")))
+        (instance $t (export "who" (func $who)))
+        (export "demo:auth/tokens@1.0.0" (instance $t)))"#;
+    let artifact = host.dir.path().join("other.cwasm");
+    compile::precompile(&wat::parse_str(text)?, &artifact)?;
+    let mut wrong = host.spec(&pod, "auth", "linked-auth", &[]);
+    (wrong.id, wrong.artifact, wrong.linked) = ("wrong".into(), artifact, true);
+    host.client.create_container(wrong).await?;
+    let said = refused(web).await;
+    assert!(said.contains("demo:auth/tokens@1.0.0 as container auth exports it: there is no "), "{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_there_is_not_ones_own() -> Result {
+    let host = Host::start().await?;
+    let (pod, mut auth, web) = pod(&host, "failing").await?;
+    // Enough to start, and too little for a file of 8 MiB.
+    auth.memory_limit_bytes = Some(4 << 20);
+    let (id, web_id) = (auth.id.clone(), web.id.clone());
+    host.start_container(auth).await?;
+    host.start_container(web).await?;
+    assert_eq!(ask(&pod, "s3cret", "/").await?.0, 200);
+    std::fs::write(host.dir.path().join("secrets/tokens"), vec![b' '; 8 << 20])?;
+    assert_eq!(ask(&pod, "s3cret", "/").await?.0, 500);
+    assert_eq!(exit(&host.ended(&id).await?), (137, "OOMKilled"));
+    host.prints(&pod, "web", &["in container auth"]).await?;
+    assert_eq!(exit(&host.state(&web_id).await?), (-1, "not exited"));
+    Ok(())
+}
