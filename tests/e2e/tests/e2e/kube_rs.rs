@@ -1,5 +1,7 @@
 //! kube-rs against the real binary: typed objects, a watcher that resumes, conflicts and patches. Profile: loopback.
 
+mod controller;
+
 use std::pin::pin;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config};
 use serde_json::json;
 
-/// Row: clients: kube-rs: create, list, patch, conflict, delete, and a watcher that goes on after the server was killed
+/// Row: clients: kube-rs: create, list, patch, conflict, delete, and a watcher that goes on after the server was killed; a controller with a derived kind, finalizers and owned objects
 #[test]
 fn kube_rs_works_and_its_watch_survives_the_server() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
@@ -28,7 +30,7 @@ async fn drive(cluster: &Cluster) -> Result<()> {
     let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await?;
     ensure!(nodes.items.len() == 1, "{} nodes", nodes.items.len());
 
-    let maps: Api<ConfigMap> = Api::namespaced(client, "default");
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "default");
     let selector = watcher::Config::default().labels("test=kube-rs");
     let mut events = pin!(watcher(maps.clone(), selector).default_backoff().applied_objects());
     let made = maps.create(&PostParams::default(), &config_map("a", "1")?).await?;
@@ -66,7 +68,7 @@ async fn drive(cluster: &Cluster) -> Result<()> {
     maps.delete_collection(&DeleteParams::default(), &ListParams::default().labels("test=kube-rs")).await?;
     let left = maps.list(&ListParams::default().labels("test=kube-rs")).await?;
     ensure!(left.items.is_empty());
-    Ok(())
+    controller::drive(client).await
 }
 
 fn config_map(name: &str, value: &str) -> Result<ConfigMap> {
