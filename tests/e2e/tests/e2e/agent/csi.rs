@@ -10,13 +10,15 @@ use coracle_agent::csi::plugin::registration_server::{Registration, Registration
 use coracle_agent::csi::v1::node_server::{Node, NodeServer};
 use coracle_agent::csi::v1::node_service_capability::{Rpc, Type, rpc};
 use coracle_agent::csi::{plugin, v1};
-use coracle_e2e::eventually;
+use coracle_e2e::{Cluster, eventually};
 use serde_json::json;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use super::super::pods::{SOON, apply, has, status, steps};
 use super::cluster;
+
+mod attach;
 
 const DRIVER: &str = "fake.csi.coracle.dev";
 
@@ -78,6 +80,8 @@ impl Node for Fake {
     ) -> Result<Response<v1::NodeStageVolumeResponse>, Status> {
         let request = request.into_inner();
         self.note(format!("stage {}", request.volume_id));
+        let lun = request.publish_context.get("lun");
+        lun.iter().for_each(|lun| self.note(format!("at {lun}")));
         std::fs::write(Path::new(&request.staging_target_path).join("data"), "of the driver").map_err(io)?;
         Ok(Response::new(v1::NodeStageVolumeResponse {}))
     }
@@ -147,15 +151,11 @@ impl Node for Fake {
     }
 }
 
-/// Row: storage: a CSI driver registers over its socket; its volumes, by claim and inline, are staged, published and given back
-#[test]
-fn volumes_of_a_storage_driver() -> Result<()> {
-    let (mut node_cluster, node) = cluster(&[])?;
-    let cluster = &node_cluster;
+/// A driver that has registered with the cluster's node.
+fn register(cluster: &Cluster, runtime: &tokio::runtime::Runtime) -> Result<Fake> {
     let registry = cluster.data_dir().join("node/plugins_registry");
     eventually("the registry is there", SOON, || Ok(registry.is_dir()))?;
     let fake = Fake { socket: registry.join("fake-reg.sock"), calls: Arc::default() };
-    let runtime = tokio::runtime::Runtime::new()?;
     let _guard = runtime.enter();
     let listener = tokio::net::UnixListener::bind(&fake.socket)?;
     std::fs::set_permissions(&fake.socket, PermissionsExt::from_mode(0o777))?;
@@ -165,6 +165,16 @@ fn volumes_of_a_storage_driver() -> Result<()> {
         .serve_with_incoming(UnixListenerStream::new(listener));
     runtime.spawn(server);
     eventually("it is registered", SOON, || Ok(fake.count("registered true") == 1))?;
+    Ok(fake)
+}
+
+/// Row: storage: a CSI driver registers over its socket; its volumes, by claim and inline, are staged, published and given back
+#[test]
+fn volumes_of_a_storage_driver() -> Result<()> {
+    let (mut node_cluster, node) = cluster(&[])?;
+    let cluster = &node_cluster;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let fake = register(cluster, &runtime)?;
     let object = cluster.get(&["csinode", &node])?;
     let driver = &object["spec"]["drivers"][0];
     ensure!(driver["name"] == DRIVER && driver["nodeID"] == "id-of-the-driver", "{object:#}");
