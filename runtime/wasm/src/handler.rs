@@ -7,6 +7,7 @@ mod connection;
 mod instance;
 mod latency;
 mod reuse;
+mod upgrade;
 
 use std::{
     sync::{

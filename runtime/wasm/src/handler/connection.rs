@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use wasmtime_wasi_http::Error;
 
-use super::{Body, Entered, Handler, plain};
+use super::{Body, Entered, Handler, plain, upgrade};
 
 /// How long a client may take for the head of a request, and so stay without one.
 const HEAD: Duration = Duration::from_secs(75);
@@ -57,7 +57,7 @@ pub(crate) async fn serve(
         .max_concurrent_streams(128)
         .max_header_list_size(MAX_HEAD as u32)
         .keep_alive_interval(Duration::from_secs(30));
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let closing = tokio::select! {
         _ = connection.as_mut() => false,
@@ -74,7 +74,7 @@ pub(crate) async fn serve(
 }
 
 async fn answer(
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     target: &dyn Target,
     current: &Mutex<Option<Arc<Handler>>>,
 ) -> Response<Body> {
@@ -84,6 +84,10 @@ async fn answer(
         let response = plain(StatusCode::SERVICE_UNAVAILABLE, "no ready endpoint");
         return closing(response, version);
     };
+    if upgrade::asked(&request) {
+        let socket = hyper::upgrade::on(&mut request);
+        return upgrade::answer(request, socket, &handler, entered).await;
+    }
     let request = request.map(|body| body.map_err(Error::from).boxed_unsync());
     let response = handler.handle(request, entered).await;
     if handler.draining.is_cancelled() { closing(response, version) } else { response }

@@ -42,8 +42,8 @@ type Io = Box<dyn Future<Output = Result<(), Error>> + Send>;
 #[derive(Clone)]
 pub(crate) struct Egress {
     network: Arc<PodNetwork>,
-    /// The pool, and the policies' epoch that its connections were made in.
-    pool: Arc<Mutex<(u64, Pool)>>,
+    /// The pools, and the policies' epoch that their connections were made in.
+    pool: Arc<Mutex<(u64, Pools)>>,
     trust: Arc<tls::Trust>,
     /// Room for requests of the pod that are under way, their answers' bodies included.
     room: Arc<Semaphore>,
@@ -54,8 +54,22 @@ const MAX_OUTGOING: usize = 512;
 
 type Pool = Client<Connector, WasiBody>;
 
-fn pool(network: &Arc<PodNetwork>) -> Pool {
-    pooled().build(Connector { network: network.clone() })
+/// Connections of HTTP/1.1, and of HTTP/2 with prior knowledge for gRPC, which knows no other.
+#[derive(Clone)]
+struct Pools {
+    usual: Pool,
+    grpc: Pool,
+}
+
+fn pools(network: &Arc<PodNetwork>) -> Pools {
+    let connector = Connector { network: network.clone() };
+    let grpc = pooled().http2_only(true).build(connector.clone());
+    Pools { usual: pooled().build(connector), grpc }
+}
+
+fn is_grpc(request: &Request<WasiBody>) -> bool {
+    let kind = request.headers().get(http::header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 fn pooled() -> Builder {
@@ -71,7 +85,7 @@ fn pooled() -> Builder {
 impl Egress {
     /// The outgoing side of this pod.
     pub fn new(network: Arc<PodNetwork>) -> Egress {
-        let pool = Arc::new(Mutex::new((network.policies_epoch(), pool(&network))));
+        let pool = Arc::new(Mutex::new((network.policies_epoch(), pools(&network))));
         Egress {
             network,
             pool,
@@ -86,11 +100,11 @@ impl Egress {
     }
 
     /// The connections that may be used now.
-    fn pool(&self) -> Pool {
+    fn pools(&self) -> Pools {
         let epoch = self.network.policies_epoch();
         let mut current = self.pool.lock();
         if current.0 != epoch {
-            *current = (epoch, pool(&self.network));
+            *current = (epoch, pools(&self.network));
         }
         current.1.clone()
     }
@@ -197,7 +211,16 @@ impl Egress {
             .path_and_query(path)
             .build()
             .map_err(|_| Error::HttpRequestUriInvalid)?;
-        answered(tokio::time::timeout(limit, self.pool().request(request)).await)
+        let Pools { usual, grpc } = self.pools();
+        let pool = if is_grpc(&request) {
+            // Clients say it, and servers of gRPC insist; a guest cannot, as it is of one hop.
+            request.headers_mut().insert(http::header::TE, http::HeaderValue::from_static("trailers"));
+            *request.version_mut() = http::Version::HTTP_2;
+            grpc
+        } else {
+            usual
+        };
+        answered(tokio::time::timeout(limit, pool.request(request)).await)
     }
 }
 

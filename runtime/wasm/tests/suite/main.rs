@@ -9,3 +9,4 @@ mod links;
 mod networking;
 mod processes;
 mod services;
+mod streams;
