@@ -38,6 +38,7 @@ pub mod queue;
 pub mod quota;
 pub mod reconcile;
 pub mod replica_set;
+pub mod resource_claim;
 pub mod role_aggregation;
 pub mod roll_on_change;
 pub mod scale;

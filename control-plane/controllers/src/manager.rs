@@ -28,6 +28,7 @@ use crate::pod_gc::PodCollector;
 use crate::quota::QuotaController;
 use crate::reconcile::{self, Reconciler};
 use crate::replica_set::ReplicaSetController;
+use crate::resource_claim::ResourceClaims;
 use crate::roll_on_change::RollOnChange;
 use crate::stateful_set::StatefulSetController;
 use crate::ttl_after_finished::TtlAfterFinished;
@@ -36,7 +37,7 @@ use crate::volume::{EphemeralVolumes, Protection, VolumeBinder};
 use crate::write::Writer;
 
 /// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
-pub const IDENTITIES: [&str; 28] = [
+pub const IDENTITIES: [&str; 29] = [
     "shared-informers",
     "replicaset-controller",
     "replication-controller",
@@ -65,6 +66,7 @@ pub const IDENTITIES: [&str; 28] = [
     "node-controller",
     "roll-on-change-controller",
     "attachdetach-controller",
+    "resource-claim-controller",
 ];
 
 /// The most finished pods that are kept.
@@ -143,6 +145,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         make!(CronJobController, "cronjob-controller"),
         make!(VolumeBinder, "persistent-volume-binder"),
         make!(AttachDetach, "attachdetach-controller"),
+        make!(ResourceClaims, "resource-claim-controller"),
         EphemeralVolumes::new(caches.clone(), writer("ephemeral-volume-controller")),
         Protection::<PersistentVolumeClaim>::new(caches.clone(), writer("pvc-protection-controller")),
         Protection::<PersistentVolume>::new(caches.clone(), writer("pv-protection-controller")),

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::Cached;
 
 mod batch;
+mod devices;
 mod pod;
 mod policy;
 mod service;
@@ -22,6 +23,7 @@ mod storage;
 mod workload;
 
 pub use batch::*;
+pub use devices::*;
 pub use pod::*;
 pub use policy::*;
 pub use service::*;
@@ -78,6 +80,9 @@ resource!(PersistentVolumeClaim, "", "v1", "PersistentVolumeClaim", "persistentv
 resource!(CsiNode, "storage.k8s.io", "v1", "CSINode", "csinodes");
 resource!(CsiDriver, "storage.k8s.io", "v1", "CSIDriver", "csidrivers");
 resource!(VolumeAttachment, "storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments");
+resource!(ResourceClaim, "resource.k8s.io", "v1", "ResourceClaim", "resourceclaims");
+resource!(ResourceSlice, "resource.k8s.io", "v1", "ResourceSlice", "resourceslices");
+resource!(DeviceClass, "resource.k8s.io", "v1", "DeviceClass", "deviceclasses");
 resource!(StorageClass, "storage.k8s.io", "v1", "StorageClass", "storageclasses");
 resource!(
     HorizontalPodAutoscaler,

@@ -1,7 +1,8 @@
 //! What the scheduler writes: bindings, conditions and events.
 
 use anyhow::{Context, Result};
-use coracle_controllers::view::{Meta, PersistentVolumeClaim};
+use coracle_controllers::resource_claim::PROTECTED;
+use coracle_controllers::view::{Meta, PersistentVolumeClaim, ResourceClaim};
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim as FullClaim, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -9,6 +10,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::cycle::Snapshot;
+use crate::devices::Grant;
 use crate::plugins::volumes::{self, Claim, SELECTED_NODE};
 use crate::preemption::Preemption;
 use crate::view::PodView;
@@ -34,6 +36,65 @@ pub async fn bind(client: &Client, pod: &PodView, node: &str) -> Result<()> {
         tracing::debug!(pod = pod.key(), error = format!("{error:#}"), "write an event");
     }
     Ok(())
+}
+
+/// Writes to claims which devices they have, and that the pod uses them.
+///
+/// # Errors
+/// When the API refuses, or somebody else was faster.
+pub async fn grant(client: &Client, pod: &PodView, grants: &[Grant]) -> Result<()> {
+    for Grant { claim, allocation } in grants {
+        let mut version = claim.metadata.resource_version.clone();
+        if !claim.metadata.finalizers.iter().flatten().any(|f| f == PROTECTED) {
+            let mut finalizers = claim.metadata.finalizers.clone().unwrap_or_default();
+            finalizers.push(PROTECTED.to_owned());
+            let body = json!({"metadata": {"uid": claim.uid(), "resourceVersion": version, "finalizers": finalizers}});
+            version = Some(patch_claim(client, claim, "", &body).await?);
+        }
+        let mut users = json!(claim.status.reserved_for.clone().unwrap_or_default());
+        if let Some(users) = users.as_array_mut() {
+            users.push(json!({"resource": "pods", "name": pod.name, "uid": pod.uid}));
+        }
+        let mut status = json!({"reservedFor": users});
+        if let Some(allocation) = allocation {
+            status["allocation"] = serde_json::to_value(allocation)?;
+            status["allocation"]["allocationTimestamp"] =
+                json!(Timestamp::from_second(Timestamp::now().as_second())?);
+        }
+        let body = json!({"metadata": {"uid": claim.uid(), "resourceVersion": version}, "status": status});
+        patch_claim(client, claim, "/status", &body).await?;
+    }
+    Ok(())
+}
+
+/// Gives back the devices of claims that nobody uses.
+///
+/// # Errors
+/// When the API refuses, or somebody else was faster.
+pub async fn take_back(client: &Client, claims: &[std::sync::Arc<ResourceClaim>]) -> Result<()> {
+    for claim in claims {
+        let status = json!({"allocation": null, "reservedFor": null});
+        let meta = json!({"uid": claim.uid(), "resourceVersion": claim.metadata.resource_version});
+        patch_claim(client, claim, "/status", &json!({"metadata": meta, "status": status})).await?;
+    }
+    Ok(())
+}
+
+/// The version that the claim has then.
+async fn patch_claim(
+    client: &Client,
+    claim: &ResourceClaim,
+    subresource: &str,
+    body: &Value,
+) -> Result<String> {
+    let (namespace, name) = (claim.namespace(), claim.name());
+    let path = format!("/apis/resource.k8s.io/v1/namespaces/{namespace}/resourceclaims/{name}{subresource}");
+    let request = http::Request::patch(path)
+        .header("content-type", "application/merge-patch+json")
+        .body(serde_json::to_vec(body)?)?;
+    let answer: Value =
+        client.request(request).await.with_context(|| format!("resourceclaim {namespace}/{name}"))?;
+    Ok(answer["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned())
 }
 
 /// How a claim gets its volume now that the node is known.

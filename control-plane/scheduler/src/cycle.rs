@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::devices::Claims as DeviceClaims;
 use crate::plugins::inter_pod::{self, Near};
 use crate::plugins::node_ports::HostPort;
 use crate::plugins::spread::{self, Constraint};
@@ -204,6 +205,7 @@ pub struct Cycle<'a> {
     pub claims: Vec<Claim>,
     /// Its claims, as `namespace/name`, that only one pod may have and another pod has.
     pub taken_claims: Vec<String>,
+    pub devices: DeviceClaims,
 }
 
 /// Why a node cannot take a pod.
@@ -224,10 +226,11 @@ impl<'a> Cycle<'a> {
         world: &'a World,
     ) -> Result<Self, String> {
         let claims = volumes::claims(pod, world)?;
+        let devices = DeviceClaims::of(pod, world)?;
         let spread = spread::constraints(pod, snapshot, profile, true);
         let near = Near::of(pod, snapshot, world);
         let taken_claims = volume_restrictions::taken(pod, snapshot, world);
-        Ok(Self { pod, profile, snapshot, world, near, spread, claims, taken_claims })
+        Ok(Self { pod, profile, snapshot, world, near, spread, claims, taken_claims, devices })
     }
 
     /// Why a node cannot take the pod; none when it can.
@@ -295,7 +298,10 @@ pub fn choose(pod: &PodView, profile: &Profile, snapshot: &Snapshot, world: &Wor
     let cycle = match Cycle::of(pod, profile, snapshot, world) {
         Ok(cycle) => cycle,
         Err(why) => {
-            return none(format!("0/{nodes} nodes are available: {why}."), wake::VOLUMES | wake::CLAIMS);
+            return none(
+                format!("0/{nodes} nodes are available: {why}."),
+                wake::VOLUMES | wake::CLAIMS | wake::DEVICES,
+            );
         }
     };
     // Where others were stopped for it, it goes.

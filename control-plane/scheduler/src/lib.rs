@@ -7,6 +7,7 @@
 pub mod bind;
 pub mod config;
 pub mod cycle;
+pub mod devices;
 pub mod explain;
 pub mod plugins;
 pub mod preemption;

@@ -7,6 +7,7 @@
 
 pub mod affinity;
 pub mod balanced;
+pub mod dynamic_resources;
 pub mod image_locality;
 pub mod inter_pod;
 pub mod node_ports;
@@ -49,7 +50,7 @@ pub struct Plugin {
 const NODES: u32 = wake::NODE_CAME;
 
 /// Every plugin. Filters in Kubernetes' order: the first that refuses names the reasons.
-pub static PLUGINS: [Plugin; 12] = [
+pub static PLUGINS: [Plugin; 13] = [
     Plugin {
         name: "NodeUnschedulable",
         filter: Some(unschedulable::filter),
@@ -104,6 +105,13 @@ pub static PLUGINS: [Plugin; 12] = [
         filter: Some(volumes::filter),
         curable: false,
         wakes: NODES | wake::NODE_LABELS | wake::VOLUMES | wake::CLAIMS,
+        score: None,
+    },
+    Plugin {
+        name: "DynamicResources",
+        filter: Some(dynamic_resources::filter),
+        curable: false,
+        wakes: NODES | wake::NODE_LABELS | wake::DEVICES,
         score: None,
     },
     Plugin {

@@ -6,14 +6,13 @@ use crate::plugins::resources_fit::FitArgs;
 use crate::plugins::{Filter, PLUGINS, Plugin, Score};
 
 /// Plugins that a profile may name and that are no filters or scores: always there, or part of another here.
-pub const OTHERS: [&str; 9] = [
+pub const OTHERS: [&str; 8] = [
     "PrioritySort",
     "SchedulingGates",
     "NodeName",
     "VolumeZone",
     "DefaultPreemption",
     "DefaultBinder",
-    "DynamicResources",
     "NodeDeclaredFeatures",
     "DeferredPodScheduling",
 ];

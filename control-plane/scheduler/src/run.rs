@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use coracle_controllers::view::Meta;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bind;
 use crate::config::Configuration;
 use crate::cycle::{Choice, Snapshot, choose};
+use crate::devices::{Claims, Grant};
 use crate::preemption::{Preemption, preempt};
 use crate::profile::Profile;
 use crate::queue::Queue;
@@ -247,6 +249,7 @@ impl Scheduler {
         let now = Instant::now();
         match change {
             Changed::Volumes => self.queue.wake(now, wake::VOLUMES),
+            Changed::Devices => self.queue.wake(now, wake::DEVICES),
             Changed::Claim(claim) => self.queue.wake_if(now, wake::CLAIMS, |pod| {
                 let mut names = pod.claims.iter().map(|name| format!("{}/{name}", pod.namespace));
                 names.any(|name| name == *claim)
@@ -289,7 +292,10 @@ impl Scheduler {
                 Choice::Node(node) => {
                     let volumes = bind::volumes(&pod, &node, &self.snapshot, &self.world);
                     if volumes.is_empty() {
-                        self.bind(pod, node, slot);
+                        match self.grants(&pod, &node) {
+                            Some(grants) => self.bind(pod, node, grants, slot),
+                            None => self.queue.retry(pod, Instant::now()),
+                        }
                     } else {
                         // It is tried again when its claims have their volumes; the node is fixed by then.
                         self.queue.park(&key, Instant::now());
@@ -306,6 +312,7 @@ impl Scheduler {
                 }
                 Choice::None { why, curable, nodes, wakes } => {
                     self.queue.sleep(&key, Instant::now(), wakes);
+                    self.choose_devices_anew(&pod);
                     let (preemption, why) = if profile.preempts {
                         match preempt(&pod, &profile, &curable, nodes, &self.snapshot, &self.world) {
                             Ok(found) => (Some(found), why),
@@ -322,15 +329,56 @@ impl Scheduler {
         true
     }
 
-    fn bind(&mut self, pod: PodView, node: String, slot: OwnedSemaphorePermit) {
+    /// What claims of devices are to be told before a pod is bound; those devices are nobody else's from now on.
+    fn grants(&self, pod: &PodView, node: &str) -> Option<Vec<Grant>> {
+        if pod.devices.is_empty() {
+            return Some(Vec::new());
+        }
+        let grants = Claims::of(pod, &self.world).ok()?.grants(pod, self.snapshot.room(node)?)?;
+        let mut promised = self.world.promised.lock();
+        for grant in &grants {
+            if let Some(allocation) = &grant.allocation {
+                promised.insert(grant.claim.uid().to_owned(), allocation.clone());
+            }
+        }
+        Some(grants)
+    }
+
+    /// A pod that fits nowhere lets go the devices that only it has: others may be had where it fits.
+    fn choose_devices_anew(&self, pod: &PodView) {
+        if pod.devices.is_empty() {
+            return;
+        }
+        let loose = Claims::of(pod, &self.world).map(|claims| claims.loose(pod)).unwrap_or_default();
+        if loose.is_empty() {
+            return;
+        }
+        let (client, key) = (self.client.clone(), pod.key());
+        tokio::spawn(async move {
+            if let Err(error) = bind::take_back(&client, &loose).await {
+                tracing::debug!(pod = key, error = format!("{error:#}"), "take devices back");
+            }
+        });
+    }
+
+    fn bind(&mut self, pod: PodView, node: String, grants: Vec<Grant>, slot: OwnedSemaphorePermit) {
         let key = pod.key();
         let pod = Arc::new(pod);
         self.queue.remove(&key);
         self.snapshot.take(&node, &pod);
         self.placed.insert(key, Placed { node: node.clone(), pod: pod.clone(), newer: None });
         let (client, ended) = (self.client.clone(), self.ended.clone());
+        let promised = self.world.promised.clone();
         tokio::spawn(async move {
-            let bound = bind::bind(&client, &pod, &node).await;
+            let granted = bind::grant(&client, &pod, &grants).await;
+            if granted.is_err() {
+                let mut promised = promised.lock();
+                grants.iter().for_each(|grant| drop(promised.remove(grant.claim.uid())));
+            }
+            let bound = match granted {
+                Ok(()) => bind::bind(&client, &pod, &node).await,
+                Err(error) => Err(error),
+            };
             drop(slot);
             let _ = ended.send(match bound {
                 Ok(()) => Ended::Done,

@@ -38,6 +38,8 @@ pub struct PodView {
     pub spread: Vec<TopologySpreadConstraint>,
     /// Names of its claims, in its namespace.
     pub claims: Vec<String>,
+    /// Its claims of devices: their names in the pod, and those of the claims where they are known.
+    pub devices: Vec<(String, Option<String>)>,
     /// Whether it may take the place of pods of lower priority.
     pub preempts: bool,
     /// The node where others were stopped for it.
@@ -97,6 +99,7 @@ impl PodView {
                 spec.volumes.as_deref().unwrap_or_default(),
                 meta.name.as_deref().unwrap_or_default(),
             ),
+            devices: devices(pod),
             preempts: spec.preemption_policy.as_deref() != Some("Never"),
             nominated: pod
                 .status
@@ -132,6 +135,19 @@ fn claims(volumes: &[Volume], pod: &str) -> Vec<String> {
         None => volume.ephemeral.as_ref().map(|_| format!("{pod}-{}", volume.name)),
     };
     volumes.iter().filter_map(claim).collect()
+}
+
+fn devices(pod: &Pod) -> Vec<(String, Option<String>)> {
+    let made = pod.status.iter().flat_map(|status| status.resource_claim_statuses.iter().flatten());
+    let made: BTreeMap<&str, Option<&String>> =
+        made.map(|one| (one.name.as_str(), one.resource_claim_name.as_ref())).collect();
+    let entries = pod.spec.iter().flat_map(|spec| spec.resource_claims.iter().flatten());
+    let claim =
+        |name: &str, named: Option<&String>| named.or_else(|| made.get(name).copied().flatten()).cloned();
+    // An entry for which no claim was made on purpose needs none.
+    let needed =
+        entries.filter(|one| one.resource_claim_name.is_some() || made.get(one.name.as_str()) != Some(&None));
+    needed.map(|one| (one.name.clone(), claim(&one.name, one.resource_claim_name.as_ref()))).collect()
 }
 
 impl NodeView {

@@ -18,6 +18,8 @@ pub const POD_CAME: u32 = 1 << 5;
 pub const VOLUMES: u32 = 1 << 6;
 /// Claims.
 pub const CLAIMS: u32 = 1 << 7;
+/// Devices, classes of them, and claims of them.
+pub const DEVICES: u32 = 1 << 8;
 /// Whatever it is.
 pub const ANYTHING: u32 = u32::MAX;
 

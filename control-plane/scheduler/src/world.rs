@@ -5,13 +5,17 @@ use std::sync::Arc;
 use coracle_api::labels::Selector;
 use coracle_controllers::cache::{Cache, Cached};
 use coracle_controllers::view::{
-    CsiNode, Meta, Namespace, PersistentVolume, PersistentVolumeClaim, PodDisruptionBudget, StorageClass,
+    CsiNode, DeviceClass, Meta, Namespace, PersistentVolume, PersistentVolumeClaim, PodDisruptionBudget,
+    ResourceClaim, ResourceSlice, StorageClass,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Client;
 use kube::runtime::watcher::Config;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+use crate::devices::Promised;
 
 /// Caches that are read while a node is chosen.
 #[derive(Clone, Default)]
@@ -22,12 +26,19 @@ pub struct World {
     pub classes: Arc<Cache<StorageClass>>,
     pub budgets: Arc<Cache<PodDisruptionBudget>>,
     pub csi_nodes: Arc<Cache<CsiNode>>,
+    pub resource_claims: Arc<Cache<ResourceClaim>>,
+    pub resource_slices: Arc<Cache<ResourceSlice>>,
+    pub device_classes: Arc<Cache<DeviceClass>>,
+    /// Devices that were decided on and that the API does not show yet.
+    pub promised: Arc<Mutex<Promised>>,
 }
 
-/// Something changed that may help a pod: those that wait for volumes, or those with this claim (`namespace/name`).
+/// Something changed that may help a pod: those that wait for volumes or devices, or those with this claim
+/// (`namespace/name`).
 #[derive(Debug, PartialEq)]
 pub enum Changed {
     Volumes,
+    Devices,
     Claim(String),
 }
 
@@ -43,9 +54,25 @@ impl World {
             let changed = changed.clone();
             cache.on_change(move |_, _| drop(changed.send(Changed::Volumes)));
         }
+        fn for_devices<K: Cached>(cache: &Cache<K>, changed: &mpsc::UnboundedSender<Changed>) {
+            let changed = changed.clone();
+            cache.on_change(move |_, _| drop(changed.send(Changed::Devices)));
+        }
         any(&self.volumes, &changed);
         any(&self.classes, &changed);
         any(&self.csi_nodes, &changed);
+        for_devices(&self.resource_slices, &changed);
+        for_devices(&self.device_classes, &changed);
+        let (promised, told) = (self.promised.clone(), changed.clone());
+        self.resource_claims.on_change(move |old, new| {
+            let has = |claim: Option<&Arc<ResourceClaim>>| claim.map(|c| c.status.allocation.is_some());
+            if let Some(claim) = new.or(old).filter(|_| has(new) != Some(false)) {
+                promised.lock().remove(claim.uid());
+            }
+            if has(old) != has(new) {
+                drop(told.send(Changed::Devices));
+            }
+        });
         self.claims.on_change(move |old, new| {
             // Claims are written often by others; only what is new, bound or gone may help.
             let bound = |claim: Option<&Arc<PersistentVolumeClaim>>| claim.map(|c| is_bound(c));
@@ -59,6 +86,7 @@ impl World {
             )*};
         }
         follow!(namespaces, volumes, claims, classes, budgets, csi_nodes);
+        follow!(resource_claims, resource_slices, device_classes);
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = async {
@@ -68,6 +96,9 @@ impl World {
                 self.classes.synced().await;
                 self.budgets.synced().await;
                 self.csi_nodes.synced().await;
+                self.resource_claims.synced().await;
+                self.resource_slices.synced().await;
+                self.device_classes.synced().await;
             } => {}
         }
     }

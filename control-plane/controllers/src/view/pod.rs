@@ -52,6 +52,24 @@ pub struct PodSpec {
     pub priority_class_name: Option<String>,
     pub active_deadline_seconds: Option<i64>,
     pub volumes: Vec<Volume>,
+    pub resource_claims: Vec<PodResourceClaim>,
+}
+
+/// A claim of devices: one that is there, or one that is made from a template.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodResourceClaim {
+    pub name: String,
+    pub resource_claim_name: Option<String>,
+    pub resource_claim_template_name: Option<String>,
+}
+
+/// Which claim was made for an entry of the pod.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodResourceClaimStatus {
+    pub name: String,
+    pub resource_claim_name: Option<String>,
 }
 
 /// A volume, as far as claims go.
@@ -122,6 +140,7 @@ pub struct PodStatus {
     pub reason: Option<String>,
     pub start_time: Option<Time>,
     pub nominated_node_name: Option<String>,
+    pub resource_claim_statuses: Vec<PodResourceClaimStatus>,
 }
 
 /// One address of a pod.

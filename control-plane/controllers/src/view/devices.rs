@@ -1,0 +1,55 @@
+//! Devices that drivers offer and pods claim (`resource.k8s.io`).
+
+use k8s_openapi::api::resource::v1::{
+    DeviceClassSpec, ResourceClaimSpec, ResourceClaimStatus, ResourceSliceSpec,
+};
+use kube::core::ObjectMeta;
+use serde::Deserialize;
+
+use super::Meta;
+use crate::cache::Cached;
+
+/// A ResourceClaim.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ResourceClaim {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: ResourceClaimSpec,
+    #[serde(default)]
+    pub status: ResourceClaimStatus,
+}
+
+impl ResourceClaim {
+    /// Whether it is reserved for the pod (or whatever else) of this uid.
+    pub fn is_reserved_for(&self, uid: &str) -> bool {
+        self.status.reserved_for.iter().flatten().any(|user| user.uid == uid)
+    }
+}
+
+impl Cached for ResourceClaim {
+    fn indices(&self) -> Vec<String> {
+        let owner = self.controller().map(|owner| format!("owner:{}", owner.uid));
+        let users = self.status.reserved_for.iter().flatten().map(|user| format!("user:{}", user.uid));
+        users.chain(owner).collect()
+    }
+}
+
+/// A ResourceSlice.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ResourceSlice {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: ResourceSliceSpec,
+}
+
+impl Cached for ResourceSlice {}
+
+/// A DeviceClass.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct DeviceClass {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: DeviceClassSpec,
+}
+
+impl Cached for DeviceClass {}
