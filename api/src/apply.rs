@@ -13,12 +13,14 @@ mod merge;
 mod remove;
 mod shape;
 mod typed;
+mod versions;
 
 pub use configuration::{Apply, ApplyError, apply};
 pub use conflict::Conflict;
 pub use fields::Fields;
 pub use managed::{Entry, Operation, Scope, Writer, after_update, decode, encode, same_but_times};
 pub use shape::Node;
+pub use versions::{Form, OneVersion, Versions};
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 //! `PROPTEST_CASES=1000000 cargo test -p coracle-api --test fuzz` is a long one. What was found is kept in
 //! `fuzz.proptest-regressions` and tried first.
 
-use coracle_api::apply::{self, Apply, Node, Operation, Scope, Writer};
+use coracle_api::apply::{self, Apply, Node, OneVersion, Operation, Scope, Writer};
 use coracle_api::labels::Selector;
 use coracle_api::patch::{Patch, PatchType};
 use coracle_api::quantity::Quantity;
@@ -151,6 +151,7 @@ fn applied(
     };
     let request = Apply {
         node: Node::Type(deployment()),
+        versions: &OneVersion,
         live,
         exists,
         config,

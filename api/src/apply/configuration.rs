@@ -10,6 +10,7 @@ use super::merge::merge;
 use super::remove::remove;
 use super::shape::Node;
 use super::typed::{errors, field_set, with_named};
+use super::versions::{Elsewhere, Versions, others};
 use crate::status::Status;
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -19,6 +20,8 @@ const BEFORE: &str = "before-first-apply";
 /// An apply.
 pub struct Apply<'a> {
     pub node: Node<'a>,
+    /// Where managers wrote in other versions.
+    pub versions: &'a dyn Versions,
     /// The object as it is; as it is before anybody set anything, for one that is to be made.
     pub live: &'a Value,
     /// Whether the object exists.
@@ -59,7 +62,7 @@ impl ApplyError {
 
 /// What an apply makes of an object, and the managers after it.
 pub fn apply(apply: &Apply<'_>) -> Result<(Value, Vec<Entry>), ApplyError> {
-    let Apply { node, live, config, writer, scope, .. } = *apply;
+    let Apply { node, versions, live, config, writer, scope, .. } = *apply;
     let wrong = errors(node, config);
     if !wrong.is_empty() {
         return Err(ApplyError::Type(wrong));
@@ -68,16 +71,18 @@ pub fn apply(apply: &Apply<'_>) -> Result<(Value, Vec<Entry>), ApplyError> {
     if entries.is_empty() && apply.exists {
         let before = Writer { manager: BEFORE.into(), operation: Operation::Update, ..writer.clone() };
         let nothing = json!({});
-        entries = after_update(node, &nothing, live, entries, &before, Scope::Everything);
+        entries = after_update(node, versions, &nothing, live, entries, &before, Scope::Everything);
     }
     let merged = merge(node, live, config);
     let mut set = field_set(node, config);
     set.retain(|key, _| key.strip_prefix("f:").is_none_or(|name| scope.keeps(name)));
-    let last = entries.iter().position(|e| e.writer.is(writer)).map(|i| entries.remove(i).fields);
+    let last = entries.iter().position(|e| e.writer.is(writer)).map(|i| entries.remove(i));
     let mine = Entry { writer: writer.clone(), fields: set };
     entries.push(mine);
     let result = match last {
-        Some(last) if !last.is_empty() => pruned(node, &merged, &last, &entries),
+        Some(last) if !last.fields.is_empty() => {
+            Pruning { node, versions, entries: &entries, own: &writer.api_version }.run(&merged, &last)
+        }
         _ => merged,
     };
     let mut found = compare(node, live, &result);
@@ -89,11 +94,14 @@ pub fn apply(apply: &Apply<'_>) -> Result<(Value, Vec<Entry>), ApplyError> {
     {
         contested = difference(&contested, &own);
     }
-    let conflicts = if apply.force { Vec::new() } else { conflicts(&entries, writer, &contested) };
+    let elsewhere = Elsewhere::of(versions, &mut entries, (live, &result), writer, scope);
+    let conflicts =
+        if apply.force { Vec::new() } else { conflicts(&entries, writer, &contested, &elsewhere) };
     if !conflicts.is_empty() {
         return Err(ApplyError::Conflicts(conflicts));
     }
-    take(&mut entries, &found.removed, &changed, |e| e.writer.is(writer));
+    take(&mut entries, &found.removed, &changed, |e| e.writer.is(writer) || elsewhere.covers(e));
+    elsewhere.take(&mut entries, |e| e.writer.is(writer));
     for entry in entries.iter_mut().filter(|e| e.writer.is(writer)) {
         strip(&mut entry.fields);
     }
@@ -111,10 +119,14 @@ fn applied_before(node: Node<'_>, live: &Value) -> Option<Fields> {
     Some([found.modified, found.added, found.removed].iter().fold(set, |set, other| difference(&set, other)))
 }
 
-fn conflicts(entries: &[Entry], writer: &Writer, changed: &Fields) -> Vec<Conflict> {
+fn conflicts(entries: &[Entry], writer: &Writer, changed: &Fields, elsewhere: &Elsewhere) -> Vec<Conflict> {
     let mut out = Vec::new();
     for entry in entries.iter().filter(|e| !e.writer.is(writer)) {
-        let both = intersection(&entry.fields, changed);
+        let both = match elsewhere.change(entry) {
+            Some(found) => intersection(&entry.fields, &found.changed()),
+            None if elsewhere.covers(entry) => continue,
+            None => intersection(&entry.fields, changed),
+        };
         let manager = conflict::manager(&entry.writer);
         out.extend(fields::paths(&both).into_iter().map(|path| Conflict { manager: manager.clone(), path }));
     }
@@ -122,17 +134,66 @@ fn conflicts(entries: &[Entry], writer: &Writer, changed: &Fields) -> Vec<Confli
     out
 }
 
-/// Without what the applier set before and no longer sets, unless another manager owns it.
-fn pruned(node: Node<'_>, merged: &Value, last: &Fields, entries: &[Entry]) -> Value {
-    let last = with_named(node, last);
-    let bare = remove(node, merged, &last);
+/// Taking away what an applier set before and no longer sets.
+struct Pruning<'a> {
+    node: Node<'a>,
+    versions: &'a dyn Versions,
+    /// All managers, the applier with what it sets now.
+    entries: &'a [Entry],
+    /// The version that is written.
+    own: &'a str,
+}
+
+impl Pruning<'_> {
+    /// The object without what the applier set `last` and no longer sets, unless another manager owns it. It is looked at in
+    /// the version in which the applier set it.
+    fn run(&self, merged: &Value, last: &Entry) -> Value {
+        let (own, version) = (self.own, last.writer.api_version.as_str());
+        let others = others(self.versions, std::slice::from_ref(last), own);
+        let pruned = match others.first() {
+            None => self.pruned(self.node, own, merged, &last.fields),
+            // A version that is gone says nothing any more.
+            Some((_, None)) => None,
+            Some((_, Some(node))) => self.versions.convert(merged, own, version).and_then(|there| {
+                let pruned = self.pruned(*node, version, &there, &last.fields)?;
+                self.versions.convert(&pruned, version, own)
+            }),
+        };
+        pruned.unwrap_or_else(|| merged.clone())
+    }
+
+    /// `None` where it cannot be seen what managers of other versions own.
+    fn pruned(&self, node: Node<'_>, version: &str, merged: &Value, last: &Fields) -> Option<Value> {
+        let last = with_named(node, last);
+        let bare = remove(node, merged, &last);
+        // What anybody owns comes back.
+        let others = others(self.versions, self.entries, version);
+        let is_other = |e: &&Entry| others.iter().any(|(other, _)| *other == e.writer.api_version);
+        let here = self.entries.iter().filter(|e| !is_other(e));
+        let mut bare = restored(node, merged, &bare, here);
+        for (other, node) in others.iter().filter_map(|(other, node)| Some((other, (*node)?))) {
+            let there = |obj: &Value| self.versions.convert(obj, version, other);
+            let owners = self.entries.iter().filter(|e| e.writer.api_version == *other);
+            let back = restored(node, &there(merged)?, &there(&bare)?, owners);
+            bare = self.versions.convert(&back, other, version)?;
+        }
+        // And what the applier never owned.
+        let all = with_named(node, &field_set(node, merged));
+        let left = with_named(node, &field_set(node, &bare));
+        Some(remove(node, merged, &intersection(&difference(&all, &left), &last)))
+    }
+}
+
+/// What is left of an object, and what managers own of it.
+fn restored<'e>(
+    node: Node<'_>,
+    merged: &Value,
+    bare: &Value,
+    owners: impl Iterator<Item = &'e Entry>,
+) -> Value {
     let all = with_named(node, &field_set(node, merged));
-    let left = with_named(node, &field_set(node, &bare));
-    // What anybody owns comes back.
-    let owned = entries.iter().fold(Map::new(), |all, e| union(all, &e.fields));
+    let left = with_named(node, &field_set(node, bare));
+    let owned = owners.fold(Map::new(), |all, e| union(all, &e.fields));
     let kept = union(left, &with_named(node, &owned));
-    let bare = remove(node, merged, &difference(&all, &kept));
-    // And what the applier never owned.
-    let left = with_named(node, &field_set(node, &bare));
-    remove(node, merged, &intersection(&difference(&all, &left), &last))
+    remove(node, merged, &difference(&all, &kept))
 }

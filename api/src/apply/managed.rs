@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::compare::{Comparison, compare};
 use super::fields::{self, Fields, difference, union};
 use super::shape::Node;
+use super::versions::{Elsewhere, Versions};
 
 /// The most managers that only updated an object; the oldest beyond are counted as one.
 const MAX_UPDATERS: usize = 10;
@@ -169,6 +170,7 @@ pub(super) fn strip(fields: &mut Fields) {
 /// The managers after an update from one state to the next. Neither state needs `managedFields`.
 pub fn after_update(
     node: Node<'_>,
+    versions: &dyn Versions,
     old: &Value,
     new: &Value,
     mut entries: Vec<Entry>,
@@ -179,7 +181,9 @@ pub fn after_update(
     found.filter(|name| scope.keeps(name));
     let Comparison { added, removed, modified } = found;
     let mut own = union(added, &modified);
-    take(&mut entries, &removed, &own, |_| false);
+    let elsewhere = Elsewhere::of(versions, &mut entries, (old, new), writer, scope);
+    take(&mut entries, &removed, &own, |e| elsewhere.covers(e));
+    elsewhere.take(&mut entries, |_| false);
     strip(&mut own);
     if !own.is_empty() {
         match entries.iter_mut().find(|e| e.writer.is(writer)) {

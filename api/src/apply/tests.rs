@@ -20,6 +20,7 @@ fn run(kind: &str, live: &Value, config: Value, manager: &str, force: bool) -> R
     let list = object["metadata"].as_object_mut().and_then(|m| m.remove("managedFields"));
     let request = Apply {
         node: node(kind),
+        versions: &OneVersion,
         live: &object,
         exists: list.is_some(),
         config: &config,
@@ -98,6 +99,7 @@ fn an_update_takes_what_it_changes() {
     let live = map(json!({"a": "1", "b": "1"}));
     let entries = after_update(
         node("ConfigMap"),
+        &OneVersion,
         &json!({}),
         &live,
         Vec::new(),
@@ -109,6 +111,7 @@ fn an_update_takes_what_it_changes() {
     let next = map(json!({"a": "2", "b": "1"}));
     let entries = after_update(
         node("ConfigMap"),
+        &OneVersion,
         &live,
         &next,
         decode(&list).unwrap(),
@@ -126,6 +129,7 @@ fn an_update_takes_what_it_changes() {
         merged["data"][format!("k{i}")] = is["data"][format!("k{i}")].clone();
         entries = after_update(
             node("ConfigMap"),
+            &OneVersion,
             &was,
             &merged,
             entries,
@@ -146,7 +150,15 @@ fn kubectl_takes_over_what_it_applied_itself() {
     live["metadata"]["annotations"] =
         json!({"kubectl.kubernetes.io/last-applied-configuration": last.to_string()});
     let owner = writer("kubectl-client-side-apply", Operation::Update);
-    let entries = after_update(node("ConfigMap"), &json!({}), &live, Vec::new(), &owner, Scope::Everything);
+    let entries = after_update(
+        node("ConfigMap"),
+        &OneVersion,
+        &json!({}),
+        &live,
+        Vec::new(),
+        &owner,
+        Scope::Everything,
+    );
     live["metadata"]["managedFields"] = encode(entries).unwrap();
     let taken = run("ConfigMap", &live, map(json!({"a": "2"})), "kubectl", false).unwrap();
     assert_eq!(taken["data"], json!({"a": "2", "b": "changed"}));
@@ -168,4 +180,90 @@ fn items_stay_where_they_were() {
         let merged = merge::merge(node("Pod"), &object(live), &object(config));
         assert_eq!(merged, object(expected), "{live:?} and {config:?}");
     }
+}
+
+/// `v1` has `data.at: "host:port"`, `v2` has `data.host` and `data.port`; `v0` is served no more.
+struct Addresses;
+
+impl Versions for Addresses {
+    fn form(&self, api_version: &str) -> Form<'_> {
+        match api_version {
+            "v1" | "v2" => Form::Other(node("ConfigMap")),
+            _ => Form::Gone,
+        }
+    }
+
+    fn convert(&self, obj: &Value, from: &str, to: &str) -> Option<Value> {
+        let (mut out, data) = (obj.clone(), &obj["data"]);
+        match (from, to) {
+            ("v1", "v2") => {
+                if let Some(at) = data["at"].as_str() {
+                    let (host, port) = at.split_once(':')?;
+                    out["data"] = json!({"host": host, "port": port});
+                }
+            }
+            ("v2", "v1") => {
+                let text = |name: &str| data[name].as_str().unwrap_or_default();
+                out["data"] = json!({"at": format!("{}:{}", text("host"), text("port"))});
+            }
+            _ => {}
+        }
+        Some(out)
+    }
+}
+
+fn in_version(version: &str, manager: &str, operation: Operation) -> Writer {
+    Writer { api_version: version.into(), ..writer(manager, operation) }
+}
+
+#[test]
+fn what_is_owned_is_compared_in_the_version_of_its_owner() {
+    let apply_in =
+        |live: &Value, entries: &[Entry], version: &str, manager: &str, data: Value, force: bool| {
+            apply(&Apply {
+                node: node("ConfigMap"),
+                versions: &Addresses,
+                live,
+                exists: !entries.is_empty(),
+                config: &map(data),
+                entries: entries.to_vec(),
+                writer: &in_version(version, manager, Operation::Apply),
+                scope: Scope::Everything,
+                force,
+            })
+        };
+    let empty = json!({"metadata": {}});
+    let (one, entries) = apply_in(&empty, &[], "v1", "first", json!({"at": "a:1"}), true).unwrap();
+    // The same in other words is no conflict; another port is one with the field of the first.
+    let seen = Addresses.convert(&one, "v1", "v2").unwrap();
+    let (_, both) =
+        apply_in(&seen, &entries, "v2", "second", json!({"host": "a", "port": "1"}), false).unwrap();
+    assert_eq!(both.len(), entries.len() + 1);
+    let refused = apply_in(&seen, &entries, "v2", "second", json!({"port": "2"}), false).unwrap_err();
+    assert_eq!(
+        refused.status("x").message,
+        "Apply failed with 1 conflict: conflict with \"first\": .data.at"
+    );
+    let (two, taken) = apply_in(&seen, &entries, "v2", "second", json!({"port": "2"}), true).unwrap();
+    assert_eq!(two["data"], json!({"host": "a", "port": "2"}));
+    let list = encode(taken.clone()).unwrap();
+    let of = |list: &Value, manager: &str| {
+        list.as_array().unwrap().iter().find(|e| e["manager"] == manager).map(|e| e["fieldsV1"].clone())
+    };
+    assert_eq!(of(&list, "first"), None);
+    // What the first no longer sets, the second has in its own words: it stays.
+    let (kept, _) =
+        apply_in(&Addresses.convert(&two, "v2", "v1").unwrap(), &both, "v1", "first", json!({}), false)
+            .unwrap();
+    assert_eq!(kept["data"], json!({"at": "a:2"}));
+    // An update in one version takes from owners in the other; owners in a version that is gone are forgotten.
+    let mut owners = entries;
+    owners
+        .push(Entry { writer: in_version("v0", "old", Operation::Update), fields: owners[0].fields.clone() });
+    let next = map(json!({"host": "b", "port": "1"}));
+    let user = in_version("v2", "user", Operation::Update);
+    let left = after_update(node("ConfigMap"), &Addresses, &seen, &next, owners, &user, Scope::Everything);
+    let list = encode(left).unwrap();
+    assert_eq!((of(&list, "first"), of(&list, "old")), (None, None));
+    assert_eq!(of(&list, "user"), Some(json!({"f:data": {"f:host": {}}})));
 }

@@ -126,6 +126,7 @@ impl Attributes<'_> {
         let managed = managed::take(&mut live);
         let request = Apply {
             node,
+            versions: &apply::OneVersion,
             live: &live,
             exists: true,
             config: &config,

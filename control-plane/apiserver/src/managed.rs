@@ -1,11 +1,15 @@
 //! Who owns which field of an object: `metadata.managedFields` on every write.
 
-use coracle_api::apply::{self, Node, Operation, Scope, Writer};
+use std::sync::Arc;
+
+use coracle_api::apply::{self, Form, Node, OneVersion, Operation, Scope, Versions, Writer};
 use coracle_api::{meta, schema, time};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::call::Target;
+use crate::catalog::Catalog;
+use crate::codec;
 use crate::resource::ResourceDef;
 use crate::state::Served;
 
@@ -23,6 +27,55 @@ fn node_of(def: &ResourceDef) -> Option<Node<'_>> {
     }
 }
 
+/// The versions in which the objects of a resource are served.
+pub(crate) struct Siblings {
+    catalog: Arc<Catalog>,
+    def: Arc<ResourceDef>,
+}
+
+impl Siblings {
+    /// Those of the resource that a call is about.
+    pub fn of(target: &Target) -> Self {
+        Self { catalog: target.shared.catalog.load_full(), def: target.served.def.clone() }
+    }
+
+    fn find(&self, api_version: &str) -> Option<&ResourceDef> {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let found = &self.catalog.find(group, version, &self.def.plural)?.def;
+        (found.prefix() == self.def.prefix()).then_some(found.as_ref())
+    }
+}
+
+impl Versions for Siblings {
+    fn form(&self, api_version: &str) -> Form<'_> {
+        if api_version == self.def.api_version() {
+            return Form::Same;
+        }
+        match self.find(api_version) {
+            None => Form::Gone,
+            Some(def) => node_of(def).map_or(Form::Same, Form::Other),
+        }
+    }
+
+    fn convert(&self, obj: &Value, from: &str, to: &str) -> Option<Value> {
+        let (from, to) = (self.find(from)?, self.find(to)?);
+        // Nothing is nothing in every version.
+        if meta::name(obj).is_none() {
+            return Some(json!({}));
+        }
+        let mut obj = obj.clone();
+        // What is not stored yet must not be taken for what is stored under its revision.
+        let revision = meta::remove_metadata(&mut obj, "resourceVersion");
+        let mut converted = codec::convert(from, to, &obj)
+            .inspect_err(|why| tracing::warn!(%why.message, "fields of another version are not compared"))
+            .ok()?;
+        if let Some(revision) = revision {
+            meta::set_metadata(&mut converted, "resourceVersion", revision);
+        }
+        Some(converted)
+    }
+}
+
 /// Records that a part of the server itself changed the status.
 pub(crate) fn status_changed(def: &ResourceDef, manager: &str, at: Timestamp, old: &Value, new: &mut Value) {
     let Some(node) = node_of(def) else { return };
@@ -37,7 +90,7 @@ pub(crate) fn status_changed(def: &ResourceDef, manager: &str, at: Timestamp, ol
         subresource: "status".into(),
         time: time::seconds(at),
     };
-    let entries = apply::after_update(node, old, new, entries, &writer, Scope::Status);
+    let entries = apply::after_update(node, &OneVersion, old, new, entries, &writer, Scope::Status);
     put(new, apply::encode(entries));
 }
 
@@ -91,7 +144,15 @@ pub(crate) fn created(target: &Target, obj: &mut Value) {
     let Some(node) = node(&target.served) else { return };
     let entries = given.as_ref().and_then(apply::decode).unwrap_or_default();
     let writer = writer(target, Operation::Update);
-    let entries = apply::after_update(node, &target.served.blank, obj, entries, &writer, scope(target));
+    let entries = apply::after_update(
+        node,
+        &Siblings::of(target),
+        &target.served.blank,
+        obj,
+        entries,
+        &writer,
+        scope(target),
+    );
     put(obj, apply::encode(entries));
 }
 
@@ -112,7 +173,7 @@ pub(crate) fn updated(target: &Target, old: &Value, new: &mut Value) {
         return;
     }
     let writer = writer(target, Operation::Update);
-    let entries = apply::after_update(node, old, new, entries, &writer, scope(target));
+    let entries = apply::after_update(node, &Siblings::of(target), old, new, entries, &writer, scope(target));
     put(new, apply::encode(entries));
 }
 

@@ -275,3 +275,49 @@ async fn a_lease_may_be_made_by_an_update() {
         "{status}"
     );
 }
+
+#[tokio::test]
+async fn owners_in_another_version_are_asked_in_theirs() {
+    let server = server(&store()).await;
+    let at =
+        |version: &str| format!("/apis/autoscaling/{version}/namespaces/default/horizontalpodautoscalers/h");
+    let apply = async |version: &str, manager: &str, spec: Value| {
+        let body = json!({"apiVersion": format!("autoscaling/{version}"), "kind": "HorizontalPodAutoscaler", "metadata": {"name": "h"}, "spec": spec});
+        let request = Request::builder()
+            .method("PATCH")
+            .uri(format!("{}?fieldManager={manager}", at(version)))
+            .header("content-type", "application/apply-patch+yaml")
+            .body(Body::from(body.to_string()))
+            .expect("request");
+        let Ok(response) =
+            server.service_as(UserInfo::new("admin", &["system:masters"])).oneshot(request).await;
+        let code = response.status().as_u16();
+        let bytes = response.into_body().collect().await.expect("body").to_bytes();
+        (code, serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null))
+    };
+    let scaled = json!({"kind": "Deployment", "name": "d", "apiVersion": "apps/v1"});
+    let cpu = |percent: i64| json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent}}}]);
+    let full = json!({"scaleTargetRef": scaled, "maxReplicas": 5, "metrics": cpu(50)});
+    assert_eq!(apply("v2", "new", full).await.0, 201);
+    // The same, in the words of old, is owned by both; another number is in conflict with the field of the new version.
+    let old = |percent: i64| json!({"scaleTargetRef": scaled, "maxReplicas": 5, "targetCPUUtilizationPercentage": percent});
+    let (code, shared) = apply("v1", "old", old(50)).await;
+    assert_eq!(code, 200, "{shared}");
+    let (code, refused) = apply("v1", "old", old(80)).await;
+    assert_eq!(
+        (code, refused["message"].as_str()),
+        (409, Some("Apply failed with 1 conflict: conflict with \"new\": .spec.metrics")),
+        "{refused}"
+    );
+    // The old one no longer sets it; the new one still does.
+    let (code, less) = apply("v1", "old", json!({"scaleTargetRef": scaled, "maxReplicas": 5})).await;
+    assert_eq!((code, &less["spec"]["targetCPUUtilizationPercentage"]), (200, &json!(50)), "{less}");
+    let (code, changed) =
+        call(&server, "PATCH", &at("v1"), json!({"spec": {"targetCPUUtilizationPercentage": 60}})).await;
+    assert_eq!(code, 200, "{changed}");
+    let (_, read) = call(&server, "GET", &at("v2"), Value::Null).await;
+    let managers = read["metadata"]["managedFields"].as_array().expect("managers");
+    let new = managers.iter().find(|m| m["manager"] == "new").expect("the first owner");
+    assert_eq!(new["fieldsV1"]["f:spec"].get("f:metrics"), None, "{new}");
+    assert_eq!(read["spec"]["metrics"], cpu(60));
+}

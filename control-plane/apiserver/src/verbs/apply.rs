@@ -133,7 +133,9 @@ pub(crate) fn merged(
     };
     let mut live = old.clone();
     let entries = managed::take(&mut live).as_ref().and_then(apply::decode).unwrap_or_default();
-    let request = Apply { node, live: &live, exists, config, entries, writer, scope, force };
+    let versions = managed::Siblings::of(&call.target);
+    let request =
+        Apply { node, versions: &versions, live: &live, exists, config, entries, writer, scope, force };
     let (merged, entries) = apply::apply(&request).map_err(|e| {
         let (namespace, name) = (meta::namespace(config).unwrap_or(""), meta::name(config).unwrap_or(""));
         e.status(&format!("{namespace}/{name}; {}", type_words(config)))
