@@ -5,12 +5,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use redb::{Builder, Database, ReadableDatabase, TableDefinition};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Error;
+use crate::alarm::SLOW;
+use crate::metrics::{Histogram, Stats};
 
 mod files;
 pub(crate) mod persister;
@@ -36,6 +39,8 @@ pub(crate) struct Place {
     pub node_id: u64,
     /// Whether files are worked on by threads; otherwise by the tasks that ask for it.
     pub threads: bool,
+    /// Counts what the disk does.
+    pub stats: Arc<Stats>,
 }
 
 impl Place {
@@ -94,6 +99,18 @@ impl Place {
         Ok((database, intact))
     }
 
+    /// Gives a database's free pages back to the disk.
+    pub fn defragment(&self, name: &str, database: &mut Database) -> Result<(), Error> {
+        let compacted = guarded(|| database.compact()).map_err(|panic| self.corrupt(name, &panic))?;
+        match compacted {
+            Ok(_) => Ok(()),
+            Err(redb::CompactionError::TransactionInProgress) => {
+                Err(Error::Unavailable(format!("{name} is being read; try again")))
+            }
+            Err(error) => Err(self.error(name, error.into())),
+        }
+    }
+
     fn check_owner(&self, database: &Database, name: &str) -> Result<(), Error> {
         let wrap = |error| self.error(name, error);
         let format: Option<u64> = read_meta(database, "format").map_err(wrap)?;
@@ -117,6 +134,15 @@ impl Place {
 
     pub fn corrupt(&self, name: &str, detail: &str) -> Error {
         Error::Corrupt { file: self.path(name), detail: detail.to_owned() }
+    }
+
+    /// Counts how long a transaction took until it was synced, and tells if that was long.
+    pub fn synced(&self, name: &str, counted: &Histogram, took: Duration) {
+        counted.add(took);
+        if took > SLOW {
+            self.stats.slow_syncs.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(file = self.path(name), ?took, "the disk is slow");
+        }
     }
 
     /// redb's error in the words of the store.

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod alarm;
 mod clock;
 pub mod conformance;
 mod disk;
@@ -24,14 +25,16 @@ mod txn;
 mod value;
 mod watch;
 
+pub use alarm::Alarm;
 pub use clock::{SystemClock, WallClock};
 pub use disk::{Directory, Files};
 pub use error::Error;
 pub use key_value::{Event, EventKind, KeyValue};
 pub use peer::{Dial, Lost, Member, PeerTls, Peering, Transport, Way};
 pub use range::{Range, RangeResponse};
+pub use restore::Inspection;
 pub use seal::Seal;
-pub use store::{Options, Store};
+pub use store::{Options, Status, Store};
 pub use txn::{Compare, MAX_KEY_BYTES, MAX_TXN_BYTES, MAX_TXN_OPS, Op, OpResult, Txn, TxnResponse};
 pub use value::Value;
 pub use watch::Watch;

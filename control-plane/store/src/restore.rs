@@ -1,6 +1,6 @@
 //! A new store out of a snapshot, for a cluster that has lost all of its members.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +17,49 @@ use crate::{Error, Range, Store};
 /// them is told to list again instead of missing what is there now.
 const GAP: u64 = 1_000_000;
 
+/// What a snapshot file holds.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// The version of its format.
+    pub format: u64,
+    /// The revision that it was taken at.
+    pub revision: u64,
+    /// Its history reaches back to here.
+    pub compacted_revision: u64,
+    /// Keys at that revision.
+    pub keys: u64,
+    /// Members of the cluster that it was taken of.
+    pub members: Vec<u64>,
+}
+
 impl Store {
+    /// Checks a whole snapshot file and says what it holds.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for a damaged one, [`Error::FormatTooNew`], [`Error::Io`].
+    pub fn inspect(snapshot: &Path) -> Result<Inspection, Error> {
+        let reader = Reader::open(snapshot)?;
+        let (applied, format) = (reader.applied.clone(), reader.format);
+        let mut keys = HashSet::new();
+        for found in reader.rows() {
+            let row =
+                found.map_err(|error| error.to_string()).and_then(|(key, value)| row::read(&key, &value));
+            let file = || snapshot.display().to_string();
+            let row = row.map_err(|detail| Error::Corrupt { file: file(), detail })?;
+            match row.kv {
+                Some(_) => keys.insert(row.key),
+                None => keys.remove(&row.key),
+            };
+        }
+        Ok(Inspection {
+            format,
+            revision: applied.revision,
+            compacted_revision: applied.compacted,
+            keys: keys.len() as u64,
+            members: applied.membership.nodes().map(|(id, _)| *id).collect(),
+        })
+    }
+
     /// Makes the store of a cluster of one member out of a snapshot file. Returns the revision that it goes on from,
     /// which is far above any that the snapshot holds.
     ///
@@ -33,7 +75,7 @@ impl Store {
 fn restore(dir: &Path, snapshot: &Path, node_id: u64) -> Result<u64, Error> {
     let io = crate::disk::io_error("making the data directory");
     let files = Arc::new(Directory::new(dir).map_err(io)?);
-    let place = Place { dir: dir.to_owned(), files, node_id, threads: true };
+    let place = Place { dir: dir.to_owned(), files, node_id, threads: true, stats: Arc::default() };
     for name in ["state.redb", "log.redb"] {
         if place.files.exists(name).map_err(crate::disk::io_error("looking for the store's files"))? {
             return Err(Error::Invalid(format!("{} holds a store already", dir.display())));

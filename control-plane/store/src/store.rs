@@ -10,14 +10,19 @@ use futures::FutureExt;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
 
+use self::age::Age;
 use crate::clock::{Clock, SystemClock};
 use crate::disk::{Directory, Files, Place, io_error};
 use crate::machine::Machine;
-use crate::metrics::Facts;
 use crate::mvcc::{Command, Effects, Window};
 use crate::raft::node::{Node, REMOVED};
 use crate::seal::{self, Seal};
 use crate::{Error, KeyValue, Member, Peering, Range, RangeResponse, Txn, TxnResponse, WallClock, Watch};
+
+mod age;
+mod operations;
+
+pub use operations::Status;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
@@ -28,6 +33,8 @@ pub struct Options {
     pub node_id: u64,
     /// Revisions kept for watches and for reads at a revision.
     pub history: u64,
+    /// The longest that a revision is kept for the same, once another has replaced it; `None`: as long as there is room.
+    pub history_age: Option<Duration>,
     /// Most bytes of values kept for the same, so that large objects do not fill the memory.
     pub history_bytes: usize,
     /// Log entries between snapshots; a fifth as many stay in the log behind one.
@@ -51,6 +58,7 @@ impl Options {
             data_dir: data_dir.into(),
             node_id: 1,
             history: 100_000,
+            history_age: None,
             history_bytes: 128 << 20,
             snapshot_every: 10_000,
             log_bytes: 64 << 20,
@@ -72,13 +80,14 @@ pub struct Store {
     machine: Arc<Machine>,
     engine: Arc<Engine>,
     clock: Clock,
+    age: Arc<Mutex<Age>>,
 }
 
 enum Engine {
     /// Nothing survives.
     Memory(Mutex<Effects>),
     /// A log on disk.
-    Raft(Node),
+    Raft(Box<Node>),
 }
 
 /// How often keys whose time has come are looked for, and how many go in one log entry.
@@ -113,10 +122,12 @@ impl Store {
             })?),
         };
         let (node_id, threads) = (options.node_id, options.threads);
-        let place = Place { dir: options.data_dir.clone(), files, node_id, threads };
+        let place = Place { dir: options.data_dir.clone(), files, node_id, threads, stats: Arc::default() };
         let machine = Arc::new(Machine::new(options.window(), options.sealer.clone()));
         let node = Node::open(place, &options, machine.clone(), peering).boxed().await?;
-        let store = Self { machine, engine: Arc::new(Engine::Raft(node)), clock: options.clock };
+        let age = Arc::new(Mutex::new(Age::new(options.history_age)));
+        let store =
+            Self { machine, engine: Arc::new(Engine::Raft(Box::new(node))), clock: options.clock, age };
         store.work_in_background();
         Ok(store)
     }
@@ -125,7 +136,8 @@ impl Store {
     pub fn in_memory(options: &Options) -> Self {
         let machine = Arc::new(Machine::new(options.window(), options.sealer.clone()));
         let engine = Arc::new(Engine::Memory(Mutex::default()));
-        let store = Self { machine, engine, clock: options.clock.clone() };
+        let age = Arc::new(Mutex::new(Age::new(options.history_age)));
+        let store = Self { machine, engine, clock: options.clock.clone(), age };
         if tokio::runtime::Handle::try_current().is_ok() {
             store.work_in_background();
         }
@@ -135,12 +147,12 @@ impl Store {
     /// Deletes keys whose time has come, and keeps the log small, for as long as the store is in use.
     fn work_in_background(&self) {
         let (machine, engine) = (Arc::downgrade(&self.machine), Arc::downgrade(&self.engine));
-        let clock = self.clock.clone();
+        let (clock, age) = (self.clock.clone(), self.age.clone());
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(WORK_INTERVAL).await;
                 let (Some(machine), Some(engine)) = (machine.upgrade(), engine.upgrade()) else { return };
-                let store = Self { machine, engine, clock: clock.clone() };
+                let store = Self { machine, engine, clock: clock.clone(), age: age.clone() };
                 if store.machine.hub.check().is_err() {
                     return;
                 }
@@ -157,6 +169,7 @@ impl Store {
                 if let Err(error) = store.expire().await {
                     tracing::debug!(%error, "deleting expired keys failed; it is tried again");
                 }
+                store.forget_old().await;
             }
         });
     }
@@ -176,6 +189,20 @@ impl Store {
             if !more {
                 return Ok(());
             }
+        }
+    }
+
+    /// Compacts to what was current when the history's age began.
+    async fn forget_old(&self) {
+        let leads = match &*self.engine {
+            Engine::Memory(_) => true,
+            Engine::Raft(node) => node.is_leader(),
+        };
+        let old = self.age.lock().old(self.revision());
+        if let Some(revision) = old.filter(|revision| leads && *revision > self.compacted_revision())
+            && let Err(error) = self.compact(revision).await
+        {
+            tracing::debug!(%error, revision, "compaction failed; it is tried again");
         }
     }
 
@@ -265,8 +292,7 @@ impl Store {
         if after_revision < compact_revision {
             return Err(Error::Compacted { compact_revision });
         }
-        let (topic, id) = self.machine.hub.join(prefix);
-        Ok(Watch::new(self.machine.clone(), topic, id, after_revision))
+        Ok(Watch::new(self.machine.clone(), prefix, after_revision))
     }
 
     /// Returns when reads from memory see every write that was acknowledged before the call, by any member.
@@ -315,20 +341,6 @@ impl Store {
         }
     }
 
-    /// Counters and gauges in the Prometheus text format.
-    pub fn metrics(&self) -> String {
-        let (revision, compacted) = (self.revision(), self.compacted_revision());
-        match &*self.engine {
-            Engine::Memory(_) => String::new(),
-            Engine::Raft(node) => {
-                let (leader, term) = node.handle.leader();
-                let (has_leader, is_leader) = (leader.is_some(), node.is_leader());
-                let members = node.handle.members().len();
-                node.handle.stats.render(&Facts { revision, compacted, members, has_leader, is_leader, term })
-            }
-        }
-    }
-
     /// Asks the other members, one after the other, for what [`Peering::routes`](crate::Peering) of one of them serves
     /// under this path; `None` when none answers with success.
     pub async fn fetch_from_members(&self, path: &str) -> Option<BoxStream<'static, std::io::Result<Bytes>>> {
@@ -349,18 +361,6 @@ impl Store {
             };
         }
         std::future::pending().await
-    }
-
-    /// Forgets what only reads and watches before `revision` need.
-    ///
-    /// # Errors
-    /// [`Error::FutureRevision`], and as [`Self::txn`].
-    pub async fn compact(&self, revision: u64) -> Result<(), Error> {
-        let current = self.revision();
-        if revision > current {
-            return Err(Error::FutureRevision { requested: revision, current });
-        }
-        self.propose(Command::Compact { revision }).await.map(drop)
     }
 
     async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {

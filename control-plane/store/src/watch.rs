@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use futures::Stream;
@@ -29,18 +30,21 @@ pub struct Watch {
     id: u64,
     /// Every event up to this revision was delivered or is in `buffer`.
     position: u64,
+    /// The same, for whoever wants to know how far watchers are.
+    told: Arc<AtomicU64>,
     buffer: VecDeque<Arc<Event>>,
 }
 
 impl Watch {
-    pub(crate) fn new(machine: Arc<Machine>, topic: Arc<Topic>, id: u64, after: u64) -> Self {
-        Self { machine, topic, id, position: after, buffer: VecDeque::new() }
+    pub(crate) fn new(machine: Arc<Machine>, prefix: bytes::Bytes, after: u64) -> Self {
+        let told = Arc::new(AtomicU64::new(after));
+        let (topic, id) = machine.hub.join(prefix, &told);
+        Self { machine, topic, id, position: after, told, buffer: VecDeque::new() }
     }
 
     #[cfg(test)]
     pub(crate) fn for_test(machine: &Arc<Machine>, prefix: &'static str, after: u64) -> Self {
-        let (topic, id) = machine.hub.join(prefix.into());
-        Self::new(machine.clone(), topic, id, after)
+        Self::new(machine.clone(), prefix.into(), after)
     }
 
     /// The next event; waits for it.
@@ -89,6 +93,7 @@ impl Watch {
                 Pending::Taken(position) => self.position = position,
                 Pending::Nothing(published) => {
                     self.position = self.position.max(published);
+                    self.told.store(self.position, Ordering::Relaxed);
                     return hub.check();
                 }
                 Pending::Behind(published) => {
@@ -98,6 +103,7 @@ impl Watch {
                         state.events_after(prefix, self.position, published, BATCH, &mut self.buffer)?;
                 }
             }
+            self.told.store(self.position, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -48,6 +48,9 @@ impl Shared {
     }
 }
 
+/// Keys with their values and revisions.
+pub type Items = BTreeMap<String, (Val, u64)>;
+
 /// The value and revision of a key.
 pub fn read(kv: &KeyValue) -> Result<(Val, u64)> {
     let value = std::str::from_utf8(&kv.value.json)?.parse().context("a value that nobody wrote")?;
@@ -55,7 +58,7 @@ pub fn read(kv: &KeyValue) -> Result<(Val, u64)> {
 }
 
 /// The keys of a store as clients name them.
-pub fn items(store: &Store) -> Result<(u64, BTreeMap<String, (Val, u64)>)> {
+pub fn items(store: &Store) -> Result<(u64, Items)> {
     let range = store.range(&Range::prefix(PREFIX))?;
     let one = |kv: &Arc<KeyValue>| Ok((String::from_utf8(kv.key.to_vec())?, read(kv)?));
     Ok((range.revision, range.kvs.iter().map(one).collect::<Result<_>>()?))

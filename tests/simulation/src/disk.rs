@@ -29,6 +29,10 @@ struct Inner {
     /// Counts starts, so that a handle from before a crash stays dead.
     generation: u64,
     syncs: u64,
+    /// How long a sync takes.
+    sync_takes: Duration,
+    /// Why writes are refused.
+    refuses: Option<io::ErrorKind>,
     /// Says how long writes take, up to so many microseconds.
     pace: Option<(StdRng, u64)>,
 }
@@ -57,6 +61,8 @@ impl Disk {
             lies,
             generation: 0,
             syncs: 0,
+            sync_takes: Duration::ZERO,
+            refuses: None,
             pace: None,
         };
         Self { inner: Arc::new(Mutex::new(inner)) }
@@ -66,6 +72,16 @@ impl Disk {
     pub fn pace(&self, seed: u64, most: Duration) {
         let pace = (StdRng::seed_from_u64(seed), most.as_micros() as u64);
         self.inner.lock().unwrap().pace = Some(pace);
+    }
+
+    /// From now on each sync takes so long, of real time.
+    pub fn slow_syncs(&self, takes: Duration) {
+        self.inner.lock().unwrap().sync_takes = takes;
+    }
+
+    /// From now on writes fail: the disk is full, or read-only.
+    pub fn refuse(&self, kind: Option<io::ErrorKind>) {
+        self.inner.lock().unwrap().refuses = kind;
     }
 
     /// Lets the power fail at the operation after `left` more.
@@ -169,6 +185,11 @@ impl Files for Disk {
         Ok(())
     }
 
+    fn size(&self, name: &str) -> io::Result<u64> {
+        let inner = self.inner.lock().unwrap();
+        inner.files.get(name).map(|file| file.view.len() as u64).ok_or(io::ErrorKind::NotFound.into())
+    }
+
     fn latency(&self) -> Duration {
         let mut inner = self.inner.lock().unwrap();
         let Some((rng, most)) = &mut inner.pace else { return Duration::ZERO };
@@ -192,6 +213,9 @@ impl Handle {
         let mut inner = self.disk.lock().unwrap();
         if inner.dead || inner.generation != self.generation {
             return Err(no_power());
+        }
+        if counts && let Some(kind) = inner.refuses {
+            return Err(kind.into());
         }
         let mut dying = false;
         if counts && let Some(left) = &mut inner.left {
@@ -238,7 +262,12 @@ impl StorageBackend for Handle {
             }
             Ok(())
         })?;
-        self.disk.lock().unwrap().syncs += 1;
+        let takes = {
+            let mut inner = self.disk.lock().unwrap();
+            inner.syncs += 1;
+            inner.sync_takes
+        };
+        std::thread::sleep(takes);
         Ok(())
     }
 

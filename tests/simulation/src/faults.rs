@@ -137,8 +137,11 @@ pub async fn inject(cluster: &Cluster, rng: &mut StdRng, verbose: bool) -> Resul
     open_all(cluster).await
 }
 
-/// Opens whoever does not run.
-async fn open_all(cluster: &Cluster) -> Result<()> {
+/// Opens whoever does not run, or whose power failed.
+///
+/// # Errors
+/// When a member does not open.
+pub async fn open_all(cluster: &Cluster) -> Result<()> {
     for id in cluster.ids() {
         for _ in 0..8 {
             if cluster.is_dead(id) {

@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::clients::{Client, Shared, items, watch};
+use crate::clients::{Client, Items, Shared, items, watch};
 use crate::cluster::Cluster;
 use crate::faults;
 use crate::network::Net;
@@ -119,12 +119,11 @@ async fn run(seed: u64, count: usize, plant: Option<Plant>, verbose: bool) -> Re
 }
 
 /// Waits until all members hold the same and every watcher has seen it.
-async fn settle(
-    cluster: &Cluster,
-    progress: &[Arc<AtomicU64>],
-) -> Result<Vec<std::collections::BTreeMap<String, (u64, u64)>>> {
+async fn settle(cluster: &Cluster, progress: &[Arc<AtomicU64>]) -> Result<Vec<Items>> {
     let deadline = Instant::now() + HEALED * 2;
     loop {
+        // The power may have failed late.
+        faults::open_all(cluster).await?;
         let mut held = Vec::new();
         for id in cluster.ids() {
             let store = cluster.store(id).with_context(|| format!("member {id} does not run"))?;

@@ -15,7 +15,7 @@ fn two_hundred_seeds() {
     };
     let (from, seeds) = (number("CORACLE_SEED", 1), number("CORACLE_SEEDS", 200));
     println!("seeds {from} to {}", from + seeds - 1);
-    let said = each_alone(Path::new(PROGRAM), from, seeds, &["--count", "6"])
+    let said = each_alone(Path::new(PROGRAM), from, seeds, &["--count", "3"])
         .unwrap_or_else(|error| panic!("{error:?}"));
     assert_eq!(said.len() as u64, seeds);
 }

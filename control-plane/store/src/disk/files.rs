@@ -40,6 +40,17 @@ pub trait Files: Debug + Send + Sync {
     /// Lets go of the place, so that another store may open it.
     fn close(&self) {}
 
+    /// The length of a file, in bytes.
+    ///
+    /// # Errors
+    /// Those of the file system; there is no such file.
+    fn size(&self, name: &str) -> io::Result<u64>;
+
+    /// Bytes that are left where the files lie, where that is known.
+    fn free(&self) -> Option<u64> {
+        None
+    }
+
     /// How long the next write is to take. Only stores without threads of their own ask, for only a simulation is to wait.
     fn latency(&self) -> Duration {
         Duration::ZERO
@@ -97,6 +108,15 @@ impl Files for Directory {
         std::fs::rename(self.path.join(from), self.path.join(to))?;
         // A name is durable only when its directory is.
         File::open(&self.path)?.sync_all()
+    }
+
+    fn size(&self, name: &str) -> io::Result<u64> {
+        Ok(std::fs::metadata(self.path.join(name))?.len())
+    }
+
+    fn free(&self) -> Option<u64> {
+        let room = rustix::fs::statvfs(&self.path).ok()?;
+        Some(room.f_bavail.saturating_mul(room.f_frsize))
     }
 
     fn close(&self) {

@@ -74,6 +74,7 @@ pub(crate) fn private_file(path: &Path) -> io::Result<File> {
 pub(crate) struct Reader {
     input: Summed<BufReader<File>>,
     path: PathBuf,
+    pub format: u64,
     pub applied: Applied,
 }
 
@@ -88,8 +89,9 @@ impl Reader {
     fn start(path: &Path) -> Result<Self, Error> {
         let file = File::open(path).map_err(io_error("opening a snapshot"))?;
         let input = Summed { inner: BufReader::new(file), sum: crc32fast::Hasher::new() };
-        let mut reader = Self { input, path: path.to_owned(), applied: Applied::default() };
-        let format = reader.format().map_err(|error| reader.damaged(&error))?;
+        let mut reader = Self { input, path: path.to_owned(), format: 0, applied: Applied::default() };
+        let format = reader.read_format().map_err(|error| reader.damaged(&error))?;
+        reader.format = format;
         if format > FORMAT {
             let file = path.display().to_string();
             return Err(Error::FormatTooNew { file, found: format, supported: FORMAT });
@@ -100,7 +102,7 @@ impl Reader {
         Ok(reader)
     }
 
-    fn format(&mut self) -> io::Result<u64> {
+    fn read_format(&mut self) -> io::Result<u64> {
         if self.input.array::<8>()? != *MAGIC {
             return Err(io::Error::other("this is not a snapshot"));
         }

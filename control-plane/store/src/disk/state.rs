@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -122,7 +123,8 @@ impl StateDb {
         applied: &Applied,
         change: impl FnOnce(&mut redb::Table<'_, &'static [u8], &'static [u8]>) -> Result<(), redb::Error>,
     ) -> Result<(), redb::Error> {
-        self.with(|database| {
+        let started = Instant::now();
+        let done = self.with(|database| {
             let mut txn = database.begin_write()?;
             txn.set_durability(Durability::Immediate)?;
             let count = {
@@ -133,7 +135,16 @@ impl StateDb {
             write_meta(&txn, "applied", applied)?;
             write_meta(&txn, "rows", &count)?;
             Ok(txn.commit()?)
-        })
+        });
+        self.place.synced(NAME, &self.place.stats.state_syncs, started.elapsed());
+        done
+    }
+
+    /// Gives free pages back to the disk.
+    pub fn defragment(&self) -> Result<(), Error> {
+        let mut database = self.database.write();
+        let Some(database) = &mut *database else { return Err(Error::Stopped("it is closed".into())) };
+        self.place.defragment(NAME, database)
     }
 
     /// The state of the last commit.

@@ -111,6 +111,11 @@ impl Log {
         Ok(Self { shared, jobs, persister })
     }
 
+    /// Gives free pages back to the disk.
+    pub fn defragment(&self) -> Result<(), Error> {
+        self.shared.database.defragment()
+    }
+
     /// Bytes appended since [`Self::forget_appended`].
     pub fn appended(&self) -> u64 {
         self.shared.appended.load(Ordering::Relaxed)

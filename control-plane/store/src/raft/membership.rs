@@ -21,6 +21,8 @@ use crate::{Error, peer};
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a member may take to say whether it has what is asked for.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most bytes of what one member is asked for.
+const MOST_ASKED: usize = 1 << 20;
 /// How long a member that cannot join yet waits.
 const JOIN_AGAIN: Duration = Duration::from_millis(500);
 
@@ -198,6 +200,25 @@ impl Handle {
             }
         }
         None
+    }
+
+    /// Asks one member for a path that it serves.
+    pub async fn ask_member(&self, id: u64, method: http::Method, path: &str) -> Result<Bytes, Error> {
+        let link = self.link(id).ok_or_else(|| Error::Invalid(format!("there is no way to member {id}")))?;
+        let asked = async {
+            let response =
+                link.send(method, path, full(Bytes::new())).await.map_err(|error| error.to_string())?;
+            let status = response.status();
+            let body = axum::body::to_bytes(response.into_body(), MOST_ASKED).await;
+            let body = body.map_err(|error| error.to_string())?;
+            match status.is_success() {
+                true => Ok(body),
+                false => Err(format!("{status}: {}", String::from_utf8_lossy(&body))),
+            }
+        };
+        let asked = tokio::time::timeout(FETCH_TIMEOUT, asked).await;
+        let asked = asked.unwrap_or_else(|_| Err(format!("member {id} does not answer")));
+        asked.map_err(Error::Unavailable)
     }
 
     /// Hands leadership to another voter, where there is one, so that nobody waits for an election.

@@ -19,6 +19,7 @@ use super::log::Log;
 use super::network::Network;
 use super::state_machine::StateMachine;
 use super::upkeep::Upkeep;
+use crate::alarm::Alarms;
 use crate::disk::persister::Persister;
 use crate::disk::state::{Applied, StateDb};
 use crate::disk::{Place, unblock};
@@ -44,6 +45,7 @@ pub(crate) struct Node {
     persister: Arc<Persister>,
     place: Place,
     upkeep: Upkeep,
+    pub alarms: Alarms,
     /// When a leader was last known, and whether the others have been asked since.
     led: Mutex<Instant>,
 }
@@ -84,12 +86,13 @@ impl Node {
             ending.send_replace(Some(reason));
         });
         let upkeep = Upkeep::new(options.log_bytes);
-        let stats = Arc::<Stats>::default();
+        let stats = place.stats.clone();
         tokio::spawn(count_leaders(raft.server_metrics(), stats.clone()));
         let heard = Arc::new(Mutex::new(Instant::now()));
         let clock = options.clock.clone();
         let handle = Handle { raft, node_id, peers, stats, heard, clock, ended };
-        let node = Self { handle, log, upkeep, persister, place, led: Mutex::new(Instant::now()) };
+        let (alarms, led) = (Alarms::default(), Mutex::new(Instant::now()));
+        let node = Self { handle, log, upkeep, persister, place, alarms, led };
         if let Err(error) = node.start(fresh, peering).await {
             let _ = node.shutdown().await;
             return Err(error);
@@ -172,6 +175,26 @@ impl Node {
     /// What is to be done now and then. Must not be dropped half way, see [`detached`].
     pub async fn upkeep(&self) {
         self.upkeep.run(&self.handle.raft, &self.log).await;
+    }
+
+    /// Bytes of the files of state and log, and what is left on the disk, where known.
+    pub fn room(&self) -> (u64, u64, Option<u64>) {
+        let files = &self.place.files;
+        let size = |name| files.size(name).unwrap_or_default();
+        (size("state.redb"), size("log.redb"), files.free())
+    }
+
+    /// Makes the files as small as what they hold; returns their bytes before and after.
+    pub async fn defragment(&self) -> Result<(u64, u64), Error> {
+        let bytes = || {
+            let (state, log, _) = self.room();
+            state + log
+        };
+        let before = bytes();
+        let (persister, log) = (self.persister.clone(), self.log.clone());
+        let done = move || persister.state().defragment().and_then(|()| log.defragment());
+        unblock(self.place.threads, done).await??;
+        Ok((before, bytes()))
     }
 
     /// Whether this member leads.

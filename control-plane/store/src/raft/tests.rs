@@ -23,7 +23,7 @@ struct Builder;
 
 fn place(dir: &TempDir) -> Place {
     let files = Arc::new(Directory::new(dir.path()).unwrap());
-    Place { dir: dir.path().into(), files, node_id: 1, threads: true }
+    Place { dir: dir.path().into(), files, node_id: 1, threads: true, stats: Arc::default() }
 }
 
 fn open_with(guarded: bool) -> (TempDir, Log, StateMachine) {

@@ -44,7 +44,8 @@ struct Queue {
     start: u64,
     events: VecDeque<Arc<Event>>,
     waiting: HashMap<u64, Waker>,
-    watchers: usize,
+    /// How far each watcher is.
+    positions: HashMap<u64, Arc<AtomicU64>>,
 }
 
 /// What a topic holds for a watcher.
@@ -77,17 +78,32 @@ impl Hub {
         self.published.load(Ordering::Acquire)
     }
 
+    /// How many watchers there are, and by how many revisions the slowest is behind the newest event of its topic.
+    pub fn lag(&self) -> (usize, u64) {
+        let topics = self.topics.lock();
+        let (mut watchers, mut most) = (0, 0);
+        for topic in topics.by_prefix.values() {
+            let queue = topic.queue.lock();
+            watchers += queue.positions.len();
+            let newest = queue.events.back().map_or(queue.start, |event| event.revision);
+            let slowest = queue.positions.values().map(|at| at.load(Ordering::Relaxed)).min();
+            most = most.max(slowest.map_or(0, |slowest| newest.saturating_sub(slowest)));
+        }
+        (watchers, most)
+    }
+
     /// Joins the topic of a prefix; the id is the watcher's own.
-    pub fn join(&self, prefix: Bytes) -> (Arc<Topic>, u64) {
+    pub fn join(&self, prefix: Bytes, position: &Arc<AtomicU64>) -> (Arc<Topic>, u64) {
         let mut topics = self.topics.lock();
         topics.next_id += 1;
         let id = topics.next_id;
         let start = self.published();
         let topic = topics.by_prefix.entry(prefix).or_insert_with_key(|prefix| {
-            let queue = Queue { start, events: VecDeque::new(), waiting: HashMap::new(), watchers: 0 };
+            let queue =
+                Queue { start, events: VecDeque::new(), waiting: HashMap::new(), positions: HashMap::new() };
             Arc::new(Topic { prefix: prefix.clone(), queue: Mutex::new(queue) })
         });
-        topic.queue.lock().watchers += 1;
+        topic.queue.lock().positions.insert(id, position.clone());
         (topic.clone(), id)
     }
 
@@ -96,8 +112,8 @@ impl Hub {
         let mut topics = self.topics.lock();
         let mut queue = topic.queue.lock();
         queue.waiting.remove(&id);
-        queue.watchers = queue.watchers.saturating_sub(1);
-        if queue.watchers == 0 {
+        queue.positions.remove(&id);
+        if queue.positions.is_empty() {
             drop(queue);
             topics.by_prefix.remove(&topic.prefix);
         }
@@ -233,7 +249,8 @@ mod tests {
     fn finds_every_prefix_of_a_key() {
         let hub = Hub::default();
         let prefixes = ["", "/", "/a", "/a/", "/a/b", "/a/bb", "/a/b/c", "/a/c", "/b", "/A"];
-        let topics: Vec<_> = prefixes.iter().map(|p| hub.join(Bytes::from_static(p.as_bytes()))).collect();
+        let topics: Vec<_> =
+            prefixes.iter().map(|p| hub.join(Bytes::from_static(p.as_bytes()), &Arc::default())).collect();
         for key in ["/a/b/c", "/a/b", "/a/bbb", "/a/d", "/c", "x", "/a/b/", "/"] {
             let mut found = Vec::new();
             each_prefix(&hub.topics.lock().by_prefix, key.as_bytes(), |topic| {

@@ -6,6 +6,8 @@ mod cluster;
 mod conformance;
 mod crash;
 mod members;
+mod operations;
 mod restart;
 mod restore;
+mod rolling;
 mod splice;

@@ -21,6 +21,9 @@ async fn a_new_store_goes_on_where_the_snapshot_was() {
     put(members.store(1), "/later", "x").await.unwrap();
     members.close_all().await;
 
+    let seen = Store::inspect(&file).unwrap();
+    assert_eq!((seen.revision, seen.keys, seen.members), (revision, before.len() as u64, vec![1, 2, 3]));
+
     let place = dir.path().join("new");
     let from = Store::restore(&place, &file, 1).await.unwrap();
     assert!(from > revision + 1000);

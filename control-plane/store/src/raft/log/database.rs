@@ -1,5 +1,7 @@
 //! `log.redb`: entries by index, and the vote and the purge mark in `meta`.
 
+use std::time::Instant;
+
 use parking_lot::RwLock;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
@@ -11,6 +13,7 @@ const NAME: &str = "log.redb";
 const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 
 pub(super) struct LogDb {
+    place: Place,
     database: RwLock<Option<Database>>,
 }
 
@@ -40,7 +43,7 @@ impl LogDb {
         let database = place.open(NAME)?;
         let found = guarded(|| scan(&database)).unwrap_or_else(|panic| Err(redb::Error::Corrupted(panic)));
         let found = found.map_err(|error| place.error(NAME, error))?;
-        Ok((Self { database: RwLock::new(Some(database)) }, found))
+        Ok((Self { place: place.clone(), database: RwLock::new(Some(database)) }, found))
     }
 
     pub fn close(&self) {
@@ -65,7 +68,8 @@ impl LogDb {
 
     /// Writes a batch and syncs it.
     pub fn commit(&self, batch: &Batch<'_>, scratch: &mut Vec<u8>) -> Result<(), redb::Error> {
-        self.with(|database| {
+        let started = Instant::now();
+        let done = self.with(|database| {
             let mut txn = database.begin_write()?;
             txn.set_durability(Durability::Immediate)?;
             if let Some(vote) = batch.vote {
@@ -76,7 +80,16 @@ impl LogDb {
             }
             write_entries(&txn, batch, scratch)?;
             Ok(txn.commit()?)
-        })
+        });
+        self.place.synced(NAME, &self.place.stats.log_syncs, started.elapsed());
+        done
+    }
+
+    /// Gives free pages back to the disk.
+    pub fn defragment(&self) -> Result<(), Error> {
+        let mut database = self.database.write();
+        let Some(database) = &mut *database else { return Err(Error::Stopped("it is closed".into())) };
+        self.place.defragment(NAME, database)
     }
 
     fn with<T>(&self, f: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, redb::Error> {
