@@ -1,5 +1,6 @@
 //! Programs that are run in a container besides its own.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use coracle_cri_api::v1;
@@ -7,6 +8,7 @@ use coracle_streaming::{Ended, Far, Near, Output, streams};
 use coracle_wasm::protocol::State as Life;
 use tonic::Status;
 
+use crate::images;
 use crate::record::ContainerRecord;
 use crate::service::Service;
 
@@ -59,6 +61,18 @@ impl Service {
         }
     }
 
+    /// The code of a command that the container's image has beside its program under this name.
+    async fn command_of(
+        &self,
+        record: &ContainerRecord,
+        name: Option<&String>,
+    ) -> Result<Option<PathBuf>, Status> {
+        let Some(name) = name else { return Ok(None) };
+        let image = self.images.store().find(&record.image_id).map_err(images::status)?;
+        let Some(digest) = image.and_then(|image| image.commands.get(name).cloned()) else { return Ok(None) };
+        Ok(Some(self.command(name, &digest).await?))
+    }
+
     /// Runs a program in a container, with streams.
     pub async fn exec_in(
         &self,
@@ -70,7 +84,9 @@ impl Service {
         if !record.linux {
             let host = self.host_of(&record.sandbox_id).map_err(|s| s.message().to_owned())?;
             let host = host.socket().ok_or("the wasm host does not answer")?;
-            let ended = coracle_wasm::client::exec(&host, &record.id, command, tty, near).await;
+            let artifact =
+                self.command_of(record, command.first()).await.map_err(|s| s.message().to_owned())?;
+            let ended = coracle_wasm::client::exec(&host, &record.id, command, tty, artifact, near).await;
             return ended.map_err(|e| e.to_string());
         }
         let engine = self.linux.engine().map_err(|s| s.message().to_owned())?;

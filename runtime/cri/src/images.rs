@@ -1,6 +1,7 @@
 //! The image service of CRI.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 
 use base64::Engine as _;
 use coracle_cri_api::v1::image_service_server::ImageService;
@@ -47,6 +48,7 @@ pub fn status(error: Error) -> Status {
         Error::InvalidReference { .. } | Error::Unsupported { .. } => tonic::Code::InvalidArgument,
         Error::NotFound { .. } | Error::NotPresent(_) => tonic::Code::NotFound,
         Error::Unauthorized { .. } => tonic::Code::PermissionDenied,
+        Error::Unsigned { .. } => tonic::Code::FailedPrecondition,
         Error::Unreachable { .. } => tonic::Code::Unavailable,
         Error::TooLarge { .. } => tonic::Code::ResourceExhausted,
         Error::Corrupt { .. } => tonic::Code::DataLoss,
@@ -122,6 +124,37 @@ impl Service {
         }
     }
 
+    /// The native code of a command that an image has beside its program.
+    pub async fn command(&self, name: &str, layer: &str) -> Result<PathBuf, Status> {
+        let wasm = self.images.store().blob_path(layer);
+        let refused = |words: &str| Status::invalid_argument(format!("command {name}: {words}"));
+        let artifact = self.compiler.ensure(layer, &wasm).await.map_err(|error| match error {
+            CompileFailure::Refused(reason) => refused(&reason),
+            other => Status::internal(format!("command {name}: {other}")),
+        })?;
+        match (artifact.missing.first(), artifact.kind) {
+            (Some(missing), _) => Err(refused(&missing.words)),
+            (None, Kind::Command) => Ok(artifact.path),
+            (None, _) => Err(refused("the component does not export wasi:cli/run")),
+        }
+    }
+
+    /// The code of an image, and of the commands beside it.
+    async fn all_code(
+        &self,
+        name: &str,
+        image: &ImageRecord,
+        pod: Option<&v1::PodSandboxConfig>,
+    ) -> Result<Artifact, Status> {
+        let artifact = self.code(name, image, pod).await?;
+        for (command, layer) in &image.commands {
+            self.command(command, layer).await.map_err(|status| {
+                Status::new(status.code(), format!("image {name}: {}", status.message()))
+            })?;
+        }
+        Ok(artifact)
+    }
+
     async fn pull(
         &self,
         name: &str,
@@ -143,7 +176,7 @@ impl Service {
                 }
             };
         }
-        match self.code(name, &image, pod).await {
+        match self.all_code(name, &image, pod).await {
             Ok(artifact) => {
                 tracing::info!(image = name, id = image.id, kind = ?artifact.kind, "image pulled");
                 Ok(image.id)

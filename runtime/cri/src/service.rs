@@ -170,8 +170,8 @@ impl Service {
 
     /// The code of images that are here stays; other code goes.
     pub fn sweep_code(&self) {
-        let keep =
-            self.images.store().list().into_iter().map(|r| r.layer).filter(|l| !l.is_empty()).collect();
+        let code = |r: coracle_images::ImageRecord| [r.layer].into_iter().chain(r.commands.into_values());
+        let keep = self.images.store().list().into_iter().flat_map(code).filter(|l| !l.is_empty()).collect();
         self.compiler.retain(&keep);
         self.sweep_layers();
     }

@@ -14,6 +14,8 @@ pub struct RegistryConfig {
     /// unless they are listed as a mirror.
     pub insecure: Vec<String>,
     pub limits: Limits,
+    /// Whose signatures images need. Of several that name a repository the longest decides.
+    pub signatures: Vec<SignaturePolicy>,
 }
 
 impl Default for RegistryConfig {
@@ -23,8 +25,19 @@ impl Default for RegistryConfig {
             default_registry: Some(crate::reference::DEFAULT_REGISTRY.to_owned()),
             insecure: Vec::new(),
             limits: Limits::default(),
+            signatures: Vec::new(),
         }
     }
+}
+
+/// Images that have to be signed, as cosign does it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct SignaturePolicy {
+    /// A whole name with its registry (`ghcr.io/team`), for it and all below; empty for every image.
+    pub repositories: String,
+    /// Public keys (PEM: ECDSA P-256, RSA or Ed25519); one of them is enough, and none means that nothing may be pulled.
+    pub keys: Vec<String>,
 }
 
 /// A registry that is asked first.

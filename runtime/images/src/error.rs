@@ -42,6 +42,9 @@ pub enum Error {
     /// What came is not what its digest says.
     #[error("image {image}: {reason}")]
     Corrupt { image: String, reason: String },
+    /// The word in front is the one that Kubernetes knows it by.
+    #[error("SignatureValidationFailed: image {image} {reason}")]
+    Unsigned { image: String, reason: String },
     #[error("image {0} is not on this node: pull it first")]
     NotPresent(String),
     #[error("{doing} {}", .path.display())]

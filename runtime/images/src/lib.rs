@@ -9,10 +9,11 @@ pub mod manifest;
 pub mod pull;
 pub mod reference;
 pub mod registry;
+pub mod signature;
 pub mod store;
 pub mod unpack;
 
-pub use config::{Credentials, Limits, Mirror, RegistryConfig};
+pub use config::{Credentials, Limits, Mirror, RegistryConfig, SignaturePolicy};
 pub use error::{Attempt, Error};
 pub use manifest::Wanted;
 pub use pull::Puller;

@@ -1,5 +1,7 @@
 //! Reading manifests: which entry of an index, and where the component is.
 
+use std::collections::BTreeMap;
+
 use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 
 use crate::Error;
@@ -8,6 +10,11 @@ use crate::Error;
 pub const WASM_LAYER: &str = "application/wasm";
 /// The configuration of the CNCF wasm artifact layout.
 pub const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
+
+/// On a wasm layer: it is no part of the program, but a command that can be run beside it under this name.
+pub const COMMAND: &str = "coracle.dev/command";
+/// The most commands of an image.
+const MAX_COMMANDS: usize = 16;
 
 /// What older tools called a layer with a component in it.
 const LEGACY_LAYERS: [&str; 3] = [
@@ -63,8 +70,8 @@ pub enum Wanted {
 /// What an image holds.
 #[derive(Debug)]
 pub enum Content<'a> {
-    /// One component.
-    Wasm(&'a Descriptor),
+    /// One component, and others beside it by the names under which they are run.
+    Wasm(&'a Descriptor, BTreeMap<String, &'a Descriptor>),
     /// The layers of a root filesystem, lowest first.
     Linux(&'a [Descriptor]),
 }
@@ -117,18 +124,31 @@ pub fn choose<'a>(image: &str, index: &'a ImageIndex, wanted: Wanted) -> Result<
 /// The component of an image, or its layers.
 pub fn content<'a>(image: &str, manifest: &'a ImageManifest) -> Result<Content<'a>, Error> {
     let unsupported = |reason: String| Error::Unsupported { image: image.to_owned(), reason };
-    let mut wasm = manifest.layers().iter().filter(|l| {
+    let wasm = manifest.layers().iter().filter(|l| {
         let kind = l.media_type().to_string();
         kind == WASM_LAYER || LEGACY_LAYERS.contains(&kind.as_str())
     });
-    match (wasm.next(), wasm.next()) {
-        (Some(layer), None) => return Ok(Content::Wasm(layer)),
-        (Some(_), Some(_)) => {
-            return Err(unsupported(
-                "has more than one wasm layer: it has to be composed into one component".into(),
-            ));
+    let command = |layer: &Descriptor| layer.annotations().as_ref().and_then(|a| a.get(COMMAND).cloned());
+    let (commands, programs): (Vec<_>, Vec<_>) = wasm.partition(|layer| command(layer).is_some());
+    match programs.as_slice() {
+        [layer] => {
+            let named = commands.iter().filter_map(|layer| command(layer).map(|name| (name, *layer)));
+            let named: BTreeMap<_, _> = named.collect();
+            if named.len() != commands.len() || named.len() > MAX_COMMANDS || named.contains_key("") {
+                let words = format!(
+                    "has commands ({COMMAND}) that share a name or have none, or more than {MAX_COMMANDS}"
+                );
+                return Err(unsupported(words));
+            }
+            return Ok(Content::Wasm(layer, named));
         }
-        (None, _) => {}
+        [] => {}
+        _ => {
+            return Err(unsupported(format!(
+                "has more than one wasm layer: it has to be composed into one component, or the others be marked as \
+                 commands ({COMMAND})"
+            )));
+        }
     }
     let config = manifest.config().media_type();
     let layers = manifest.layers();
@@ -207,7 +227,7 @@ mod tests {
                 Document::Index(_) => panic!("an image was read as an index"),
             }
         };
-        assert!(matches!(content("x", &manifest(WASM_CONFIG, &[WASM_LAYER])), Ok(Content::Wasm(_))));
+        assert!(matches!(content("x", &manifest(WASM_CONFIG, &[WASM_LAYER])), Ok(Content::Wasm(_, _))));
         let linux = manifest(
             "application/vnd.oci.image.config.v1+json",
             &["application/vnd.oci.image.layer.v1.tar+gzip"],

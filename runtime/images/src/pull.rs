@@ -1,16 +1,27 @@
 //! Pulling an image: ask the sources in order, check everything, then record it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 use oci_spec::image::Descriptor;
 
 use crate::manifest::{self, Content, Document, Wanted};
 use crate::registry::{Client, Pool, Refusal, Source, sources};
-use crate::store::Platform;
+use crate::signature;
+use crate::store::{Incoming, Platform};
 use crate::{Attempt, Credentials, Error, ImageRecord, Reference, RegistryConfig, Store};
+
+/// How many layers of an image are fetched at once.
+const AT_ONCE: usize = 3;
+/// How often a fetch goes on where it broke off, before it fails.
+const RESUMES: u32 = 5;
+/// How long the first of them waits; each further one twice as long.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Pulls images into a store; pulls of one name go one after another.
 #[derive(Clone)]
@@ -119,14 +130,21 @@ impl Puller {
                 }
             }
         };
-        let (platform, layers) = match manifest::content(name, &image)? {
-            Content::Wasm(layer) if wanted == Wanted::Linux => {
+        self.verify(name, reference, &client, [&top, &id]).await?;
+        let mut commands = BTreeMap::new();
+        let (platform, layers): (_, Vec<Descriptor>) = match manifest::content(name, &image)? {
+            Content::Wasm(layer, _) if wanted == Wanted::Linux => {
                 return Err(Failure::Final(Error::Unsupported {
                     image: name.to_owned(),
                     reason: format!("is a wasm component ({}), not a Linux image", layer.media_type()),
                 }));
             }
-            Content::Wasm(layer) => (Platform::Wasm, vec![layer.clone()]),
+            Content::Wasm(layer, named) => {
+                commands =
+                    named.iter().map(|(name, layer)| (name.clone(), layer.digest().to_string())).collect();
+                let all = [layer].into_iter().chain(named.into_values());
+                (Platform::Wasm, all.cloned().collect())
+            }
             Content::Linux(layers) => (Platform::Linux, layers.to_vec()),
         };
         let config = image.config().clone();
@@ -136,9 +154,16 @@ impl Puller {
 
         self.fetch(name, &client, &config, "the configuration", self.config.limits.manifest_bytes).await?;
         let what = if platform == Platform::Wasm { "the component" } else { "a layer" };
+        let limit = self.config.limits.layer_bytes;
+        let mut fetches: Vec<BoxFuture<'_, _>> = Vec::new();
         for layer in &layers {
-            self.fetch(name, &client, layer, what, self.config.limits.layer_bytes).await?;
+            fetches.push(Box::pin(self.fetch(name, &client, layer, what, limit)));
         }
+        let mut fetches = futures::stream::iter(fetches).buffer_unordered(AT_ONCE);
+        while let Some(fetched) = fetches.next().await {
+            fetched?;
+        }
+        drop(fetches);
         if !self.store.has(&id) {
             self.store.put_blob(name, &id, &bytes)?;
         }
@@ -155,6 +180,7 @@ impl Puller {
                 Platform::Wasm => Vec::new(),
                 Platform::Linux => layers.iter().map(|l| l.digest().to_string()).collect(),
             },
+            commands,
             platform,
             size: bytes.len() as u64 + config.size() + layers.iter().map(Descriptor::size).sum::<u64>(),
             pulled_at_ns: now_ns(),
@@ -177,26 +203,111 @@ impl Puller {
             return Ok(());
         }
         let mut incoming = self.store.incoming(name, &digest)?;
+        let (mut received, mut broken) = (0, 0);
         let mut stream = client.blob(&digest).await?;
-        let mut received = 0;
+        loop {
+            let Err(error) =
+                self.receive(name, blob, what, &mut stream, &mut incoming, &mut received).await?
+            else {
+                break;
+            };
+            if broken == RESUMES {
+                return Err(Failure::Next(Refusal::Unreachable(format!("reading {what} {digest}: {error}"))));
+            }
+            tokio::time::sleep(PAUSE * 2_u32.pow(broken)).await;
+            broken += 1;
+            tracing::info!(image = name, digest, received, error, "a pull goes on where it broke off");
+            let (rest, all) = client.blob_from(&digest, received).await?;
+            stream = rest;
+            if all {
+                incoming = self.store.incoming(name, &digest)?;
+                received = 0;
+            }
+        }
+        incoming.commit()?;
+        Ok(())
+    }
+
+    /// Writes what comes, to the end of the blob; the inner error: the stream broke off.
+    async fn receive(
+        &self,
+        name: &str,
+        blob: &Descriptor,
+        what: &'static str,
+        stream: &mut BoxStream<'static, Result<Bytes, std::io::Error>>,
+        incoming: &mut Incoming<'_>,
+        received: &mut u64,
+    ) -> Result<Result<(), String>, Failure> {
         while let Some(piece) = stream.next().await {
-            let piece = piece
-                .map_err(|e| Failure::Next(Refusal::Unreachable(format!("reading {what} {digest}: {e}"))))?;
-            received += piece.len() as u64;
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(error) => return Ok(Err(error.to_string())),
+            };
+            *received += piece.len() as u64;
             // More than the manifest said is wrong whatever the digest turns out to be: stop reading.
-            if received > blob.size() {
+            if *received > blob.size() {
                 return Err(Failure::Final(Error::Corrupt {
                     image: name.to_owned(),
                     reason: format!(
-                        "{what} {digest} is longer than the {} bytes of its manifest",
+                        "{what} {} is longer than the {} bytes of its manifest",
+                        blob.digest(),
                         blob.size()
                     ),
                 }));
             }
             incoming.write(&piece)?;
         }
-        incoming.commit()?;
-        Ok(())
+        match *received < blob.size() {
+            true => Ok(Err(format!("it ended after {received} of {} bytes", blob.size()))),
+            false => Ok(Ok(())),
+        }
+    }
+
+    /// Whether the image is signed as the node's policy wants, under one of its digests.
+    async fn verify(
+        &self,
+        name: &str,
+        reference: &Reference,
+        client: &Client,
+        digests: [&String; 2],
+    ) -> Result<(), Failure> {
+        let Some(policy) = signature::policy(&self.config.signatures, &reference.repository_name()) else {
+            return Ok(());
+        };
+        let mut reason = "is not signed, and the node's policy wants it to be".to_owned();
+        for digest in digests {
+            let bytes = match client.tagged(&signature::tag(digest)).await {
+                Ok(bytes) => bytes,
+                Err(Refusal::NotFound(_)) => continue,
+                Err(other) => return Err(Failure::Next(other)),
+            };
+            for (layer, signature) in signature::claims(&bytes) {
+                let payload = self.small(client, &layer).await?;
+                if signature::verifies(&policy.keys, &payload, &signature)
+                    && signature::is_of(&payload, digest)
+                {
+                    return Ok(());
+                }
+            }
+            reason =
+                format!("has no signature by a key that the node's policy names ({})", policy.keys.len());
+        }
+        Err(Failure::Final(Error::Unsigned { image: name.to_owned(), reason }))
+    }
+
+    /// A small blob, in memory; cut where it is larger than any should be.
+    async fn small(&self, client: &Client, digest: &str) -> Result<Vec<u8>, Failure> {
+        let mut stream = client.blob(digest).await?;
+        let mut bytes = Vec::new();
+        while let Some(piece) = stream.next().await {
+            let words =
+                |e: std::io::Error| Refusal::Unreachable(format!("reading a signature {digest}: {e}"));
+            bytes.extend_from_slice(&piece.map_err(words)?);
+            if bytes.len() > signature::MAX_PAYLOAD {
+                break;
+            }
+        }
+        Ok(bytes)
     }
 
     fn check_size(&self, image: &str, what: &'static str, size: u64, limit: u64) -> Result<(), Error> {

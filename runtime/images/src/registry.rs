@@ -175,6 +175,28 @@ impl Client {
         self.client.pull_manifest_raw(name, &self.auth, &ACCEPT).await.map_err(refusal)
     }
 
+    /// The bytes of another tag's manifest in the same repository.
+    pub async fn tagged(&self, tag: &str) -> Result<Bytes, Refusal> {
+        let (registry, repository) = (self.name.registry().to_owned(), self.name.repository().to_owned());
+        let name = oci_client::Reference::with_tag(registry, repository, tag.to_owned());
+        let (bytes, _) = self.client.pull_manifest_raw(&name, &self.auth, &ACCEPT).await.map_err(refusal)?;
+        Ok(bytes)
+    }
+
+    /// The rest of a blob from `offset` on, or all of it from a registry that knows no ranges; true: all of it.
+    pub async fn blob_from(
+        &self,
+        digest: &str,
+        offset: u64,
+    ) -> Result<(BoxStream<'static, Result<Bytes, std::io::Error>>, bool), Refusal> {
+        let wanted = OciDescriptor { digest: digest.to_owned(), ..OciDescriptor::default() };
+        let answer = self.client.pull_blob_stream_partial(&self.name, &wanted, offset, None).await;
+        Ok(match answer.map_err(refusal)? {
+            oci_client::client::BlobResponse::Full(stream) => (stream.stream, true),
+            oci_client::client::BlobResponse::Partial(stream) => (stream.stream, false),
+        })
+    }
+
     /// A blob as it comes; the caller checks it.
     pub async fn blob(
         &self,

@@ -39,6 +39,9 @@ pub struct ImageRecord {
     /// Digests of the layers of a Linux image, lowest first; empty for a component.
     #[serde(default)]
     pub layers: Vec<String>,
+    /// Further components beside [`ImageRecord::layer`], by the name under which they are run: their digests.
+    #[serde(default)]
+    pub commands: BTreeMap<String, String>,
     #[serde(default)]
     pub platform: Platform,
     /// Manifest, configuration and content together, in bytes.
@@ -64,7 +67,8 @@ pub enum Platform {
 impl ImageRecord {
     /// Digests of the blobs that hold its content.
     pub fn blobs(&self) -> impl Iterator<Item = &String> {
-        self.layers.iter().chain([&self.layer].into_iter().filter(|l| !l.is_empty()))
+        let component = [&self.layer].into_iter().filter(|l| !l.is_empty());
+        self.layers.iter().chain(component).chain(self.commands.values())
     }
 }
 

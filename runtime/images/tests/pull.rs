@@ -8,7 +8,9 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use coracle_images::{Credentials, Error, Limits, Mirror, Puller, RegistryConfig, Store, Wanted};
+use coracle_images::{
+    Credentials, Error, Limits, Mirror, Puller, RegistryConfig, SignaturePolicy, Store, Wanted,
+};
 use serde_json::json;
 use sha2::Digest as _;
 
@@ -228,4 +230,165 @@ async fn an_index_leads_to_its_wasm_entry() {
     let record = puller.pull("hello:v1", Wanted::WasmFirst, &Credentials::Anonymous).await.unwrap();
     assert_eq!(record.id, id);
     assert_eq!(puller.store().find(&format!("hello@{top}")).unwrap().unwrap().id, id);
+}
+
+/// A key as cosign makes one, and its public half in PEM.
+fn key() -> (aws_lc_rs::signature::EcdsaKeyPair, String) {
+    use aws_lc_rs::{encoding::AsDer as _, signature};
+    use base64::Engine as _;
+    use signature::KeyPair as _;
+    let pair = signature::EcdsaKeyPair::generate(&signature::ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
+    let der = pair.public_key().as_der().unwrap();
+    let text = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
+    (pair, format!("-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n"))
+}
+
+/// Signs `of` with a key, as the signature of `image`.
+fn sign(registry: &Registry, image: &str, of: &str, pair: &aws_lc_rs::signature::EcdsaKeyPair) {
+    use base64::Engine as _;
+    let claim =
+        json!({"critical": {"identity": {"docker-reference": ""}, "type": "cosign container image signature",
+        "image": {"docker-manifest-digest": of}}, "optional": null})
+        .to_string()
+        .into_bytes();
+    let signature = pair.sign(&aws_lc_rs::rand::SystemRandom::new(), &claim).unwrap();
+    let signature = base64::engine::general_purpose::STANDARD.encode(signature.as_ref());
+    let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "size": 2, "digest": digest(b"{}")},
+        "layers": [{"mediaType": "application/vnd.dev.cosign.simplesigning.v1+json", "size": claim.len(),
+            "digest": digest(&claim), "annotations": {"dev.cosignproject.cosign/signature": signature}}]});
+    let mut content = registry.content.lock().unwrap();
+    content.blobs.insert(digest(&claim), claim);
+    content.put("team/app", &format!("{}.sig", image.replace(':', "-")), manifest.to_string().into_bytes());
+}
+
+#[tokio::test]
+async fn only_what_is_signed_is_pulled_where_the_policy_wants_it() {
+    let registry = Registry::start().await;
+    let id = registry.push("team/app", "v1", b"wasm");
+    registry.push("other/app", "v1", b"other");
+    let (pair, pem) = key();
+    let (stranger, _) = key();
+    let signatures =
+        vec![SignaturePolicy { repositories: format!("{}/team", registry.address), keys: vec![pem] }];
+    let dir = tempfile::tempdir().unwrap();
+    let config = RegistryConfig { signatures, ..RegistryConfig::default() };
+    let puller = Puller::new(Arc::new(Store::open(dir.path()).unwrap()), config);
+    let name = format!("{}/team/app:v1", registry.address);
+    let pull = async |name: &str| match puller.pull(name, Wanted::WasmFirst, &Credentials::Anonymous).await {
+        Ok(record) => record.id,
+        Err(error) => error.to_string(),
+    };
+    let said = pull(&name).await;
+    assert!(said.starts_with("SignatureValidationFailed: ") && said.contains("is not signed"), "{said}");
+    for (of, by) in [(id.clone(), &stranger), (digest(b"another image"), &pair)] {
+        sign(&registry, &id, &of, by);
+        let said = pull(&name).await;
+        assert!(said.contains("has no signature by a key"), "{said}");
+    }
+    assert!(puller.store().find(&name).unwrap().is_none());
+    sign(&registry, &id, &id, &pair);
+    assert_eq!(pull(&name).await, id);
+    assert!(pull(&format!("{}/other/app:v1", registry.address)).await.starts_with("sha256:"));
+}
+
+/// A registry whose connections break after 1000 bytes of a blob; it answers ranges, or does not.
+async fn breaking(blob: Vec<u8>, ranges: bool) -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = asked.clone();
+    let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.wasm.config.v0+json", "size": 2, "digest": digest(b"{}")},
+        "layers": [{"mediaType": "application/wasm", "size": blob.len(), "digest": digest(&blob)}]})
+    .to_string();
+    tokio::spawn(async move {
+        let mut broken = 0;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = stream.read_u8().await else { break };
+                head.push(byte);
+            }
+            let head = String::from_utf8(head).unwrap().to_lowercase();
+            let range = head.lines().find_map(|l| l.strip_prefix("range: bytes=")).map(str::to_owned);
+            let (body, whole) = match head.split_whitespace().nth(1).unwrap_or_default() {
+                "/v2/" => (Vec::new(), true),
+                path if path.contains("/manifests/") => (manifest.clone().into_bytes(), true),
+                path if path.ends_with(&digest(b"{}")) => (b"{}".to_vec(), true),
+                _ => {
+                    log.lock().unwrap().push(range.clone().unwrap_or_default());
+                    (blob.clone(), false)
+                }
+            };
+            let from: usize = match range.filter(|_| ranges) {
+                Some(range) => range.split('-').next().unwrap().parse().unwrap(),
+                None => 0,
+            };
+            let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
+            let length = body.len() - from;
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            // A registry without ranges breaks once only.
+            let breaks = !whole && (ranges || broken == 0);
+            broken += usize::from(breaks);
+            let end = if breaks { body.len().min(from + 1000) } else { body.len() };
+            stream.write_all(&body[from..end]).await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn a_pull_goes_on_where_it_broke_off() {
+    let blob: Vec<u8> = (0..3500_u32).map(|n| n as u8).collect();
+    for (ranges, expected) in [(true, vec!["", "1000-", "2000-", "3000-"]), (false, vec!["", "1000-"])] {
+        let (address, asked) = breaking(blob.clone(), ranges).await;
+        let dir = tempfile::tempdir().unwrap();
+        let puller = Puller::new(Arc::new(Store::open(dir.path()).unwrap()), RegistryConfig::default());
+        let name = format!("{address}/app:v1");
+        let record = puller.pull(&name, Wanted::WasmFirst, &Credentials::Anonymous).await.unwrap();
+        assert_eq!(std::fs::read(puller.store().blob_path(&record.layer)).unwrap(), blob);
+        assert_eq!(*asked.lock().unwrap(), expected);
+    }
+}
+
+#[tokio::test]
+async fn commands_come_beside_the_component() {
+    let registry = Registry::start().await;
+    let layer = |bytes: &[u8], name: Option<&str>| {
+        registry.content.lock().unwrap().blobs.insert(digest(bytes), bytes.to_vec());
+        let mut layer =
+            json!({"mediaType": "application/wasm", "size": bytes.len(), "digest": digest(bytes)});
+        if let Some(name) = name {
+            layer["annotations"] = json!({"coracle.dev/command": name});
+        }
+        layer
+    };
+    let manifest = |layers: &[serde_json::Value]| {
+        json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "layers": layers,
+            "config": {"mediaType": "application/vnd.wasm.config.v0+json", "size": 2, "digest": digest(b"{}")}})
+        .to_string()
+        .into_bytes()
+    };
+    registry.push("app", "plain", b"main");
+    let good = manifest(&[layer(b"tool", Some("tool")), layer(b"main", None)]);
+    let doubled = manifest(&[layer(b"main", None), layer(b"a", Some("tool")), layer(b"b", Some("tool"))]);
+    for (tag, manifest) in [("good", good), ("doubled", doubled)] {
+        registry.content.lock().unwrap().put("app", tag, manifest);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let puller = Puller::new(Arc::new(Store::open(dir.path()).unwrap()), RegistryConfig::default());
+    let pull = async |tag: &str| {
+        let name = format!("{}/app:{tag}", registry.address);
+        puller.pull(&name, Wanted::WasmFirst, &Credentials::Anonymous).await
+    };
+    let record = pull("good").await.unwrap();
+    assert_eq!(record.layer, digest(b"main"));
+    assert_eq!(record.commands, [("tool".to_owned(), digest(b"tool"))].into());
+    puller.store().sweep().unwrap();
+    assert_eq!(std::fs::read(puller.store().blob_path(&digest(b"tool"))).unwrap(), b"tool");
+    assert!(pull("doubled").await.unwrap_err().to_string().contains("share a name"));
 }

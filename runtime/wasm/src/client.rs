@@ -223,15 +223,17 @@ impl HostClient {
     }
 }
 
-/// Runs a program in a container with these streams; answers its exit code. On a connection of its own.
+/// Runs a program in a container with these streams; answers its exit code. On a connection of its own. `artifact` is
+/// compiled code that is run instead of what the container has.
 pub async fn exec(
     path: &Path,
     id: &str,
     args: Vec<String>,
     tty: bool,
+    artifact: Option<PathBuf>,
     near: coracle_streaming::Near,
 ) -> Result<i32, Error> {
-    stream(path, Request::Exec { id: id.into(), args, tty }, near).await
+    stream(path, Request::Exec { id: id.into(), args, tty, artifact }, near).await
 }
 
 /// Joins a container with these streams; answers its exit code when it has ended. On a connection of its own.

@@ -13,7 +13,7 @@ pub use services::{
 };
 
 /// What each side writes first; the last byte is the version of this protocol.
-pub const PREAMBLE: [u8; 4] = *b"CWH\x07";
+pub const PREAMBLE: [u8; 4] = *b"CWH\x08";
 
 /// The longest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -258,12 +258,14 @@ pub enum Request {
         cpu_millis: Option<u32>,
     },
     SetServices(ServiceTable),
-    /// Runs the container's own program, or an applet, once more. As the first call of a connection only: after
+    /// Runs the container's own program, an applet, or `artifact` in the container. As the first call of a connection only: after
     /// [`Response::Done`] the connection carries frames of [`coracle_streaming::frame`], the last of which is an [`Ended`].
     Exec {
         id: String,
         args: Vec<String>,
         tty: bool,
+        /// A command of the image that lies beside its program, as compiled code.
+        artifact: Option<PathBuf>,
     },
     /// Shows what the container writes from now on, and feeds its input. As the first call of a connection only, like
     /// [`Request::Exec`].

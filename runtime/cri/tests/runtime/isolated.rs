@@ -40,9 +40,17 @@ fn status_of(pid: i32, key: &str) -> String {
 }
 
 /// Whether a process is there, and no zombie that waits for its parent.
-fn lives(pid: i32) -> bool {
+fn state(pid: i32) -> Option<char> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    text.lines().any(|l| l.starts_with("State:") && !l.contains('Z'))
+    text.lines().find_map(|line| line.strip_prefix("State:")?.trim().chars().next())
+}
+
+fn lives(pid: i32) -> bool {
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+fn stopped(pid: i32) -> bool {
+    state(pid) == Some('T')
 }
 
 async fn running<'a>(pod: &Pod<'a>, suite: &Suite) -> String {
@@ -116,6 +124,9 @@ async fn isolated_hosts_are_adopted_and_one_that_dies_takes_only_its_own_pod() {
     // A host that does not answer any more is ended all the same.
     let stuck = host_pid(&service, &other).await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(stuck), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    while !stopped(stuck) {
+        tokio::task::yield_now().await;
+    }
     let stop = v1::StopPodSandboxRequest { pod_sandbox_id: other.id.clone() };
     suite.runtime.clone().stop_pod_sandbox(stop).await.unwrap();
     assert_eq!(suite.exited(&ids[1]).await.unwrap().exit_code, 137);

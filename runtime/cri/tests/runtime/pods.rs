@@ -119,6 +119,29 @@ async fn two_containers_share_a_volume_and_the_loopback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_command_of_the_image_is_run_in_its_container() {
+    let service = Service::start().await;
+    service.registry.push_with_command("web", "v1", &guest("web"), "look", &guest("probe"));
+    service.registry.push_with_command("bad", "v1", &guest("web"), "serve", &guest("switch"));
+    let suite = service.suite().await;
+    let refused = suite.pull("bad:v1").await.unwrap_err().to_string();
+    assert!(refused.contains("command serve: the component does not export wasi:cli/run"), "{refused}");
+    let (pod, id) = web_pod(&suite, "tools").await;
+    let exec = async |cmd: &[&str]| {
+        let cmd = cmd.iter().map(|c| (*c).to_owned()).collect();
+        let request = v1::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 20 };
+        suite.runtime.clone().exec_sync(request).await.unwrap().into_inner()
+    };
+    // It has the container's environment, and its own arguments.
+    let said = exec(&["look", "env"]).await;
+    let printed = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.exit_code == 0 && printed.contains("POD=tools"), "{said:?}");
+    assert_eq!(exec(&["look", "print", "hello"]).await.stdout, b"hello\nno newline");
+    assert_eq!(exec(&["other"]).await.exit_code, 127);
+    pod.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn handlers_are_served_on_the_ports_they_declare() {
     let service = Service::start().await;
     service.registry.push("web", "v1", &guest("web"));

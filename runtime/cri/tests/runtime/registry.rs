@@ -71,6 +71,21 @@ impl Registry {
         self.put(repository, tag, kinds, b"{}".to_vec(), wasm);
     }
 
+    /// Puts a component there, and one beside it that can be run in its container.
+    pub fn push_with_command(&self, repository: &str, tag: &str, wasm: &[u8], name: &str, command: &[u8]) {
+        let mut manifest: serde_json::Value = {
+            let kinds = ["application/vnd.wasm.config.v0+json", "application/wasm"];
+            let bytes = self.put(repository, tag, kinds, b"{}".to_vec(), wasm);
+            serde_json::from_slice(&bytes).unwrap()
+        };
+        let layer = json!({"mediaType": "application/wasm", "size": command.len(), "digest": digest(command),
+            "annotations": {"coracle.dev/command": name}});
+        manifest["layers"].as_array_mut().unwrap().push(layer);
+        let mut content = self.content.lock().unwrap();
+        content.insert(digest(command), command.to_vec());
+        content.insert(format!("{repository}/manifests/{tag}"), manifest.to_string().into_bytes());
+    }
+
     /// Puts a Linux image of busybox there.
     pub fn push_linux(&self, repository: &str, tag: &str) -> Vec<u8> {
         let config = json!({"architecture": "amd64", "os": "linux", "config": {"Env": ["FROM=image"]},

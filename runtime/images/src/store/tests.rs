@@ -18,6 +18,7 @@ fn add(store: &Store, content: &str, tag: &str) -> ImageRecord {
         config,
         layer,
         layers: Vec::new(),
+        commands: Default::default(),
         platform: Platform::Wasm,
         size: 6,
         pulled_at_ns: 1,

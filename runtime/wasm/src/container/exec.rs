@@ -1,13 +1,19 @@
 //! Exec and attach: the container's own program once more, an applet over its volumes, or a look at what it writes.
 
+use std::{path::PathBuf, sync::Arc};
+
 use coracle_streaming::{Near, Output};
 
 use super::{Container, command};
 use crate::{
     applets,
     cpu::Metered,
-    hosts::cli::{Streams, piped::Piped},
+    hosts::{
+        self,
+        cli::{Streams, piped::Piped},
+    },
     log::Stream,
+    program::{self, Program},
     protocol::{ErrorCode, HostError, Kind, State},
 };
 
@@ -15,13 +21,22 @@ use crate::{
 const NOT_FOUND: i32 = 127;
 
 impl Container {
-    /// Runs a command with these streams; answers its exit code.
-    pub async fn exec(&self, args: Vec<String>, near: Near) -> Result<i32, HostError> {
+    /// Runs a command with these streams; answers its exit code. `artifact`: that one, with all that the container has.
+    pub async fn exec(
+        &self,
+        args: Vec<String>,
+        artifact: Option<PathBuf>,
+        near: Near,
+    ) -> Result<i32, HostError> {
         let Some(name) = args.first().cloned() else {
             return Err(HostError::new(ErrorCode::Invalid, "no command is given"));
         };
+        if let Some(artifact) = artifact {
+            let program = self.beside(artifact).await?;
+            return Ok(self.run(&program, args, near).await);
+        }
         if self.is_own(&name) && self.program.kind == Kind::Command {
-            return Ok(self.run_again(args, near).await);
+            return Ok(self.run(&self.program, args, near).await);
         }
         let Near { stdin, output, sizes: _ } = near;
         let spec = self.spec();
@@ -54,12 +69,24 @@ impl Container {
         name == self.own_name() || base(name) == base(self.own_name()) || name == self.spec().name
     }
 
-    /// A new instance of the program, with the container's volumes, environment and limits.
-    async fn run_again(&self, args: Vec<String>, near: Near) -> i32 {
+    /// Another program, which may use what this container may.
+    async fn beside(&self, artifact: PathBuf) -> Result<Arc<Program>, HostError> {
+        let capabilities = self.spec().capabilities.clone();
+        let loaded = tokio::task::spawn_blocking(move || {
+            let program = program::load(&artifact)?;
+            hosts::permit(program.imports.iter(), &capabilities)?;
+            Ok::<_, String>(program)
+        });
+        let loaded = loaded.await.map_err(|e| HostError::new(ErrorCode::Internal, e.to_string()))?;
+        loaded.map_err(|words| HostError::new(ErrorCode::Invalid, words))
+    }
+
+    /// A new instance of a program, with the container's volumes, environment and limits.
+    async fn run(&self, program: &Program, args: Vec<String>, near: Near) -> i32 {
         let Near { stdin, output, sizes: _ } = near;
         let errors = output.clone();
         let piped = Piped { args, stdin, output };
-        let again = Box::pin(command::call(&self.grants, &self.program, Streams::Piped(piped)));
+        let again = Box::pin(command::call(&self.grants, program, Streams::Piped(piped)));
         let guest = Metered { future: again, meter: self.grants.meter.clone() };
         let exit = tokio::select! {
             biased;

@@ -39,7 +39,7 @@ pub(super) async fn serve(
     let (near, far) = streams();
     let run = async {
         match request {
-            Request::Exec { args, .. } => container.exec(args, near).await,
+            Request::Exec { args, artifact, .. } => container.exec(args, artifact, near).await,
             Request::Attach { stdin, .. } => container.attach(stdin, near).await,
             _ => Ok(0),
         }

@@ -10,3 +10,4 @@ mod networking;
 mod processes;
 mod services;
 mod streams;
+mod threes;
