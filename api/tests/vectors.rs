@@ -152,11 +152,11 @@ fn strategic_merge_of_lists() {
         "spec: {template: {spec: {tolerations: [{effect: NoSchedule, key: disktype, value: ssd}]}}}",
         "spec: {template: {spec: {tolerations: [{effect: NoSchedule, key: disktype, value: ssd}]}}}",
     );
-    // Primitives merge in the few lists that say so.
+    // Primitives merge in the few lists that say so; the order of the patch goes before that of the target.
     example(
         "metadata: {finalizers: [a, b, c]}",
         "metadata: {finalizers: [b, d]}",
-        "metadata: {finalizers: [a, b, c, d]}",
+        "metadata: {finalizers: [a, b, d, c]}",
     );
 }
 

@@ -87,8 +87,8 @@ fn what_is_missing_is_named() {
             "MountVolume.SetUp failed for volume \"v\" : configmap \"gone\" not found",
         ),
         (
-            json!([{"name": "v", "csi": {"driver": "d"}}]),
-            "volume \"v\": volumes of kind csi are not supported by this node",
+            json!([{"name": "v", "iscsi": {"targetPortal": "t", "iqn": "i", "lun": 0}}]),
+            "volume \"v\": volumes of kind iscsi are not supported by this node",
         ),
         (
             json!([{"name": "v", "configMap": {"name": "config", "items": [{"key": "k", "path": "k"}]}}]),

@@ -124,7 +124,7 @@ async fn isolated_hosts_are_adopted_and_one_that_dies_takes_only_its_own_pod() {
     // A host that does not answer any more is ended all the same.
     let stuck = host_pid(&service, &other).await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(stuck), nix::sys::signal::Signal::SIGSTOP).unwrap();
-    while !stopped(stuck) {
+    while lives(stuck) && !stopped(stuck) {
         tokio::task::yield_now().await;
     }
     let stop = v1::StopPodSandboxRequest { pod_sandbox_id: other.id.clone() };
