@@ -218,13 +218,18 @@ pub async fn run(
     pods.synced().await;
     ready(pods);
     let beats = async {
-        let mut due = tokio::time::interval(RENEWAL / u32::try_from(names.len().max(1)).unwrap_or(u32::MAX));
-        for name in names.iter().cycle() {
-            due.tick().await;
+        let due = tokio::time::interval(RENEWAL / u32::try_from(names.len().max(1)).unwrap_or(u32::MAX));
+        let renewal = async |name: &String| {
             if let Err(error) = renew(&writer, name).await {
                 tracing::warn!(node = name, error = format!("{error:#}"), "renew a lease");
             }
-        }
+        };
+        // A server that is slow is not waited for with one: nodes that are late one after the other would be thought dead.
+        let turns = futures::stream::unfold((due, names.iter().cycle()), async |(mut due, mut names)| {
+            due.tick().await;
+            Some((names.next()?, (due, names)))
+        });
+        turns.for_each_concurrent(AT_ONCE, renewal).await;
     };
     tokio::select! {
         () = reconcile::run(hollow, shutdown.clone()) => {}

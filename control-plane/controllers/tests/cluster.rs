@@ -253,3 +253,31 @@ async fn a_thousand_pods() {
     println!("ready in {:?}", start.elapsed());
     world.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_hollow_nodes() {
+    let start = Instant::now();
+    let world = World::start(1000).await;
+    println!("1,000 nodes are there after {:?}", start.elapsed());
+    let deployments: Api<Deployment> = world.api("default");
+    let start = Instant::now();
+    deployments.create(&PostParams::default(), &deployment("web", 1000)).await.unwrap();
+    world.rolled_out("default", "web", 1000, "1").await;
+    println!("1,000 pods are ready after {:?}", start.elapsed());
+    let pods = world.api::<Pod>("default").list(&ListParams::default()).await.unwrap().items;
+    let mut on: std::collections::HashMap<String, usize> = Default::default();
+    for pod in &pods {
+        *on.entry(pod.spec.as_ref().unwrap().node_name.clone().unwrap()).or_default() += 1;
+    }
+    assert_eq!(pods.len(), 1000);
+    // One each would be best; where not all nodes are looked at for each pod it is a little less even.
+    assert!(
+        on.len() > 400 && on.values().all(|count| *count <= 8),
+        "{} nodes, {:?}",
+        on.len(),
+        on.values().max()
+    );
+    let silent = Api::<Node>::all(world.client()).list(&ListParams::default()).await.unwrap().items;
+    assert!(silent.iter().all(|node| node.spec.as_ref().is_none_or(|spec| spec.taints.is_none())));
+    world.stop().await;
+}

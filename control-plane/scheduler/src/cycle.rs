@@ -1,6 +1,6 @@
 //! One pod against all nodes; pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::devices::Claims as DeviceClaims;
@@ -82,6 +82,10 @@ pub struct Snapshot {
     /// Pods that keep others away, and pods with wishes, on all nodes.
     keeping_away: usize,
     wishing: usize,
+    /// On which nodes pods of each controller are, and how many.
+    owners: HashMap<String, BTreeMap<String, usize>>,
+    /// How many nodes have each image.
+    images: HashMap<String, usize>,
     /// Pods for which others are being stopped, by `namespace/name`: the node, and the pod.
     nominated: BTreeMap<String, (String, Arc<PodView>)>,
 }
@@ -91,8 +95,48 @@ impl Snapshot {
     pub fn set_node(&mut self, node: NodeView) -> u32 {
         let room = self.rooms.entry(node.name.clone()).or_default();
         let changed = wake::of_node(Some(&room.node), &node);
-        room.node = node;
+        let before = std::mem::replace(&mut room.node, node.clone());
+        if before.images != node.images {
+            self.count_images(&before, -1);
+            self.count_images(&node, 1);
+        }
         changed
+    }
+
+    fn count_images(&mut self, node: &NodeView, by: isize) {
+        for image in node.images.keys() {
+            let count = self.images.entry(image.clone()).or_default();
+            *count = count.saturating_add_signed(by);
+            if *count == 0 {
+                self.images.remove(image);
+            }
+        }
+    }
+
+    /// How many nodes have an image.
+    pub fn holders(&self, image: &str) -> usize {
+        self.images.get(image).copied().unwrap_or(0)
+    }
+
+    /// The nodes with pods of a controller that stay, and how many there are.
+    pub fn of_owner(&self, owner: &str) -> impl Iterator<Item = (&Room, usize)> {
+        let there = self.owners.get(owner).into_iter().flatten();
+        there.filter_map(|(node, count)| Some((self.room(node)?, *count)))
+    }
+
+    fn count_owner(&mut self, node: &str, pod: &PodView, by: isize) {
+        if !stays(pod) {
+            return;
+        }
+        let nodes = self.owners.entry(pod.owner.clone()).or_default();
+        let count = nodes.entry(node.to_owned()).or_default();
+        *count = count.saturating_add_signed(by);
+        if *count == 0 {
+            nodes.remove(node);
+        }
+        if nodes.is_empty() {
+            self.owners.remove(&pod.owner);
+        }
     }
 
     /// How many nodes there are, those included that are gone and have pods.
@@ -123,7 +167,8 @@ impl Snapshot {
     /// A node is gone; what pods take of it stays known until they go, in case it comes back.
     pub fn remove_node(&mut self, name: &str) {
         if let Some(room) = self.rooms.get_mut(name) {
-            room.node = NodeView::default();
+            let before = std::mem::take(&mut room.node);
+            self.count_images(&before, -1);
         }
         self.tidy(name);
     }
@@ -146,17 +191,23 @@ impl Snapshot {
         self.nominated.remove(&pod.key());
         self.keeping_away += usize::from(inter_pod::keeps_away(pod));
         self.wishing += usize::from(inter_pod::wishes(pod));
+        self.count_owner(node, pod, 1);
         self.rooms.entry(node.to_owned()).or_default().take(pod);
     }
 
     /// A pod gives its room back.
     pub fn give_back(&mut self, node: &str, pod: &PodView) {
         if let Some(room) = self.rooms.get_mut(node) {
-            if room.pods.contains_key(&pod.key()) {
+            let there = room.pods.get(&pod.key()).cloned();
+            if there.is_some() {
                 self.keeping_away = self.keeping_away.saturating_sub(usize::from(inter_pod::keeps_away(pod)));
                 self.wishing = self.wishing.saturating_sub(usize::from(inter_pod::wishes(pod)));
             }
             room.give_back(pod);
+            // What was counted is what was there.
+            if let Some(there) = there {
+                self.count_owner(node, &there, -1);
+            }
         }
         self.tidy(node);
     }

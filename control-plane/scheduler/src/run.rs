@@ -45,7 +45,7 @@ const BATCH: usize = 256;
 
 struct Scheduler {
     client: Client,
-    options: Options,
+    profiles: Vec<Arc<Profile>>,
     snapshot: Snapshot,
     world: World,
     queue: Queue,
@@ -102,7 +102,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
     let mut scheduler = Scheduler {
         turn: 0,
         client,
-        options,
+        profiles: options.configuration.profiles.into_iter().map(Arc::new).collect(),
         snapshot: Snapshot::default(),
         world,
         queue,
@@ -257,8 +257,8 @@ impl Scheduler {
         }
     }
 
-    fn profile(&self, pod: &PodView) -> Option<&Profile> {
-        self.options.configuration.profiles.iter().find(|profile| profile.name == pod.scheduler)
+    fn profile(&self, pod: &PodView) -> Option<Arc<Profile>> {
+        self.profiles.iter().find(|profile| profile.name == pod.scheduler).cloned()
     }
 
     fn wants(&self, pod: &PodView) -> bool {
@@ -286,7 +286,7 @@ impl Scheduler {
             let Ok(slot) = self.slots.clone().try_acquire_owned() else { return false };
             let Some(pod) = self.queue.pop() else { return false };
             let key = pod.key();
-            let Some(profile) = self.profile(&pod).cloned() else { continue };
+            let Some(profile) = self.profile(&pod) else { continue };
             self.turn = self.turn.wrapping_add(1);
             match choose(&pod, &profile, &self.snapshot, &self.world, self.turn) {
                 Choice::Node(node) => {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use coracle_api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{
-    Affinity, Container, Node, Pod, Taint, Toleration, TopologySpreadConstraint, Volume,
+    Affinity, Container, Node, Pod, PodSpec, Taint, Toleration, TopologySpreadConstraint, Volume,
 };
 
 use crate::plugins::node_ports::{ANY, HostPort};
@@ -66,7 +66,8 @@ pub struct NodeView {
 impl PodView {
     /// Keeps what matters.
     pub fn of(pod: &Pod) -> Self {
-        let (meta, spec) = (&pod.metadata, pod.spec.clone().unwrap_or_default());
+        let none = PodSpec::default();
+        let (meta, spec) = (&pod.metadata, pod.spec.as_ref().unwrap_or(&none));
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         let owner = meta.owner_references.iter().flatten().find(|one| one.controller == Some(true));
         let ports = spec.containers.iter().flat_map(|one| one.ports.iter().flatten());
@@ -83,18 +84,18 @@ impl PodView {
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
             requests: requests(&spec.containers, spec.init_containers.as_deref().unwrap_or_default()),
-            node: spec.node_name.unwrap_or_default(),
-            scheduler: spec.scheduler_name.unwrap_or_default(),
+            node: spec.node_name.clone().unwrap_or_default(),
+            scheduler: spec.scheduler_name.clone().unwrap_or_default(),
             priority: spec.priority.unwrap_or(0),
             created: meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
-            node_selector: spec.node_selector.unwrap_or_default(),
-            affinity: spec.affinity.map(Box::new),
-            tolerations: spec.tolerations.unwrap_or_default(),
+            node_selector: spec.node_selector.clone().unwrap_or_default(),
+            affinity: spec.affinity.clone().map(Box::new),
+            tolerations: spec.tolerations.clone().unwrap_or_default(),
             host_ports,
             images: spec.containers.iter().filter_map(|one| Some(with_tag(one.image.as_deref()?))).collect(),
             owner: owner.map(|one| one.uid.clone()).unwrap_or_default(),
             labels: meta.labels.clone().unwrap_or_default(),
-            spread: spec.topology_spread_constraints.unwrap_or_default(),
+            spread: spec.topology_spread_constraints.clone().unwrap_or_default(),
             claims: claims(
                 spec.volumes.as_deref().unwrap_or_default(),
                 meta.name.as_deref().unwrap_or_default(),
@@ -111,7 +112,7 @@ impl PodView {
                 .as_ref()
                 .and_then(|status| status.start_time.as_ref())
                 .map_or(0, |time| time.0.as_second()),
-            gated: spec.scheduling_gates.is_some_and(|gates| !gates.is_empty()),
+            gated: spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()),
             ended: matches!(phase, Some("Succeeded" | "Failed")),
             deleting: meta.deletion_timestamp.is_some(),
         }
@@ -153,18 +154,14 @@ fn devices(pod: &Pod) -> Vec<(String, Option<String>)> {
 impl NodeView {
     /// Keeps what matters.
     pub fn of(node: &Node) -> Self {
-        let spec = node.spec.clone().unwrap_or_default();
-        let allocatable =
-            node.status.as_ref().and_then(|status| status.allocatable.clone()).unwrap_or_default();
+        let spec = node.spec.as_ref();
+        let allocatable = node.status.iter().flat_map(|status| status.allocatable.iter().flatten());
         Self {
             name: node.metadata.name.clone().unwrap_or_default(),
             labels: node.metadata.labels.clone().unwrap_or_default(),
-            taints: spec.taints.unwrap_or_default(),
-            unschedulable: spec.unschedulable.unwrap_or(false),
-            allocatable: allocatable
-                .iter()
-                .map(|(name, text)| (name.clone(), amount(name, &text.0)))
-                .collect(),
+            taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
+            unschedulable: spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
+            allocatable: allocatable.map(|(name, text)| (name.clone(), amount(name, &text.0))).collect(),
             images: node
                 .status
                 .iter()

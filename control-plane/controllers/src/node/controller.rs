@@ -1,6 +1,6 @@
 //! Carries out what a node's silence means, gives it its pod range, and removes pods of nodes that are gone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,26 @@ use crate::write::{self, Delete, Writer};
 /// A pod of a node that is gone may still stop by itself for this long.
 const GONE_GRACE: Duration = Duration::from_secs(40);
 
+/// Numbers of ranges, by node and in order.
+#[derive(Default)]
+struct Given {
+    of: HashMap<String, u32>,
+    used: BTreeSet<u32>,
+}
+
+impl Given {
+    fn set(&mut self, node: &str, number: u32) {
+        if let Some(before) = self.of.insert(node.to_owned(), number) {
+            self.used.remove(&before);
+        }
+        self.used.insert(number);
+    }
+
+    fn remove(&mut self, node: &str) -> bool {
+        self.of.remove(node).is_some_and(|number| self.used.remove(&number))
+    }
+}
+
 /// Watches over nodes.
 pub struct NodeController {
     caches: Arc<Informers>,
@@ -32,8 +52,8 @@ pub struct NodeController {
     queue: WorkQueue,
     ranges: Option<Ranges>,
     grace: Duration,
-    /// Ranges given to nodes whose object may not show it yet, by node.
-    given: Mutex<HashMap<String, String>>,
+    /// Ranges that nodes have or are about to have.
+    given: Mutex<Given>,
     /// The last sign of life of each node, and when it was seen here: clocks of nodes are not trusted.
     signs: Mutex<HashMap<String, (String, Instant)>>,
     missing: Mutex<HashMap<String, Instant>>,
@@ -64,8 +84,13 @@ impl NodeController {
         });
         let own = this.clone();
         caches.nodes.on_change(move |old, new| {
-            if let Some(node) = new.or(old) {
-                own.queue.add(key_of(node.as_ref()));
+            let Some(node) = new.or(old) else { return };
+            own.queue.add(key_of(node.as_ref()));
+            let cidr = node.spec.pod_cidr.as_deref().unwrap_or_default();
+            match own.ranges.and_then(|ranges| ranges.number(cidr)) {
+                Some(number) if new.is_some() => own.given.lock().set(node.name(), number),
+                _ if new.is_none() => drop(own.given.lock().remove(node.name())),
+                _ => {}
             }
         });
         let own = this.clone();
@@ -115,19 +140,13 @@ impl NodeController {
         else {
             return Ok(());
         };
-        let range = {
+        let number = {
             let mut given = self.given.lock();
-            let nodes = self.caches.nodes.all();
-            given.retain(|name, _| self.caches.nodes.get(name).is_some());
-            let mut used: HashSet<String> = nodes.iter().filter_map(|n| n.spec.pod_cidr.clone()).collect();
-            used.extend(given.values().cloned());
-            let range = given.get(node.name()).cloned().or_else(|| ranges.free(&used));
-            if let Some(range) = &range {
-                given.insert(node.name().to_string(), range.clone());
-            }
-            range
+            let number = given.of.get(node.name()).copied().or_else(|| ranges.free(&given.used));
+            number.into_iter().for_each(|number| given.set(node.name(), number));
+            number
         };
-        let Some(range) = range else {
+        let Some(range) = number.map(|number| ranges.part(number)) else {
             self.events.warning(
                 node,
                 "CIDRNotAvailable",

@@ -1,6 +1,6 @@
 //! Cuts the cluster's pod range into one range a node. Pure.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 /// The pod range and the size of a node's part.
@@ -32,9 +32,23 @@ impl Ranges {
         Ok(Self { first, count: 1 << (bits - length), bits })
     }
 
+    /// A part as text.
+    pub fn part(&self, number: u32) -> String {
+        format!("{}/{}", Ipv4Addr::from(self.first + (number << (32 - self.bits))), self.bits)
+    }
+
+    /// The number of a part; None for what is no part.
+    pub fn number(&self, part: &str) -> Option<u32> {
+        let (address, bits) = part.split_once('/')?;
+        let address: Ipv4Addr = address.parse().ok()?;
+        let offset = u32::from(address).checked_sub(self.first)?;
+        let number = offset >> (32 - self.bits);
+        (bits.parse() == Ok(self.bits) && number < self.count).then_some(number)
+    }
+
     /// The first part that is not used.
-    pub fn free(&self, used: &HashSet<String>) -> Option<String> {
-        let part = |i: u32| format!("{}/{}", Ipv4Addr::from(self.first + (i << (32 - self.bits))), self.bits);
-        (0..self.count).map(part).find(|p| !used.contains(p))
+    pub fn free(&self, used: &BTreeSet<u32>) -> Option<u32> {
+        let taken = used.iter().zip(0..).take_while(|(used, number)| **used == *number).count();
+        u32::try_from(taken).ok().filter(|number| *number < self.count)
     }
 }

@@ -1,6 +1,6 @@
 //! Ranges, taints and evictions.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -18,15 +18,21 @@ fn node(ready: &str, taints: Value) -> Node {
 #[test]
 fn ranges() {
     let ranges = Ranges::new("127.64.0.0/11", 18).unwrap();
-    let mut used = HashSet::new();
-    assert_eq!(ranges.free(&used).as_deref(), Some("127.64.0.0/18"));
-    used.insert("127.64.0.0/18".to_string());
-    assert_eq!(ranges.free(&used).as_deref(), Some("127.64.64.0/18"));
-    while let Some(range) = ranges.free(&used) {
-        used.insert(range);
+    let mut used = BTreeSet::new();
+    let first = |used: &BTreeSet<u32>| ranges.free(used).map(|number| ranges.part(number));
+    assert_eq!(first(&used).as_deref(), Some("127.64.0.0/18"));
+    used.insert(ranges.number("127.64.0.0/18").unwrap());
+    assert_eq!(first(&used).as_deref(), Some("127.64.64.0/18"));
+    used.insert(7);
+    while let Some(number) = ranges.free(&used) {
+        assert_eq!(ranges.number(&ranges.part(number)), Some(number));
+        used.insert(number);
     }
     assert_eq!(used.len(), 128);
-    assert!(used.contains("127.95.192.0/18"));
+    assert_eq!(ranges.number("127.95.192.0/18"), Some(127));
+    for other in ["127.96.0.0/18", "127.63.0.0/18", "127.64.0.0/24", "x"] {
+        assert_eq!(ranges.number(other), None, "{other}");
+    }
     for wrong in ["", "127.64.0.0", "::/64", "10.0.0.0/20", "10.0.0.0/40"] {
         assert!(Ranges::new(wrong, 18).is_err(), "{wrong}");
     }

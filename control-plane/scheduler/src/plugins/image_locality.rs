@@ -12,13 +12,8 @@ const MOST: i64 = 1000 * MEGABYTE;
 /// Prefers nodes with the images. An image that few nodes have counts less, so that those do not get everything.
 pub fn score(cycle: &Cycle<'_>, rooms: &[&Room]) -> Vec<i64> {
     let images = &cycle.pod.images;
-    let holders: Vec<i64> = images
-        .iter()
-        .map(|image| {
-            let holders = cycle.snapshot.nodes().filter(|room| room.node.images.contains_key(image)).count();
-            i64::try_from(holders).unwrap_or(0)
-        })
-        .collect();
+    let holders: Vec<i64> =
+        images.iter().map(|image| i64::try_from(cycle.snapshot.holders(image)).unwrap_or(0)).collect();
     if holders.iter().all(|count| *count == 0) {
         return vec![0; rooms.len()];
     }

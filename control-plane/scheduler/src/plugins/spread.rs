@@ -62,6 +62,22 @@ fn constraint(
         pods,
         counts: HashMap::new(),
     };
+    if let (Pods::OfOwner(owner), false) = (&constraint.pods, one.when_unsatisfiable == "DoNotSchedule") {
+        // Where only more or fewer matters, domains without any need no number.
+        for (room, there) in snapshot.of_owner(owner) {
+            let value = room.node.labels.get(&one.topology_key);
+            let selected = placement::selects(
+                &pod.node_selector,
+                pod.affinity.as_deref(),
+                &room.node.labels,
+                &room.node.name,
+            );
+            if let Some(value) = value.filter(|_| selected) {
+                *constraint.counts.entry(value.clone()).or_default() += i64::try_from(there).unwrap_or(0);
+            }
+        }
+        return constraint;
+    }
     for room in snapshot.nodes() {
         let labels = &room.node.labels;
         // A node that lacks a label of any constraint is in no domain.

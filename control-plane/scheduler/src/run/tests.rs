@@ -9,7 +9,7 @@ fn scheduler() -> (Scheduler, mpsc::UnboundedReceiver<Ended>) {
     let scheduler = Scheduler {
         turn: 0,
         client,
-        options: Options::default(),
+        profiles: Configuration::default().profiles.into_iter().map(Arc::new).collect(),
         snapshot: Snapshot::default(),
         world: World::default(),
         queue: Queue::default(),
