@@ -2,7 +2,8 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(["csi/v1/csi.proto", "pluginregistration/api.proto"], ["proto"])?;
+    let descriptors =
+        protox::compile(["csi/v1/csi.proto", "dra/v1/api.proto", "pluginregistration/api.proto"], ["proto"])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

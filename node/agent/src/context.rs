@@ -65,6 +65,8 @@ pub struct Context {
     pub devices: coracle_devices::manager::Manager,
     /// Storage drivers that have registered.
     pub csi: crate::csi::Drivers,
+    /// Drivers of claimed devices that have registered.
+    pub claims: crate::claims::Drivers,
     /// What an operator set.
     pub tuning: Tuning,
     /// What the node is short of.

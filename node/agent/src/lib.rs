@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
+pub mod claims;
 pub mod context;
 pub mod csi;
 pub mod env;
@@ -95,6 +96,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         dns: options.dns.clone(),
         devices: devices.clone(),
         csi: Default::default(),
+        claims: Default::default(),
         tuning: options.tuning.clone(),
         pressure: tokio::sync::watch::channel(Default::default()).0,
         shutting_down: Default::default(),

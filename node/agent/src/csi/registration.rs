@@ -28,7 +28,7 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     if let Err(error) = std::fs::create_dir_all(&directory) {
         return tracing::warn!(%error, directory = %directory.display(), "storage drivers cannot register");
     }
-    let mut known: BTreeMap<PathBuf, Option<String>> = BTreeMap::new();
+    let mut known: BTreeMap<PathBuf, Option<(bool, String)>> = BTreeMap::new();
     loop {
         look(&context, &directory, &mut known).await;
         tokio::select! {
@@ -45,12 +45,16 @@ fn sockets(directory: &Path) -> Vec<PathBuf> {
     entries.take(MAX_SOCKETS).flatten().filter(is_socket).map(|e| e.path()).collect()
 }
 
-async fn look(context: &Context, directory: &Path, known: &mut BTreeMap<PathBuf, Option<String>>) {
+async fn look(context: &Context, directory: &Path, known: &mut BTreeMap<PathBuf, Option<(bool, String)>>) {
     let found = sockets(directory);
     let gone: Vec<PathBuf> = known.keys().filter(|path| !found.contains(path)).cloned().collect();
     for path in gone {
-        if let Some(Some(name)) = known.remove(&path) {
-            tracing::info!(driver = name, "a storage driver has left");
+        if let Some(Some((storage, name))) = known.remove(&path) {
+            tracing::info!(driver = name, "a driver has left");
+            if !storage {
+                context.claims.set(&name, None);
+                continue;
+            }
             context.csi.set(&name, None);
             if let Err(error) = tell(context, &name, None).await {
                 tracing::warn!(error = format!("{error:#}"), "the CSINode still lists a driver that left");
@@ -75,22 +79,37 @@ async fn look(context: &Context, directory: &Path, known: &mut BTreeMap<PathBuf,
     }
 }
 
-/// Takes a plugin in: its name, if it is a storage driver.
-async fn register(context: &Context, socket: &Path) -> anyhow::Result<Option<String>> {
+/// Takes a plugin in: whether it is a storage driver, and its name.
+async fn register(context: &Context, socket: &Path) -> anyhow::Result<Option<(bool, String)>> {
     let mut client = plugin::registration_client::RegistrationClient::new(
         connect(socket).await.map_err(anyhow::Error::msg)?,
     );
     let info = client.get_info(plugin::InfoRequest {}).await?.into_inner();
-    if info.r#type != "CSIPlugin" {
+    let storage = info.r#type == "CSIPlugin";
+    if !storage && info.r#type != "DRAPlugin" {
         anyhow::bail!("plugins of type {:?} are not supported", info.r#type);
     }
-    let taken = take(context, &info).await;
+    let taken = if storage { take(context, &info).await } else { take_devices(context, &info) };
     let error = taken.as_ref().err().map(|e| format!("{e:#}")).unwrap_or_default();
     let status = plugin::RegistrationStatus { plugin_registered: taken.is_ok(), error };
     client.notify_registration_status(status).await?;
     taken?;
-    tracing::info!(driver = info.name, "a storage driver has registered");
-    Ok(Some(info.name))
+    tracing::info!(driver = info.name, "a driver has registered");
+    Ok(Some((storage, info.name)))
+}
+
+/// A driver of devices that pods claim.
+fn take_devices(context: &Context, info: &plugin::PluginInfo) -> anyhow::Result<()> {
+    let served = |version: &String| version == crate::claims::SERVICE;
+    anyhow::ensure!(
+        info.supported_versions.iter().any(served),
+        "none of {:?} is {}",
+        info.supported_versions,
+        crate::claims::SERVICE
+    );
+    let endpoint = PathBuf::from(info.endpoint.trim_start_matches("unix://"));
+    context.claims.set(&info.name, Some(endpoint));
+    Ok(())
 }
 
 async fn take(context: &Context, info: &plugin::PluginInfo) -> anyhow::Result<()> {

@@ -5,9 +5,6 @@ use k8s_openapi::api::core::v1::Pod;
 /// The first field that asks for something this node does not do.
 pub fn field(pod: &Pod) -> Option<String> {
     let spec = pod.spec.as_ref()?;
-    if spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()) {
-        return Some("spec.resourceClaims".to_owned());
-    }
     if spec.host_users == Some(false) {
         return Some("spec.hostUsers".to_owned());
     }

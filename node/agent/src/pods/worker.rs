@@ -334,6 +334,14 @@ impl Worker {
     }
 
     async fn mount(&mut self) {
+        if let Err(message) = crate::claims::prepare(&self.context, &self.pod).await {
+            let reason = "FailedPrepareDynamicResources";
+            self.context.recorder.pod(&self.pod, None, true, reason, message.clone());
+            let before = self.memory.mount_error.as_ref();
+            self.memory.mount_error =
+                Some(Self::waiting(before, reason, message, |n| (1_i64 << n.min(5)).min(30)));
+            return;
+        }
         match volumes::mount(&self.context, &self.pod, Vec::new()).await {
             Ok(_) => {
                 self.memory.mounted = true;
@@ -417,6 +425,7 @@ impl Worker {
         self.context.tokens.forget(&uid);
         let Some(dir) = PodDir::new(&self.context.root, &uid) else { return Ok(()) };
         crate::csi::volume::give_back(&self.context, &dir).await?;
+        crate::claims::give_back(&self.context, &dir).await?;
         tokio::task::spawn_blocking(move || -> std::io::Result<()> {
             dir.remove()?;
             match std::fs::remove_dir_all(&logs) {

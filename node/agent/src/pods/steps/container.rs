@@ -153,7 +153,10 @@ async fn make_config(
     if linux {
         mounts.extend(hosts::mount(pod, spec, &dir, &sandbox.ips)?);
     }
-    let devices = devices::allocate(context, pod, spec, linux).await?;
+    let mut devices = devices::allocate(context, pod, spec, linux).await?;
+    // Of a wasm container the runtime says that it cannot have them.
+    let claimed = crate::claims::devices(context, pod, spec)?.into_iter();
+    devices.cdi_devices.extend(claimed.map(|name| coracle_devices::v1beta1::CdiDevice { name }));
     let of = Ingredients {
         attempt,
         image: image.id,
