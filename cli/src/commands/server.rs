@@ -143,6 +143,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         ),
         token_key: Some(Arc::new(TokenKey::open(&ca.dir().join("sa.key"))?)),
         authenticators: options.authentication.authenticators()?,
+        anonymous: options.authentication.anonymous()?,
         fixed_tokens: [
             (admin_token.clone(), UserInfo::new("kubernetes-admin", &["system:masters"])),
             (node_token.clone(), UserInfo::new("system:node:local", &["system:nodes"])),

@@ -113,7 +113,8 @@ async fn answer(
         Some(user) => user,
         None => {
             let peer = request.extensions().get::<PeerIdentity>();
-            match authn::authenticate(request.headers(), peer, &shared.tokens).await {
+            let anonymous = shared.anonymous.may_call(&path);
+            match authn::authenticate(request.headers(), peer, &shared.tokens, anonymous).await {
                 Ok(user) => user,
                 Err(status) => {
                     track.trail = begin(&UserInfo::default(), &request);

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::audit::Audit;
-use crate::authn::{PeerIdentity, TokenAuthenticator, TokenList, cert};
+use crate::authn::{Anonymous, PeerIdentity, TokenAuthenticator, TokenList, cert};
 use crate::authz::{AdminsOnly, Authorizer};
 use crate::catalog::Catalog;
 use crate::delegate::Delegates;
@@ -54,6 +54,7 @@ pub struct ApiServerBuilder {
     resources: Vec<Arc<ResourceDef>>,
     tokens: Vec<(String, UserInfo)>,
     authenticators: Vec<Arc<dyn TokenAuthenticator>>,
+    anonymous: Anonymous,
     authorizer: Arc<dyn Authorizer>,
     admission: Vec<Arc<dyn Admission>>,
     mounts: Vec<(String, Router)>,
@@ -76,6 +77,7 @@ impl ApiServerBuilder {
             resources: Vec::new(),
             tokens: Vec::new(),
             authenticators: Vec::new(),
+            anonymous: Anonymous::default(),
             authorizer: Arc::new(AdminsOnly),
             admission: Vec::new(),
             mounts: Vec::new(),
@@ -118,6 +120,12 @@ impl ApiServerBuilder {
     /// Adds a source of bearer tokens that is asked after the fixed ones.
     pub fn authenticator(mut self, authenticator: Arc<dyn TokenAuthenticator>) -> Self {
         self.authenticators.push(authenticator);
+        self
+    }
+
+    /// Who may call without credentials.
+    pub fn anonymous(mut self, anonymous: Anonymous) -> Self {
+        self.anonymous = anonymous;
         self
     }
 
@@ -205,6 +213,7 @@ impl ApiServerBuilder {
             dynamic: self.source.map(|s| Arc::new(Dynamic::new(s, self.resources.clone()))),
             objects: Objects::new(self.store, self.resources),
             tokens,
+            anonymous: self.anonymous,
             authorizer: self.authorizer,
             admission: self.admission,
             mounts: self.mounts,

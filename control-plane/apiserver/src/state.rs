@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::audit::Audit;
-use crate::authn::TokenAuthenticator;
+use crate::authn::{Anonymous, TokenAuthenticator};
 use crate::authz::Authorizer;
 use crate::delegate::{Delegated, Delegates};
 use crate::dynamic::{Current, Dynamic};
@@ -101,6 +101,7 @@ pub(crate) struct Shared {
     /// Who serves other groups.
     pub delegates: Option<Arc<dyn Delegates>>,
     pub tokens: Vec<Arc<dyn TokenAuthenticator>>,
+    pub anonymous: Anonymous,
     pub authorizer: Arc<dyn Authorizer>,
     pub admission: Vec<Arc<dyn Admission>>,
     pub mounts: Vec<(String, Router)>,

@@ -2,6 +2,8 @@
 
 #[path = "apiserver/audit.rs"]
 mod audit;
+#[path = "apiserver/deadlines.rs"]
+mod deadlines;
 #[path = "apiserver/fixture.rs"]
 mod fixture;
 #[path = "apiserver/golden.rs"]

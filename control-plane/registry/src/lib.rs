@@ -67,7 +67,7 @@ use std::sync::Arc;
 pub use authz::Authorizers;
 pub use bootstrap::bootstrap;
 pub use check::Cidr;
-use coracle_apiserver::authn::TokenAuthenticator;
+use coracle_apiserver::authn::{Anonymous, TokenAuthenticator};
 use coracle_apiserver::{Admission, ApiServerBuilder, ResourceDef};
 use coracle_store::Store;
 pub use options::{FRONT_PROXY, OptionsError, RegistryOptions};
@@ -80,6 +80,8 @@ pub struct Builtin {
     pub admission: Vec<Arc<dyn Admission>>,
     /// Whose a bearer token is.
     pub authenticators: Vec<Arc<dyn TokenAuthenticator>>,
+    /// Who may call without credentials.
+    pub anonymous: Anonymous,
     /// Who may do what.
     pub authorizer: Arc<Authorizers>,
     /// Who serves the groups that this server does not.
@@ -98,7 +100,8 @@ impl Builtin {
         let builder =
             self.admission.into_iter().fold(builder.resources(self.resources), ApiServerBuilder::admission);
         let builder = self.authenticators.into_iter().fold(builder, ApiServerBuilder::authenticator);
-        let builder = builder.authorizer(self.authorizer).delegates(self.aggregator.clone());
+        let builder =
+            builder.anonymous(self.anonymous).authorizer(self.authorizer).delegates(self.aggregator.clone());
         let builder = builder.follower(self.aggregator).follower(self.token_secrets);
         let builder = builder.source(Arc::new(custom_resource_definition::Source::new(self.services)));
         let builder = builder.flows(Arc::new(flow_control::Source));
@@ -128,6 +131,7 @@ pub fn builtin(options: &RegistryOptions, store: &Store) -> Result<Builtin, Opti
         services,
         mounts: tokens.mounts(options.api_server),
         authenticators: tokens.authenticators(),
+        anonymous: options.anonymous.clone(),
         authorizer,
     })
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use coracle_apiserver::UserInfo;
-use coracle_apiserver::authn::{TokenAuthenticator, TokenKey};
+use coracle_apiserver::authn::{Anonymous, TokenAuthenticator, TokenKey};
 use coracle_apiserver::ca::Identity;
 use coracle_apiserver::kubelet_proxy::KubeletProxy;
 
@@ -32,6 +32,8 @@ pub struct RegistryOptions {
     pub fixed_tokens: Vec<(String, UserInfo)>,
     /// Who else knows tokens.
     pub authenticators: Vec<Arc<dyn TokenAuthenticator>>,
+    /// Who may call without saying who he is.
+    pub anonymous: Anonymous,
     /// Seconds that a pod stays on a node that is not ready, and on one that cannot be reached, unless it says otherwise.
     pub toleration_seconds: (i64, i64),
     /// By which the servers of aggregated APIs know this one: a certificate of the cluster's authority for [`FRONT_PROXY`].
@@ -60,6 +62,7 @@ impl Default for RegistryOptions {
             ca_pem: None,
             fixed_tokens: Vec::new(),
             authenticators: Vec::new(),
+            anonymous: Anonymous::default(),
             toleration_seconds: (300, 300),
             front_proxy: None,
             default_storage_class: true,

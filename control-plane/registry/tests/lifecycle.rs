@@ -20,7 +20,10 @@ fn store() -> Store {
 }
 
 async fn server(store: &Store) -> ApiServer {
-    let options = RegistryOptions::default();
+    with(store, RegistryOptions::default()).await
+}
+
+async fn with(store: &Store, options: RegistryOptions) -> ApiServer {
     let builtin = coracle_registry::builtin(&options, store).expect("options");
     let server = builtin.install(ApiServer::builder(Arc::new(store.clone()))).build();
     coracle_registry::bootstrap(&server, &options).await.expect("bootstrap");
@@ -320,4 +323,37 @@ async fn owners_in_another_version_are_asked_in_theirs() {
     let new = managers.iter().find(|m| m["manager"] == "new").expect("the first owner");
     assert_eq!(new["fieldsV1"]["f:spec"].get("f:metrics"), None, "{new}");
     assert_eq!(read["spec"]["metrics"], cpu(60));
+}
+
+#[tokio::test]
+async fn further_ranges_have_addresses_when_the_first_has_none() {
+    let options = RegistryOptions {
+        service_cidr: coracle_registry::Cidr::parse("127.96.0.0/28").expect("range"),
+        ..RegistryOptions::default()
+    };
+    let server = with(&store(), options).await;
+    let make = async |name: &str, spec: Value| call(&server, "POST", SERVICES, service(name, spec)).await;
+    let mut made = 0;
+    while make(&format!("s{made}"), web()).await.0 == 201 {
+        made += 1;
+        assert!(made < 16, "a range of sixteen addresses gives out more");
+    }
+    let (code, full) = make("full", web()).await;
+    assert!(code >= 400 && full["message"].as_str().is_some_and(|m| m.contains("range is full")), "{full}");
+    let own = json!({"ports": [{"port": 80}], "clusterIP": "127.97.0.5"});
+    assert_eq!(make("own", own.clone()).await.0, 422);
+    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"}, "spec": {"cidrs": ["127.97.0.0/28"]}});
+    let ranges = "/apis/networking.k8s.io/v1/servicecidrs";
+    assert_eq!(call(&server, "POST", ranges, range).await.0, 201);
+    let (code, found) = make("own", own).await;
+    assert_eq!((code, &found["spec"]["clusterIP"]), (201, &json!("127.97.0.5")), "{found}");
+    let (code, found) = make("full", web()).await;
+    assert_eq!(code, 201, "{found}");
+    assert!(found["spec"]["clusterIP"].as_str().is_some_and(|ip| ip.starts_with("127.97.0.")), "{found}");
+    let (code, shown) =
+        call(&server, "GET", "/apis/networking.k8s.io/v1/ipaddresses/127.97.0.5", Value::Null).await;
+    assert_eq!((code, &shown["spec"]["parentRef"]["name"]), (200, &json!("own")));
+    assert_eq!(call(&server, "DELETE", &format!("{ranges}/more"), Value::Null).await.0, 200);
+    let late = json!({"ports": [{"port": 80}], "clusterIP": "127.97.0.6"});
+    assert_eq!(make("late", late).await.0, 422);
 }

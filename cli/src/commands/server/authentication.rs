@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use coracle_apiserver::UserInfo;
-use coracle_apiserver::authn::TokenAuthenticator;
+use coracle_apiserver::authn::{Anonymous, TokenAuthenticator};
 use coracle_registry::authn::{oidc, token_file, webhook_token::WebhookTokens};
 
 /// Sources of identities beside the cluster's own.
@@ -44,9 +44,13 @@ pub struct Authentication {
     /// Accepted signatures, such as RS256,ES256; otherwise every one with a public key.
     #[arg(long, value_delimiter = ',')]
     pub oidc_signing_algs: Vec<String>,
-    /// A file of kind AuthenticationConfiguration (apiserver.config.k8s.io) that names providers, with claims mapped by CEL.
+    /// A file of kind AuthenticationConfiguration (apiserver.config.k8s.io) that names providers, with claims mapped by CEL, and
+    /// says who may call without saying who he is.
     #[arg(long)]
     pub authentication_config: Option<PathBuf>,
+    /// Whether calls without credentials are served at all (as `system:anonymous`, who sees health and version).
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub anonymous_auth: bool,
     /// A kubeconfig of a server that answers TokenReviews about tokens that nobody else knows.
     #[arg(long)]
     pub authentication_token_webhook_config_file: Option<PathBuf>,
@@ -76,6 +80,7 @@ impl Authentication {
         flags.extend(self.oidc_required_claim.iter().map(|claim| ("oidc-required-claim", claim.clone())));
         flags.extend(self.oidc_signing_algs.iter().map(|name| ("oidc-signing-algs", name.clone())));
         flags.extend([
+            ("anonymous-auth", self.anonymous_auth.to_string()),
             ("oidc-username-claim", self.oidc_username_claim.clone()),
             ("oidc-groups-prefix", self.oidc_groups_prefix.clone()),
             (
@@ -91,6 +96,22 @@ impl Authentication {
         let Some(path) = &self.token_auth_file else { return Ok(Vec::new()) };
         let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         token_file::parse(&text).map_err(|why| anyhow::anyhow!("{}: {why}", path.display()))
+    }
+
+    fn configuration(&self) -> Result<Option<oidc::Configuration>> {
+        let Some(path) = &self.authentication_config else { return Ok(None) };
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        oidc::from_file(&text).map(Some).with_context(|| path.display().to_string())
+    }
+
+    /// Who may call without saying who he is: as the file says, or the flag.
+    pub fn anonymous(&self) -> Result<Anonymous> {
+        let said = self.configuration()?.and_then(|configuration| configuration.anonymous);
+        Ok(match (said, self.anonymous_auth) {
+            (Some(said), _) => said,
+            (None, true) => Anonymous::Everywhere,
+            (None, false) => Anonymous::Nobody,
+        })
     }
 
     /// Providers and webhooks, in the order in which they are asked.
@@ -110,9 +131,8 @@ impl Authentication {
             };
             all.push(Arc::new(flags.issuer()?));
         }
-        if let Some(path) = &self.authentication_config {
-            let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-            let issuers = oidc::from_file(&text).with_context(|| path.display().to_string())?;
+        if let Some(configuration) = self.configuration()? {
+            let issuers = configuration.issuers;
             all.extend(issuers.into_iter().map(|issuer| Arc::new(issuer) as Arc<dyn TokenAuthenticator>));
         }
         if let Some(path) = &self.authentication_token_webhook_config_file {

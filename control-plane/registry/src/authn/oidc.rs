@@ -12,7 +12,7 @@ use coracle_apiserver::authn::https::Https;
 use jsonwebtoken::{Algorithm, Validation};
 use serde_json::Value;
 
-pub use configuration::{Flags, from_file};
+pub use configuration::{Configuration, Flags, from_file};
 pub use mapping::{Claim, Mapping};
 
 use keys::Keys;

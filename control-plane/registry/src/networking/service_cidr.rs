@@ -1,4 +1,5 @@
-//! ServiceCIDR: a range of Service addresses. Services get addresses of the one called `kubernetes`, which the server makes.
+//! ServiceCIDR: a range of Service addresses. Services get addresses of the one called `kubernetes`, which the server makes, and
+//! of the others when it is full or when they ask for one.
 
 use std::sync::Arc;
 
@@ -12,6 +13,8 @@ use crate::check::{self, Cidr};
 use crate::table;
 use crate::value::{items, reset};
 
+/// The plural.
+pub const PLURAL: &str = "servicecidrs";
 /// The range that the server was started with.
 pub const DEFAULT: &str = "kubernetes";
 const CIDRS: &str = "CIDRs defines the IP blocks in CIDR notation (e.g. \"192.168.0.0/24\" or \"2001:db8::/64\") from which to assign service cluster IPs. Max of two CIDRs is allowed, one of each IP family. This field is immutable.";
@@ -20,7 +23,7 @@ static COLUMNS: [Column; 3] = [table::NAME, table::string("CIDRs", CIDRS), table
 
 /// The resource.
 pub fn resource() -> ResourceDef {
-    ResourceDef::new(super::GROUP, "v1", "ServiceCIDR", "servicecidrs", Arc::new(ServiceCidr))
+    ResourceDef::new(super::GROUP, "v1", "ServiceCIDR", PLURAL, Arc::new(ServiceCidr))
         .cluster_scoped()
         .subresource(Subresource::status("ServiceCIDR"))
 }
@@ -40,7 +43,7 @@ impl Strategy for ServiceCidr {
 
     fn check_delete(&self, obj: &Value) -> Result<(), Status> {
         if coracle_api::meta::name(obj) == Some(DEFAULT) {
-            let resource = coracle_api::GroupResource::new(super::GROUP, "servicecidrs");
+            let resource = coracle_api::GroupResource::new(super::GROUP, PLURAL);
             return Err(Status::forbidden(&resource, DEFAULT, "Services have addresses of this range"));
         }
         Ok(())

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use coracle_api::meta;
 use coracle_apiserver::Objects;
 use coracle_store::Range;
 use rand::Rng;
@@ -12,6 +13,8 @@ use tokio::sync::OnceCell;
 use super::claim::{self, ADDRESSES, Claim, What, failed, stale, take, taken};
 pub use super::claim::{Holder, Refusal, holder};
 use crate::check::Cidr;
+use crate::networking::{self, service_cidr};
+use crate::value::{items, text};
 
 /// Addresses at the start of a range that are only given to who asks for them.
 const STATIC: u128 = 256;
@@ -70,7 +73,8 @@ impl Allocator {
         objects: &Objects,
         keep: bool,
     ) -> Result<(), Refusal> {
-        if !self.range.contains(ip) || ip == self.range.base {
+        let ranges = self.ranges(objects).await?;
+        if !ranges.iter().any(|range| range.contains(ip) && ip != range.base) {
             return Err(Refusal::OutOfRange);
         }
         self.ready(objects).await?;
@@ -85,50 +89,26 @@ impl Allocator {
         keep: bool,
     ) -> Result<IpAddr, Refusal> {
         self.ready(objects).await?;
-        let size = self.size();
-        let start = if size > STATIC * 2 { STATIC } else { 1 };
-        let end = size.min(start + DYNAMIC);
-        let guesses: Vec<u128> = {
-            let mut rng = rand::rng();
-            (0..GUESSES).filter(|_| end > start).map(|_| rng.random_range(start..end)).collect()
-        };
-        // Guesses first, then everything, the static part last.
-        let searched = (start..size.min(SEARCH)).chain(1..start);
-        for offset in guesses.into_iter().chain(searched) {
-            let Some(ip) = self.address(offset) else { continue };
-            let what = What::Address(ip);
-            if objects.store().get(&what.key()).is_none() && take(what, holder, objects, keep).await? {
-                return Ok(ip);
-            }
-        }
-        let held = objects.store().range(&Range::prefix(ADDRESSES)).map_err(failed)?;
-        for kv in held.kvs {
-            let text = kv.key.get(ADDRESSES.len()..).and_then(|key| std::str::from_utf8(key).ok());
-            let Some(ip) = text.and_then(|text| text.parse().ok()) else { continue };
-            let what = What::Address(ip);
-            let free = self.range.contains(ip) && stale(what, Claim::of(&kv).as_ref(), objects).await?;
-            if free && take(what, holder, objects, keep).await? {
+        for range in self.ranges(objects).await? {
+            if let Some(ip) = any_of(range, holder, objects, keep).await? {
                 return Ok(ip);
             }
         }
         Err(Refusal::Full)
     }
 
-    /// Usable offsets are 1 to this, exclusive: neither the first nor, for IPv4, the last address is given out.
-    fn size(&self) -> u128 {
-        let (width, last) = if self.is_v6() { (128, 0) } else { (32, 1) };
-        let bits = width - u32::from(self.range.bits);
-        1u128.checked_shl(bits).unwrap_or(u128::MAX).saturating_sub(last)
-    }
-
-    fn address(&self, offset: u128) -> Option<IpAddr> {
-        match self.range.base {
-            IpAddr::V4(base) => {
-                let offset = u32::try_from(offset).ok()?;
-                Some(Ipv4Addr::from(u32::from(base).checked_add(offset)?).into())
-            }
-            IpAddr::V6(base) => Some(Ipv6Addr::from(u128::from(base).checked_add(offset)?).into()),
-        }
+    /// The ranges of Service addresses: that of the server first, then those of other ServiceCIDRs of its family, the oldest
+    /// first. One that is being deleted gives out nothing more.
+    async fn ranges(&self, objects: &Objects) -> Result<Vec<Cidr>, Refusal> {
+        let found = objects.list(networking::GROUP, service_cidr::PLURAL, None).await;
+        let mut found = found.map_err(Refusal::Failed)?;
+        found.retain(|o| {
+            meta::name(o) != Some(service_cidr::DEFAULT) && meta::deletion_timestamp(o).is_none()
+        });
+        found.sort_by_key(|o| text(o, "/metadata/creationTimestamp").to_owned());
+        let more = found.iter().flat_map(|o| items(o, "/spec/cidrs")).filter_map(Value::as_str);
+        let more = more.filter_map(Cidr::parse).filter(|range| range.base.is_ipv6() == self.is_v6());
+        Ok(std::iter::once(self.range).chain(more).collect())
     }
 
     /// Takes this node port.
@@ -190,6 +170,59 @@ impl Allocator {
                 tracing::debug!(%error, namespace, name, "a claim is given back later");
             }
         }
+    }
+}
+
+/// Takes any free address of a range, if it has one.
+async fn any_of(
+    range: Cidr,
+    holder: &Holder,
+    objects: &Objects,
+    keep: bool,
+) -> Result<Option<IpAddr>, Refusal> {
+    let size = size(range);
+    let start = if size > STATIC * 2 { STATIC } else { 1 };
+    let end = size.min(start + DYNAMIC);
+    let guesses: Vec<u128> = {
+        let mut rng = rand::rng();
+        (0..GUESSES).filter(|_| end > start).map(|_| rng.random_range(start..end)).collect()
+    };
+    // Guesses first, then everything, the static part last.
+    let searched = (start..size.min(SEARCH)).chain(1..start);
+    for offset in guesses.into_iter().chain(searched) {
+        let Some(ip) = address(range, offset) else { continue };
+        let what = What::Address(ip);
+        if objects.store().get(&what.key()).is_none() && take(what, holder, objects, keep).await? {
+            return Ok(Some(ip));
+        }
+    }
+    let held = objects.store().range(&Range::prefix(ADDRESSES)).map_err(failed)?;
+    for kv in held.kvs {
+        let text = kv.key.get(ADDRESSES.len()..).and_then(|key| std::str::from_utf8(key).ok());
+        let Some(ip) = text.and_then(|text| text.parse().ok()) else { continue };
+        let what = What::Address(ip);
+        let free = range.contains(ip) && stale(what, Claim::of(&kv).as_ref(), objects).await?;
+        if free && take(what, holder, objects, keep).await? {
+            return Ok(Some(ip));
+        }
+    }
+    Ok(None)
+}
+
+/// Usable offsets are 1 to this, exclusive: neither the first nor, for IPv4, the last address is given out.
+fn size(range: Cidr) -> u128 {
+    let (width, last) = if range.base.is_ipv6() { (128, 0) } else { (32, 1) };
+    let bits = width - u32::from(range.bits);
+    1u128.checked_shl(bits).unwrap_or(u128::MAX).saturating_sub(last)
+}
+
+fn address(range: Cidr, offset: u128) -> Option<IpAddr> {
+    match range.base {
+        IpAddr::V4(base) => {
+            let offset = u32::try_from(offset).ok()?;
+            Some(Ipv4Addr::from(u32::from(base).checked_add(offset)?).into())
+        }
+        IpAddr::V6(base) => Some(Ipv6Addr::from(u128::from(base).checked_add(offset)?).into()),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use coracle_apiserver::authn::Anonymous;
 use jsonwebtoken::Algorithm;
 use serde::Deserialize;
 
@@ -86,6 +87,45 @@ struct File {
     kind: String,
     #[serde(default)]
     jwt: Vec<Jwt>,
+    anonymous: Option<AnonymousAuth>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AnonymousAuth {
+    enabled: bool,
+    #[serde(default)]
+    conditions: Vec<AnonymousCondition>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AnonymousCondition {
+    path: String,
+}
+
+impl AnonymousAuth {
+    fn read(self) -> Result<Anonymous, Error> {
+        match (self.enabled, self.conditions.as_slice()) {
+            (false, []) => Ok(Anonymous::Nobody),
+            (false, _) => Err(Error(
+                "anonymous.conditions: enabled should be set to true when conditions are defined".into(),
+            )),
+            (true, []) => Ok(Anonymous::Everywhere),
+            (true, conditions) if conditions.iter().any(|c| c.path.is_empty()) => {
+                Err(Error("anonymous.conditions: path must not be empty".into()))
+            }
+            (true, _) => Ok(Anonymous::Paths(self.conditions.into_iter().map(|c| c.path).collect())),
+        }
+    }
+}
+
+/// What a file of kind AuthenticationConfiguration says.
+pub struct Configuration {
+    /// Who issues tokens.
+    pub issuers: Vec<Oidc>,
+    /// Who may call without one, where the file says it.
+    pub anonymous: Option<Anonymous>,
 }
 
 #[derive(Deserialize)]
@@ -165,11 +205,11 @@ impl ClaimOrExpression {
     }
 }
 
-/// The issuers of a file of kind AuthenticationConfiguration (`apiserver.config.k8s.io`).
+/// Reads a file of kind AuthenticationConfiguration (`apiserver.config.k8s.io`).
 ///
 /// # Errors
 /// What cannot be read, is unknown or does not fit together.
-pub fn from_file(text: &str) -> Result<Vec<Oidc>, Error> {
+pub fn from_file(text: &str) -> Result<Configuration, Error> {
     let documents = coracle_api::yaml::to_json_documents(text).map_err(|e| Error(e.to_string()))?;
     let [document] = documents.as_slice() else {
         return Err(Error("the file must hold one document".into()));
@@ -181,7 +221,10 @@ pub fn from_file(text: &str) -> Result<Vec<Oidc>, Error> {
     if file.jwt.len() > ISSUERS_MAX {
         return Err(Error(format!("more than {ISSUERS_MAX} issuers")));
     }
-    file.jwt.into_iter().map(issuer).collect()
+    Ok(Configuration {
+        issuers: file.jwt.into_iter().map(issuer).collect::<Result<_, _>>()?,
+        anonymous: file.anonymous.map(AnonymousAuth::read).transpose()?,
+    })
 }
 
 fn issuer(jwt: Jwt) -> Result<Oidc, Error> {
@@ -223,7 +266,19 @@ mod tests {
     #[test]
     fn files_and_flags() {
         let file = "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthenticationConfiguration\njwt:\n- issuer: {url: 'https://i.example.com', audiences: [a]}\n  claimMappings: {username: {expression: 'claims.sub'}}\n";
-        assert_eq!(from_file(file).map(|all| all.len()).unwrap(), 1);
+        let read = from_file(file).unwrap();
+        assert_eq!((read.issuers.len(), read.anonymous), (1, None));
+        for (said, wanted) in [
+            ("{enabled: false}", Some(Anonymous::Nobody)),
+            ("{enabled: true}", Some(Anonymous::Everywhere)),
+            ("{enabled: true, conditions: [{path: /livez}]}", Some(Anonymous::Paths(vec!["/livez".into()]))),
+            ("{enabled: false, conditions: [{path: /livez}]}", None),
+            ("{enabled: true, conditions: [{path: ''}]}", None),
+            ("{conditions: []}", None),
+        ] {
+            let read = from_file(&format!("{file}anonymous: {said}\n")).ok().and_then(|read| read.anonymous);
+            assert_eq!(read, wanted, "{said}");
+        }
         for (from, to) in [
             ("https://", "http://"),
             ("audiences: [a]", "audiences: []"),
