@@ -138,6 +138,8 @@ pub fn plan(
 
 /// Whether a pod still holds its volumes.
 pub fn uses(pod: &Pod) -> bool {
-    let ended = |pod: &Pod| pod.status.container_statuses.iter().all(|c| c.state.terminated.is_some());
-    !pod.is_finished() && !(pod.is_terminating() && !pod.status.container_statuses.is_empty() && ended(pod))
+    let statuses = &pod.status.container_statuses;
+    let ended = !statuses.is_empty() && statuses.iter().all(|c| c.state.terminated.is_some());
+    let gone = pod.is_finished() || (pod.is_terminating() && ended);
+    !gone
 }
