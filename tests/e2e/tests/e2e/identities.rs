@@ -11,6 +11,8 @@ use coracle_e2e::{Cluster, Profile, eventually, kubectl, shown};
 use provider::{OPAQUE, Provider, forged};
 use serde_json::json;
 
+/// What a node reads that joins.
+const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
 const SOON: Duration = Duration::from_secs(20);
 
 /// What kubectl says with a token instead of the administrator's credentials.
@@ -98,13 +100,14 @@ fn others_say_who_somebody_is() -> Result<()> {
     Ok(())
 }
 
-/// Row: authentication: providers from a file of kind AuthenticationConfiguration, with claims mapped and checked by CEL
+/// Row: authentication: providers from a file of kind AuthenticationConfiguration, with claims mapped and checked by CEL, and who may call without saying who he is
 #[test]
 fn providers_from_a_file() -> Result<()> {
     let provider = Provider::start("127.0.231.10".parse()?)?;
     let dir = folder()?;
     let path = dir.path().join("authentication.json");
-    let configuration = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration", "jwt": [{
+    let configuration = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration",
+        "anonymous": {"enabled": true, "conditions": [{"path": "/livez"}, {"path": "/readyz"}, {"path": CLUSTER_INFO}]}, "jwt": [{
         "issuer": {"url": provider.url, "certificateAuthority": provider.ca, "audiences": ["coracle"]},
         "claimMappings": {"username": {"expression": "'idp:' + claims.sub"}, "groups": {"expression": "claims.roles.split(',')"},
             "extra": [{"key": "example.com/tenant", "valueExpression": "claims.tenant"}]},
@@ -121,7 +124,23 @@ fn providers_from_a_file() -> Result<()> {
         "{said}"
     );
     is_nobody(&cluster, &provider.token(claims("a,b", "none"), 600)?)?;
-    is_nobody(&cluster, &provider.token(claims("system:masters", "t1"), 600)?)
+    is_nobody(&cluster, &provider.token(claims("system:masters", "t1"), 600)?)?;
+    // Who says nothing sees what the file names.
+    for (path, code) in
+        [("/livez", "200"), (CLUSTER_INFO, "200"), ("/version", "401"), ("/livez/ping", "401")]
+    {
+        ensure!(nobodys(&cluster, path)? == code, "{path} is answered with {}", nobodys(&cluster, path)?);
+    }
+    Ok(())
+}
+
+/// The code with which a call without credentials is answered.
+fn nobodys(cluster: &Cluster, path: &str) -> Result<String> {
+    let server =
+        cluster.kubectl(&["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
+    let url = format!("{server}{path}");
+    let args = ["-sk", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "10", &url];
+    coracle_e2e::succeed(cluster.command("curl").args(args))
 }
 
 /// Row: authentication: a Secret gets the token of its account, which ends with either; discovery of keys is for accounts

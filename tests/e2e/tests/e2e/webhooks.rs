@@ -129,7 +129,7 @@ fn mutating_webhooks_change_objects() -> Result<()> {
     cluster.stop()
 }
 
-/// Row: admission: failurePolicy decides where a webhook cannot be asked; match conditions and selectors say who is asked at all
+/// Row: admission: failurePolicy decides where a webhook cannot be asked; match conditions and selectors say who is asked at all; timeouts, equivalent versions
 #[test]
 fn webhooks_that_fail_and_conditions() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
@@ -161,13 +161,63 @@ fn webhooks_that_fail_and_conditions() -> Result<()> {
     ensure!(said.contains("x509: certificate signed by unknown authority"), "{said}");
     conditional["matchConditions"][0]["expression"] = "objekt.metadata.name == 'x'".into();
     conditional["timeoutSeconds"] = 31.into();
-    let said = apply(&cluster, "hooks.json", &config(&[conditional]), &[])?;
+    let said = apply(&cluster, "hooks.json", &config(&[conditional.clone()]), &[])?;
     ensure!(said.contains("webhooks[0].matchConditions[0].expression: Invalid value: \"objekt.metadata.name == 'x'\": compilation failed: "), "{said}");
     ensure!(said.contains("webhooks[0].timeoutSeconds: Invalid value: 31: the timeout value must be between 1 and 30 seconds"), "{said}");
+    whom_and_how_long(&cluster, &hook, &conditional)?;
     // Nobody is kept from removing a webhook that keeps everybody out.
     cluster.kubectl(&["delete", "validatingwebhookconfiguration", "hooks"])?;
     cluster.kubectl(&["create", "configmap", "other"])?;
     cluster.stop()
+}
+
+/// Timeouts, namespace selectors, side effects, and calls in another version than the one that a rule names.
+fn whom_and_how_long(cluster: &Cluster, hook: &Hook, template: &Value) -> Result<()> {
+    let config =
+        |hook: &Value| configuration("ValidatingWebhookConfiguration", "hooks", std::slice::from_ref(hook));
+    // It takes connections and says nothing.
+    let silent = std::net::TcpListener::bind((LOCAL, 0))?;
+    let mut slow = template.clone();
+    slow["matchConditions"] = json!([]);
+    slow["timeoutSeconds"] = 1.into();
+    slow["clientConfig"] =
+        json!({"url": format!("https://{}/slow", silent.local_addr()?), "caBundle": hook.bundle});
+    apply(cluster, "hooks.json", &config(&slow), &[])?;
+    let said = apply(cluster, "late.json", &config_map("late", json!({})), &[])?;
+    ensure!(said.contains("/slow?timeout=1s\": context deadline exceeded"), "{said}");
+    slow["namespaceSelector"] = json!({"matchLabels": {"kubernetes.io/metadata.name": "elsewhere"}});
+    apply(cluster, "hooks.json", &config(&slow), &[])?;
+    let said = apply(cluster, "late.json", &config_map("late", json!({})), &[])?;
+    ensure!(said.contains("configmap/late created"), "{said}");
+    slow["sideEffects"] = "Some".into();
+    let said = apply(cluster, "hooks.json", &config(&slow), &[])?;
+    let words =
+        "webhooks[0].sideEffects: Unsupported value: \"Some\": supported values: \"None\", \"NoneOnDryRun\"";
+    ensure!(said.contains(words), "{said}");
+
+    let mut versions = template.clone();
+    for field in ["matchConditions", "objectSelector", "timeoutSeconds"] {
+        versions.as_object_mut().context("an object")?.remove(field);
+    }
+    versions["clientConfig"] = hook.url("/versions");
+    versions["rules"] = json!([{"operations": ["CREATE"], "apiGroups": ["autoscaling"], "apiVersions": ["v1"], "resources": ["horizontalpodautoscalers"]}]);
+    versions["matchPolicy"] = "Exact".into();
+    let scaler = |name: &str| {
+        json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": name}, "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}, "maxReplicas": 2,
+            "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}}]}})
+        .to_string()
+    };
+    apply(cluster, "hooks.json", &config(&versions), &[])?;
+    ensure!(apply(cluster, "h.json", &scaler("exact"), &[])?.contains("created"));
+    versions["matchPolicy"] = "Equivalent".into();
+    apply(cluster, "hooks.json", &config(&versions), &[])?;
+    let said = apply(cluster, "h.json", &scaler("equivalent"), &[])?;
+    ensure!(said.contains("denied the request: never"), "{said}");
+    let seen = hook.seen("/versions").pop().context("the webhook was asked")?;
+    ensure!(seen["kind"]["version"] == "v1" && seen["requestKind"]["version"] == "v2", "{seen}");
+    ensure!(seen["object"]["spec"]["targetCPUUtilizationPercentage"] == 70, "{seen}");
+    Ok(())
 }
 
 /// Row: admission: a webhook behind a Service is reached at its endpoints; exec and scale are shown as what they are
