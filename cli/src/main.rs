@@ -23,7 +23,7 @@ enum Command {
     Up(Box<up::Options>),
     /// Run a control-plane member: store, API server, controllers, scheduler, image registry.
     #[command(next_line_help = true)]
-    Server(Box<server::Options>),
+    Server(Box<server::Command>),
     /// List and remove the servers of a cluster.
     #[command(subcommand)]
     Member(member::Command),

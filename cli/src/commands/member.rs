@@ -52,7 +52,8 @@ pub fn run(command: Command) -> Result<()> {
     })
 }
 
-async fn call(cluster: &Cluster, method: http::Method, path: &str) -> Result<Value> {
+/// Calls what a server offers about the cluster itself.
+pub async fn call(cluster: &Cluster, method: http::Method, path: &str) -> Result<Value> {
     let (client, _) = cluster.client().await?;
     let request = http::Request::builder().method(method).uri(path).body(Vec::new())?;
     Ok(client.request(request).await?)

@@ -4,23 +4,27 @@
 
 mod admin;
 pub mod archive;
+mod ask;
 pub mod audit;
 pub mod authentication;
+mod bucket;
 mod components;
 mod credentials;
 pub mod encryption;
 mod endpoints;
 mod join;
 pub mod membership;
+pub mod schedule;
+pub mod sealed;
 pub mod tuning;
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use coracle_apiserver::authn::TokenKey;
 use coracle_apiserver::ca::ClusterCa;
@@ -39,10 +43,21 @@ use crate::kubeconfig::write_secret;
 /// How often it is looked at what Services hold of addresses and node ports, as kube-apiserver does.
 const REPAIR: Duration = Duration::from_secs(180);
 
+/// `coracle server`, or what operators ask of servers that run.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Command {
+    #[command(subcommand)]
+    ask: Option<ask::Ask>,
+    #[command(flatten)]
+    options: Options,
+}
+
 #[derive(Args)]
 pub struct Options {
-    /// Where state, keys and images lie.
-    #[arg(long)]
+    /// Where state, keys and images lie; required.
+    // Not by clap: whoever only asks running servers has none.
+    #[arg(long, default_value = "", hide_default_value = true, value_parser = any_path)]
     pub data_dir: PathBuf,
     /// Where to serve; port 0 takes a free one, and keeps it at the next start.
     #[arg(long, default_value = "127.0.0.1:6443")]
@@ -84,6 +99,11 @@ pub struct Options {
     /// Seconds that pods stay on a node that cannot be reached, unless they say otherwise.
     #[arg(long, default_value_t = 300)]
     pub default_unreachable_toleration_seconds: i64,
+    /// Forget versions and events that are older than so many minutes; otherwise the newest 100,000 are kept.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub history_minutes: Option<u64>,
+    #[command(flatten)]
+    pub schedule: schedule::Schedule,
     #[command(flatten)]
     pub tuning: tuning::Tuning,
     #[command(flatten)]
@@ -96,13 +116,22 @@ pub struct Options {
     pub local_node: Option<(String, IpAddr)>,
 }
 
+/// An empty one too, which stands for none.
+fn any_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(text.into())
+}
+
 fn local_node(text: &str) -> Result<(String, IpAddr)> {
     let (name, address) = text.split_once('=').context("not NAME=ADDRESS")?;
     Ok((name.to_owned(), address.parse().with_context(|| format!("{address:?} is no IP address"))?))
 }
 
-pub fn run(options: Options) -> Result<()> {
-    super::run_service(|shutdown| serve(options, shutdown))
+pub fn run(command: Command) -> Result<()> {
+    if let Some(ask) = command.ask {
+        return ask::run(ask);
+    }
+    ensure!(!command.options.data_dir.as_os_str().is_empty(), "--data-dir DATA_DIR is required");
+    super::run_service(|shutdown| serve(command.options, shutdown))
 }
 
 async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
@@ -118,7 +147,12 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
     let node_token = credentials::token(&options.data_dir.join("pki/node.token"))?;
 
     let images = ImageRegistry::open(&options.data_dir.join("images"))?;
-    let store = open_store(&options, &membership, address.ip(), images.member_router()).await?;
+    let own = Arc::new(OnceLock::new());
+    let routes = images.member_router().merge(admin::member_router(own.clone()));
+    let store = open_store(&options, &membership, address.ip(), routes).await?;
+    // Nobody else sets it.
+    let _ = own.set(store.clone());
+    let taker = options.schedule.taker(&store, &membership, &options.data_dir)?;
     let kubelet = ca.ensure_client(
         "apiserver-kubelet-client",
         coracle_apiserver::kubelet_proxy::CLIENT_USER,
@@ -235,6 +269,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
                 shutdown.clone(),
             ),
             endpoints::publish(store.clone(), publisher, member, address, shutdown.clone()),
+            options.schedule.run(taker, shutdown.clone()),
             coracle_registry::service::repair::run(server.objects(), REPAIR, shutdown.cancelled()),
         );
     }
@@ -296,8 +331,9 @@ async fn open_store(
     let new = membership.join.is_empty() && !dir.join("state.redb").exists();
     let named = options.encrypting.encryption_provider_config.as_deref();
     let sealer = encryption::sealer(named, &options.data_dir.join("pki"), new)?;
-    let store =
-        coracle_store::Options { node_id: membership.member, sealer, ..coracle_store::Options::new(&dir) };
+    let history_age = options.history_minutes.map(|minutes| Duration::from_secs(minutes.saturating_mul(60)));
+    let node_id = membership.member;
+    let store = coracle_store::Options { node_id, sealer, history_age, ..coracle_store::Options::new(&dir) };
     let opened = Store::open_member(store, peering).await;
     opened.with_context(|| format!("open the store in {}", dir.display()))
 }

@@ -1,14 +1,14 @@
 //! `coracle snapshot`: the whole state of a cluster in one file, and a new cluster out of it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use coracle_store::Store;
 use futures::AsyncReadExt;
-use tokio::io::AsyncWriteExt;
 
-use super::server::{archive, membership};
+use super::server::{archive, membership, schedule};
 use crate::data_dir::make_private;
 use crate::kubeconfig::Cluster;
 
@@ -16,6 +16,8 @@ use crate::kubeconfig::Cluster;
 pub enum Command {
     /// Save the cluster's objects and keys while it runs. The file opens the cluster: keep it as you keep keys.
     Save(Save),
+    /// Check a saved cluster and say what it holds.
+    Status(Status),
     /// Make the data directory of a new server out of a saved cluster. Other servers join it anew.
     Restore(Restore),
 }
@@ -24,14 +26,29 @@ pub enum Command {
 pub struct Save {
     /// Where to write it.
     file: PathBuf,
+    /// A file whose first line encrypts the snapshot; whoever restores it needs the same.
+    #[arg(long)]
+    passphrase_file: Option<PathBuf>,
     #[command(flatten)]
     cluster: Cluster,
+}
+
+#[derive(Args)]
+pub struct Status {
+    /// What `save` wrote, or a server by its schedule.
+    file: PathBuf,
+    /// A file with the passphrase that it was encrypted with.
+    #[arg(long)]
+    passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
 pub struct Restore {
     /// What `save` wrote.
     file: PathBuf,
+    /// A file with the passphrase that it was encrypted with.
+    #[arg(long)]
+    passphrase_file: Option<PathBuf>,
     /// The data directory of `coracle server` (of `coracle up`: its folder `server`); it must not exist, or be empty.
     #[arg(long)]
     data_dir: PathBuf,
@@ -41,6 +58,7 @@ pub fn run(command: Command) -> Result<()> {
     super::run_client(async {
         match command {
             Command::Save(options) => save(&options).await,
+            Command::Status(options) => status(&options),
             Command::Restore(options) => restore(&options).await,
         }
     })
@@ -51,13 +69,14 @@ async fn save(options: &Save) -> Result<()> {
     let mut part = options.file.clone().into_os_string();
     part.push(".part");
     let part = PathBuf::from(part);
-    let saved = download(&client, &part).await;
+    let passphrase = options.passphrase_file.as_deref().map(schedule::passphrase).transpose()?;
+    let saved = download(&client, &part, passphrase.as_deref()).await;
     let kept = saved.and_then(|()| {
         // What cannot be read back is no snapshot.
         let folder = tempfile::tempdir_in(
             part.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")),
         )?;
-        archive::unpack(&part, &folder.path().join("state"))?;
+        archive::unpack(&part, &folder.path().join("state"), passphrase.as_deref())?;
         std::fs::rename(&part, &options.file).with_context(|| format!("write {}", options.file.display()))
     });
     if kept.is_err() {
@@ -67,23 +86,43 @@ async fn save(options: &Save) -> Result<()> {
     super::print(format!("saved to {}\n", options.file.display()))
 }
 
-async fn download(client: &kube::Client, part: &Path) -> Result<()> {
+async fn download(client: &kube::Client, part: &Path, passphrase: Option<&str>) -> Result<()> {
     let request = http::Request::get("/coracle/snapshot").body(Vec::new())?;
     let body = client.request_stream(request).await?;
     let mut body = std::pin::pin!(body);
-    let mut out = tokio::fs::OpenOptions::new();
-    let out = out.write(true).create(true).truncate(true).mode(0o600).open(part).await;
-    let mut out = out.with_context(|| format!("write {}", part.display()))?;
+    let mut out = schedule::Output::create(part, passphrase)?;
     let mut piece = vec![0; 256 << 10];
     loop {
         let read = body.read(&mut piece).await.context("read the snapshot")?;
         if read == 0 {
             break;
         }
-        out.write_all(piece.get(..read).unwrap_or_default()).await?;
+        out.write_all(piece.get(..read).unwrap_or_default())?;
     }
-    out.sync_all().await?;
-    Ok(())
+    out.finish()
+}
+
+fn status(options: &Status) -> Result<()> {
+    let passphrase = options.passphrase_file.as_deref().map(schedule::passphrase).transpose()?;
+    let folder = tempfile::tempdir()?;
+    let state = folder.path().join("state");
+    let head = archive::unpack(&options.file, &state, passphrase.as_deref())?;
+    let found = Store::inspect(&state)?;
+    let sealed = if archive::is_sealed(&options.file)? { "with a passphrase" } else { "no" };
+    let members: Vec<String> = found.members.iter().map(u64::to_string).collect();
+    super::print(format!(
+        "cluster:    {}\nrevision:   {} (history from {})\nkeys:       {}\nmembers:    {}\nsize:       {} bytes\n\
+         format:     {}\nencrypted:  {sealed}\nService IPs: {}\npod IPs:    {}\n",
+        head.membership.cluster,
+        found.revision,
+        found.compacted_revision,
+        found.keys,
+        members.join(", "),
+        std::fs::metadata(&options.file)?.len(),
+        found.format,
+        head.membership.service_cidr,
+        head.membership.pod_cidr,
+    ))
 }
 
 async fn restore(options: &Restore) -> Result<()> {
@@ -96,7 +135,8 @@ async fn restore(options: &Restore) -> Result<()> {
     make_private(dir).with_context(|| format!("create {}", dir.display()))?;
     let folder = tempfile::tempdir_in(dir)?;
     let state = folder.path().join("state");
-    let head = archive::unpack(&options.file, &state)?;
+    let passphrase = options.passphrase_file.as_deref().map(schedule::passphrase).transpose()?;
+    let head = archive::unpack(&options.file, &state, passphrase.as_deref())?;
     // A cluster of its own: members of the lost one that may still live are strangers to it.
     let restored = membership::Membership {
         cluster: hex::encode(rand::random::<[u8; 16]>()),

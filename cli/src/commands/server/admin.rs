@@ -3,12 +3,12 @@
 //! The authorizer has allowed the call: joining to all, for the secret is what counts; the rest to administrators.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use coracle_store::Store;
@@ -41,13 +41,91 @@ pub fn router(admin: Admin) -> Router {
         .route("/coracle/members", get(members))
         .route("/coracle/members/{id}", delete(remove))
         .route("/coracle/snapshot", get(snapshot))
+        .route("/coracle/status", get(status))
+        .route("/coracle/compact", post(compact))
+        .route("/coracle/defragment/{id}", post(defragment))
         .with_state(Arc::new(admin))
+}
+
+/// What a member asks of another; the store is there as soon as it is open.
+pub fn member_router(store: Arc<OnceLock<Store>>) -> Router {
+    Router::new()
+        .route(OWN_STATUS, get(own_status))
+        .route(OWN_DEFRAGMENT, post(own_defragment))
+        .with_state(store)
+}
+
+const OWN_STATUS: &str = "/coracle/own/status";
+const OWN_DEFRAGMENT: &str = "/coracle/own/defragment";
+
+type Own = State<Arc<OnceLock<Store>>>;
+
+fn own(store: &OnceLock<Store>) -> Result<&Store, Response> {
+    store.get().ok_or_else(|| refuse(StatusCode::SERVICE_UNAVAILABLE, "the store is not open yet"))
+}
+
+async fn own_status(State(store): Own) -> Answered {
+    Ok(Json(own(&store)?.status()).into_response())
+}
+
+async fn own_defragment(State(store): Own) -> Answered {
+    let (before, after) = own(&store)?.defragment().await.map_err(failed)?;
+    Ok(Json(json!({"before": before, "after": after})).into_response())
+}
+
+/// All members, each as it sees itself; of one that does not answer, why.
+async fn status(State(admin): State<Arc<Admin>>) -> Answered {
+    let asked = admin.store.members().into_iter().map(|member| {
+        let admin = admin.clone();
+        async move {
+            let status = match member.id == admin.membership.member {
+                true => serde_json::to_value(admin.store.status()).map_err(anyhow::Error::from),
+                false => {
+                    let asked = admin.store.ask_member(member.id, http::Method::GET, OWN_STATUS).await;
+                    asked.map_err(anyhow::Error::from).and_then(|body| Ok(serde_json::from_slice(&body)?))
+                }
+            };
+            match status {
+                Ok(status) => json!({"id": member.id, "address": member.address, "voter": member.voter, "status": status}),
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    json!({"id": member.id, "address": member.address, "voter": member.voter, "error": error})
+                }
+            }
+        }
+    });
+    let members = futures::future::join_all(asked).await;
+    Ok(Json(json!({"cluster": admin.membership.cluster, "members": members})).into_response())
+}
+
+#[derive(serde::Deserialize)]
+struct Compaction {
+    /// None: to the newest revision.
+    revision: Option<u64>,
+}
+
+async fn compact(State(admin): State<Arc<Admin>>, Query(asked): Query<Compaction>) -> Answered {
+    admin.store.linearizable().await.map_err(failed)?;
+    let revision = asked.revision.unwrap_or_else(|| admin.store.revision());
+    admin.store.compact(revision).await.map_err(failed)?;
+    Ok(Json(json!({"revision": revision})).into_response())
+}
+
+async fn defragment(State(admin): State<Arc<Admin>>, Path(id): Path<u64>) -> Answered {
+    if id == admin.membership.member {
+        let (before, after) = admin.store.defragment().await.map_err(failed)?;
+        return Ok(Json(json!({"before": before, "after": after})).into_response());
+    }
+    let asked = admin.store.ask_member(id, http::Method::POST, OWN_DEFRAGMENT).await.map_err(failed)?;
+    Ok(([("content-type", "application/json")], asked).into_response())
 }
 
 fn failed(error: impl Into<anyhow::Error>) -> Response {
     let error: anyhow::Error = error.into();
     let code = match error.downcast_ref::<coracle_store::Error>() {
-        Some(coracle_store::Error::Invalid(_)) => StatusCode::UNPROCESSABLE_ENTITY,
+        Some(coracle_store::Error::Invalid(_) | coracle_store::Error::FutureRevision { .. }) => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
         Some(coracle_store::Error::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
         Some(coracle_store::Error::Timeout(_)) => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
 use super::membership::{Keys, Membership};
+use super::sealed::{self, Opener};
 
 const MAGIC: &[u8] = b"coracle snapshot 1\n";
 const MAX_HEAD: u64 = 1 << 20;
@@ -61,12 +62,31 @@ pub async fn stream(
     Ok((length, pieces))
 }
 
+/// Whether a passphrase is needed to open an archive.
+pub fn is_sealed(archive: &Path) -> Result<bool> {
+    let mut start = Vec::new();
+    let file = std::fs::File::open(archive).with_context(|| format!("open {}", archive.display()))?;
+    file.take(sealed::MAGIC.len() as u64).read_to_end(&mut start)?;
+    Ok(start == sealed::MAGIC)
+}
+
 /// Checks a whole archive, and writes the state that it holds into a file of its own.
-pub fn unpack(archive: &Path, state: &Path) -> Result<Head> {
+pub fn unpack(archive: &Path, state: &Path, passphrase: Option<&str>) -> Result<Head> {
+    let needed = is_sealed(archive)?;
     let mut file = std::fs::File::open(archive).with_context(|| format!("open {}", archive.display()))?;
     let length = file.metadata()?.len();
-    unpack_from(&mut file, length, state)
-        .with_context(|| format!("{} is no whole snapshot", archive.display()))
+    let unpacked = match (needed, passphrase) {
+        (false, _) => unpack_from(&mut file, length, state),
+        (true, None) => bail!("{} is encrypted: give --passphrase-file", archive.display()),
+        (true, Some(passphrase)) => {
+            let mut magic = [0; sealed::MAGIC.len()];
+            file.read_exact(&mut magic)?;
+            let opened = Opener::new(std::io::BufReader::new(file), length, passphrase);
+            let inner = Opener::<std::fs::File>::opened_length(length).context("it ends too early");
+            opened.context("its head").and_then(|mut opened| unpack_from(&mut opened, inner?, state))
+        }
+    };
+    unpacked.with_context(|| format!("{} is no whole snapshot", archive.display()))
 }
 
 fn unpack_from(file: &mut impl Read, length: u64, state: &Path) -> Result<Head> {
@@ -126,18 +146,18 @@ mod tests {
         assert_eq!(packed.len() as u64, length);
         let (file, out) = (work.path().join("a"), work.path().join("b"));
         std::fs::write(&file, &packed).unwrap();
-        let head = unpack(&file, &out).unwrap();
+        let head = unpack(&file, &out, None).unwrap();
         assert_eq!(head.keys, keys);
         assert_eq!(std::fs::read(&out).unwrap(), bytes);
         for at in (0..packed.len()).step_by(7) {
             let mut damaged = packed.clone();
             damaged[at] ^= 1;
             std::fs::write(&file, &damaged).unwrap();
-            assert!(unpack(&file, &out).is_err(), "byte {at}");
+            assert!(unpack(&file, &out, None).is_err(), "byte {at}");
         }
         for cut in [0, 10, 100, packed.len() - 1] {
             std::fs::write(&file, &packed[..cut]).unwrap();
-            assert!(unpack(&file, &out).is_err(), "cut at {cut}");
+            assert!(unpack(&file, &out, None).is_err(), "cut at {cut}");
         }
     }
 }

@@ -182,6 +182,17 @@ fn mission_m02_snapshot_saved_everything_lost_and_restored() -> Result<()> {
     let before: serde_json::Value = serde_json::from_str(&servers.kubectl(0, &wanted)?)?;
     let saved = servers.dir().join("snapshot.db").display().to_string();
     servers.coracle(0, &["snapshot", "save", &saved])?;
+    let sealed = servers.dir().join("sealed.db").display().to_string();
+    let passphrase = file("passphrase", "open sesame\n")?;
+    servers.coracle(0, &["snapshot", "save", "--passphrase-file", &passphrase, &sealed])?;
+    ensure!(
+        servers
+            .coracle(0, &["snapshot", "status", &sealed])
+            .is_err_and(|e| e.to_string().contains("is encrypted"))
+    );
+    let held = servers.coracle(0, &["snapshot", "status", "--passphrase-file", &passphrase, &sealed])?;
+    ensure!(held.contains("encrypted:  with a passphrase") && held.contains("members:    1"), "{held}");
+    ensure!(servers.coracle(0, &["snapshot", "status", &saved])?.contains("encrypted:  no"));
     servers.kubectl(0, &["-n", "precious", "create", "configmap", "too-late"])?;
     let old_config = std::fs::read(servers.kubeconfig(0))?;
     servers.kill(0)?;
@@ -194,17 +205,12 @@ fn mission_m02_snapshot_saved_everything_lost_and_restored() -> Result<()> {
     bytes[middle] ^= 1;
     std::fs::write(&damaged, bytes)?;
     let restore = |from: &str| {
-        succeed(servers.command(servers.binary()).args([
-            "snapshot",
-            "restore",
-            from,
-            "--data-dir",
-            &data_dir,
-        ]))
+        let args = ["snapshot", "restore", "--passphrase-file", &passphrase, from, "--data-dir", &data_dir];
+        succeed(servers.command(servers.binary()).args(args))
     };
     let refused = restore(&damaged.display().to_string());
     ensure!(refused.is_err_and(|error| error.to_string().contains("checksum does not match")));
-    restore(&saved)?;
+    restore(&sealed)?;
     let again = restore(&saved);
     ensure!(again.is_err_and(|error| error.to_string().contains("is not empty")));
     servers.restart(0)?;
@@ -222,7 +228,19 @@ fn mission_m02_snapshot_saved_everything_lost_and_restored() -> Result<()> {
     // It can grow again.
     let second = servers.add()?;
     servers.kubectl(second, &["-n", "precious", "get", "configmap", "kept", "new"])?;
-    servers.stop(second)
+    // What the runbook says, on a cluster that is well and on one that is not.
+    let status = servers.coracle(second, &["server", "status"])?;
+    ensure!(status.matches("Ready").count() == 2 && status.contains("leader"), "{status}");
+    servers.coracle(0, &["server", "compact"])?;
+    for id in ["1", "2"] {
+        let done = servers.coracle(0, &["server", "defragment", id])?;
+        ensure!(done.contains("bytes became"), "{done}");
+    }
+    servers.kubectl(second, &["-n", "precious", "get", "configmap", "kept", "new"])?;
+    servers.stop(second)?;
+    let status = servers.coracle(0, &["server", "status"]);
+    ensure!(status.is_err_and(|error| error.to_string().contains("not well")));
+    Ok(())
 }
 
 const MANIFEST: &str = "
