@@ -11,8 +11,8 @@ use crate::{guests, kubectl, peers};
 
 #[derive(Args)]
 pub struct Options {
-    /// What to measure: `api`, `http` or `pods`; everything where nothing is named.
-    #[arg(value_parser = ["api", "http", "pods"])]
+    /// What to measure: `api`, `http`, `pods` or `store`; everything where nothing is named.
+    #[arg(value_parser = ["api", "http", "pods", "store"])]
     suite: Option<String>,
     /// Where to write the rows as JSON.
     #[arg(long)]
@@ -45,6 +45,9 @@ pub fn run(options: &Options) -> Result<()> {
         let peers = peers::install()?;
         command.env("CORACLE_WASMTIME", peers.wasmtime).env("CORACLE_NGINX", peers.nginx);
     }
+    if options.suite.as_deref().is_none_or(|suite| suite == "store") {
+        command.env("CORACLE_ETCD", peers::etcd()?);
+    }
     command.env("CORACLE_KUBECTL", kubectl::install()?);
     if let Some(path) = &options.json {
         command.arg("--json").arg(path);
@@ -63,7 +66,7 @@ fn build(options: &Options) -> Result<()> {
         command.args(["-p", "coracle"]);
     }
     shown(&mut command)?;
-    if options.suite.as_deref() != Some("api") {
+    if !matches!(options.suite.as_deref(), Some("api" | "store")) {
         guests::build_all()?;
     }
     Ok(())

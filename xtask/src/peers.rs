@@ -23,17 +23,29 @@ pub fn install() -> Result<Peers> {
     Ok(Peers { wasmtime: wasmtime()?, nginx: nginx()? })
 }
 
-/// Unpacked, not installed: an installed one would be started as a service of the machine.
-fn nginx() -> Result<PathBuf> {
-    let dir = cache()?.join("nginx");
-    let nginx = dir.join("usr/sbin/nginx");
-    if !nginx.is_file() {
+/// Installs the peer of the suite `store`: Debian's etcd.
+pub fn etcd() -> Result<PathBuf> {
+    let etcd = unpacked("etcd-server", "usr/bin/etcd")?;
+    quiet(Command::new(&etcd).arg("--version")).with_context(|| format!("run {}", etcd.display()))?;
+    Ok(etcd)
+}
+
+/// A program of Debian's package. Unpacked, not installed: an installed one would be started as a service of the machine.
+fn unpacked(package: &str, program: &str) -> Result<PathBuf> {
+    let dir = cache()?.join(package);
+    let program = dir.join(program);
+    if !program.is_file() {
         let scratch = tempfile::tempdir()?;
         quiet(Command::new("apt-get").args(["-q", "update"]))?;
-        quiet(Command::new("apt-get").args(["-q", "download", "nginx"]).current_dir(scratch.path()))?;
+        quiet(Command::new("apt-get").args(["-q", "download", package]).current_dir(scratch.path()))?;
         let unpack = "for package in *.deb; do dpkg-deb -x $package \"$0\"; done";
         quiet(Command::new("sh").args(["-ec", unpack]).arg(&dir).current_dir(scratch.path()))?;
     }
+    Ok(program)
+}
+
+fn nginx() -> Result<PathBuf> {
+    let nginx = unpacked("nginx", "usr/sbin/nginx")?;
     quiet(Command::new(&nginx).arg("-v")).with_context(|| format!("run {}", nginx.display()))?;
     Ok(nginx)
 }

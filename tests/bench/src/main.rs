@@ -12,9 +12,11 @@ mod peer;
 mod pods;
 mod process;
 mod samples;
+mod store;
 mod watch;
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -34,6 +36,15 @@ struct Options {
     /// How long one rate is measured, in seconds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=10))]
     seconds: u64,
+    /// Keys with which the store's memory and recovery are measured.
+    #[arg(long, value_delimiter = ',', default_values_t = [100_000, 1_000_000])]
+    keys: Vec<u64>,
+    /// Serve a store of this directory instead: the suite `store` starts itself so.
+    #[arg(long, hide = true, requires = "at")]
+    serve_store: Option<PathBuf>,
+    /// Where.
+    #[arg(long, hide = true)]
+    at: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -44,6 +55,8 @@ enum Suite {
     Http,
     /// Pods: create to Ready, a Deployment of 100, memory of every process.
     Pods,
+    /// The store over etcd's API, beside etcd.
+    Store,
 }
 
 fn main() -> Result<()> {
@@ -51,11 +64,14 @@ fn main() -> Result<()> {
     // Another crate of the tree brings a second provider, so that rustls cannot choose by itself.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    if let (Some(dir), Some(at)) = (&options.serve_store, options.at) {
+        return runtime.block_on(store::serve(dir, at));
+    }
     let binary = std::env::var("CORACLE_BIN").context("CORACLE_BIN is not set: run `cargo xtask bench`")?;
     println!("{}", process::machine(&binary));
     let mut figures = Figures::default();
     let mut done = Ok(());
-    for suite in [Suite::Api, Suite::Http, Suite::Pods] {
+    for suite in [Suite::Api, Suite::Http, Suite::Pods, Suite::Store] {
         if done.is_ok() && options.suite.is_none_or(|only| only == suite) {
             done = measure(suite, &options, &runtime, &mut figures);
         }
@@ -75,11 +91,18 @@ fn measure(
     runtime: &tokio::runtime::Runtime,
     figures: &mut Figures,
 ) -> Result<()> {
+    let lasts = Duration::from_secs(options.seconds);
+    if suite == Suite::Store {
+        let etcd = std::env::var("CORACLE_ETCD")
+            .context("CORACLE_ETCD is not set: run `cargo xtask bench store`")?;
+        return runtime.block_on(store::run(Path::new(&etcd), lasts, &options.keys, figures));
+    }
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let measured = match suite {
-        Suite::Api => runtime.block_on(api::run(&cluster, Duration::from_secs(options.seconds), figures)),
-        Suite::Http => http::run(&cluster, Duration::from_secs(options.seconds), figures),
+        Suite::Api => runtime.block_on(api::run(&cluster, lasts, figures)),
+        Suite::Http => http::run(&cluster, lasts, figures),
         Suite::Pods => runtime.block_on(pods::run(&cluster, figures)),
+        Suite::Store => Ok(()),
     };
     let measured = measured.with_context(|| cluster.logs());
     measured.and(cluster.stop())
