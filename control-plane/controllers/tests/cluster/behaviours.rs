@@ -1,17 +1,22 @@
-//! `docs/behaviours.md`, `docs/api-behaviours.md` and `docs/node-behaviours.md` name a test for each behaviour: every name must be a test in the tree.
+//! `docs/behaviours.md`, `docs/api-behaviours.md`, `docs/node-behaviours.md` and `docs/store-behaviours.md` name a test for each behaviour: every name must be a test in the tree.
 
 use std::path::{Path, PathBuf};
 
-const TREES: [&str; 9] = [
+const TREES: [&str; 14] = [
     "api",
     "control-plane/apiserver",
     "control-plane/controllers",
     "control-plane/registry",
     "control-plane/scheduler",
+    "cli",
     "control-plane/serverless",
+    "control-plane/store",
     "node",
     "runtime",
     "tests/e2e",
+    "tests/faults",
+    "tests/history",
+    "tests/simulation",
 ];
 
 /// The names of a file's tests.
@@ -84,7 +89,7 @@ fn wrong(list: &str) -> (usize, Vec<String>) {
 
 #[test]
 fn each_behaviour_names_a_test_that_is_there() {
-    for list in ["behaviours.md", "api-behaviours.md", "node-behaviours.md"] {
+    for list in ["behaviours.md", "api-behaviours.md", "node-behaviours.md", "store-behaviours.md"] {
         let (rows, wrong) = wrong(list);
         assert!(rows > 50, "only {rows} rows of {list} were read");
         assert!(wrong.is_empty(), "rows of {list} whose test is not in the tree:\n{}", wrong.join("\n"));
