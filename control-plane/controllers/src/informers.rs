@@ -10,8 +10,8 @@ use crate::cache::Cache;
 use crate::view::{
     ConfigMap, ControllerRevision, CronJob, CsiDriver, DaemonSet, Deployment, EndpointSlice, Endpoints,
     HorizontalPodAutoscaler, Job, Lease, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-    PodDisruptionBudget, ReplicaSet, ReplicationController, ResourceClaim, ResourceQuota, Service,
-    ServiceAccount, StatefulSet, StorageClass, VolumeAttachment,
+    PodDisruptionBudget, ReplicaSet, ReplicationController, ResourceClaim, ResourceClaimTemplate,
+    ResourceQuota, Service, ServiceAccount, StatefulSet, StorageClass, VolumeAttachment,
 };
 
 /// Name of the ConfigMap that holds the cluster's CA.
@@ -70,6 +70,7 @@ informers! {
     attachments: VolumeAttachment;
     drivers: CsiDriver;
     resource_claims: ResourceClaim;
+    claim_templates: ResourceClaimTemplate;
     autoscalers: HorizontalPodAutoscaler;
     budgets: PodDisruptionBudget;
     quotas: ResourceQuota;

@@ -81,6 +81,7 @@ resource!(CsiNode, "storage.k8s.io", "v1", "CSINode", "csinodes");
 resource!(CsiDriver, "storage.k8s.io", "v1", "CSIDriver", "csidrivers");
 resource!(VolumeAttachment, "storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments");
 resource!(ResourceClaim, "resource.k8s.io", "v1", "ResourceClaim", "resourceclaims");
+resource!(ResourceClaimTemplate, "resource.k8s.io", "v1", "ResourceClaimTemplate", "resourceclaimtemplates");
 resource!(ResourceSlice, "resource.k8s.io", "v1", "ResourceSlice", "resourceslices");
 resource!(DeviceClass, "resource.k8s.io", "v1", "DeviceClass", "deviceclasses");
 resource!(StorageClass, "storage.k8s.io", "v1", "StorageClass", "storageclasses");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::PROTECTED;
 use super::plan::{Step, Upkeep, User, body, of_pod, upkeep};
-use crate::cache::{Key, key_of};
+use crate::cache::{Key, key, key_of};
 use crate::events::Recorder;
 use crate::informers::Informers;
 use crate::queue::WorkQueue;
@@ -48,6 +48,16 @@ impl ResourceClaims {
                 }
             }
         });
+        let own = this.clone();
+        caches.claim_templates.on_change(move |old, new| {
+            let (None, Some(template)) = (old, new) else { return };
+            let asks = |pod: &&Arc<Pod>| {
+                let mut entries = pod.spec.resource_claims.iter();
+                entries.any(|one| one.resource_claim_template_name.as_deref() == Some(template.name()))
+            };
+            let pods = own.caches.pods.by(&format!("namespace:{}", template.namespace()));
+            pods.iter().filter(asks).for_each(|pod| own.queue.add(format!("pod:{}", key_of(pod.as_ref()))));
+        });
         this
     }
 
@@ -79,13 +89,10 @@ impl ResourceClaims {
             let words = format!("PodResourceClaim {entry}: resource claim template {template:?}: {why}");
             self.events.warning(pod, "FailedResourceClaimCreation", words);
         };
-        let found = match self.writer.get::<Value>(&format!("{path}/resourceclaimtemplates/{template}")).await
-        {
-            Ok(found) => found,
-            Err(error) => {
-                failed(write::words(&error));
-                return Err(error.into());
-            }
+        let Some(found) = self.caches.claim_templates.get(&key(pod.namespace(), template)) else {
+            // It is looked at again when the template comes.
+            failed("not found".to_owned());
+            return Ok(());
         };
         // Asked of the server itself, so that a cache that lags makes no second one.
         let all: Value = self.writer.get(&format!("{path}/resourceclaims")).await?;
@@ -99,7 +106,7 @@ impl ResourceClaims {
         if items.any(|claim| is_it(&claim)) {
             return Ok(());
         }
-        match self.writer.create(&format!("{path}/resourceclaims"), &body(pod, entry, &found)).await {
+        match self.writer.create(&format!("{path}/resourceclaims"), &body(pod, entry, &found.spec)).await {
             Err(error) if write::is_namespace_terminating(&error) => Ok(()),
             Err(error) => {
                 failed(write::words(&error));
@@ -130,7 +137,7 @@ impl ResourceClaims {
         let over = |pod: &Pod| {
             pod.uid() != uid || pod.is_finished() || (pod.is_terminating() && pod.node().is_none())
         };
-        if let Some(pod) = self.caches.pods.get(&crate::cache::key(namespace, name)) {
+        if let Some(pod) = self.caches.pods.get(&key(namespace, name)) {
             return Ok(over(&pod));
         }
         match self.writer.get::<Pod>(&write::path::<Pod>(namespace, name)).await {

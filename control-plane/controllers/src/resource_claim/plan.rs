@@ -44,23 +44,23 @@ pub fn of_pod(pod: &Pod, own: &[Arc<ResourceClaim>]) -> Vec<Step> {
     steps
 }
 
-/// The claim that is made for an entry of a pod.
+/// The claim that is made for an entry of a pod. `template` is the spec of the template.
 pub fn body(pod: &Pod, entry: &str, template: &Value) -> Value {
     let mut metadata = json!({
         "generateName": format!("{}-{entry}-", pod.name()),
-        "annotations": template.pointer("/spec/metadata/annotations").cloned().unwrap_or_else(|| json!({})),
+        "annotations": template.pointer("/metadata/annotations").cloned().unwrap_or_else(|| json!({})),
         "ownerReferences": [{
             "apiVersion": "v1", "kind": "Pod", "name": pod.name(), "uid": pod.uid(),
             "controller": true, "blockOwnerDeletion": true,
         }],
     });
     metadata["annotations"][POD_CLAIM] = entry.into();
-    if let Some(labels) = template.pointer("/spec/metadata/labels") {
+    if let Some(labels) = template.pointer("/metadata/labels") {
         metadata["labels"] = labels.clone();
     }
     json!({
         "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": metadata,
-        "spec": template.pointer("/spec/spec").cloned().unwrap_or_default(),
+        "spec": template.pointer("/spec").cloned().unwrap_or_default(),
     })
 }
 
@@ -135,8 +135,7 @@ mod tests {
         let told = json!({ "resourceClaimStatuses": [{ "name": "gpu", "resourceClaimName": "p-gpu-x" }] });
         assert_eq!(of_pod(&pod(told), &own), []);
         assert_eq!(of_pod(&pod(json!({ "phase": "Failed" })), &[]), []);
-        let template =
-            json!({ "spec": { "metadata": { "labels": { "a": "b" } }, "spec": { "devices": {} } } });
+        let template = json!({ "metadata": { "labels": { "a": "b" } }, "spec": { "devices": {} } });
         let made = body(&pod(json!({})), "gpu", &template);
         assert_eq!(made["metadata"]["generateName"], "p-gpu-");
         assert_eq!(made["metadata"]["labels"]["a"], "b");

@@ -5,6 +5,7 @@ use k8s_openapi::api::resource::v1::{
 };
 use kube::core::ObjectMeta;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::Meta;
 use crate::cache::Cached;
@@ -33,6 +34,16 @@ impl Cached for ResourceClaim {
         users.chain(owner).collect()
     }
 }
+
+/// A ResourceClaimTemplate; what claims are made from stays as it is written.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ResourceClaimTemplate {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: Value,
+}
+
+impl Cached for ResourceClaimTemplate {}
 
 /// A ResourceSlice.
 #[derive(Clone, Debug, Default, Deserialize)]

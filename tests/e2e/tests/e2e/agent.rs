@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use coracle_e2e::{Cluster, Profile, eventually};
 use serde_json::{Value, json};
 
+mod claims;
 mod csi;
 mod limits;
 
@@ -135,9 +136,10 @@ fn pressure_evicts_those_who_asked_for_nothing_first() -> Result<()> {
     if late["phase"] == "Failed" {
         has(&late["message"].to_string(), &["Pod was rejected: The node had condition: [MemoryPressure]. "])?;
     }
-    eventually("it is over", 3 * SOON, || {
+    eventually("it is over", 6 * SOON, || {
         Ok(condition(&cluster.get(&["node", &node])?, "MemoryPressure") == "False")
-    })?;
+    })
+    .with_context(|| format!("{:#?}\n{}", cluster.get(&["node", &node]), cluster.logs()))?;
     eventually("Events tell", SOON, || {
         let events = cluster.kubectl(&["get", "events", "-A"])?;
         has(&events, &["EvictionThresholdMet", "NodeHasInsufficientMemory", "NodeHasSufficientMemory"])?;
