@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
+use anyhow::{Context, Result};
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
@@ -60,16 +61,16 @@ const OWN_DEFRAGMENT: &str = "/coracle/own/defragment";
 
 type Own = State<Arc<OnceLock<Store>>>;
 
-fn own(store: &OnceLock<Store>) -> Result<&Store, Response> {
-    store.get().ok_or_else(|| refuse(StatusCode::SERVICE_UNAVAILABLE, "the store is not open yet"))
+fn own(store: &OnceLock<Store>) -> Result<&Store> {
+    store.get().context("the store is not open yet")
 }
 
 async fn own_status(State(store): Own) -> Answered {
-    Ok(Json(own(&store)?.status()).into_response())
+    Ok(Json(own(&store).map_err(failed)?.status()).into_response())
 }
 
 async fn own_defragment(State(store): Own) -> Answered {
-    let (before, after) = own(&store)?.defragment().await.map_err(failed)?;
+    let (before, after) = own(&store).map_err(failed)?.defragment().await.map_err(failed)?;
     Ok(Json(json!({"before": before, "after": after})).into_response())
 }
 
