@@ -56,6 +56,26 @@ fn made(action: &Action) -> &EndpointSlice {
 }
 
 #[test]
+fn headless() {
+    let service = service(json!({ "spec": { "clusterIP": "None" } }));
+    let pod = pod(0, json!({ "spec": { "hostname": "db-0", "subdomain": "web" } }));
+    let actions = plan(&service, &[pod], &[], &Zones::default());
+    let slice = made(&actions[0]);
+    let labels = slice.metadata.labels.as_ref().unwrap();
+    assert_eq!(labels.get("service.kubernetes.io/headless").map(String::as_str), Some(""));
+    assert_eq!(slice.endpoints[0].hostname.as_deref(), Some("db-0"), "its name in the DNS");
+    let with_address = plan(&self::service(json!({})), &[], &[], &Zones::default());
+    assert!(
+        with_address.iter().all(|a| !made(a)
+            .metadata
+            .labels
+            .as_ref()
+            .unwrap()
+            .contains_key("service.kubernetes.io/headless"))
+    );
+}
+
+#[test]
 fn one_ready_pod() {
     let actions = plan(&service(json!({})), &[pod(0, json!({}))], &[], &Zones::default());
     assert_eq!(actions.len(), 1);
