@@ -12,8 +12,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher::watch_object;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Client, Resource};
+use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::watch;
@@ -88,12 +89,23 @@ where
     (store, work)
 }
 
-/// Writes to the Node where its gateway listens, until that has succeeded.
+/// Keeps on the Node where its gateway listens, also on a Node that is made again.
 pub async fn announce(client: &Client, node: &str, address: SocketAddr) {
     let nodes: Api<Node> = Api::all(client.clone());
-    let patch = json!({"metadata": {"annotations": {ADDRESS_ANNOTATION: address.to_string()}}});
-    while let Err(error) = nodes.patch(node, &PatchParams::default(), &Patch::Merge(&patch)).await {
-        tracing::debug!(%error, node, "the gateway cannot tell its address yet");
-        tokio::time::sleep(RETRY).await;
+    let address = address.to_string();
+    let patch = json!({"metadata": {"annotations": {ADDRESS_ANNOTATION: address}}});
+    let mut states = std::pin::pin!(watch_object(nodes.clone(), node).default_backoff());
+    while let Some(state) = states.next().await {
+        match state {
+            Ok(Some(object)) if object.annotations().get(ADDRESS_ANNOTATION) != Some(&address) => {
+                while let Err(error) = nodes.patch(node, &PatchParams::default(), &Patch::Merge(&patch)).await
+                {
+                    tracing::debug!(%error, node, "the gateway cannot tell its address yet");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, node, "the gateway cannot read its node"),
+        }
     }
 }

@@ -67,7 +67,8 @@ async fn status(cluster: &Cluster) -> Result<()> {
             Value::Null => "-".to_owned(),
             value => value.to_string(),
         };
-        let mebibytes = |field: &str| match status[field].as_u64() {
+        let size = |field: &str| match status[field].as_u64() {
+            Some(bytes) if bytes >> 30 > 0 => format!("{:.1}Gi", bytes as f64 / f64::from(1 << 30)),
             Some(bytes) => format!("{:.1}Mi", bytes as f64 / f64::from(1 << 20)),
             None => "-".to_owned(),
         };
@@ -77,9 +78,9 @@ async fn status(cluster: &Cluster) -> Result<()> {
             role.to_owned(),
             shown("term"),
             shown("revision"),
-            mebibytes("stateBytes"),
-            mebibytes("logBytes"),
-            mebibytes("freeBytes"),
+            size("stateBytes"),
+            size("logBytes"),
+            size("freeBytes"),
             condition,
         ]);
     }

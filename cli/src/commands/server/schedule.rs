@@ -40,6 +40,8 @@ pub struct Schedule {
 /// What begins the name of each.
 const NAME: &str = "coracle-";
 const SUFFIX: &str = ".snapshot";
+/// How often is looked whether a member leads.
+const ELECTION: Duration = Duration::from_millis(100);
 
 /// Reads a passphrase; the line's end is no part of it.
 pub fn passphrase(file: &Path) -> Result<String> {
@@ -83,6 +85,11 @@ impl Schedule {
     /// Takes them until the server stops.
     pub async fn run(&self, taker: Option<Taker>, shutdown: CancellationToken) {
         let (Some(minutes), Some(taker)) = (self.snapshot_every, taker) else { return };
+        // The first is taken at once, by whoever was elected by then.
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = led(&taker.store) => {}
+        }
         let mut ticks = tokio::time::interval(Duration::from_secs(minutes * 60));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -101,6 +108,13 @@ impl Schedule {
                 }
             }
         }
+    }
+}
+
+/// Returns when a member leads.
+async fn led(store: &Store) {
+    while store.leader().0.is_none() {
+        tokio::time::sleep(ELECTION).await;
     }
 }
 

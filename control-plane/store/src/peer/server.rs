@@ -14,6 +14,7 @@ use axum::routing::post;
 use futures::StreamExt;
 use http::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use openraft::raft::AppendEntriesResponse;
 use openraft::type_config::alias::SnapshotOf;
@@ -38,6 +39,8 @@ const MAX_CONNECTIONS: usize = 256;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a sender of a snapshot may say nothing.
 const SNAPSHOT_IDLE: Duration = Duration::from_secs(30);
+/// How long the connections may take to end when the member does.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 const MAX_HEAD: usize = 1 << 20;
 
 /// What the handlers share.
@@ -77,10 +80,15 @@ pub(crate) fn serve(
         Way::Sockets { listener, tls, .. } => (listener, TlsAcceptor::from(tls.server_config()?)),
     };
     tokio::spawn(async move {
+        let open = GracefulShutdown::new();
+        // Connections end with this set.
+        let mut connections = tokio::task::JoinSet::new();
         tokio::select! {
-            () = accept(listener, acceptor, router) => {}
+            () = accept(listener, acceptor, router, &open, &mut connections) => {}
             () = stop => {}
         }
+        // What was answered still leaves.
+        let _ = tokio::time::timeout(LAST_WORDS, open.shutdown()).await;
     });
     Ok(())
 }
@@ -112,10 +120,14 @@ fn router(shared: Shared, others: Router) -> Router {
         }))
 }
 
-async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router) {
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    router: Router,
+    open: &GracefulShutdown,
+    connections: &mut tokio::task::JoinSet<()>,
+) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    // Connections end with this task.
-    let mut connections = tokio::task::JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
@@ -128,6 +140,7 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router) {
             }
         };
         let (acceptor, service) = (acceptor.clone(), TowerToHyperService::new(router.clone()));
+        let open = open.watcher();
         connections.spawn(async move {
             let _slot = slot;
             let _ = stream.set_nodelay(true);
@@ -141,7 +154,7 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, router: Router) {
                 .initial_stream_window_size(2 << 20)
                 .initial_connection_window_size(8 << 20)
                 .serve_connection(TokioIo::new(tls), service);
-            if let Err(error) = served.await {
+            if let Err(error) = open.watch(served).await {
                 tracing::debug!(%peer, %error, "connection of a member");
             }
         });

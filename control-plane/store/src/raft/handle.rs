@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::state_machine::StateMachine;
 use super::{Request, Types};
@@ -32,7 +33,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a read may wait for the leader's word.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the answer of a leader that was replaced is waited for: it may be on its way.
-const LATE: Duration = Duration::from_millis(250);
+const LATE: Duration = Duration::from_millis(500);
+/// How long a member that ends waits for the answers of what was proposed at it.
+const DRAIN: Duration = Duration::from_secs(2);
 /// How long is waited before a question that nobody took is asked again, unless the leader changes before.
 const RETRY: Duration = Duration::from_millis(100);
 /// A member that for so long knew of no majority that it belongs to is adrift: others that can have replaced the leader
@@ -52,6 +55,8 @@ pub(crate) struct Handle {
     pub heard: Arc<Mutex<Instant>>,
     /// What time it is.
     pub clock: Clock,
+    /// The proposals that are made here and not answered yet.
+    pub proposals: TaskTracker,
     /// Why raft ended, once it has.
     pub ended: watch::Receiver<Option<String>>,
 }
@@ -81,6 +86,10 @@ impl Handle {
 
     /// Proposes a command, which only works where this member leads.
     pub async fn propose_here(&self, command: Arc<Command>) -> Result<Proposed, Error> {
+        let _open = self.proposals.token();
+        if self.proposals.is_closed() {
+            return Err(Error::NotLeader { leader: None });
+        }
         let (responder, answer) = ProgressResponder::complete_only();
         let (raft, request) = (self.raft.clone(), Request(command));
         detached(async move { raft.client_write_ff(request, Some(responder)).await })
@@ -98,6 +107,14 @@ impl Handle {
             Ok(Err(error @ ClientWriteError::LogEntryDiscarded(_))) => Err(Error::Timeout(error.to_string())),
             Ok(Err(error)) => Err(stopped(error)),
             Err(_) => Err(Error::Stopped("raft ended".into())),
+        }
+    }
+
+    /// Takes no more proposals, and waits for a bounded time until those that were made here are answered.
+    pub async fn drain(&self) {
+        self.proposals.close();
+        if tokio::time::timeout(DRAIN, self.proposals.wait()).await.is_err() {
+            tracing::warn!(open = self.proposals.len(), "proposals are left without an answer");
         }
     }
 

@@ -12,6 +12,7 @@ use openraft::{BasicNode, Config, Raft, RaftState, ReadPolicy, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::Types;
 use super::handle::{Handle, detached, read_error, stopped};
@@ -90,7 +91,8 @@ impl Node {
         tokio::spawn(count_leaders(raft.server_metrics(), stats.clone()));
         let heard = Arc::new(Mutex::new(Instant::now()));
         let clock = options.clock.clone();
-        let handle = Handle { raft, node_id, peers, stats, heard, clock, ended };
+        let handle =
+            Handle { raft, node_id, peers, stats, heard, clock, proposals: TaskTracker::new(), ended };
         let (alarms, led) = (Alarms::default(), Mutex::new(Instant::now()));
         let node = Self { handle, log, upkeep, persister, place, alarms, led };
         if let Err(error) = node.start(fresh, peering).await {
@@ -214,6 +216,7 @@ impl Node {
     /// Stops raft, brings the state to disk and closes the files.
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.handle.hand_over().await;
+        self.handle.drain().await;
         let raft = self.handle.raft.clone();
         let core = detached(async move { raft.shutdown().await }).await?.map_err(stopped);
         let (log, persister) = (self.log.clone(), self.persister.clone());

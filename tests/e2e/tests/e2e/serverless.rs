@@ -22,9 +22,14 @@ fn apply(cluster: &Cluster, change: impl Fn(String) -> String) -> Result<()> {
 }
 
 fn gateway(cluster: &Cluster) -> Result<String> {
-    let nodes = cluster.get(&["nodes"])?;
-    let address = nodes["items"][0]["metadata"]["annotations"]["coracle.dev/gateway"].as_str();
-    Ok(address.context("the node does not tell its gateway")?.to_owned())
+    let mut told = None;
+    eventually("the node tells its gateway", Duration::from_secs(20), || {
+        let nodes = cluster.get(&["nodes"])?;
+        let address = &nodes["items"][0]["metadata"]["annotations"]["coracle.dev/gateway"];
+        told = address.as_str().map(str::to_owned);
+        Ok(told.is_some())
+    })?;
+    told.context("the node does not tell its gateway")
 }
 
 /// One request through the gateway.
