@@ -9,10 +9,10 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use crate::cycle::Snapshot;
 use crate::devices::Grant;
 use crate::plugins::volumes::{self, Claim, SELECTED_NODE};
 use crate::preemption::Preemption;
+use crate::snapshot::Snapshot;
 use crate::view::PodView;
 use crate::world::World;
 

@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Configuration;
-use crate::cycle::{Cycle, Room, Snapshot};
+use crate::cycle::Cycle;
 use crate::profile::Profile;
+use crate::snapshot::{Room, Snapshot};
 use crate::view::{NodeView, PodView};
 use crate::world::World;
 

@@ -1,6 +1,6 @@
 //! The scheduler: finds a node for each pod that has none.
 //!
-//! [`view`] is what it keeps of pods and nodes, [`plugins`] decide one thing a file, [`cycle`] puts them together (pure),
+//! [`view`] is what it keeps of pods and nodes, [`plugins`] decide one thing a file, [`snapshot`] is what is taken of each node, [`cycle`] puts them together (pure),
 //! [`queue`] says when a pod is tried, [`run`] watches and binds. State is reached through the Kubernetes API alone.
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ pub mod preemption;
 pub mod profile;
 pub mod queue;
 pub mod run;
+pub mod snapshot;
 pub mod view;
 pub mod wake;
 pub mod world;

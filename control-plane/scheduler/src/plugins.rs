@@ -19,7 +19,8 @@ pub mod volume_limits;
 pub mod volume_restrictions;
 pub mod volumes;
 
-use crate::cycle::{Cycle, Room};
+use crate::cycle::Cycle;
+use crate::snapshot::Room;
 use crate::wake;
 
 /// Why a node cannot take a pod, in the words that users search for; several reasons may hold.

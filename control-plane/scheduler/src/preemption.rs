@@ -7,8 +7,9 @@ use std::sync::Arc;
 use coracle_api::labels::Selector;
 use coracle_controllers::view::Meta;
 
-use crate::cycle::{Cycle, Room, Snapshot};
+use crate::cycle::Cycle;
 use crate::profile::Profile;
+use crate::snapshot::{Room, Snapshot};
 use crate::view::PodView;
 use crate::world::World;
 

@@ -1,8 +1,9 @@
 //! Pods against nodes.
 
-use super::{Choice, NodeView, PodView, Profile, Snapshot, World};
+use super::{Choice, PodView, Profile, Snapshot, World};
 use crate::plugins::resources_fit::{FitArgs, Strategy};
 use crate::preemption::preempt;
+use crate::view::NodeView;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 

@@ -9,7 +9,7 @@ use k8s_openapi::api::resource::v1::{
 };
 
 use super::{Offer, Place, Wanted, Way};
-use crate::cycle::Room;
+use crate::snapshot::Room;
 
 /// Most devices of a claim.
 const RESULTS: usize = 32;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Claims;
-use crate::cycle::Room;
+use crate::snapshot::Room;
 use crate::view::{NodeView, PodView};
 use crate::world::World;
 

@@ -3,7 +3,8 @@
 use coracle_controllers::placement;
 
 use super::{Reasons, normalized};
-use crate::cycle::{Cycle, Room};
+use crate::cycle::Cycle;
+use crate::snapshot::Room;
 
 /// Refuses a node whose labels do not match.
 pub fn filter(cycle: &Cycle<'_>, room: &Room) -> Reasons {

@@ -1,7 +1,8 @@
 //! NodeResourcesBalancedAllocation: CPU and memory of a node are used up evenly.
 
 use super::BEST;
-use crate::cycle::{Cycle, Room};
+use crate::cycle::Cycle;
+use crate::snapshot::Room;
 
 const RESOURCES: [&str; 2] = ["cpu", "memory"];
 

@@ -1,7 +1,8 @@
 //! ImageLocality: nodes that have a pod's images already, the more the larger they are.
 
 use super::BEST;
-use crate::cycle::{Cycle, Room};
+use crate::cycle::Cycle;
+use crate::snapshot::Room;
 
 const MEGABYTE: i64 = 1024 * 1024;
 /// Less is pulled in no time.

@@ -6,7 +6,8 @@ use coracle_api::labels::Selector;
 use k8s_openapi::api::core::v1::{PodAffinityTerm, WeightedPodAffinityTerm};
 
 use super::{Reasons, normalized};
-use crate::cycle::{Cycle, Room, Snapshot};
+use crate::cycle::Cycle;
+use crate::snapshot::{Room, Snapshot};
 use crate::view::PodView;
 use crate::world::{World, selector};
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::Reasons;
-use crate::cycle::{Cycle, Room};
+use crate::cycle::Cycle;
+use crate::snapshot::Room;
 
 /// A host port: protocol, number and address.
 pub type HostPort = (String, i32, String);

@@ -1,7 +1,8 @@
 //! Requests fit into what a node has left; extended resources such as GPUs too.
 
 use super::{BEST, Reasons};
-use crate::cycle::{Cycle, Room};
+use crate::cycle::Cycle;
+use crate::snapshot::Room;
 
 /// Refuses a node without room, with a reason for each resource that is short.
 pub fn filter(cycle: &Cycle<'_>, room: &Room) -> Reasons {

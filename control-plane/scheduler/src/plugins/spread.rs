@@ -7,8 +7,9 @@ use coracle_controllers::placement;
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 
 use super::{Reasons, normalized, taints};
-use crate::cycle::{Cycle, Room, Snapshot};
+use crate::cycle::Cycle;
 use crate::profile::Profile;
+use crate::snapshot::{Room, Snapshot};
 use crate::view::PodView;
 use crate::world::selector;
 

@@ -4,7 +4,8 @@ use coracle_controllers::placement::tolerates;
 use k8s_openapi::api::core::v1::Taint;
 
 use super::{BEST, Reasons};
-use crate::cycle::{Cycle, Room};
+use crate::cycle::Cycle;
+use crate::snapshot::Room;
 use crate::view::PodView;
 
 /// Refuses a node with a NoSchedule or NoExecute taint that the pod does not tolerate.

@@ -4,7 +4,8 @@ use coracle_controllers::placement::tolerates;
 use k8s_openapi::api::core::v1::Taint;
 
 use super::Reasons;
-use crate::cycle::{Cycle, Room};
+use crate::cycle::Cycle;
+use crate::snapshot::Room;
 
 /// Refuses a cordoned node, unless the pod tolerates that.
 pub fn filter(cycle: &Cycle<'_>, room: &Room) -> Reasons {

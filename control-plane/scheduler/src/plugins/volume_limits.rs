@@ -7,7 +7,8 @@ use coracle_controllers::view::{PersistentVolume, PersistentVolumeClaim};
 
 use super::Reasons;
 use super::volumes::Claim;
-use crate::cycle::{Cycle, Room};
+use crate::cycle::Cycle;
+use crate::snapshot::Room;
 use crate::world::World;
 
 /// The driver of a volume and the volume's own name there.

@@ -1,7 +1,8 @@
 //! VolumeRestrictions: a claim with ReadWriteOncePod is had by one pod.
 
 use super::Reasons;
-use crate::cycle::{Cycle, Room, Snapshot};
+use crate::cycle::Cycle;
+use crate::snapshot::{Room, Snapshot};
 use crate::view::PodView;
 use crate::world::World;
 

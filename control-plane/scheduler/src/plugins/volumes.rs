@@ -7,7 +7,8 @@ use coracle_controllers::placement::matches;
 use coracle_controllers::view::{Meta, PersistentVolume, PersistentVolumeClaim, StorageClass};
 
 use super::Reasons;
-use crate::cycle::{Cycle, Room};
+use crate::cycle::Cycle;
+use crate::snapshot::Room;
 use crate::view::PodView;
 use crate::world::{World, is_bound};
 
