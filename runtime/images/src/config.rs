@@ -16,6 +16,8 @@ pub struct RegistryConfig {
     pub limits: Limits,
     /// Whose signatures images need. Of several that name a repository the longest decides.
     pub signatures: Vec<SignaturePolicy>,
+    /// Folders with a folder for each registry in containerd's shape (`hosts.toml`, certificates); see [`crate::hosts`].
+    pub host_dirs: Vec<std::path::PathBuf>,
 }
 
 impl Default for RegistryConfig {
@@ -26,6 +28,7 @@ impl Default for RegistryConfig {
             insecure: Vec::new(),
             limits: Limits::default(),
             signatures: Vec::new(),
+            host_dirs: Vec::new(),
         }
     }
 }

@@ -11,10 +11,11 @@ use futures::stream::BoxStream;
 use oci_spec::image::Descriptor;
 
 use crate::manifest::{self, Content, Document, Wanted};
+use crate::progress::{Board, Pulling};
 use crate::registry::{Client, Pool, Refusal, Source, sources};
 use crate::signature;
 use crate::store::{Incoming, Platform};
-use crate::{Attempt, Credentials, Error, ImageRecord, Reference, RegistryConfig, Store};
+use crate::{Attempt, Credentials, Error, ImageRecord, Progress, Reference, RegistryConfig, Store};
 
 /// How many layers of an image are fetched at once.
 const AT_ONCE: usize = 3;
@@ -29,18 +30,31 @@ pub struct Puller {
     store: Arc<Store>,
     config: Arc<RegistryConfig>,
     pool: Arc<Pool>,
+    board: Arc<Board>,
     turns: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 impl Puller {
     /// A puller into `store`.
     pub fn new(store: Arc<Store>, config: RegistryConfig) -> Self {
-        Self { store, config: Arc::new(config), pool: Arc::default(), turns: Arc::default() }
+        Self {
+            store,
+            config: Arc::new(config),
+            pool: Arc::default(),
+            board: Arc::default(),
+            turns: Arc::default(),
+        }
     }
 
     /// Where the images go.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// How far the pull of a name is, while one is under way and its size is known.
+    pub fn progress(&self, name: &str) -> Option<Progress> {
+        let reference: Reference = name.parse().ok()?;
+        self.board.get(&reference.to_string())
     }
 
     /// Pulls `name`. `given` are credentials for the registry that the name says. A name with a digest that is already
@@ -88,7 +102,11 @@ impl Puller {
             let reason = "no registry is configured for names without one".to_owned();
             refusals.push((reference.registry.clone(), Refusal::Unreachable(reason)));
         }
-        for source in sources(reference, &self.config, given) {
+        let sources = sources(reference, &self.config, given).map_err(|reason| Error::Unreachable {
+            image: name.to_owned(),
+            attempts: vec![Attempt { registry: reference.registry.clone(), reason }],
+        })?;
+        for source in sources {
             match self.try_source(name, reference, wanted, &source).await {
                 Ok(record) => return Ok(record),
                 Err(Failure::Final(error)) => return Err(error),
@@ -152,12 +170,15 @@ impl Puller {
         let blobs: Vec<String> = blobs.chain(layers.iter().map(|l| l.digest().to_string())).collect();
         let _held: Vec<_> = blobs.iter().map(|d| self.store.hold(d)).collect();
 
-        self.fetch(name, &client, &config, "the configuration", self.config.limits.manifest_bytes).await?;
+        let size = config.size() + layers.iter().map(Descriptor::size).sum::<u64>();
+        let pulling = self.board.begin(&reference.to_string(), size);
+        let small = self.config.limits.manifest_bytes;
+        self.fetch(name, &client, (&config, "the configuration"), small, &pulling).await?;
         let what = if platform == Platform::Wasm { "the component" } else { "a layer" };
         let limit = self.config.limits.layer_bytes;
         let mut fetches: Vec<BoxFuture<'_, _>> = Vec::new();
         for layer in &layers {
-            fetches.push(Box::pin(self.fetch(name, &client, layer, what, limit)));
+            fetches.push(Box::pin(self.fetch(name, &client, (layer, what), limit, &pulling)));
         }
         let mut fetches = futures::stream::iter(fetches).buffer_unordered(AT_ONCE);
         while let Some(fetched) = fetches.next().await {
@@ -182,7 +203,7 @@ impl Puller {
             },
             commands,
             platform,
-            size: bytes.len() as u64 + config.size() + layers.iter().map(Descriptor::size).sum::<u64>(),
+            size: bytes.len() as u64 + size,
             pulled_at_ns: now_ns(),
             source: source.registry.clone(),
             id,
@@ -193,24 +214,22 @@ impl Puller {
         &self,
         name: &str,
         client: &Client,
-        blob: &Descriptor,
-        what: &'static str,
+        (blob, what): (&Descriptor, &'static str),
         limit: u64,
+        pulling: &Pulling<'_>,
     ) -> Result<(), Failure> {
         let digest = blob.digest().to_string();
         self.check_size(name, what, blob.size(), limit)?;
         if self.store.has(&digest) {
+            pulling.add(blob.size());
             return Ok(());
         }
         let mut incoming = self.store.incoming(name, &digest)?;
         let (mut received, mut broken) = (0, 0);
         let mut stream = client.blob(&digest).await?;
         loop {
-            let Err(error) =
-                self.receive(name, blob, what, &mut stream, &mut incoming, &mut received).await?
-            else {
-                break;
-            };
+            let came = self.receive(name, (blob, what), &mut stream, &mut incoming, (&mut received, pulling));
+            let Err(error) = came.await? else { break };
             if broken == RESUMES {
                 return Err(Failure::Next(Refusal::Unreachable(format!("reading {what} {digest}: {error}"))));
             }
@@ -220,6 +239,7 @@ impl Puller {
             let (rest, all) = client.blob_from(&digest, received).await?;
             stream = rest;
             if all {
+                pulling.take_back(received);
                 incoming = self.store.incoming(name, &digest)?;
                 received = 0;
             }
@@ -232,11 +252,10 @@ impl Puller {
     async fn receive(
         &self,
         name: &str,
-        blob: &Descriptor,
-        what: &'static str,
+        (blob, what): (&Descriptor, &'static str),
         stream: &mut BoxStream<'static, Result<Bytes, std::io::Error>>,
         incoming: &mut Incoming<'_>,
-        received: &mut u64,
+        (received, pulling): (&mut u64, &Pulling<'_>),
     ) -> Result<Result<(), String>, Failure> {
         while let Some(piece) = stream.next().await {
             let piece = match piece {
@@ -256,6 +275,7 @@ impl Puller {
                 }));
             }
             incoming.write(&piece)?;
+            pulling.add(piece.len() as u64);
         }
         match *received < blob.size() {
             true => Ok(Err(format!("it ended after {received} of {} bytes", blob.size()))),

@@ -1,5 +1,7 @@
 //! Speaking to one registry, and telling its refusals apart.
 
+mod mutual;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 
+use crate::hosts::{self, Host, Trust};
 use crate::{Credentials, Mirror, Reference, RegistryConfig};
 
 const ACCEPT: [&str; 4] = [
@@ -28,7 +31,7 @@ pub struct Source {
     /// Tag or digest.
     pub key: String,
     pub tls: bool,
-    pub ca_pem: Option<String>,
+    pub trust: Trust,
     pub credentials: Credentials,
 }
 
@@ -41,8 +44,13 @@ pub enum Refusal {
 }
 
 /// Who is asked for an image, in order. `given` are the credentials of the request: they go only to the registry that
-/// the name says, never to a mirror that merely stands in for it.
-pub fn sources(image: &Reference, config: &RegistryConfig, given: &Credentials) -> Vec<Source> {
+/// the name says, never to a mirror that merely stands in for it. `Err`: what the node is told about the registry is not
+/// understood.
+pub fn sources(
+    image: &Reference,
+    config: &RegistryConfig,
+    given: &Credentials,
+) -> Result<Vec<Source>, String> {
     let from_mirror = |mirror: &Mirror, named: bool| {
         let (authority, tls) = mirror.authority();
         let own = !named || *given == Credentials::Anonymous;
@@ -51,31 +59,49 @@ pub fn sources(image: &Reference, config: &RegistryConfig, given: &Credentials) 
             repository: image.mirror_repository().to_owned(),
             key: image.manifest_key().to_owned(),
             tls,
-            ca_pem: mirror.ca_pem.clone(),
+            trust: Trust { only_pem: mirror.ca_pem.clone(), ..Trust::default() },
             credentials: if own { mirror.credentials.clone() } else { given.clone() },
         }
     };
-    let direct = |registry: &str| Source {
-        tls: !is_plain(registry, config),
-        registry: registry.to_owned(),
-        repository: image.upstream_repository(),
-        key: image.manifest_key().to_owned(),
-        ca_pem: None,
-        credentials: given.clone(),
+    let direct = |registry: &str| -> Result<Vec<Source>, String> {
+        let plain = is_plain(registry, config);
+        let itself = || {
+            vec![Host {
+                authority: registry.to_owned(),
+                tls: !plain,
+                trust: Trust::default(),
+                resolves: true,
+            }]
+        };
+        let hosts = hosts::hosts(&config.host_dirs, registry, plain)?.unwrap_or_else(itself);
+        let asked = hosts.into_iter().filter(|h| h.resolves || image.digest.is_some());
+        Ok(asked
+            .map(|host| Source {
+                credentials: if host.authority == registry { given.clone() } else { Credentials::Anonymous },
+                registry: host.authority,
+                repository: image.upstream_repository(),
+                key: image.manifest_key().to_owned(),
+                tls: host.tls,
+                trust: host.trust,
+            })
+            .collect())
     };
     if image.is_default_registry() {
-        let mirrors = config.mirrors.iter().map(|m| from_mirror(m, false));
-        return mirrors.chain(config.default_registry.as_deref().map(direct)).collect();
+        let mut asked: Vec<Source> = config.mirrors.iter().map(|m| from_mirror(m, false)).collect();
+        if let Some(default) = &config.default_registry {
+            asked.extend(direct(default)?);
+        }
+        return Ok(asked);
     }
     match config.mirrors.iter().find(|m| m.authority().0 == image.registry) {
-        Some(mirror) => vec![from_mirror(mirror, true)],
+        Some(mirror) => Ok(vec![from_mirror(mirror, true)]),
         None => {
             // What stands in for every registry keeps `gcr.io/a/b` under that whole name.
             let name = format!("{}/{}", image.registry, image.repository);
             let stand_ins =
                 config.mirrors.iter().filter(|m| m.every_registry && !image.registry.contains(':'));
             let stand_ins = stand_ins.map(|m| Source { repository: name.clone(), ..from_mirror(m, false) });
-            stand_ins.chain(std::iter::once(direct(&image.registry))).collect()
+            Ok(stand_ins.chain(direct(&image.registry)?).collect())
         }
     }
 }
@@ -91,22 +117,32 @@ fn is_loopback(host: &str) -> bool {
 
 /// Clients by registry and credentials: making one reads the system's certificates, which takes longer than a pull.
 #[derive(Default)]
-pub struct Pool(Mutex<Vec<(Source, oci_client::Client)>>);
+pub struct Pool(Mutex<Vec<(Source, Kind)>>);
+
+/// The library's client, or ours where a certificate has to be shown, which the library cannot.
+#[derive(Clone)]
+enum Kind {
+    Usual(Box<oci_client::Client>),
+    Mutual(mutual::Client),
+}
 
 /// Clients that are kept at most.
 const POOLED: usize = 32;
 
 impl Pool {
-    fn get(&self, source: &Source) -> Result<oci_client::Client, Refusal> {
+    fn get(&self, source: &Source) -> Result<Kind, Refusal> {
         let same = |kept: &Source| {
-            (&kept.registry, kept.tls, &kept.ca_pem, &kept.credentials)
-                == (&source.registry, source.tls, &source.ca_pem, &source.credentials)
+            (&kept.registry, kept.tls, &kept.trust, &kept.credentials)
+                == (&source.registry, source.tls, &source.trust, &source.credentials)
         };
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, client)) = kept.iter().find(|(s, _)| same(s)) {
             return Ok(client.clone());
         }
-        let client = connect(source)?;
+        let client = match &source.trust.identity {
+            None => Kind::Usual(Box::new(connect(source)?)),
+            Some(_) => Kind::Mutual(mutual::Client::new(source)?),
+        };
         if kept.len() >= POOLED {
             kept.remove(0);
         }
@@ -121,14 +157,13 @@ impl Pool {
 }
 
 fn connect(source: &Source) -> Result<oci_client::Client, Refusal> {
-    let certificates: Vec<Certificate> = source
-        .ca_pem
-        .iter()
-        .map(|pem| Certificate { encoding: CertificateEncoding::Pem, data: pem.clone().into_bytes() })
-        .collect();
+    let certificate =
+        |pem: &String| Certificate { encoding: CertificateEncoding::Pem, data: pem.clone().into_bytes() };
     let mut config = ClientConfig {
         protocol: if source.tls { ClientProtocol::Https } else { ClientProtocol::Http },
-        tls_certs_only: certificates,
+        tls_certs_only: source.trust.only_pem.iter().map(certificate).collect(),
+        extra_root_certificates: source.trust.more_pem.iter().map(certificate).collect(),
+        accept_invalid_certificates: source.trust.skip_verify,
         connect_timeout: Some(Duration::from_secs(10)),
         read_timeout: Some(Duration::from_secs(60)),
         user_agent: concat!("coracle/", env!("CARGO_PKG_VERSION")),
@@ -148,7 +183,7 @@ fn connect(source: &Source) -> Result<oci_client::Client, Refusal> {
 
 /// A connection to one source.
 pub struct Client {
-    client: oci_client::Client,
+    client: Kind,
     name: oci_client::Reference,
     auth: RegistryAuth,
 }
@@ -172,14 +207,22 @@ impl Client {
             Some(digest) => &self.name.clone_with_digest(digest.to_owned()),
             None => &self.name,
         };
-        self.client.pull_manifest_raw(name, &self.auth, &ACCEPT).await.map_err(refusal)
+        match &self.client {
+            Kind::Usual(client) => client.pull_manifest_raw(name, &self.auth, &ACCEPT).await.map_err(refusal),
+            Kind::Mutual(client) => client.manifest(name).await,
+        }
     }
 
     /// The bytes of another tag's manifest in the same repository.
     pub async fn tagged(&self, tag: &str) -> Result<Bytes, Refusal> {
         let (registry, repository) = (self.name.registry().to_owned(), self.name.repository().to_owned());
         let name = oci_client::Reference::with_tag(registry, repository, tag.to_owned());
-        let (bytes, _) = self.client.pull_manifest_raw(&name, &self.auth, &ACCEPT).await.map_err(refusal)?;
+        let (bytes, _) = match &self.client {
+            Kind::Usual(client) => {
+                client.pull_manifest_raw(&name, &self.auth, &ACCEPT).await.map_err(refusal)?
+            }
+            Kind::Mutual(client) => client.manifest(&name).await?,
+        };
         Ok(bytes)
     }
 
@@ -190,7 +233,11 @@ impl Client {
         offset: u64,
     ) -> Result<(BoxStream<'static, Result<Bytes, std::io::Error>>, bool), Refusal> {
         let wanted = OciDescriptor { digest: digest.to_owned(), ..OciDescriptor::default() };
-        let answer = self.client.pull_blob_stream_partial(&self.name, &wanted, offset, None).await;
+        let client = match &self.client {
+            Kind::Usual(client) => client,
+            Kind::Mutual(client) => return client.blob(&self.name, digest, offset).await,
+        };
+        let answer = client.pull_blob_stream_partial(&self.name, &wanted, offset, None).await;
         Ok(match answer.map_err(refusal)? {
             oci_client::client::BlobResponse::Full(stream) => (stream.stream, true),
             oci_client::client::BlobResponse::Partial(stream) => (stream.stream, false),
@@ -203,8 +250,12 @@ impl Client {
         digest: &str,
     ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, Refusal> {
         let wanted = OciDescriptor { digest: digest.to_owned(), ..OciDescriptor::default() };
-        let stream = self.client.pull_blob_stream(&self.name, &wanted).await.map_err(refusal)?;
-        Ok(stream.stream)
+        match &self.client {
+            Kind::Usual(client) => {
+                Ok(client.pull_blob_stream(&self.name, &wanted).await.map_err(refusal)?.stream)
+            }
+            Kind::Mutual(client) => Ok(client.blob(&self.name, digest, 0).await?.0),
+        }
     }
 }
 
@@ -306,7 +357,7 @@ mod tests {
     #[test]
     fn mirrors_come_first_and_keep_their_own_credentials() {
         let mine = Credentials::Basic { username: "u".into(), password: "p".into() };
-        let asked = sources(&"hello:v1".parse().unwrap(), &config(), &mine);
+        let asked = sources(&"hello:v1".parse().unwrap(), &config(), &mine).unwrap();
         let brief: Vec<_> = asked
             .iter()
             .map(|s| (s.registry.as_str(), s.repository.as_str(), s.tls, &s.credentials))
@@ -321,17 +372,18 @@ mod tests {
     #[test]
     fn a_named_registry_is_asked_alone() {
         let mine = Credentials::Bearer("mine".into());
-        let asked = sources(&"127.0.0.1:6443/hello".parse().unwrap(), &config(), &mine);
+        let asked = sources(&"127.0.0.1:6443/hello".parse().unwrap(), &config(), &mine).unwrap();
         assert_eq!(asked.len(), 1);
         assert_eq!((asked[0].tls, &asked[0].credentials), (true, &mine));
-        let asked = sources(&"127.0.0.1:5000/hello".parse().unwrap(), &config(), &Credentials::Anonymous);
-        assert!(!asked[0].tls && asked[0].ca_pem.is_none());
-        let asked = sources(&"ghcr.io/a/hello".parse().unwrap(), &config(), &Credentials::Anonymous);
+        let asked =
+            sources(&"127.0.0.1:5000/hello".parse().unwrap(), &config(), &Credentials::Anonymous).unwrap();
+        assert!(!asked[0].tls && asked[0].trust == Trust::default());
+        let asked = sources(&"ghcr.io/a/hello".parse().unwrap(), &config(), &Credentials::Anonymous).unwrap();
         assert_eq!((asked.len(), asked[0].registry.as_str(), asked[0].tls), (1, "ghcr.io", true));
         // Unless a mirror stands in for all, with its own credentials.
         let mut config = config();
         config.mirrors[0].every_registry = true;
-        let asked = sources(&"ghcr.io/a/hello".parse().unwrap(), &config, &mine);
+        let asked = sources(&"ghcr.io/a/hello".parse().unwrap(), &config, &mine).unwrap();
         let brief: Vec<_> =
             asked.iter().map(|s| (s.registry.as_str(), s.repository.as_str(), &s.credentials)).collect();
         let node = Credentials::Bearer("node".into());

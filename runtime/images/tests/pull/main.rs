@@ -1,5 +1,8 @@
 //! Pulling from a registry in this process: order of mirrors, checks, limits, and refusals told apart.
 
+mod certificates;
+mod layers;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -61,16 +64,21 @@ async fn serve(
     }
 }
 
+fn router() -> (Arc<Mutex<Content>>, axum::Router) {
+    let content = Arc::new(Mutex::new(Content::default()));
+    let root = |state: State<_>, headers| serve(state, Path(String::new()), headers);
+    let router = axum::Router::new()
+        .route("/v2/", get(root))
+        .route("/v2/{*path}", get(serve))
+        .with_state(content.clone());
+    (content, router)
+}
+
 impl Registry {
     async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let content = Arc::new(Mutex::new(Content::default()));
-        let root = |state: State<_>, headers| serve(state, Path(String::new()), headers);
-        let router = axum::Router::new()
-            .route("/v2/", get(root))
-            .route("/v2/{*path}", get(serve))
-            .with_state(content.clone());
+        let (content, router) = router();
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { content, address }
     }

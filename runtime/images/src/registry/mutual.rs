@@ -1,0 +1,181 @@
+//! A registry that wants to see a client certificate: reading manifests and blobs, with a password or a token beside it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use reqwest::{Response, StatusCode, header};
+use sha2::Digest as _;
+
+use super::{ACCEPT, Refusal, Source, causes, clip};
+use crate::Credentials;
+
+/// The longest manifest or token answer that is read, in bytes.
+const MAX_ANSWER: usize = 8 << 20;
+
+/// A client for one registry; cheap to clone.
+#[derive(Clone)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    base: String,
+    credentials: Credentials,
+    /// Tokens by repository.
+    tokens: Arc<Mutex<HashMap<String, String>>>,
+}
+
+impl Client {
+    pub(super) fn new(source: &Source) -> Result<Self, Refusal> {
+        let failed =
+            |e: reqwest::Error| Refusal::Unreachable(format!("setting up the client: {}", causes(&e)));
+        super::auth(&source.credentials)?;
+        let mut builder = reqwest::Client::builder()
+            .no_proxy()
+            .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(Duration::from_secs(10))
+            .read_timeout(Duration::from_secs(60))
+            .danger_accept_invalid_certs(source.trust.skip_verify);
+        let mut more = Vec::new();
+        for pem in &source.trust.more_pem {
+            more.extend(reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(failed)?);
+        }
+        builder = builder.tls_certs_merge(more);
+        if let Some(identity) = &source.trust.identity {
+            builder = builder.identity(reqwest::Identity::from_pem(identity.0.as_bytes()).map_err(failed)?);
+        }
+        let scheme = if source.tls { "https" } else { "http" };
+        Ok(Self {
+            http: builder.build().map_err(failed)?,
+            base: format!("{scheme}://{}", source.registry),
+            credentials: source.credentials.clone(),
+            tokens: Arc::default(),
+        })
+    }
+
+    /// A manifest's bytes and digest.
+    pub(super) async fn manifest(&self, name: &oci_client::Reference) -> Result<(Bytes, String), Refusal> {
+        let key = name.digest().or(name.tag()).unwrap_or("latest");
+        let path = format!("manifests/{key}");
+        let answer = self.get(name.repository(), &path, &[(header::ACCEPT, ACCEPT.join(", "))]).await?;
+        let bytes = read(answer).await?;
+        let digest = format!("sha256:{}", hex::encode(sha2::Sha256::digest(&bytes)));
+        match name.digest() {
+            Some(wanted) if wanted != digest => {
+                Err(Refusal::Unreachable(format!("it answered {digest} for {wanted}")))
+            }
+            _ => Ok((bytes, digest)),
+        }
+    }
+
+    /// A blob from `offset` on; true: all of it.
+    pub(super) async fn blob(
+        &self,
+        name: &oci_client::Reference,
+        digest: &str,
+        offset: u64,
+    ) -> Result<(BoxStream<'static, Result<Bytes, std::io::Error>>, bool), Refusal> {
+        let range: &[_] = match offset {
+            0 => &[],
+            offset => &[(header::RANGE, format!("bytes={offset}-"))],
+        };
+        let answer = self.get(name.repository(), &format!("blobs/{digest}"), range).await?;
+        let all = answer.status() != StatusCode::PARTIAL_CONTENT;
+        let stream = answer.bytes_stream().map(|piece| piece.map_err(std::io::Error::other));
+        Ok((stream.boxed(), all))
+    }
+
+    async fn get(
+        &self,
+        repository: &str,
+        path: &str,
+        headers: &[(header::HeaderName, String)],
+    ) -> Result<Response, Refusal> {
+        let url = format!("{}/v2/{repository}/{path}", self.base);
+        let ask = async |token: Option<String>| {
+            let mut request = self.http.get(&url);
+            for (name, value) in headers {
+                request = request.header(name, value);
+            }
+            let request = match (&token, &self.credentials) {
+                (Some(token), _) | (None, Credentials::Bearer(token)) => request.bearer_auth(token),
+                (None, Credentials::Basic { username, password }) => {
+                    request.basic_auth(username, Some(password))
+                }
+                (None, Credentials::Anonymous) => request,
+            };
+            request.send().await.map_err(|e| Refusal::Unreachable(clip(&causes(&e))))
+        };
+        let known = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(repository).cloned();
+        let answer = ask(known).await?;
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            return check(answer);
+        }
+        let challenge = answer.headers().get(header::WWW_AUTHENTICATE).and_then(|h| h.to_str().ok());
+        let Some(challenge) = challenge.and_then(challenge_of) else {
+            return check(answer);
+        };
+        let token = self.token(repository, &challenge).await?;
+        self.tokens
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(repository.to_owned(), token.clone());
+        check(ask(Some(token)).await?)
+    }
+
+    async fn token(&self, repository: &str, challenge: &HashMap<String, String>) -> Result<String, Refusal> {
+        let realm = challenge.get("realm").filter(|r| r.starts_with("https://"));
+        let realm =
+            realm.ok_or_else(|| Refusal::Unauthorized("its token service has no https address".into()))?;
+        let mut url = reqwest::Url::parse(realm)
+            .map_err(|e| Refusal::Unauthorized(format!("the address of its token service: {e}")))?;
+        let scope = format!("repository:{repository}:pull");
+        url.query_pairs_mut().append_pair("scope", &scope);
+        if let Some(service) = challenge.get("service") {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        let mut request = self.http.get(url);
+        if let Credentials::Basic { username, password } = &self.credentials {
+            request = request.basic_auth(username, Some(password));
+        }
+        let answer = request.send().await.map_err(|e| Refusal::Unreachable(clip(&causes(&e))))?;
+        let bytes = read(check(answer)?).await?;
+        let answer: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let token = answer["token"].as_str().or(answer["access_token"].as_str());
+        let sent = token.filter(|t| t.bytes().all(|b| b.is_ascii_graphic()));
+        sent.map(str::to_owned)
+            .ok_or_else(|| Refusal::Unauthorized("its token service answered no token".into()))
+    }
+}
+
+/// What a `Bearer` challenge asks for.
+fn challenge_of(header: &str) -> Option<HashMap<String, String>> {
+    let rest = header.strip_prefix("Bearer ").or_else(|| header.strip_prefix("bearer "))?;
+    let pairs = rest.split(',').take(16).filter_map(|pair| pair.trim().split_once('='));
+    Some(pairs.map(|(k, v)| (k.to_owned(), v.trim_matches('"').to_owned())).collect())
+}
+
+fn check(answer: Response) -> Result<Response, Refusal> {
+    match answer.status() {
+        status if status.is_success() => Ok(answer),
+        StatusCode::NOT_FOUND => Err(Refusal::NotFound("not found".into())),
+        StatusCode::UNAUTHORIZED => {
+            Err(Refusal::Unauthorized("it wants credentials, or other ones (401)".into()))
+        }
+        StatusCode::FORBIDDEN => Err(Refusal::Unauthorized("forbidden (403)".into())),
+        status => Err(Refusal::Unreachable(format!("it answered {status}"))),
+    }
+}
+
+async fn read(answer: Response) -> Result<Bytes, Refusal> {
+    let mut stream = answer.bytes_stream();
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.next().await {
+        bytes.extend_from_slice(&piece.map_err(|e| Refusal::Unreachable(clip(&causes(&e))))?);
+        if bytes.len() > MAX_ANSWER {
+            return Err(Refusal::Unreachable(format!("its answer is longer than {MAX_ANSWER} bytes")));
+        }
+    }
+    Ok(bytes.into())
+}
