@@ -51,6 +51,8 @@ pub struct Context {
     pub node_ip: IpAddr,
     /// Where volumes and logs lie; absolute.
     pub root: PathBuf,
+    /// Where seccomp profiles lie: `seccomp` below the root, as with the kubelet.
+    pub profiles: PathBuf,
     /// Millicores of this machine.
     pub cpu_milli: i64,
     /// Bytes of this machine.
@@ -85,7 +87,13 @@ impl Context {
 
     /// What the config of a sandbox says besides the pod.
     pub fn surroundings<'a>(&'a self, log_directory: &'a Path, linux: bool) -> Surroundings<'a> {
-        Surroundings { log_directory, dns: &self.dns, linux, node_memory: self.memory }
+        Surroundings {
+            log_directory,
+            dns: &self.dns,
+            linux,
+            node_memory: self.memory,
+            profiles: &self.profiles,
+        }
     }
 
     /// What the downward API says besides the pod's own fields.

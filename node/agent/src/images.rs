@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::Container;
 
 pub mod credentials;
 pub mod gc;
+pub mod progress;
 
 /// Whether an image must be pulled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -77,6 +77,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         events::Recorder::new(options.client.clone(), options.node_name.clone(), shutdown.clone());
     let (services, follow_services) = services::Services::new(options.client.clone(), shutdown.clone());
     let context = Arc::new(context::Context {
+        profiles: root.join("seccomp"),
         client: options.client.clone(),
         runtime: runtime::Runtime::new(&options.runtime_endpoint)?,
         objects: objects::Objects::new(options.client.clone()),

@@ -180,6 +180,7 @@ impl Runtime {
             Err(status) => return Err(status),
         };
         let Some(status) = status else { return Ok(None) };
+        let stop_signal = coracle_cri_api::signal::name(status.stop_signal()).unwrap_or_default();
         let metadata = status.metadata.unwrap_or_default();
         Ok(Some(Container {
             id: status.id,
@@ -201,6 +202,7 @@ impl Runtime {
             image: status.image.map(|i| i.image).unwrap_or_default(),
             image_ref: status.image_ref,
             log_path: status.log_path,
+            stop_signal,
         }))
     }
 
@@ -288,6 +290,14 @@ impl Runtime {
             Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
             Err(status) => Err(status),
         }
+    }
+
+    /// How far the pull of an image is, `(received, total)` in bytes; `None` from a runtime that does not tell.
+    pub async fn pull_progress(&self, name: &str, handler: &str) -> Option<(u64, u64)> {
+        let request = cri::ImageStatusRequest { image: Some(image_spec(name, handler)), verbose: true };
+        let info = self.images.clone().image_status(timed(request, LOOK)).await.ok()?.into_inner().info;
+        let progress: serde_json::Value = serde_json::from_str(info.get(annotation::PULL_PROGRESS)?).ok()?;
+        Some((progress["received"].as_u64()?, progress["total"].as_u64()?))
     }
 
     /// Pulls an image for a handler and returns what CreateContainer wants.

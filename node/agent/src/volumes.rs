@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use coracle_api::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, HostPathVolumeSource, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, Volume};
 
 use crate::env::{Sources, fields::Facts};
 
@@ -15,6 +15,7 @@ use claims::{Claimed, Claims};
 
 pub mod atomic;
 pub mod claims;
+pub mod host_path;
 pub mod memory;
 pub mod mounting;
 pub mod mounts;
@@ -182,8 +183,8 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
     let mut changed = false;
     for volume in volumes(pod) {
         let failed = |message: String| Error::SetUp { volume: volume.name.clone(), message };
-        if let Some(host_path) = &volume.host_path {
-            check_host_path(host_path).map_err(failed)?;
+        if let Some(source) = &volume.host_path {
+            host_path::check(source).map_err(failed)?;
             continue;
         }
         if let Some(claimed) = dir.claims.get(&volume.name) {
@@ -287,43 +288,6 @@ fn check_directory(dir: &PodDir, path: &Path) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("path {:?} does not exist", path.display())),
     }
-}
-
-fn check_host_path(volume: &HostPathVolumeSource) -> Result<(), String> {
-    let path = Path::new(&volume.path);
-    let kind = volume.type_.as_deref().unwrap_or_default();
-    if !path.is_absolute() || path.components().any(|c| c == std::path::Component::ParentDir) {
-        return Err(format!("hostPath {} must be absolute and without ..", volume.path));
-    }
-    match kind {
-        "DirectoryOrCreate" => {
-            std::fs::create_dir_all(path).map_err(|e| format!("create {}: {e}", volume.path))
-        }
-        "FileOrCreate" => {
-            let open = std::fs::OpenOptions::new().create(true).append(true).open(path);
-            open.map(drop).map_err(|e| format!("create {}: {e}", volume.path))
-        }
-        "Directory" if !path.is_dir() => {
-            Err(format!("hostPath type check failed: {} is not a directory", volume.path))
-        }
-        "File" if !path.is_file() => {
-            Err(format!("hostPath type check failed: {} is not a file", volume.path))
-        }
-        "Socket" | "CharDevice" | "BlockDevice" => check_node(path, kind, &volume.path),
-        "" | "Directory" | "File" => Ok(()),
-        other => Err(format!("hostPath type {other} is not supported by this node")),
-    }
-}
-
-fn check_node(path: &Path, kind: &str, shown: &str) -> Result<(), String> {
-    use std::os::unix::fs::FileTypeExt;
-    let found = std::fs::metadata(path).map(|m| m.file_type());
-    let fits = found.is_ok_and(|t| match kind {
-        "Socket" => t.is_socket(),
-        "CharDevice" => t.is_char_device(),
-        _ => t.is_block_device(),
-    });
-    if fits { Ok(()) } else { Err(format!("hostPath type check failed: {shown} is not a {kind}")) }
 }
 
 /// Mounts of one container: container path, path on this node, read-only.

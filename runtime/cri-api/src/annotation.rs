@@ -7,6 +7,8 @@ pub const LINUX_CONTAINERS: &str = "coracle.dev/linux-containers";
 
 /// On `Image.spec` of ImageStatus and ListImages: what the image holds, [`WASM`] or [`LINUX`].
 pub const PLATFORM: &str = "coracle.dev/platform";
+/// In `info` of a verbose ImageStatus while the image is being pulled: `{"received": bytes, "total": bytes}`.
+pub const PULL_PROGRESS: &str = "coracle.dev/pull-progress";
 /// A wasm component or module.
 pub const WASM: &str = "wasm";
 /// A root filesystem for a Linux container.

@@ -3,6 +3,7 @@
 
 pub mod annotation;
 pub mod endpoint;
+pub mod signal;
 
 /// CRI v1 (`runtime.v1`), as kubelet and crictl speak it.
 #[allow(clippy::all, missing_docs)]

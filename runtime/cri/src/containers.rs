@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coracle_cri_api::v1;
+use coracle_cri_api::{signal, v1};
 use coracle_images::{ImageRecord, Platform};
 use coracle_wasm::client::Error as HostFailure;
 use coracle_wasm::protocol::State as Life;
@@ -56,6 +56,7 @@ impl Service {
         let made = host.create_container(wanted).await.map_err(refused)?;
 
         config.envs.clear();
+        let stop_signal = config.stop_signal();
         name_image(&mut config, &image);
         let record = ContainerRecord {
             id: id.clone(),
@@ -67,7 +68,7 @@ impl Service {
             created_at_ns: now_ns(),
             state: made.state,
             linux: false,
-            stop_signal: String::new(),
+            stop_signal: signal::name(stop_signal).unwrap_or_default(),
         };
         let Some(pending) = self.state.add_container(record.clone()) else {
             host.remove_container(&id).await.map_err(refused)?;
@@ -99,8 +100,8 @@ impl Service {
         }
         let reservation = self.state.reserve_container(&sandbox.id, &metadata)?;
         let settings = self.configuration(&image)?;
-        let stop_signal =
-            settings.config().as_ref().and_then(|c| c.stop_signal().clone()).unwrap_or_default();
+        let of_image = || settings.config().as_ref().and_then(|c| c.stop_signal().clone());
+        let stop_signal = signal::name(config.stop_signal()).or_else(of_image).unwrap_or_default();
         let mut kept = config.clone();
         kept.envs.clear();
         name_image(&mut kept, &image);
@@ -141,7 +142,7 @@ impl Service {
                     message: words.clone(),
                 };
                 self.observe(&record.id, ended).await?;
-                let _ = self.linux.engine()?.stop(&record.id, "", Duration::ZERO).await;
+                let _ = self.linux.engine()?.stop(&record.id, 0, Duration::ZERO).await;
                 Err(Status::internal(format!("container {}: {words}", record.name())))
             }
         }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use coracle_cri_api::v1;
+use coracle_cri_api::{signal, v1};
 use coracle_wasm::protocol::State;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,9 @@ pub struct SandboxRecord {
     pub linux: bool,
     #[serde(default)]
     pub host_network: bool,
+    /// The shared host that it is in: 0 is the first, which has the listeners of Services.
+    #[serde(default)]
+    pub host: u32,
 }
 
 /// A container. One JSON file on disk.
@@ -49,7 +52,7 @@ pub struct ContainerRecord {
     /// Whether the OCI runtime runs it, not a wasm host.
     #[serde(default)]
     pub linux: bool,
-    /// What asks a Linux container to end; empty: SIGTERM.
+    /// What asks the container to end; empty: SIGTERM.
     #[serde(default)]
     pub stop_signal: String,
 }
@@ -125,6 +128,11 @@ impl ContainerRecord {
         }
     }
 
+    /// What asks it to end. A wasm guest has no signals: SIGKILL ends it at once, all others as SIGTERM does.
+    pub fn stop_signal(&self) -> v1::Signal {
+        signal::parse(&self.stop_signal).unwrap_or(v1::Signal::Sigterm)
+    }
+
     /// The short form, for lists.
     pub fn summary(&self) -> v1::Container {
         v1::Container {
@@ -158,6 +166,7 @@ impl ContainerRecord {
                 linux: self.config.linux.as_ref().and_then(|l| l.resources.clone()),
             }),
             image_id: self.image_id.clone(),
+            stop_signal: self.stop_signal().into(),
             ..v1::ContainerStatus::default()
         };
         match &self.state {

@@ -5,6 +5,7 @@ pub mod cdi;
 mod devices;
 mod mounts;
 mod process;
+mod seccomp;
 pub mod user;
 
 use std::path::{Path, PathBuf};
@@ -38,7 +39,7 @@ pub struct Shared {
     pub network: Option<PathBuf>,
     pub ipc: Option<PathBuf>,
     pub uts: Option<PathBuf>,
-    /// The process namespace of the container whose processes are to be seen; `None`: its own.
+    /// The process namespace of the pod, or of the container whose processes are to be seen; `None`: its own.
     pub pid: Option<PathBuf>,
     /// The control group of the pod, such as `/coracle/<sandbox>`.
     pub cgroup: String,
@@ -95,6 +96,9 @@ pub fn spec(parts: &Parts<'_>) -> Result<Spec, Error> {
     if let Some(sysctls) = sysctls {
         spec["linux"]["sysctl"] = json!(sysctls);
     }
+    if let Some(profile) = seccomp::profile(&security, &spec["process"]["capabilities"]["bounding"])? {
+        spec["linux"]["seccomp"] = profile;
+    }
     devices::add(&mut spec, config, &security)?;
     cdi::add(&mut spec, config, parts.cdi_dirs)?;
     serde_json::from_value(spec).map_err(|e| Error(format!("the specification is not a valid one: {e}")))
@@ -125,9 +129,10 @@ fn check(security: &v1::LinuxContainerSecurityContext, shared: &Shared) -> Resul
         return wrong(format!("the target container {:?} does not run", options.target_id));
     }
     // A kubelet says CONTAINER where nothing is shared.
-    if security.namespace_options.is_some() && options.pid() == v1::NamespaceMode::Pod {
+    let shares = security.namespace_options.is_some() && options.pid() == v1::NamespaceMode::Pod;
+    if shares && shared.pid.is_none() {
         return wrong(
-            "containers that share a process namespace (shareProcessNamespace) are not supported yet",
+            "the container is to share the processes of its pod, and the pod was not made for that",
         );
     }
     if options.userns_options.is_some_and(|u| u.mode() == v1::NamespaceMode::Pod) {
@@ -136,8 +141,8 @@ fn check(security: &v1::LinuxContainerSecurityContext, shared: &Shared) -> Resul
     let localhost = |profile: &Option<v1::SecurityProfile>| {
         profile.as_ref().is_some_and(|p| p.profile_type() == v1::security_profile::ProfileType::Localhost)
     };
-    if localhost(&security.seccomp) || localhost(&security.apparmor) {
-        return wrong("seccomp and AppArmor profiles from files are not supported yet");
+    if localhost(&security.apparmor) {
+        return wrong("AppArmor profiles by name are not supported yet");
     }
     Ok(())
 }
@@ -146,11 +151,12 @@ fn namespaces(shared: &Shared, security: &v1::LinuxContainerSecurityContext) -> 
     let mut list = vec![json!({"type": "mount"})];
     let pid = security.namespace_options.as_ref().map(v1::NamespaceOption::pid);
     match pid {
-        Some(v1::NamespaceMode::Node | v1::NamespaceMode::Target) => {}
+        Some(v1::NamespaceMode::Node) => {}
+        _ if shared.pid.is_some() => {}
         _ => list.push(json!({"type": "pid"})),
     }
-    let target = shared.pid.as_ref().filter(|_| pid == Some(v1::NamespaceMode::Target));
-    list.extend(target.map(|path| json!({"type": "pid", "path": path})));
+    let joined = shared.pid.as_ref();
+    list.extend(joined.map(|path| json!({"type": "pid", "path": path})));
     let files = [("network", &shared.network), ("ipc", &shared.ipc), ("uts", &shared.uts)];
     let joined =
         files.into_iter().filter_map(|(kind, path)| Some(json!({"type": kind, "path": path.as_ref()?})));

@@ -69,6 +69,23 @@ pub fn usage(group: &str) -> Option<Usage> {
     })
 }
 
+/// Kills every process of a group. Its own groups below are left to the OCI runtime. Blocking.
+pub fn kill(group: &str) {
+    // A process that forks meanwhile may be missed the first time.
+    for _ in 0..8 {
+        let listed = text("memory", group, "cgroup.procs").unwrap_or_default();
+        let pids: Vec<i32> =
+            listed.lines().filter_map(|l| l.trim().parse().ok()).filter(|p| *p > 1).collect();
+        if pids.is_empty() {
+            return;
+        }
+        for pid in pids {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
 /// Removes a group that is empty, in every hierarchy; one that is not there is fine. Blocking.
 pub fn remove(group: &str) {
     let group = group.trim_start_matches('/');

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::bundle::{self, Parts};
 use crate::cgroup::{self, Usage};
+use crate::pause;
 use crate::rootfs;
 use crate::runtime::Runtime;
 use crate::shim::{self, Config, Shim, State, now_ns, read_state};
@@ -116,7 +117,7 @@ impl Engine {
         let mounted = tokio::task::spawn_blocking(move || rootfs::mount_overlay(&place, &layers));
         let rootfs = mounted.await?.context("mount the image (overlayfs)")?;
         let mut shared = self.shared(wanted.sandbox_id, wanted.sandbox);
-        shared.pid = self.target(wanted.config);
+        shared.pid = self.processes(wanted.sandbox_id, wanted.config);
         let spec = bundle::spec(&Parts {
             id: wanted.id,
             rootfs: &rootfs,
@@ -142,10 +143,19 @@ impl Engine {
         Ok(())
     }
 
-    /// The process namespace of the container that a container is to look into.
-    fn target(&self, config: &v1::ContainerConfig) -> Option<PathBuf> {
+    /// The process namespace that a container shares: its pod's, or that of the container that it is to look into.
+    fn processes(&self, sandbox: &str, config: &v1::ContainerConfig) -> Option<PathBuf> {
         let security = config.linux.as_ref()?.security_context.as_ref()?;
-        let target = &security.namespace_options.as_ref()?.target_id;
+        let options = security.namespace_options.as_ref()?;
+        let own = || pause::namespace(&self.pod_dir(sandbox)).filter(|path| path.exists());
+        match options.pid() {
+            v1::NamespaceMode::Pod => own(),
+            v1::NamespaceMode::Target => self.target(&options.target_id),
+            _ => None,
+        }
+    }
+
+    fn target(&self, target: &str) -> Option<PathBuf> {
         // Ids come from outside: one that is no file name names nothing.
         let known = self.layers.lock().contains_key(target);
         let pid = std::fs::read_to_string(self.container_dir(target).join(shim::file::PID))
@@ -208,7 +218,7 @@ impl Engine {
     }
 
     /// Stops a container: a signal, then, after the grace, the end. Answers how it ended.
-    pub async fn stop(&self, id: &str, signal: &str, grace: Duration) -> anyhow::Result<State> {
+    pub async fn stop(&self, id: &str, signal: i32, grace: Duration) -> anyhow::Result<State> {
         let dir = self.container_dir(id);
         let shim = Shim::at(&dir);
         let wait = async {
@@ -219,7 +229,7 @@ impl Engine {
         };
         tokio::pin!(wait);
         if !grace.is_zero() {
-            let _ = shim.kill(number(signal)).await;
+            let _ = shim.kill(signal).await;
             if let Ok(state) = tokio::time::timeout(grace, &mut wait).await {
                 return Ok(state);
             }
@@ -235,7 +245,7 @@ impl Engine {
             return Ok(());
         }
         if read_state(&dir).is_some_and(|s| !s.is_final()) {
-            let _ = self.stop(id, "", Duration::ZERO).await;
+            let _ = self.stop(id, libc::SIGKILL, Duration::ZERO).await;
         }
         self.runtime.delete(id).await?;
         self.clear(id).await
@@ -324,27 +334,5 @@ fn last_words(dir: &Path) -> State {
         exit_code: 137,
         reason: "Error".into(),
         message: "the process that ran it is gone".into(),
-    }
-}
-
-/// The number of a signal by an image's words (`SIGQUIT`, `QUIT`, `3`); SIGTERM for what is none.
-fn number(signal: &str) -> i32 {
-    use std::str::FromStr as _;
-    if let Ok(number) = signal.parse::<i32>() {
-        return number;
-    }
-    let long = if signal.starts_with("SIG") { signal.to_owned() } else { format!("SIG{signal}") };
-    nix::sys::signal::Signal::from_str(&long).map_or(libc::SIGTERM, |s| s as i32)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_have_many_names() {
-        for (name, expected) in [("", 15), ("SIGQUIT", 3), ("INT", 2), ("9", 9), ("nonsense", 15)] {
-            assert_eq!(number(name), expected, "{name}");
-        }
     }
 }

@@ -10,6 +10,7 @@ pub mod engine;
 pub mod exec;
 pub mod namespaces;
 pub mod network;
+pub mod pause;
 mod rootfs;
 mod runtime;
 pub mod shim;

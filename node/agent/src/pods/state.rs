@@ -81,6 +81,8 @@ pub struct Container {
     pub image_ref: String,
     /// The file with its log.
     pub log_path: String,
+    /// What asks it to end, as the API names it; empty: the runtime does not say.
+    pub stop_signal: String,
 }
 
 impl PodState {

@@ -1,6 +1,7 @@
 //! From `volumeMounts` to the mounts of a container.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
 use cap_std::ambient_authority;
@@ -35,9 +36,7 @@ pub fn resolve(
         let mut host_path =
             dir.volume(volume).ok_or_else(|| format!("volume {:?} has no place on this node", mount.name))?;
         let sub_path = match (&mount.sub_path_expr, &mount.sub_path) {
-            (Some(text), _) if !text.is_empty() => expand::expand(text, |name| {
-                env.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone())
-            }),
+            (Some(text), _) if !text.is_empty() => expanded(text, env)?,
             (_, Some(path)) => path.clone(),
             _ => String::new(),
         };
@@ -58,10 +57,27 @@ pub fn resolve(
     Ok(mounts)
 }
 
+/// A `subPathExpr`: unlike in a command, a variable that is missing or empty is an error.
+fn expanded(text: &str, env: &[(String, String)]) -> Result<String, String> {
+    let missing = RefCell::new(BTreeSet::new());
+    let path = expand::expand(text, |name| {
+        let value = env.iter().find(|(n, _)| n == name).map(|(_, value)| value).filter(|v| !v.is_empty());
+        if value.is_none() {
+            missing.borrow_mut().insert(name.to_owned());
+        }
+        value.cloned()
+    });
+    let missing: Vec<String> = missing.into_inner().into_iter().collect();
+    if missing.is_empty() { Ok(path) } else { Err(format!("missing value for {}", missing.join(", "))) }
+}
+
 fn make_sub_path(root: &Path, sub_path: &str, volume: &Volume) -> Result<(), String> {
     let path = Path::new(sub_path);
+    if path.is_absolute() {
+        return Err(format!("error SubPath `{sub_path}` must not be an absolute path"));
+    }
     if !path.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err(format!("subPath {sub_path:?} must be relative and without .."));
+        return Err(format!("unable to provision SubPath `{sub_path}`: must not contain '..'"));
     }
     let dir = Dir::open_ambient_dir(root, ambient_authority())
         .map_err(|e| format!("open {}: {e}", root.display()))?;

@@ -118,3 +118,75 @@ fn sub_paths_stay_inside() {
         assert_eq!(container_mounts(&pod, &container, &dir, &[]).is_ok(), works, "{sub_path}");
     }
 }
+
+#[test]
+fn a_host_path_is_what_its_type_says() {
+    let (root, dir) = dir();
+    let at = |name: &str| root.path().join(name).display().to_string();
+    std::fs::create_dir(at("dir")).expect("a directory");
+    std::fs::write(at("file"), "kept").expect("a file");
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
+    std::os::unix::fs::symlink(at("dir"), at("link")).expect("a link");
+    let (null, table) = (
+        "/dev/null".to_owned(),
+        [
+            ("", "nothing", None),
+            ("Directory", "dir", None),
+            ("Directory", "link", None),
+            ("Directory", "file", Some("directory")),
+            ("Directory", "nothing", Some("directory")),
+            ("DirectoryOrCreate", "new/deep", None),
+            ("DirectoryOrCreate", "file", Some("directory")),
+            ("File", "file", None),
+            ("File", "dir", Some("file")),
+            ("File", "socket", Some("file")),
+            ("FileOrCreate", "made", None),
+            ("FileOrCreate", "file", None),
+            ("FileOrCreate", "dir", Some("file")),
+            ("Socket", "socket", None),
+            ("Socket", "file", Some("socket file")),
+            ("CharDevice", "null", None),
+            ("CharDevice", "nothing", Some("character device")),
+            ("BlockDevice", "null", Some("block device")),
+        ],
+    );
+    for (kind, name, refused) in table {
+        let path = if name == "null" { null.clone() } else { at(name) };
+        let pod = pod(json!([{"name": "v", "hostPath": {"path": path, "type": kind}}]));
+        let said = set_up(&pod, &dir, &Sources::new(), &Facts::default()).err().map(|e| e.to_string());
+        let expected = refused.map(|what| {
+            format!("MountVolume.SetUp failed for volume \"v\" : hostPath type check failed: {path} is not a {what}")
+        });
+        assert_eq!(said, expected, "{kind} {name}");
+    }
+    assert!(!Path::new(&at("nothing")).exists());
+    let mode = |name: &str| std::fs::metadata(at(name)).expect(name).permissions().mode() & 0o777;
+    assert_eq!((mode("new/deep"), mode("made")), (0o755, 0o644));
+    assert_eq!(std::fs::read_to_string(at("file")).expect("the file"), "kept");
+}
+
+#[test]
+fn a_sub_path_is_made_of_the_containers_variables() {
+    let (_root, dir) = dir();
+    let mut pod = pod(json!([{"name": "v", "emptyDir": {}}]));
+    set_up(&pod, &dir, &Sources::new(), &Facts::default()).expect("set up");
+    let volume = dir.volume(&volumes(&pod)[0]).expect("a path");
+    let env = [("POD", "p"), ("UP", "../x"), ("ROOT", "/x"), ("EMPTY", "")]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()));
+    for (text, expected) in [
+        ("$(POD)/logs", Ok("p/logs")),
+        ("$$(POD)", Ok("$(POD)")),
+        ("$(NO)/$(EMPTY)/$(POD)", Err("missing value for EMPTY, NO")),
+        ("$(UP)", Err("unable to provision SubPath `../x`: must not contain '..'")),
+        ("$(ROOT)", Err("error SubPath `/x` must not be an absolute path")),
+    ] {
+        let mounts = json!([{"name": "v", "mountPath": "/m", "subPathExpr": text}]);
+        let spec = pod.spec.as_mut().expect("a spec");
+        spec.containers[0].volume_mounts = serde_json::from_value(mounts).expect("mounts");
+        let container = spec.containers[0].clone();
+        let made = container_mounts(&pod, &container, &dir, &env).map(|m| m[0].host_path.clone());
+        let expected = expected.map(|path| volume.join(path).display().to_string()).map_err(str::to_owned);
+        assert_eq!(made, expected, "{text}");
+    }
+    assert!(volume.join("p/logs").is_dir());
+}

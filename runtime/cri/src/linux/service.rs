@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_cri_api::v1;
+use coracle_cri_api::{signal, v1};
 use coracle_images::ImageRecord;
 use coracle_oci::engine::{Container, Engine, Pod};
 use coracle_oci::network;
@@ -42,6 +42,7 @@ impl Service {
     pub async fn disconnect(&self, record: &SandboxRecord) -> Result<(), Status> {
         let Some(node) = self.linux.node() else { return Ok(()) };
         if record.linux {
+            self.linux.engine()?.end_processes(&record.id).await.map_err(internal)?;
             return network::unplug(&record.id).await.map_err(internal);
         }
         match node.bridge(self.state.range()).await {
@@ -108,7 +109,7 @@ impl Service {
         if matches!(record.state, Life::Exited { .. }) {
             return Ok(());
         }
-        let ended = self.linux.engine()?.stop(&record.id, &record.stop_signal, grace).await;
+        let ended = self.linux.engine()?.stop(&record.id, signal::number(record.stop_signal()), grace).await;
         self.observe(&record.id, life(ended.map_err(internal)?)).await
     }
 

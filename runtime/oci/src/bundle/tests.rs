@@ -173,3 +173,58 @@ fn what_cannot_be_done_is_refused() {
     given.config.working_dir = "here".into();
     assert!(given.spec(&[]).unwrap_err().contains("not absolute"));
 }
+
+#[test]
+fn seccomp_profiles_are_as_asked() {
+    use v1::security_profile::ProfileType;
+    let mut given = Given::new();
+    let asked = |kind: ProfileType, path: &str| v1::SecurityProfile {
+        profile_type: kind.into(),
+        localhost_ref: path.into(),
+    };
+    let names = |spec: &Value, action: &str| -> Vec<String> {
+        let rules = spec["linux"]["seccomp"]["syscalls"].as_array().cloned().unwrap_or_default();
+        let of = rules.iter().filter(|r| r["action"] == action && r["args"].is_null());
+        of.flat_map(|r| r["names"].as_array().cloned().unwrap_or_default())
+            .filter_map(|n| n.as_str().map(str::to_owned))
+            .collect()
+    };
+    given.security().seccomp = Some(asked(ProfileType::Unconfined, ""));
+    assert!(given.spec(&[]).unwrap()["linux"]["seccomp"].is_null());
+    given.security().seccomp = Some(asked(ProfileType::RuntimeDefault, ""));
+    let spec = given.spec(&[]).unwrap();
+    assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+    let allowed = names(&spec, "SCMP_ACT_ALLOW");
+    for (call, free) in [
+        ("openat", true),
+        ("chroot", true),
+        ("mount", false),
+        ("unshare", false),
+        ("clone", false),
+        ("init_module", false),
+    ] {
+        assert_eq!(allowed.iter().any(|n| n == call), free, "{call}");
+    }
+    assert_eq!(names(&spec, "SCMP_ACT_ERRNO"), ["clone3"]);
+    // A capability brings the calls that it is for.
+    given.security().capabilities =
+        Some(v1::Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() });
+    let allowed = names(&given.spec(&[]).unwrap(), "SCMP_ACT_ALLOW");
+    assert!(allowed.iter().any(|n| n == "mount") && !allowed.iter().any(|n| n == "init_module"));
+    given.security().privileged = true;
+    assert!(given.spec(&[]).unwrap()["linux"]["seccomp"].is_null());
+    given.security().privileged = false;
+
+    let file = given.dir.path().join("profile.json");
+    let own = json!({"defaultAction": "SCMP_ACT_ALLOW", "archMap": [], "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}]});
+    std::fs::write(&file, own.to_string()).unwrap();
+    given.security().seccomp = Some(asked(ProfileType::Localhost, &file.display().to_string()));
+    assert_eq!(given.spec(&[]).unwrap()["linux"]["seccomp"]["syscalls"][0]["names"], json!(["mkdir"]));
+    for (text, words) in [("{", "EOF"), (r#"{"defaultAction": "NONSENSE"}"#, "unknown variant")] {
+        std::fs::write(&file, text).unwrap();
+        let refused = given.spec(&[]).unwrap_err();
+        assert!(refused.starts_with("cannot load seccomp profile") && refused.contains(words), "{refused}");
+    }
+    given.security().seccomp = Some(asked(ProfileType::Localhost, "/none/such"));
+    assert!(given.spec(&[]).unwrap_err().contains("No such file"));
+}

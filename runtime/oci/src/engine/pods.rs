@@ -9,7 +9,7 @@ use coracle_cri_api::v1;
 
 use super::{Engine, names};
 use crate::bundle::Shared;
-use crate::{cgroup, namespaces};
+use crate::{cgroup, namespaces, pause};
 
 /// Size of a pod's shared memory.
 const SHM: &str = "mode=1777,size=65536k";
@@ -41,6 +41,10 @@ impl Engine {
         let hosts = pod.address.map(|address| hosts(address, pod.hostname));
         let resolv = resolv_conf(pod.config.dns_config.as_ref());
         let hostname = pod.hostname.to_owned();
+        let security = pod.config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+        let options = security.and_then(|s| s.namespace_options.as_ref());
+        let processes = options.is_some_and(|o| o.pid() == v1::NamespaceMode::Pod);
+        let shim = processes.then(|| self.settings.shim_command.clone());
         let made = tokio::task::spawn_blocking(move || -> io::Result<()> {
             std::fs::create_dir_all(dir.join("shm"))?;
             let hosts =
@@ -50,6 +54,9 @@ impl Engine {
             let resolv = resolv
                 .map_or_else(|| std::fs::read("/etc/resolv.conf").unwrap_or_default(), String::into_bytes);
             std::fs::write(dir.join("resolv.conf"), resolv)?;
+            if let Some(command) = shim {
+                pause::make(&dir, &command).map_err(|e| io::Error::other(format!("{e:#}")))?;
+            }
             if namespaces::exist(&dir) {
                 return Ok(());
             }
@@ -82,12 +89,19 @@ impl Engine {
             if !dir.exists() {
                 return Ok(());
             }
+            pause::remove(&dir)?;
             namespaces::unmount(&dir.join("shm"))?;
             namespaces::remove(&dir)?;
             std::fs::remove_dir_all(&dir)
         })
         .await?
         .with_context(|| format!("remove pod {id}"))
+    }
+
+    /// Ends what is left of the processes of a pod that has stopped. Again is fine.
+    pub async fn end_processes(&self, id: &str) -> anyhow::Result<()> {
+        let dir = self.pod_dir(id);
+        tokio::task::spawn_blocking(move || pause::remove(&dir)).await?.context("end the pod's first process")
     }
 
     pub(super) fn shared(&self, id: &str, config: &v1::PodSandboxConfig) -> Shared {

@@ -43,12 +43,12 @@ async fn a_container_is_stopped_by_signal_and_by_force() {
     host.create(&pod, &kind, &["/bin/sh", "-c", script], |_| ()).await.unwrap();
     host.engine.start(&kind).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let ended = host.engine.stop(&kind, "SIGTERM", Duration::from_secs(10)).await.unwrap();
+    let ended = host.engine.stop(&kind, 15, Duration::from_secs(10)).await.unwrap();
     assert!(matches!(ended, State::Exited { exit_code: 7, .. }), "{ended:?}");
     host.end().await;
     host.create(&pod, &deaf, &["/bin/sleep", "1000"], |_| ()).await.unwrap();
     host.engine.start(&deaf).await.unwrap();
-    let ended = host.engine.stop(&deaf, "TERM", Duration::from_millis(300)).await.unwrap();
+    let ended = host.engine.stop(&deaf, 15, Duration::from_millis(300)).await.unwrap();
     assert!(matches!(ended, State::Exited { exit_code: 137, .. }), "{ended:?}");
     host.finish().await;
 }

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::pods::state::{Sandbox, Waiting};
+use crate::pods::state::{Probed, Sandbox, Waiting};
 
 fn pod(policy: &str, init: &[&str], mains: &[&str]) -> Pod {
     let containers =
@@ -222,6 +222,31 @@ fn containers_have_policies_of_their_own() {
         let plan = decide(&pod, Fate::Runs, &state, &mounted(), 100);
         assert_eq!(&plan.actions, actions, "{of} {policy} {rule} {code}");
     }
+}
+
+#[test]
+fn a_probe_has_a_grace_of_its_own() {
+    let mut pod = pod("Always", &[], &["a"]);
+    let spec = pod.spec.as_mut().expect("a spec");
+    spec.termination_grace_period_seconds = Some(600);
+    let probe = json!({"exec": {"command": ["x"]}, "terminationGracePeriodSeconds": 3});
+    spec.containers[0].liveness_probe = serde_json::from_value(probe).expect("a probe");
+    spec.containers[0].startup_probe =
+        serde_json::from_value(json!({"exec": {"command": ["x"]}})).expect("a probe");
+    let running = state(&[("a", 0, Phase::Running, 0)]);
+    let id = running.containers[0].id.clone();
+    for (doom, grace, word) in [(Doom::Liveness, 3, "liveness"), (Doom::Startup, 600, "startup")] {
+        let mut memory = mounted();
+        memory.probed.insert(id.clone(), Probed { doomed: Some(doom), ..Default::default() });
+        let plan = decide(&pod, Fate::Runs, &running, &memory, 0);
+        let [Action::Stop(endings)] = plan.actions.as_slice() else { panic!("{plan:?}") };
+        assert_eq!((endings[0].grace, endings.len()), (grace, 1));
+        assert_eq!(endings[0].why, format!("Container a failed {word} probe, will be restarted"));
+    }
+    // Deleted meanwhile, the pod's own grace holds.
+    let plan = decide(&pod, Fate::Leaves, &running, &mounted(), 0);
+    let [Action::Stop(endings)] = plan.actions.as_slice() else { panic!("{plan:?}") };
+    assert_eq!(endings[0].grace, 600);
 }
 
 #[test]

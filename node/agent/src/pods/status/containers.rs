@@ -52,6 +52,7 @@ fn from_container(
     status.container_id = Some(format!("{ID_SCHEME}://{}", container.id));
     status.image_id = container.image_ref.clone();
     status.restart_count = i32::try_from(container.attempt).unwrap_or(i32::MAX);
+    status.stop_signal = Some(container.stop_signal.clone()).filter(|s| !s.is_empty());
     status.started = Some(false);
     let previous = input.state.previous(&spec.name).filter(|p| p.phase == Phase::Exited);
     status.last_state = previous.map(terminated);

@@ -1,9 +1,9 @@
 //! Pure: the CRI messages that make a pod's sandbox and containers.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use coracle_cri_api::{annotation, v1 as cri};
+use coracle_cri_api::{annotation, signal, v1 as cri};
 use coracle_devices::annotation as granted;
 use coracle_devices::v1beta1::ContainerAllocateResponse;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -30,6 +30,8 @@ pub struct Surroundings<'a> {
     pub linux: bool,
     /// Bytes of this machine.
     pub node_memory: i64,
+    /// Where seccomp profiles of the node lie.
+    pub profiles: &'a Path,
 }
 
 /// The config of a sandbox; the same for every call that needs it.
@@ -63,7 +65,7 @@ pub fn sandbox(pod: &Pod, attempt: u32, of: &Surroundings<'_>) -> cri::PodSandbo
         labels,
         annotations,
         linux: Some(cri::LinuxPodSandboxConfig {
-            security_context: Some(security::sandbox(pod)),
+            security_context: Some(security::sandbox(pod, of.profiles)),
             resources: Some(resources::sandbox(pod, of.node_memory)),
             sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
             ..Default::default()
@@ -122,6 +124,8 @@ pub struct Ingredients {
     pub devices: ContainerAllocateResponse,
     /// Bytes of this machine.
     pub node_memory: i64,
+    /// Where seccomp profiles of the node lie.
+    pub profiles: PathBuf,
 }
 
 /// The config of a container.
@@ -129,7 +133,7 @@ pub struct Ingredients {
 /// # Errors
 /// The words of a `CreateContainerConfigError`.
 pub fn container(pod: &Pod, spec: &Container, of: Ingredients) -> Result<cri::ContainerConfig, String> {
-    let Ingredients { attempt, image, user, mut env, mounts, target, devices, node_memory } = of;
+    let Ingredients { attempt, image, user, mut env, mounts, target, devices, node_memory, profiles } = of;
     // What a plugin sets, nobody overrides.
     env.retain(|(name, _)| !devices.envs.contains_key(name));
     env.extend(devices.envs);
@@ -174,10 +178,20 @@ pub fn container(pod: &Pod, spec: &Container, of: Ingredients) -> Result<cri::Co
         tty: spec.tty.unwrap_or(false),
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(resources::container(pod, spec, node_memory)?),
-            security_context: Some(security::into(target, security::container(pod, spec, &user)?)),
+            security_context: Some(security::into(target, security::container(pod, spec, &user, &profiles)?)),
         }),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
+        stop_signal: stop_signal(spec)?.into(),
     })
+}
+
+/// What asks the container to end; its image or the runtime says it where the pod does not.
+fn stop_signal(spec: &Container) -> Result<cri::Signal, String> {
+    let named = spec.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref()).unwrap_or_default();
+    match named {
+        "" => Ok(cri::Signal::RuntimeDefault),
+        name => signal::parse(name).ok_or_else(|| format!("stop signal {name:?} is not a signal of Linux")),
+    }
 }
 
 fn mount(mount: Mount) -> cri::Mount {

@@ -11,7 +11,7 @@ use super::{devices, hosts, volumes};
 use crate::context::Context;
 use crate::env;
 use crate::hooks;
-use crate::images::{self, Policy, credentials};
+use crate::images::{self, Policy, credentials, progress};
 use crate::objects::Kind;
 use crate::pods::state::{Phase, PodState, Sandbox};
 use crate::pods::termination;
@@ -166,6 +166,7 @@ async fn make_config(
         target,
         devices,
         node_memory: context.memory,
+        profiles: context.profiles.clone(),
     };
     config::container(pod, spec, of)
 }
@@ -206,7 +207,9 @@ pub async fn image(
         (Policy::Always, _) | (Policy::IfNotPresent, None) => {
             recorder.pod(pod, Some(&spec.name), false, "Pulling", format!("Pulling image \"{name}\""));
             let started = Instant::now();
-            let pulled = pull(context, pod, (name, handler), sandbox).await.map_err(|status| {
+            let pulling = pull(context, pod, (name, handler), sandbox);
+            let pulled = progress::told(context, (pod, spec), (name, handler), pulling).await;
+            let pulled = pulled.map_err(|status| {
                 let message = format!("Failed to pull image \"{name}\": {}", words(&status));
                 recorder.pod(pod, Some(&spec.name), true, "Failed", message);
                 failure("ErrImagePull", words(&status))

@@ -34,7 +34,7 @@ pub async fn check(ip: &str, port: u16, service: &str) -> Result<(), String> {
     let codec: ProstCodec<HealthCheckRequest, HealthCheckResponse> = ProstCodec::default();
     match client.unary(request, path, codec).await {
         Ok(answer) if answer.get_ref().status == SERVING => Ok(()),
-        Ok(answer) => Err(format!("service unhealthy (responded with {})", word(answer.get_ref().status))),
+        Ok(answer) => Err(format!("service unhealthy (responded with {:?})", word(answer.get_ref().status))),
         Err(status) if status.code() == Code::Unimplemented => {
             Err("this server does not implement the grpc health protocol (grpc.health.v1.Health)".to_owned())
         }

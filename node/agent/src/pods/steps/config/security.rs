@@ -1,5 +1,7 @@
 //! Pure: `securityContext` of pod and container in the words of CRI.
 
+use std::path::{Component, Path};
+
 use coracle_cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Capabilities, Container, Pod, PodSecurityContext, SELinuxOptions, SeccompProfile,
@@ -62,7 +64,7 @@ pub fn namespaces(pod: &Pod) -> cri::NamespaceOption {
 }
 
 /// The sandbox's part.
-pub fn sandbox(pod: &Pod) -> cri::LinuxSandboxSecurityContext {
+pub fn sandbox(pod: &Pod, profiles: &Path) -> cri::LinuxSandboxSecurityContext {
     let context = pod_context(pod);
     let privileged =
         pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
@@ -75,7 +77,7 @@ pub fn sandbox(pod: &Pod) -> cri::LinuxSandboxSecurityContext {
         run_as_group: context.run_as_group.map(value),
         supplemental_groups: groups(&context),
         privileged,
-        seccomp: Some(seccomp(context.seccomp_profile.as_ref())),
+        seccomp: Some(seccomp(context.seccomp_profile.as_ref(), profiles)),
         selinux_options: context.se_linux_options.as_ref().map(selinux),
         ..Default::default()
     }
@@ -91,11 +93,16 @@ fn groups(context: &PodSecurityContext) -> Vec<i64> {
     all.collect()
 }
 
-fn seccomp(profile: Option<&SeccompProfile>) -> cri::SecurityProfile {
+/// A profile of the node lies below `profiles`; the API takes paths that stay there only.
+fn seccomp(profile: Option<&SeccompProfile>, profiles: &Path) -> cri::SecurityProfile {
     use cri::security_profile::ProfileType;
-    let (kind, path) = match profile.map(|p| (p.type_.as_str(), p.localhost_profile.clone())) {
+    let (kind, path) = match profile.map(|p| (p.type_.as_str(), p.localhost_profile.as_deref())) {
         Some(("RuntimeDefault", _)) => (ProfileType::RuntimeDefault, String::new()),
-        Some(("Localhost", path)) => (ProfileType::Localhost, path.unwrap_or_default()),
+        Some(("Localhost", path)) => {
+            let inside = |p: &&str| Path::new(p).components().all(|c| matches!(c, Component::Normal(_)));
+            let path = path.filter(inside).map(|p| profiles.join(p).to_string_lossy().into_owned());
+            (ProfileType::Localhost, path.unwrap_or_default())
+        }
         // The kubelet's default without --seccomp-default.
         _ => (ProfileType::Unconfined, String::new()),
     };
@@ -138,6 +145,7 @@ pub fn container(
     pod: &Pod,
     spec: &Container,
     image: &ImageUser,
+    profiles: &Path,
 ) -> Result<cri::LinuxContainerSecurityContext, String> {
     let shared = pod_context(pod);
     let own = spec.security_context.clone().unwrap_or_default();
@@ -169,7 +177,7 @@ pub fn container(
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
-        seccomp: Some(seccomp(own.seccomp_profile.as_ref().or(shared.seccomp_profile.as_ref()))),
+        seccomp: Some(seccomp(own.seccomp_profile.as_ref().or(shared.seccomp_profile.as_ref()), profiles)),
         apparmor: own.app_armor_profile.as_ref().or(shared.app_armor_profile.as_ref()).map(apparmor),
         ..Default::default()
     })
@@ -213,7 +221,7 @@ mod tests {
     }
 
     fn of(pod: &Pod, image: &ImageUser) -> Result<cri::LinuxContainerSecurityContext, String> {
-        container(pod, &pod.spec.as_ref().expect("a spec").containers[0], image)
+        container(pod, &pod.spec.as_ref().expect("a spec").containers[0], image, Path::new("/node/seccomp"))
     }
 
     #[test]
@@ -232,6 +240,19 @@ mod tests {
         assert!(made.readonly_rootfs && made.no_new_privs && !made.privileged);
         assert_eq!(made.capabilities.expect("capabilities").drop_capabilities, ["ALL"]);
         assert!(made.masked_paths.contains(&"/proc/kcore".to_owned()));
+    }
+
+    #[test]
+    fn seccomp_profiles_lie_below_their_folder() {
+        let asked = |profile: serde_json::Value| {
+            let made = of(&pod(json!({"seccompProfile": profile}), json!({})), &ImageUser::default());
+            made.expect("a context").seccomp.expect("a profile")
+        };
+        let named = |path: &str| asked(json!({"type": "Localhost", "localhostProfile": path})).localhost_ref;
+        assert_eq!(named("own/strict.json"), "/node/seccomp/own/strict.json");
+        assert_eq!((named("../x"), named("/etc/x")), (String::new(), String::new()));
+        let kind = cri::security_profile::ProfileType::RuntimeDefault;
+        assert_eq!(asked(json!({"type": "RuntimeDefault"})).profile_type(), kind);
     }
 
     #[test]
