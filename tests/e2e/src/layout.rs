@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 /// The names that the test image's busybox goes by.
-const APPLETS: [&str; 21] = [
+const APPLETS: [&str; 22] = [
     "sh", "cat", "echo", "env", "grep", "head", "hostname", "httpd", "id", "ip", "ls", "nc", "nslookup",
-    "ping", "sleep", "stty", "tar", "touch", "true", "wc", "wget",
+    "ping", "sleep", "stty", "tar", "touch", "tr", "true", "wc", "wget",
 ];
 
 fn put(dir: &Path, bytes: &[u8], kind: &str) -> Result<Value> {

@@ -313,6 +313,9 @@ pub fn shown(out: &Output) -> String {
     )
 }
 
+/// How long anything may take that a test waits for and does not measure: machines are busy.
+pub const SOON: Duration = Duration::from_secs(60);
+
 /// Waits until a condition holds. An error counts as "not yet" and is told at the end.
 pub fn eventually(what: &str, limit: Duration, mut met: impl FnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + limit;

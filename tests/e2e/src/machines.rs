@@ -13,9 +13,8 @@ use tempfile::TempDir;
 
 use crate::netns::{Host, Network};
 use crate::program;
-use crate::{eventually, guest_file, kubectl, succeed};
+use crate::{SOON, eventually, guest_file, kubectl, succeed};
 
-const START: Duration = Duration::from_secs(60);
 const PODS: &str = "10.244.0.0/16";
 const SERVICES: &str = "10.96.0.0/16";
 const DNS: &str = "10.96.0.10";
@@ -49,6 +48,28 @@ impl Machines {
         Self::start_all(1, nodes, server, cni)
     }
 
+    /// A server, and one node over a runtime that is not ours: `runtime` starts it in a folder and on a host, and answers the
+    /// socket that it serves CRI on.
+    pub fn start_over<T>(
+        runtime: impl FnOnce(&std::path::Path, &Host) -> Result<(PathBuf, T)>,
+    ) -> Result<(Self, T)> {
+        let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
+        let (bin, network) = (program::coracle()?, Network::new(2)?);
+        let mut machines = Self { nodes: 1, processes: Vec::new(), dir, bin, cni: None, network };
+        let folder = machines.path("peer");
+        std::fs::create_dir(&folder)?;
+        let (socket, peer) = runtime(&folder, machines.network.host(1)?)?;
+        std::os::unix::fs::symlink(socket, machines.path("cri-1.sock"))?;
+        machines.serve(0, &[])?;
+        machines.node(1)?;
+        eventually("the node is ready", SOON, || {
+            let nodes = machines.get(&["nodes"])?;
+            Ok(nodes["items"].as_array().is_some_and(|items| items.len() == 1 && items.iter().all(is_ready)))
+        })
+        .with_context(|| machines.logs())?;
+        Ok((machines, peer))
+    }
+
     fn start_all(servers: usize, nodes: usize, server: &[&str], cni: Option<&str>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
         let bin = program::coracle()?;
@@ -67,7 +88,7 @@ impl Machines {
             machines.runtime(index)?;
             machines.node(index)?;
         }
-        eventually("every node is ready", START, || {
+        eventually("every node is ready", SOON, || {
             let nodes_ready = machines.get(&["nodes"])?;
             let items = nodes_ready["items"].as_array().context("no items")?;
             Ok(items.len() == nodes && items.iter().all(is_ready))
@@ -132,7 +153,7 @@ impl Machines {
         // The last thing that a server writes before it is ready.
         let _ = std::fs::remove_file(&file);
         self.spawn(host, &name, &args)?;
-        eventually("the server is ready", START, || Ok(file.is_file())).with_context(|| self.logs())
+        eventually("the server is ready", SOON, || Ok(file.is_file())).with_context(|| self.logs())
     }
 
     /// Whether a process still runs.
@@ -166,7 +187,7 @@ impl Machines {
         }
         self.spawn(index, &format!("runtime-{index}"), &args)?;
         let socket = self.path(&format!("cri-{index}.sock"));
-        eventually("the runtime is ready", START, || Ok(socket.exists())).with_context(|| self.logs())
+        eventually("the runtime is ready", SOON, || Ok(socket.exists())).with_context(|| self.logs())
     }
 
     /// Starts the agent of a node.

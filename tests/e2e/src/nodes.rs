@@ -3,16 +3,13 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::eventually;
 use crate::servers::Servers;
-
-const START: Duration = Duration::from_secs(60);
+use crate::{SOON, eventually};
 
 /// The processes of one node.
 struct Node {
@@ -59,17 +56,10 @@ impl Nodes {
 
     /// Starts agent and runtime of a node; with flags to join, or without them.
     pub fn start(&mut self, index: usize, flags: &[&str]) -> Result<()> {
-        let (root, socket) = (self.path(index, "agent"), self.path(index, "cri.sock"));
+        let (root, socket) = (self.path(index, "agent"), self.socket(index));
         let made = self.servers.command("mkdir").arg("-p").arg(&root).status()?;
         anyhow::ensure!(made.success(), "mkdir {}", root.display());
-        let mut agent = self.servers.command(self.servers.binary());
-        agent.arg("node").args(flags).arg(format!("--name={}", Self::name(index)));
-        agent.arg(format!("--node-ip={}", self.servers.slot().node(index)));
-        agent.arg(format!("--runtime-endpoint=unix://{}", socket.display()));
-        agent.arg("--root-dir").arg(&root);
-        // The disk of a test machine may be nearly full, which is not what is tried.
-        agent.arg("--eviction-hard=memory.available<100Mi");
-        let agent = self.spawn(index, "agent", &mut agent)?;
+        let agent = self.agent(index, flags)?;
         let mut runtime = self.servers.command(self.servers.binary());
         runtime.arg("runtime").arg("--socket").arg(&socket);
         runtime.arg("--state-dir").arg(self.path(index, "runtime")).args(self.servers.slot().ranges());
@@ -78,7 +68,7 @@ impl Nodes {
         if let Some(node) = self.nodes.get_mut(index) {
             node.agent = Some(agent);
         }
-        eventually("the node has joined", START, || Ok(registries.is_file()))
+        eventually("the node has joined", SOON, || Ok(registries.is_file()))
             .with_context(|| self.logs(index))?;
         let runtime = self.spawn(index, "runtime", &mut runtime)?;
         if let Some(node) = self.nodes.get_mut(index) {
@@ -87,10 +77,43 @@ impl Nodes {
         Ok(())
     }
 
+    /// Where the runtime of a node serves CRI.
+    pub fn socket(&self, index: usize) -> PathBuf {
+        self.path(index, "cri.sock")
+    }
+
+    /// The directory of a node's agent.
+    pub fn root_dir(&self, index: usize) -> PathBuf {
+        self.path(index, "agent")
+    }
+
+    fn agent(&self, index: usize, flags: &[&str]) -> Result<Child> {
+        let mut agent = self.servers.command(self.servers.binary());
+        agent.arg("node").args(flags).arg(format!("--name={}", Self::name(index)));
+        agent.arg(format!("--node-ip={}", self.servers.slot().node(index)));
+        agent.arg(format!("--runtime-endpoint=unix://{}", self.socket(index).display()));
+        agent.arg("--root-dir").arg(self.root_dir(index));
+        // The disk of a test machine may be nearly full, which is not what is tried.
+        agent.arg("--eviction-hard=memory.available<100Mi");
+        self.spawn(index, "agent", &mut agent)
+    }
+
+    /// SIGKILL to the agent of a node, and another one in its place.
+    pub fn crash_agent(&mut self, index: usize) -> Result<()> {
+        let node = self.nodes.get_mut(index).context("no such node")?;
+        if let Some(mut child) = node.agent.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        let agent = self.agent(index, &[])?;
+        self.nodes.get_mut(index).context("no such node")?.agent = Some(agent);
+        Ok(())
+    }
+
     /// Waits until a node is ready.
     pub fn wait_ready(&self, index: usize) -> Result<()> {
         let path = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
-        eventually("the node is ready", START, || {
+        eventually("the node is ready", SOON, || {
             let live = self.servers.live().first().copied().context("no server runs")?;
             Ok(self.servers.kubectl(live, &["get", "node", &Self::name(index), "-o", path])? == "True")
         })

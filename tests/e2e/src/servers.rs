@@ -12,10 +12,7 @@ use tempfile::TempDir;
 
 use crate::program;
 use crate::slot::Slot;
-use crate::{USER, eventually, kubectl, shown, succeed};
-
-/// How long a server may take to start, others to join included.
-const START: Duration = Duration::from_secs(60);
+use crate::{SOON, USER, eventually, kubectl, shown, succeed};
 
 /// Servers of one cluster.
 pub struct Servers {
@@ -92,7 +89,7 @@ impl Servers {
         let out = self.log_file(index, "out");
         let child = self.running.get_mut(index).and_then(Option::as_mut).context("it does not run")?;
         let mut ended = None;
-        let ready = eventually(&format!("server {index} is ready"), START, || {
+        let ready = eventually(&format!("server {index} is ready"), SOON, || {
             ended = child.try_wait()?;
             Ok(ended.is_some() || std::fs::read_to_string(&out)?.contains("is ready"))
         });

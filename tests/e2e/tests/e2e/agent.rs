@@ -9,6 +9,7 @@ use coracle_e2e::{Cluster, Profile, eventually};
 use serde_json::{Value, json};
 
 mod claims;
+mod crashes;
 mod csi;
 mod limits;
 
@@ -23,7 +24,7 @@ fn cluster(flags: &[&str]) -> Result<(Cluster, String)> {
 }
 
 /// A directory that the cluster's user can read.
-fn directory(name: &str) -> Result<(tempfile::TempDir, PathBuf)> {
+pub(crate) fn directory(name: &str) -> Result<(tempfile::TempDir, PathBuf)> {
     let dir = tempfile::Builder::new().prefix("coracle-e2e-agent-").tempdir()?;
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let path = dir.path().join(name);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use coracle_e2e::{Cluster, Profile, eventually};
+use coracle_e2e::{Cluster, Profile, SOON, eventually};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -82,6 +82,34 @@ fn say(cluster: &Cluster, ca: &str, words: &str) -> Result<String> {
     Ok(String::from_utf8(heard)?)
 }
 
+/// Both versions of OpenAPI say what the other server serves.
+fn described(cluster: &Cluster) -> Result<()> {
+    const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+    let document = |path: &str| -> Result<Value> {
+        Ok(serde_json::from_str(&cluster.kubectl(&["get", "--raw", path])?)?)
+    };
+    let path = "/apis/flowers.example.com/v1/namespaces/{namespace}/roses/{name}";
+    let v2 = document("/openapi/v2")?;
+    ensure!(v2["paths"][path]["get"]["operationId"] == "readRose");
+    ensure!(v2["paths"]["/api/v1/namespaces/{namespace}/pods"].is_object());
+    let definitions = &v2["definitions"];
+    let rose = &definitions["com.example.flowers.v1.Rose"]["properties"];
+    ensure!(rose["metadata"]["$ref"] == format!("#/definitions/{META}_v2"), "{rose}");
+    ensure!(definitions[format!("{META}_v2")]["description"] == "Of flowers.");
+    ensure!(definitions[META]["properties"]["labels"].is_object());
+    // What is none of its group's business is not told.
+    ensure!(definitions["com.example.flowers.v1.Weed"].is_null());
+    ensure!(v2["paths"]["/version/"]["get"]["operationId"] != "foreignVersion");
+    let index = document("/openapi/v3")?;
+    let listed = &index["paths"]["apis/flowers.example.com/v1"]["serverRelativeURL"];
+    let v3 = document(listed.as_str().context("the group is listed")?)?;
+    ensure!(v3["paths"][path]["get"]["operationId"] == "readRose");
+    // As protobuf, too.
+    let explained = cluster.kubectl(&["explain", "rose.thorns", "--output=plaintext-openapiv2"])?;
+    ensure!(explained.contains("How many."), "{explained}");
+    Ok(())
+}
+
 /// Row: API: aggregated APIs: an APIService to a server behind a Service: conditions, discovery, OpenAPI, identity of the caller, upgrades, its end
 #[test]
 fn another_server_serves_a_group() -> Result<()> {
@@ -116,6 +144,8 @@ fn another_server_serves_a_group() -> Result<()> {
     ensure!(resources.contains("roses") && resources.contains("Rose"), "{resources}");
     let explained = cluster.kubectl(&["explain", "rose.thorns"])?;
     ensure!(explained.contains("How many."), "{explained}");
+
+    described(&cluster)?;
 
     // The other server knows who calls, and not by what.
     let red = cluster.get(&["ro", "red"])?;
@@ -155,7 +185,7 @@ fn another_server_serves_a_group() -> Result<()> {
     );
     cluster.kubectl(&["get", "pods", "-A"])?;
     cluster.kubectl(&["delete", "apiservice", "v1.flowers.example.com"])?;
-    eventually("the group is gone", Duration::from_secs(20), || {
+    eventually("the group is gone", SOON, || {
         Ok(!cluster.kubectl(&["get", "--raw", "/apis"])?.contains("flowers"))
     })
 }

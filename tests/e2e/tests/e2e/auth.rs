@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use coracle_e2e::{Cluster, Profile, eventually, kubectl, shown};
+use coracle_e2e::{Cluster, Profile, SOON, eventually, kubectl, shown};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use serde_json::{Value, json};
 
@@ -58,7 +58,7 @@ fn certificate(cluster: &Cluster, user: &str) -> Result<(String, String)> {
     ensure!(cluster.kubectl(&["get", "csr", user])?.contains("Pending"));
     cluster.kubectl(&["certificate", "approve", user])?;
     let mut issued = String::new();
-    eventually("the certificate is issued", Duration::from_secs(20), || {
+    eventually("the certificate is issued", SOON, || {
         issued = cluster.kubectl(&["get", "csr", user, "-o", "jsonpath={.status.certificate}"])?;
         Ok(!issued.is_empty())
     })?;
@@ -214,7 +214,7 @@ fn mission_m24_pods_act_as_their_account() -> Result<()> {
         curl_api(&cluster, Some(own.trim()), "GET", "/api/v1/namespaces/default/configmaps", None)?.0 == 200
     );
     cluster.kubectl(&["delete", "pod", "p", "--grace-period=0", "--force"])?;
-    eventually("the pod's token is void", Duration::from_secs(20), || {
+    eventually("the pod's token is void", SOON, || {
         Ok(get("/api/v1/namespaces/default/configmaps")?.0 == 401)
     })?;
     cluster.kubectl(&["delete", "serviceaccount", "robot"])?;

@@ -4,13 +4,10 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use coracle_e2e::{Cluster, Profile, curl, eventually, succeed};
+use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, succeed};
 use serde_json::Value;
-
-const SOON: Duration = Duration::from_secs(30);
 
 /// Manifest; what `kubectl apply` puts in its parentheses (empty: it never asks the server); words in its answer.
 const REFUSED: [(&str, &str, &str); 9] = [
@@ -406,7 +403,7 @@ fn a_low_port_without_privilege_is_told() -> Result<()> {
     );
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.kubectl(&["create", "service", "clusterip", "low", &format!("--tcp={}:8080", first - 1)])?;
-    eventually("an Event says why the Service does not listen", Duration::from_secs(10), || {
+    eventually("an Event says why the Service does not listen", SOON, || {
         let described = cluster.kubectl(&["describe", "service", "low"])?;
         Ok(["FailedToListen", "Permission denied", "ip_unprivileged_port_start"]
             .iter()

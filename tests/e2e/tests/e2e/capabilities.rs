@@ -1,9 +1,11 @@
 //! What a manifest grants to a wasm pod beyond WASI, and what is counted of its containers. Profile: loopback.
 
-use std::time::Duration;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{curl, eventually};
+use coracle_e2e::{Cluster, Profile, curl, eventually};
 use serde_json::{Value, json};
 
 use super::pods::{SOON, apply, cluster, status};
@@ -59,11 +61,136 @@ fn sample(text: &str, words: &[&str]) -> Option<u64> {
     line.rsplit(' ').nth(1)?.parse().ok()
 }
 
-/// Row: metrics: /metrics/cadvisor of a node tells CPU, memory, instances, requests, cold starts and latencies of each container
+/// A collector of OpenTelemetry, as far as this test needs one: keeps what is posted to `/v1/traces`.
+struct Collector {
+    address: SocketAddr,
+    posted: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Collector {
+    fn start() -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let collector = Self { address: listener.local_addr()?, posted: Arc::default() };
+        let posted = collector.posted.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let posted = posted.clone();
+                std::thread::spawn(move || collect(stream, &posted));
+            }
+        });
+        Ok(collector)
+    }
+
+    /// The span of this name.
+    fn span(&self, name: &str) -> Option<(Value, Value)> {
+        let posted = self.posted.lock().unwrap();
+        let resources = posted.iter().flat_map(|body| body["resourceSpans"].as_array().into_iter().flatten());
+        let mut spans = resources.flat_map(|resource| {
+            let spans = resource["scopeSpans"][0]["spans"].as_array().into_iter().flatten();
+            spans.map(|span| (resource["resource"]["attributes"].clone(), span.clone()))
+        });
+        spans.find(|(_, span)| span["name"] == name)
+    }
+}
+
+fn collect(stream: TcpStream, posted: &Mutex<Vec<Value>>) -> Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    loop {
+        let (mut first, mut length) = (String::new(), 0);
+        if reader.read_line(&mut first)? == 0 {
+            return Ok(());
+        }
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            if line.trim().is_empty() {
+                break;
+            }
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        if first.starts_with("POST /v1/traces ") {
+            posted.lock().unwrap().push(serde_json::from_slice(&body)?);
+        }
+        (&stream)
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")?;
+    }
+}
+
+/// What a guest measures is in the node's metrics, and its spans come to the collector.
+fn guests_are_observed(cluster: &Cluster, node: &str, collector: &Collector) -> Result<()> {
+    let pod = |name: &str, annotations: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "annotations": annotations},
+            "spec": {"nodeName": node, "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "shop", "image": "observe:v1"}]},
+        })
+    };
+    apply(cluster, &[pod("seen", json!({"coracle.dev/observe": "true"})), pod("unseen", json!({}))])?;
+    status(cluster, "seen", "runs", |s| s["phase"] == "Running")?;
+    let mut log = String::new();
+    eventually("it has measured and traced", SOON, || {
+        log = cluster.kubectl(&["logs", "seen"])?;
+        Ok(log.contains("00-"))
+    })?;
+    ensure!(log.starts_with("Ok(())\nOk(())\nOk(())\nOk(())\nOk(())\nErr("), "{log}");
+    let text = cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/metrics/cadvisor")])?;
+    for (words, value) in [
+        (["coracle_guest_orders_total{", "pod=\"seen\"", "kind=\"book\""], 5),
+        (["coracle_guest_orders_total{", "pod=\"seen\"", "kind=\"pen\""], 1),
+        (["coracle_guest_queue_depth{", "pod=\"seen\"", "container=\"shop\""], 7),
+    ] {
+        ensure!(sample(&text, &words) == Some(value), "{words:?} is not {value} in\n{text}");
+    }
+    ensure!(text.contains("# TYPE coracle_guest_orders_total counter"), "{text}");
+    eventually("the spans have come", SOON, || {
+        Ok(collector.span("order").is_some() && collector.span("payment").is_some())
+    })?;
+    let (who, order) = collector.span("order").context("a span")?;
+    let (_, payment) = collector.span("payment").context("a span")?;
+    ensure!(
+        payment["traceId"] == order["traceId"] && payment["parentSpanId"] == order["spanId"],
+        "{payment:#}"
+    );
+    ensure!(payment["status"]["code"] == 2 && payment["events"][0]["name"] == "declined", "{payment:#}");
+    ensure!(
+        order["attributes"][0] == json!({"key": "customer", "value": {"stringValue": "ann"}}),
+        "{order:#}"
+    );
+    ensure!(who.to_string().contains("\"seen\"") && who.to_string().contains("k8s.pod.name"), "{who:#}");
+    let shown = log.lines().last().unwrap_or_default();
+    ensure!(
+        shown
+            == format!(
+                "00-{}-{}-01",
+                payment["traceId"].as_str().unwrap_or_default(),
+                payment["spanId"].as_str().unwrap_or_default()
+            ),
+        "{log}"
+    );
+    eventually("the other is refused", SOON, || {
+        let described = cluster.kubectl(&["describe", "pod", "unseen"])?;
+        Ok(["coracle:observe/", "was not granted", "coracle.dev/observe"]
+            .iter()
+            .all(|w| described.contains(w)))
+    })
+}
+
+/// Row: metrics: /metrics/cadvisor of a node tells CPU, memory, instances, requests, cold starts and latencies of each container, and what guests measure; their spans come to a collector by OTLP
 /// Profile: loopback
 #[test]
 fn a_node_tells_the_requests_of_each_container() -> Result<()> {
-    let (mut cluster, node) = cluster(&["web"])?;
+    let collector = Collector::start()?;
+    let endpoint = format!("--otlp-endpoint=http://{}", collector.address);
+    let mut cluster = Cluster::start_with(Profile::Loopback, &[&endpoint])?;
+    for guest in ["web", "observe"] {
+        cluster.push(guest, &format!("{guest}:v1"))?;
+    }
+    let node = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"])?;
+    guests_are_observed(&cluster, &node, &collector)?;
     apply(
         &cluster,
         &[json!({
@@ -73,7 +200,7 @@ fn a_node_tells_the_requests_of_each_container() -> Result<()> {
     )?;
     let running = status(&cluster, "counted", "runs", |s| s["phase"] == "Running" && s["podIP"].is_string())?;
     let url = format!("http://{}:8080/", running["podIP"].as_str().context("an address")?);
-    eventually("it answers", Duration::from_secs(20), || Ok(curl(&url).is_ok()))?;
+    eventually("it answers", SOON, || Ok(curl(&url).is_ok()))?;
     for _ in 0..4 {
         curl(&url)?;
     }

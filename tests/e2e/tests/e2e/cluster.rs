@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use coracle_e2e::nodes::Nodes;
 use coracle_e2e::servers::Servers;
-use coracle_e2e::{eventually, guest_file, succeed};
+use coracle_e2e::{SOON, eventually, guest_file, succeed};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
@@ -194,7 +194,7 @@ fn mission_m02_snapshot_saved_everything_lost_and_restored() -> Result<()> {
     ensure!(held.contains("encrypted:  with a passphrase") && held.contains("members:    1"), "{held}");
     ensure!(servers.coracle(0, &["snapshot", "status", &saved])?.contains("encrypted:  no"));
     // The schedule has saved one already.
-    eventually("a scheduled snapshot", Duration::from_secs(20), || {
+    eventually("a scheduled snapshot", SOON, || {
         let mut kept = std::fs::read_dir(servers.dir().join("scheduled"))?;
         let Some(one) = kept.next().transpose()? else { return Ok(false) };
         // What is not whole yet is refused: it is looked at again.
@@ -287,13 +287,11 @@ fn a_node_goes_on_at_another_server() -> Result<()> {
         let found = std::fs::read_dir(folder)?.flatten();
         Ok(found.map(|dir| std::fs::read_dir(dir.path()).map_or(0, Iterator::count)).sum())
     };
-    eventually("the other servers have the image", Duration::from_secs(20), || {
+    eventually("the other servers have the image", SOON, || {
         Ok(blobs(servers, 0)? > 0 && (1..3).all(|index| blobs(servers, index).ok() == blobs(servers, 0).ok()))
     })?;
     servers.kill(0)?;
-    eventually("the API answers", Duration::from_secs(20), || {
-        servers.kubectl(1, &["get", "nodes"]).map(|_| true)
-    })?;
+    eventually("the API answers", SOON, || servers.kubectl(1, &["get", "nodes"]).map(|_| true))?;
     servers.kubectl(1, &["scale", "deploy/web", "--replicas=3"])?;
     let scaled = servers.kubectl(1, &["rollout", "status", "deploy/web", "--timeout=90s"]);
     scaled.with_context(|| nodes.logs(0)).with_context(|| nodes.servers.logs())?;
@@ -357,7 +355,7 @@ fn servers_join_with_a_token_and_are_removed() -> Result<()> {
     servers.kill(1)?;
     servers.kill(third)?;
     // (A leader may answer for as long as no other can have been elected.)
-    eventually("a minority answers no reads", Duration::from_secs(20), || {
+    eventually("a minority answers no reads", SOON, || {
         let said = servers.kubectl_fails(0, &["get", "services", "--request-timeout=30s"])?;
         ensure!(said.contains("unavailable") || said.contains("did not answer in time"), "{said}");
         Ok(true)
@@ -372,5 +370,53 @@ fn servers_join_with_a_token_and_are_removed() -> Result<()> {
     let members = servers.coracle(1, &["member", "list"])?;
     ensure!(members.lines().count() == 3, "{members}");
     servers.stop(1)?;
+    Ok(())
+}
+
+/// Row: high availability: five servers, two of them killed at once under writes: writes, reads and controllers go on, and both come back with all that was acknowledged
+#[test]
+fn two_of_five_servers_are_lost() -> Result<()> {
+    let mut servers = Servers::start(5)?;
+    ensure!(servers.coracle(4, &["member", "list"])?.matches("voter").count() == 4);
+    let stop = Arc::new(AtomicBool::new(false));
+    let written = Arc::new(AtomicUsize::new(0));
+    let runtime = tokio::runtime::Runtime::new()?;
+    let paths: Vec<PathBuf> = (0..5).map(|index| servers.kubeconfig(index)).collect();
+    let writer = runtime.spawn(write(paths, stop.clone(), written.clone()));
+    progress(&servers, &written, "with all five")?;
+    let said = servers.coracle(0, &["member", "list"])?;
+    let leader = (0..5).find(|index| {
+        let address = format!("{}:", servers.slot().server(*index));
+        said.lines().any(|line| line.contains("leader") && line.contains(&address))
+    });
+    let leader = leader.with_context(|| format!("no leader in {said}"))?;
+    let (other, left) = ((leader + 1) % 5, (leader + 2) % 5);
+    servers.kill(leader)?;
+    servers.kill(other)?;
+    progress(&servers, &written, "without two of five")?;
+    servers.kubectl(left, &["create", "ns", "made-by-three"])?;
+    eventually("the controllers work", Duration::from_secs(30), || {
+        servers.kubectl(left, &["-n", "made-by-three", "get", "serviceaccount", "default"]).map(|_| true)
+    })
+    .with_context(|| servers.logs())?;
+    for index in [leader, other] {
+        servers.spawn(index)?;
+    }
+    for index in [leader, other] {
+        servers.wait_ready(index)?;
+    }
+    progress(&servers, &written, "at the end")?;
+    stop.store(true, Ordering::Relaxed);
+    let acknowledged = runtime.block_on(writer)??;
+    for index in 0..5 {
+        let held = runtime.block_on(async {
+            let maps = config_maps(&servers.kubeconfig(index)).await?;
+            anyhow::Ok(maps.list(&ListParams::default().labels("test=m26")).await?)
+        })?;
+        let held: BTreeMap<_, _> = held.items.into_iter().map(|map| (name(&map), value(&map))).collect();
+        for (name, value) in &acknowledged {
+            ensure!(held.get(name) == Some(value), "server {index} lost {name}={value}");
+        }
+    }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually, kubectl};
+use coracle_e2e::{Cluster, Profile, SOON, eventually, kubectl};
 
 const DEFINITION: &str = r#"
 apiVersion: apiextensions.k8s.io/v1
@@ -169,7 +169,7 @@ fn watched(cluster: &Cluster) -> Result<()> {
         }
     });
     let mut seen = String::new();
-    let result = eventually("the watch shows an object and its end", Duration::from_secs(20), || {
+    let result = eventually("the watch shows an object and its end", SOON, || {
         cluster.kubectl(&["apply", "-f", &file])?;
         cluster.kubectl(&["delete", "-f", &file])?;
         seen.extend(told.try_iter().map(|line| line + "\n"));

@@ -1,12 +1,9 @@
 //! Deletion: what goes with what, in which order, and what holds it. Profile: loopback.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually};
+use coracle_e2e::{Cluster, Profile, SOON, eventually};
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(30);
 const HOLD: &str = "example.com/hold";
 
 fn apply(cluster: &Cluster, object: &Value) -> Result<Value> {
@@ -86,7 +83,44 @@ fn cascades_go_in_their_order() -> Result<()> {
     gone(&cluster, "s1")?;
     gone(&cluster, "s2")?;
     cluster.get(&["configmap", "s3"])?;
+    ranges_stay_while_they_are_in_use(&cluster)?;
     cluster.stop()
+}
+
+/// A range of Service addresses that is deleted says what it waits for.
+fn ranges_stay_while_they_are_in_use(cluster: &Cluster) -> Result<()> {
+    const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
+    let range = |name: &str, cidr: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": name}, "spec": {"cidrs": [cidr]}})
+    };
+    let ready = |name: &str| -> Result<Value> {
+        Ok(cluster.get(&["servicecidr", name])?["status"]["conditions"][0].clone())
+    };
+    for (name, cidr) in [("used", "127.111.254.0/28"), ("unused", "127.111.255.0/28")] {
+        apply(cluster, &range(name, cidr))?;
+        eventually("the range is held", SOON, || {
+            Ok(cluster.get(&["servicecidr", name])?["metadata"]["finalizers"] == json!([FINALIZER])
+                && ready(name)?["status"] == "True")
+        })?;
+    }
+    ensure!(ready("used")?["message"] == "Kubernetes Service CIDR is ready");
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "held"},
+        "spec": {"clusterIP": "127.111.254.5", "ports": [{"port": 80}]}});
+    apply(cluster, &service)?;
+    cluster.kubectl(&["delete", "servicecidr", "used", "unused", "--wait=false"])?;
+    eventually("it is said that the range is in use", SOON, || Ok(ready("used")?["status"] == "False"))?;
+    let said = ready("used")?;
+    ensure!(said["type"] == "Ready" && said["reason"] == "Terminating", "{said}");
+    let words = "There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR";
+    ensure!(said["message"] == words, "{said}");
+    eventually("the range that nobody needs is gone", SOON, || {
+        Ok(cluster.kubectl_fails(&["get", "servicecidr", "unused"])?.contains("NotFound"))
+    })?;
+    cluster.get(&["servicecidr", "used"])?;
+    cluster.kubectl(&["delete", "service", "held"])?;
+    cluster.kubectl(&["wait", "--for=delete", "servicecidr/used", "--timeout=30s"])?;
+    Ok(())
 }
 
 /// Row: deletion: a namespace says what is left in it, and goes when nothing is

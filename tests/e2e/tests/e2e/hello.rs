@@ -1,9 +1,7 @@
 //! The main job: a manifest becomes a running wasm service.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, curl, eventually, root};
+use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, root};
 
 /// Pushes hello:v1 and applies the example.
 pub fn deploy(cluster: &Cluster) -> Result<()> {
@@ -47,7 +45,7 @@ fn mission_m29_a_manifest_becomes_a_running_wasm_service() -> Result<()> {
     }
 
     let address = service_address(&cluster)?;
-    eventually("the Service answers", Duration::from_secs(10), || {
+    eventually("the Service answers", SOON, || {
         let answer = curl(&format!("http://{address}/"))?;
         ensure!(answer.starts_with("Hello from hello-"), "{answer}");
         Ok(true)
@@ -60,7 +58,7 @@ fn mission_m29_a_manifest_becomes_a_running_wasm_service() -> Result<()> {
     );
     let answer = curl(&format!("http://{ip}:8080/"))?;
     ensure!(answer.contains(name), "{name} answered {answer}");
-    eventually("the pod's log has its request", Duration::from_secs(5), || {
+    eventually("the pod's log has its request", SOON, || {
         Ok(cluster.kubectl(&["-n", "hello", "logs", name])?.contains("request "))
     })?;
     let described = cluster.kubectl(&["-n", "hello", "describe", "pod", name])?;
@@ -72,7 +70,7 @@ fn mission_m29_a_manifest_becomes_a_running_wasm_service() -> Result<()> {
     cluster.kubectl(&["-n", "hello", "rollout", "status", "deploy/hello", "--timeout=60s"])?;
     ensure!(cluster.get(&["-n", "hello", "pods"])?["items"].as_array().is_some_and(|all| all.len() == 5));
     cluster.kubectl(&["-n", "hello", "delete", "pod", name])?;
-    eventually("the pod is replaced", Duration::from_secs(20), || {
+    eventually("the pod is replaced", SOON, || {
         let ready = cluster.get(&["-n", "hello", "deploy", "hello"])?["status"]["readyReplicas"] == 5;
         Ok(ready && cluster.kubectl(&["-n", "hello", "get", "pod", name]).is_err())
     })?;

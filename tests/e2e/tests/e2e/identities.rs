@@ -2,18 +2,15 @@
 
 mod provider;
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use coracle_e2e::{Cluster, Profile, eventually, kubectl, shown};
+use coracle_e2e::{Cluster, Profile, SOON, eventually, kubectl, shown};
 use provider::{OPAQUE, Provider, forged};
 use serde_json::json;
 
 /// What a node reads that joins.
 const CLUSTER_INFO: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
-const SOON: Duration = Duration::from_secs(20);
 
 /// What kubectl says with a token instead of the administrator's credentials.
 fn with(cluster: &Cluster, token: &str, args: &[&str]) -> Result<(bool, String)> {

@@ -1,7 +1,6 @@
 //! Inference in wasm pods: examples/gpu-infer. Profile: loopback.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use coracle_e2e::{eventually, root, succeed};
@@ -39,7 +38,7 @@ fn a_wasm_pod_with_a_gpu_infers() -> Result<()> {
     let ip = service["spec"]["clusterIP"].as_str().context("no clusterIP")?;
     let url = format!("http://{ip}:8080/infer");
     let first = DRAWINGS[0].0;
-    eventually("it answers", Duration::from_secs(20), || Ok(infer(&url, first).is_ok()))?;
+    eventually("it answers", SOON, || Ok(infer(&url, first).is_ok()))?;
     for (drawing, class, probability) in DRAWINGS {
         let answer = infer(&url, drawing)?;
         let sure = answer["probabilities"][class].as_f64().context("a probability")?;

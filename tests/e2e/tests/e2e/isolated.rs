@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, curl, eventually};
+use coracle_e2e::{Cluster, Profile, SOON, curl, eventually};
 use serde_json::{Value, json};
 
 fn deployment(name: &str, class: &str) -> Value {
@@ -50,7 +50,7 @@ fn pod(cluster: &Cluster, app: &str) -> Result<(String, String, i64)> {
 fn answers(cluster: &Cluster, app: &str) -> Result<()> {
     let address =
         cluster.get(&["service", app])?["spec"]["clusterIP"].as_str().context("clusterIP")?.to_owned();
-    eventually(&format!("{app} answers"), Duration::from_secs(20), || {
+    eventually(&format!("{app} answers"), SOON, || {
         let answer = curl(&format!("http://{address}:8080/"))?;
         ensure!(answer == format!("hello from {app}\n"), "{answer}");
         Ok(true)

@@ -1,9 +1,7 @@
 //! Guests in languages other than Rust, deployed from the manifests of their examples. Profile: loopback.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, curl, eventually, root};
+use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, root};
 
 /// Pushes a guest under the name that its manifest uses, and applies the manifest.
 fn deploy(cluster: &Cluster, guest: &str, manifest: &str) -> Result<()> {
@@ -19,7 +17,7 @@ fn ask(cluster: &Cluster, service: &str, path: &str) -> Result<String> {
     let object = cluster.get(&["service", service])?;
     let ip = object["spec"]["clusterIP"].as_str().context("the Service has no clusterIP")?.to_owned();
     let mut answer = String::new();
-    eventually(&format!("{service} answers"), Duration::from_secs(20), || {
+    eventually(&format!("{service} answers"), SOON, || {
         answer = curl(&format!("http://{ip}:8080{path}"))?;
         Ok(!answer.is_empty())
     })?;

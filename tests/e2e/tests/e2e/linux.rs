@@ -1,12 +1,10 @@
 //! Linux images beside wasm. Profile: routed.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually, layout};
+use coracle_e2e::{Cluster, Profile, SOON, eventually, layout};
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(30);
+mod promises;
 
 fn cluster() -> Result<Cluster> {
     let cluster = Cluster::start(Profile::Routed)?;

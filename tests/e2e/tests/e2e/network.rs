@@ -1,9 +1,7 @@
 //! Names, Services and policies as pods see them. Profile: loopback.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, curl, eventually};
+use coracle_e2e::{Cluster, Profile, SOON, curl, eventually};
 use serde_json::{Value, json};
 
 mod dns;
@@ -12,8 +10,6 @@ mod names;
 mod nodes;
 mod policy;
 mod services;
-
-const SOON: Duration = Duration::from_secs(20);
 
 /// A cluster with the guest `web` in its registry.
 fn cluster() -> Result<Cluster> {

@@ -1,15 +1,11 @@
 //! Namespaces, kinds, manifests of old: what the API server keeps apart, lists, refuses and converts.
 //! Profile: loopback.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually, root};
+use coracle_e2e::{Cluster, Profile, SOON, eventually, root};
 
 mod policies;
 mod quotas;
-
-const SOON: Duration = Duration::from_secs(60);
 
 /// One of the manifests that introductions to Kubernetes show.
 fn manifest(name: &str) -> Result<String> {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+pub(crate) use coracle_e2e::SOON;
 use coracle_e2e::{Cluster, Profile, curl, eventually, load, succeed};
 use serde_json::{Value, json};
 
@@ -13,8 +14,6 @@ use super::hello;
 
 mod ending;
 mod lifecycle;
-
-pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A cluster with the tests' programs in its registry, and its node's name.
 pub(crate) fn cluster(guests: &[&str]) -> Result<(Cluster, String)> {
@@ -101,6 +100,7 @@ fn configuration_and_volumes_reach_containers() -> Result<()> {
         ensure!(found.trim() == mode, "{path} has mode {found:?} instead of {mode}");
     }
     what_is_refused(&cluster, &node)?;
+    host_paths(&cluster, &node)?;
     what_comes_later(&cluster, &node)?;
     cluster.stop()
 }
@@ -130,6 +130,54 @@ fn what_is_refused(cluster: &Cluster, node: &str) -> Result<()> {
         })?;
         has(&status["containerStatuses"][0]["state"]["waiting"]["message"].to_string(), &[words])?;
     }
+    Ok(())
+}
+
+/// Volumes of the node's own directories, and places in a volume that are named after the pod.
+fn host_paths(cluster: &Cluster, node: &str) -> Result<()> {
+    let (_dir, path) = super::agent::directory("open")?;
+    std::fs::create_dir(&path)?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+    std::fs::write(path.join("taken"), "")?;
+    let at = |name: &str| path.join(name).display().to_string();
+    let volume = |name: &str, kind: &str| json!({"name": "v", "hostPath": {"path": at(name), "type": kind}});
+    let mount = |expr: &str| json!([{"name": "v", "mountPath": "/v", "subPathExpr": expr}]);
+    let mut made = steps(node, "made", "Never", &["write /v/file hello", "read /v/file"]);
+    made["spec"]["volumes"] = json!([volume("made/deep", "DirectoryOrCreate")]);
+    made["spec"]["containers"][0]["volumeMounts"] = mount("$(POD)/logs");
+    let field = json!({"fieldRef": {"fieldPath": "metadata.name"}});
+    made["spec"]["containers"][0]["env"] = json!([{"name": "POD", "valueFrom": field}]);
+    let mut unnamed = made.clone();
+    unnamed["metadata"]["name"] = json!("unnamed");
+    unnamed["spec"]["containers"][0]["volumeMounts"] = mount("$(POD)/$(NOPE)");
+    let mut wrong = steps(node, "wrong", "Never", &["read /v/file"]);
+    wrong["spec"]["volumes"] = json!([volume("taken", "Directory")]);
+    wrong["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    apply(cluster, &[made, unnamed, wrong])?;
+    status(cluster, "made", "ends", |status| status["phase"] == "Succeeded")?;
+    has(&cluster.kubectl(&["logs", "made"])?, &["/v/file: hello"])?;
+    ensure!(std::fs::read_to_string(path.join("made/deep/made/logs/file"))? == "hello");
+    let waits = status(cluster, "unnamed", "waits", |status| {
+        status["containerStatuses"][0]["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+    })?;
+    let waiting = &waits["containerStatuses"][0]["state"]["waiting"];
+    ensure!(waiting["message"] == "missing value for NOPE", "{waiting}");
+    let words = format!(
+        "MountVolume.SetUp failed for volume \"v\" : hostPath type check failed: {} is not a directory",
+        at("taken")
+    );
+    eventually("an event says what is wrong", SOON, || {
+        Ok(has(&cluster.kubectl(&["describe", "pod", "wrong"])?, &[&words]).is_ok())
+    })?;
+    // What is put right is found.
+    std::fs::remove_file(path.join("taken"))?;
+    std::fs::create_dir(path.join("taken"))?;
+    std::fs::write(path.join("taken/file"), "now")?;
+    status(cluster, "wrong", "ends", |status| status["phase"] == "Succeeded")?;
+    has(&cluster.kubectl(&["logs", "wrong"])?, &["/v/file: now"])?;
+    // What belongs to others stays when pods go.
+    cluster.kubectl(&["delete", "pod", "made", "unnamed", "wrong", "--timeout=30s"])?;
+    ensure!(path.join("made/deep/made/logs/file").is_file() && path.join("taken/file").is_file());
     Ok(())
 }
 
@@ -231,7 +279,14 @@ fn probes_decide_who_serves_and_who_restarts() -> Result<()> {
     slow["metadata"]["labels"] = json!({});
     slow["spec"]["containers"][0]["startupProbe"] =
         json!({"httpGet": {"path": "/is/started", "port": 8080}, "periodSeconds": 1, "failureThreshold": 60});
-    apply(&cluster, &[switch(&node, "a"), switch(&node, "b"), slow, service])?;
+    let health = |service: &str| json!({"grpc": {"port": 8080, "service": service}, "periodSeconds": 1, "failureThreshold": 1});
+    let mut asked = switch(&node, "asked");
+    asked["metadata"]["labels"] = json!({});
+    asked["spec"]["containers"][0]["livenessProbe"] = health("alive");
+    asked["spec"]["containers"][0]["startupProbe"] = health("alive");
+    asked["spec"]["containers"][0]["startupProbe"]["failureThreshold"] = json!(60);
+    asked["spec"]["containers"][0]["readinessProbe"] = health("ready");
+    apply(&cluster, &[switch(&node, "a"), switch(&node, "b"), slow, asked, service])?;
     let mut urls = Vec::new();
     for pod in ["a", "b"] {
         let running = status(&cluster, pod, "runs", |status| status["phase"] == "Running")?;
@@ -275,6 +330,7 @@ fn probes_decide_who_serves_and_who_restarts() -> Result<()> {
         &["Readiness probe failed: HTTP probe failed with statuscode: 503"],
     )?;
     starts_slowly(&cluster)?;
+    is_asked_by_grpc(&cluster)?;
     // Another agent goes on where the one before was.
     cluster.kill("node")?;
     let end = Instant::now() + Duration::from_secs(3);
@@ -303,6 +359,25 @@ fn starts_slowly(cluster: &Cluster) -> Result<()> {
         &cluster.kubectl(&["describe", "pod", "slow"])?,
         &["Startup probe failed: HTTP probe failed with statuscode: 503"],
     )
+}
+
+/// gRPC's health service, asked of one service by each probe.
+fn is_asked_by_grpc(cluster: &Cluster) -> Result<()> {
+    let running = status(cluster, "asked", "runs", |status| status["phase"] == "Running")?;
+    let url = format!("http://{}:8080", running["podIP"].as_str().context("podIP")?);
+    ensure!(running["containerStatuses"][0]["started"] == false && !ready(&running), "{running:#}");
+    curl(&format!("{url}/on/alive"))?;
+    let started = |status: &Value| status["containerStatuses"][0]["started"] == true;
+    status(cluster, "asked", "has started", started)?;
+    curl(&format!("{url}/on/ready"))?;
+    status(cluster, "asked", "is ready", ready)?;
+    curl(&format!("{url}/off/ready"))?;
+    status(cluster, "asked", "is not ready", |status| !ready(status))?;
+    curl(&format!("{url}/off/alive"))?;
+    status(cluster, "asked", "is restarted", |status| status["containerStatuses"][0]["restartCount"] == 1)?;
+    let words = ["Readiness", "Liveness", "Startup"]
+        .map(|kind| format!("{kind} probe failed: service unhealthy (responded with \"NOT_SERVING\")"));
+    has(&cluster.kubectl(&["describe", "pod", "asked"])?, &words.each_ref().map(String::as_str))
 }
 
 /// Row: workloads: a rolling update and its undo under load fail no request

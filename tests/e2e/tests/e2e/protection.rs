@@ -4,14 +4,12 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use coracle_e2e::servers::Servers;
-use coracle_e2e::{Cluster, Profile, eventually};
+use coracle_e2e::{Cluster, Profile, SOON, eventually};
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(30);
 const PLAIN: &str = "correct-horse-battery-staple";
 /// The same in base64, as it stands in manifests.
 const ENCODED: &str = "Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5LXN0YXBsZQ==";

@@ -1,15 +1,12 @@
 //! Several machines: pods reach pods of other nodes, and Services work on every node. Profile: routed.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::eventually;
 use coracle_e2e::machines::Machines;
+use coracle_e2e::{SOON, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-
-const SOON: Duration = Duration::from_secs(30);
 
 /// A pod of the guest `web` on a node.
 fn web(name: &str, node: usize, labels: Value) -> Value {

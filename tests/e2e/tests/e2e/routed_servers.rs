@@ -6,13 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::eventually;
 use coracle_e2e::machines::Machines;
 use coracle_e2e::netns::Host;
+use coracle_e2e::{SOON, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(60);
 /// Writes go on within this time after the leader was lost.
 const FAILOVER: Duration = Duration::from_secs(5);
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually, root, succeed};
+use coracle_e2e::{Cluster, Profile, SOON, eventually, root, succeed};
 
 const HOST: &str = "hello.default.example.com";
 
@@ -23,7 +23,7 @@ fn apply(cluster: &Cluster, change: impl Fn(String) -> String) -> Result<()> {
 
 fn gateway(cluster: &Cluster) -> Result<String> {
     let mut told = None;
-    eventually("the node tells its gateway", Duration::from_secs(20), || {
+    eventually("the node tells its gateway", SOON, || {
         let nodes = cluster.get(&["nodes"])?;
         let address = &nodes["items"][0]["metadata"]["annotations"]["coracle.dev/gateway"];
         told = address.as_str().map(str::to_owned);

@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually, succeed};
+use coracle_e2e::{Cluster, Profile, SOON, eventually, succeed};
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::json;
 
@@ -28,7 +28,7 @@ impl Browser {
             .spawn()
             .context("start chromedriver, of Debian's package chromium-driver")?;
         let browser = Self { driver, port, profile: tempfile::tempdir()? };
-        eventually("chromedriver listens", Duration::from_secs(20), || {
+        eventually("chromedriver listens", SOON, || {
             Ok(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok())
         })?;
         Ok(browser)

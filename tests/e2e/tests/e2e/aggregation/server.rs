@@ -146,6 +146,7 @@ fn answer(path: &str, caller: &Value) -> (&'static str, Value) {
         ),
         (_, Some("/namespaces/default/roses/red")) => ("200 OK", rose(caller)),
         ("/openapi/v3/apis/flowers.example.com/v1", _) => ("200 OK", document()),
+        ("/openapi/v2", _) => ("200 OK", document_v2()),
         _ => (
             "404 Not Found",
             json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound",
@@ -166,5 +167,32 @@ fn document() -> Value {
             "type": "object", "description": "A rose is a rose.", "x-kubernetes-group-version-kind": [gvk],
             "properties": {"thorns": {"type": "integer", "description": "How many."}},
         }}},
+    })
+}
+
+/// Its own idea of metadata has a name that Kubernetes' has too.
+fn document_v2() -> Value {
+    const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+    let gvk = json!({"group": GROUP, "version": "v1", "kind": "Rose"});
+    json!({
+        "swagger": "2.0", "info": {"title": "flowers", "version": "v1"},
+        "paths": {
+            "/apis/flowers.example.com/v1/namespaces/{namespace}/roses/{name}": {"get": {
+                "operationId": "readRose", "x-kubernetes-action": "get", "x-kubernetes-group-version-kind": gvk,
+                "responses": {"200": {"description": "OK", "schema": {"$ref": "#/definitions/com.example.flowers.v1.Rose"}}},
+            }},
+            "/version/": {"get": {"operationId": "foreignVersion", "responses": {"200": {"description": "OK"}}}},
+        },
+        "definitions": {
+            "com.example.flowers.v1.Rose": {
+                "type": "object", "description": "A rose is a rose.", "x-kubernetes-group-version-kind": [gvk],
+                "properties": {
+                    "metadata": {"$ref": format!("#/definitions/{META}")},
+                    "thorns": {"type": "integer", "description": "How many."},
+                },
+            },
+            META: {"type": "object", "description": "Of flowers."},
+            "com.example.flowers.v1.Weed": {"type": "object"},
+        },
     })
 }

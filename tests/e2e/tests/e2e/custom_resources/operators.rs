@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, curl, eventually, root};
+use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, root};
 use serde_json::Value;
 
 /// Pushes the images and applies the operators.
@@ -52,7 +52,7 @@ fn mission_m23_an_operator_in_wasm_reconciles_custom_objects() -> Result<()> {
     ready(2)?;
     let site = cluster.get(&["site", "welcome"])?;
     let address = site["status"]["address"].as_str().context("no address")?.to_owned();
-    eventually("the site answers", Duration::from_secs(10), || {
+    eventually("the site answers", SOON, || {
         Ok(curl(&format!("http://{address}/"))?.starts_with("Welcome aboard from welcome-"))
     })?;
     let table = cluster.kubectl(&["get", "site"])?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use coracle_e2e::SOON;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -19,7 +20,6 @@ use serde_json::json;
 
 const FINALIZER: &str = "boats.example.com/sunk";
 const MANAGER: &str = "boatyard";
-const SOON: Duration = Duration::from_secs(20);
 
 /// A boat.
 #[derive(CustomResource, Clone, Debug, Deserialize, Serialize, JsonSchema)]

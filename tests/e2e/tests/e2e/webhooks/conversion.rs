@@ -1,9 +1,7 @@
 //! Custom resources of several versions, between which a webhook converts. Profile: loopback.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually};
+use coracle_e2e::{Cluster, Profile, SOON, eventually};
 use serde_json::{Value, json};
 
 use super::server::Hook;
@@ -79,7 +77,7 @@ fn conversion_webhooks_convert() -> Result<()> {
     ensure!(apply(&cluster, "crd.json", &definition(&hook, "v2", true), &[])?.contains("configured"));
     let stored = cluster.get(&["crd", "routes.example.com"])?["status"]["storedVersions"].clone();
     ensure!(stored == json!(["v1", "v2"]), "{stored}");
-    eventually("v2 is stored", Duration::from_secs(10), || {
+    eventually("v2 is stored", SOON, || {
         let said = apply(&cluster, "n.json", &route("v2", "new", json!({"host": "n", "port": 1})), &[])?;
         Ok(said.contains("created") || said.contains("unchanged"))
     })?;
