@@ -1,6 +1,7 @@
 //! Follows the pods of this node in the API and the containers in the runtime, and wakes the workers.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -256,7 +257,8 @@ async fn follow_api(context: &Arc<Context>, pods: &Pods) {
     }
 }
 
-/// Sandboxes whose pod the API no longer has get a worker that tears them down. Only after a complete list.
+/// Pods that the API no longer has, and that left sandboxes or files here, get a worker that tears them down. Only after a
+/// complete list.
 async fn adopt_orphans(context: Arc<Context>, pods: Pods, listed: HashSet<String>) {
     let sandboxes = loop {
         match context.runtime.sandboxes().await {
@@ -264,22 +266,37 @@ async fn adopt_orphans(context: Arc<Context>, pods: Pods, listed: HashSet<String
             Err(_) => tokio::time::sleep(RELIST).await,
         }
     };
-    for sandbox in sandboxes {
+    let of_sandboxes = sandboxes.into_iter().map(|sandbox| {
         let of = |key: &str| sandbox.labels.get(key).cloned();
-        let Some(uid) = of(label::POD_UID).or_else(|| sandbox.metadata.as_ref().map(|m| m.uid.clone()))
-        else {
-            continue;
-        };
+        let uid = of(label::POD_UID).or_else(|| sandbox.metadata.as_ref().map(|m| m.uid.clone()));
+        (uid.unwrap_or_default(), of(label::POD_NAMESPACE), of(label::POD_NAME))
+    });
+    // An agent that ended between a sandbox's removal and that of the pod's files left those.
+    let root = context.root.clone();
+    let of_files = tokio::task::spawn_blocking(move || leftovers(&root)).await.unwrap_or_default();
+    for (uid, namespace, name) in of_sandboxes.chain(of_files) {
         if uid.is_empty() || listed.contains(&uid) || pods.entries.lock().contains_key(&uid) {
             continue;
         }
+        tracing::info!(uid, name, "a pod that left the API meanwhile is torn down");
         let mut pod = Pod::default();
-        pod.metadata.uid = Some(uid.clone());
-        pod.metadata.name = of(label::POD_NAME);
-        pod.metadata.namespace = of(label::POD_NAMESPACE);
-        tracing::info!(uid, name = pod.metadata.name, "a pod that left the API meanwhile is torn down");
+        (pod.metadata.uid, pod.metadata.namespace, pod.metadata.name) = (Some(uid.clone()), namespace, name);
         pods.set(&context, uid, Wanted::new(pod, Fate::Gone));
     }
+}
+
+/// Uid, namespace and name of pods that have files below the agent's root. Names are known of those that have logs.
+fn leftovers(root: &Path) -> Vec<(String, Option<String>, Option<String>)> {
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(root.join(folder)).into_iter().flatten().flatten();
+        entries.filter_map(|e| e.file_name().into_string().ok())
+    };
+    let of_logs = names("logs").filter_map(|folder| {
+        let mut parts = folder.splitn(3, '_').map(str::to_owned);
+        let (namespace, name) = (parts.next()?, parts.next()?);
+        Some((parts.next()?, Some(namespace), Some(name)))
+    });
+    of_logs.chain(names("pods").map(|uid| (uid, None, None))).collect()
 }
 
 async fn follow_runtime(context: &Arc<Context>, pods: &Pods) {

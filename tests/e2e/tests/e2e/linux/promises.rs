@@ -1,0 +1,122 @@
+//! What a pod of Linux containers asks of its node and a wasm pod cannot: signals, shared processes, system calls.
+//! Profile: routed.
+
+use anyhow::{Context, Result, ensure};
+use coracle_e2e::{Cluster, eventually};
+use serde_json::{Value, json};
+
+use super::{SOON, apply, cluster, pod, ready, says};
+
+fn shell(name: &str, script: &str) -> Value {
+    json!({"name": name, "image": "busybox:v1", "command": ["/bin/sh", "-c", script]})
+}
+
+/// Row: Linux containers: stop signals, a shared process namespace, seccomp profiles, a probe's own grace
+#[test]
+fn linux_pods_are_promised_signals_processes_and_profiles() -> Result<()> {
+    let mut cluster = cluster()?;
+    let profiles = cluster.data_dir().join("node/seccomp/own");
+    std::fs::create_dir_all(&profiles)?;
+    let own = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
+    std::fs::write(profiles.join("no-folders.json"), own.to_string())?;
+
+    // Told by the pod's signal; without a word of the pod, by what its image says.
+    let notes = cluster.data_dir().with_file_name("notes");
+    let mut told =
+        shell("c", "trap 'echo told > /notes/told; exit 0' USR1; echo up; while true; do sleep 0.1; done");
+    told["lifecycle"] = json!({"stopSignal": "SIGUSR1"});
+    told["volumeMounts"] = json!([{"name": "notes", "mountPath": "/notes"}]);
+    let host_path = json!({"path": notes, "type": "DirectoryOrCreate"});
+    let told = json!({"os": {"name": "linux"}, "terminationGracePeriodSeconds": 60, "containers": [told],
+        "volumes": [{"name": "notes", "hostPath": host_path}]});
+
+    let beside = "until grep -q httpd /proc/[0-9]*/comm; do sleep 0.1; done; cat /proc/[0-9]*/comm; echo listed; exec sleep 100000";
+    let shared = json!({"shareProcessNamespace": true, "terminationGracePeriodSeconds": 1,
+        "containers": [shell("one", "exec httpd -f -p 9999 -h /tmp"), shell("two", beside)]});
+
+    let question =
+        "grep Seccomp: /proc/self/status; busybox mkdir /tmp/x && echo made; echo done; exec sleep 100000";
+    let profiled = |profile: Value| {
+        let mut container = shell("c", question);
+        container["securityContext"] = json!({"seccompProfile": profile});
+        json!({"terminationGracePeriodSeconds": 1, "containers": [container]})
+    };
+    let mut deaf = shell("c", "trap '' TERM KILL; while true; do sleep 0.1; done");
+    deaf["lifecycle"] = json!({"stopSignal": "SIGTERM"});
+    deaf["livenessProbe"] = json!({"exec": {"command": ["/bin/cat", "/absent"]}, "periodSeconds": 1, "failureThreshold": 1,
+        "terminationGracePeriodSeconds": 1});
+    let deaf = json!({"os": {"name": "linux"}, "terminationGracePeriodSeconds": 600, "containers": [deaf]});
+    apply(
+        &cluster,
+        &[
+            pod("told", told),
+            pod("shared", shared),
+            pod("default", profiled(json!({"type": "RuntimeDefault"}))),
+            pod("free", profiled(json!({"type": "Unconfined"}))),
+            pod("own", profiled(json!({"type": "Localhost", "localhostProfile": "own/no-folders.json"}))),
+            pod("lost", profiled(json!({"type": "Localhost", "localhostProfile": "own/none.json"}))),
+            pod("deaf", deaf),
+        ],
+    )?;
+    ready(&cluster, "told")?;
+    ready(&cluster, "shared")?;
+    let signal = |name: &str| -> Result<Value> {
+        Ok(cluster.get(&["pod", name])?["status"]["containerStatuses"][0]["stopSignal"].take())
+    };
+    ensure!(
+        signal("told")? == "SIGUSR1" && signal("shared")? == "SIGKILL",
+        "{} {}",
+        signal("told")?,
+        signal("shared")?
+    );
+    says(&cluster, "told", "c", "up")?;
+    cluster.kubectl(&["delete", "pod", "told", "--timeout=20s"])?;
+    ensure!(std::fs::read_to_string(notes.join("told"))? == "told\n");
+
+    processes(&cluster)?;
+    for (name, filter, made) in
+        [("default", "Seccomp:\t2", true), ("free", "Seccomp:\t0", true), ("own", "Seccomp:\t2", false)]
+    {
+        says(&cluster, name, "c", "done")?;
+        let log = cluster.kubectl(&["logs", name])?;
+        ensure!(log.contains(filter) && log.contains("made\n") == made, "{name}: {log}");
+    }
+    eventually("a profile that is not there is named", SOON, || {
+        let waiting =
+            cluster.get(&["pod", "lost"])?["status"]["containerStatuses"][0]["state"]["waiting"].take();
+        let words = waiting["message"].as_str().unwrap_or_default().to_owned();
+        ensure!(
+            waiting["reason"] == "CreateContainerError" && words.contains("seccomp/own/none.json"),
+            "{waiting}"
+        );
+        Ok(true)
+    })?;
+    // Its probe's grace is one second, the pod's ten minutes.
+    eventually("the deaf one is restarted", SOON, || {
+        let status = cluster.get(&["pod", "deaf"])?["status"]["containerStatuses"][0].take();
+        let ended = &status["lastState"]["terminated"];
+        ensure!(status["restartCount"].as_i64() >= Some(1) && ended["exitCode"] == 137, "{status}");
+        Ok(true)
+    })?;
+    cluster.kubectl(&["delete", "pod", "--all", "--timeout=60s", "--grace-period=1"])?;
+    cluster.stop()
+}
+
+/// Containers of a pod see each other's processes, end each other, and are restarted one by one.
+fn processes(cluster: &Cluster) -> Result<()> {
+    says(cluster, "shared", "two", "listed")?;
+    let listed = cluster.kubectl(&["logs", "shared", "-c", "two"])?;
+    ensure!(listed.starts_with("pause\n") && listed.contains("httpd\n"), "{listed}");
+    // Nothing of the host is behind the pod's first process.
+    let kill = "for p in /proc/[0-9]*; do if grep -q httpd $p/comm; then kill -9 ${p#/proc/}; fi; done; ls /proc/1/root/etc 2>&1; true";
+    let seen = cluster.kubectl(&["exec", "shared", "-c", "two", "--", "/bin/sh", "-c", kill])?;
+    ensure!(!seen.contains("passwd"), "{seen}");
+    let counts = || -> Result<Vec<i64>> {
+        let status = cluster.get(&["pod", "shared"])?["status"]["containerStatuses"].take();
+        let all = status.as_array().context("no statuses")?.iter();
+        Ok(all.map(|s| s["restartCount"].as_i64().unwrap_or(0)).collect())
+    };
+    eventually("the one that was killed is restarted", SOON, || Ok(counts()? == [1, 0]))?;
+    ready(cluster, "shared").map(drop)
+}
