@@ -1,4 +1,8 @@
-//! `coracle image`: build a guest and push it to the built-in registry as a CNCF wasm artifact; push OCI image layouts.
+//! `coracle image`: build a guest and push it to the built-in registry as a CNCF wasm artifact; push OCI image layouts;
+//! import and export archives.
+
+mod archive;
+mod layout;
 
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
@@ -35,18 +39,54 @@ pub enum Command {
         file: PathBuf,
         /// The name to push as, such as `hello:v1`.
         tag: String,
+        /// Another component to put beside it, which `kubectl exec` runs by this name.
+        #[arg(long = "command", value_name = "NAME=FILE", value_parser = named)]
+        commands: Vec<(String, PathBuf)>,
         #[command(flatten)]
         cluster: Cluster,
     },
+    /// Push the images of an archive: a tar with an OCI image layout, or what `docker save` writes.
+    Import {
+        /// The archive (tar; plain, gzip or zstd); `-` for standard input.
+        file: PathBuf,
+        /// The name to push as, where the archive has one image; otherwise the names in it.
+        #[arg(short, long)]
+        tag: Option<String>,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// Write an image into an archive: a tar with an OCI image layout, which `docker load` reads too.
+    Export {
+        /// The image, such as `hello:v1`.
+        tag: String,
+        /// The archive to write; `-` for standard output.
+        file: PathBuf,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+}
+
+/// `NAME=FILE` of a command beside a program.
+fn named(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        _ => Err(format!("{text:?} is not NAME=FILE")),
+    }
 }
 
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Build { folder, tag, cluster } => {
             let file = build(&folder)?;
-            super::run_client(push(&file, &tag, &cluster))
+            super::run_client(push(&file, &tag, &[], &cluster))
         }
-        Command::Push { file, tag, cluster } => super::run_client(push(&file, &tag, &cluster)),
+        Command::Push { file, tag, commands, cluster } => {
+            super::run_client(push(&file, &tag, &commands, &cluster))
+        }
+        Command::Import { file, tag, cluster } => {
+            super::run_client(archive::import(&file, tag.as_deref(), &cluster))
+        }
+        Command::Export { tag, file, cluster } => super::run_client(archive::export(&tag, &file, &cluster)),
     }
 }
 
@@ -89,32 +129,52 @@ fn build(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-async fn push(file: &Path, tag: &str, cluster: &Cluster) -> Result<()> {
+/// On the layer of a component that is run by this name beside the program.
+const COMMAND: &str = coracle_images::manifest::COMMAND;
+
+async fn push(file: &Path, tag: &str, commands: &[(String, PathBuf)], cluster: &Cluster) -> Result<()> {
     let access = cluster.registry().await?;
     if file.is_dir() {
-        let digest = push_layout(file, tag, access).await?;
+        if !commands.is_empty() {
+            bail!("--command is for a .wasm file; {} is a folder", file.display());
+        }
+        let digest = layout::push(file, tag, access).await?;
         return super::print(format!("pushed {tag} ({digest})\n"));
     }
+    let bytes = wasm(file)?;
+    let (reference, client) = (reference(tag, &access)?, client(&access));
+    let digest = sha256(&bytes);
+    let os = if is_component(&bytes) { "wasip2" } else { "wasip1" };
+    let mut layers = vec![ImageLayer::new(bytes, LAYER_TYPE.into(), None)];
+    for (name, file) in commands {
+        let annotations = [(COMMAND.to_owned(), name.clone())].into();
+        layers.push(ImageLayer::new(wasm(file)?, LAYER_TYPE.into(), Some(annotations)));
+    }
+    let names: std::collections::BTreeSet<_> = commands.iter().map(|(name, _)| name).collect();
+    if names.len() != commands.len() {
+        bail!("two commands share a name");
+    }
+    let config = serde_json::json!({
+        "created": jiff::Timestamp::now().to_string(),
+        "architecture": "wasm",
+        "os": os,
+        "layerDigests": layers.iter().map(ImageLayer::sha256_digest).collect::<Vec<_>>(),
+    });
+    let config = Config::new(serde_json::to_vec(&config)?, CONFIG_TYPE.into(), None);
+    let auth = RegistryAuth::Basic("coracle".into(), access.token);
+    client
+        .push(&reference, &layers, config, &auth, None)
+        .await
+        .with_context(|| format!("push {tag} to {}", access.authority))?;
+    super::print(format!("pushed {tag} ({digest})\n"))
+}
+
+fn wasm(file: &Path) -> Result<Vec<u8>> {
     let bytes = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
     if !bytes.starts_with(b"\0asm") || bytes.len() < 8 {
         bail!("{} is not a wasm file (a component or a core module in binary form)", file.display());
     }
-    let (reference, client) = (reference(tag, &access)?, client(&access));
-    let digest = sha256(&bytes);
-    let config = serde_json::json!({
-        "created": jiff::Timestamp::now().to_string(),
-        "architecture": "wasm",
-        "os": if is_component(&bytes) { "wasip2" } else { "wasip1" },
-        "layerDigests": [digest],
-    });
-    let layer = ImageLayer::new(bytes, LAYER_TYPE.into(), None);
-    let config = Config::new(serde_json::to_vec(&config)?, CONFIG_TYPE.into(), None);
-    let auth = RegistryAuth::Basic("coracle".into(), access.token);
-    client
-        .push(&reference, &[layer], config, &auth, None)
-        .await
-        .with_context(|| format!("push {tag} to {}", access.authority))?;
-    super::print(format!("pushed {tag} ({digest})\n"))
+    Ok(bytes)
 }
 
 fn reference(tag: &str, access: &RegistryAccess) -> Result<Reference> {
@@ -129,69 +189,6 @@ fn client(access: &RegistryAccess) -> oci_client::Client {
         tls_certs_only: access.ca_der.iter().map(certificate).collect(),
         ..ClientConfig::default()
     })
-}
-
-/// The most manifests and blobs of a layout, and the levels of indexes in it.
-const MAX_ENTRIES: usize = 1024;
-
-/// Pushes what the index of a layout names; an index of several becomes the tag's own.
-async fn push_layout(dir: &Path, tag: &str, access: RegistryAccess) -> Result<String> {
-    let (reference, client) = (reference(tag, &access)?, client(&access));
-    let auth = RegistryAuth::Basic("coracle".into(), access.token);
-    client.store_auth_if_needed(reference.resolve_registry(), &auth).await;
-    let path = dir.join("index.json");
-    let index = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let index: serde_json::Value =
-        serde_json::from_slice(&index).with_context(|| format!("parse {}", path.display()))?;
-    let entries = index["manifests"].as_array().context("the layout's index has no manifests")?;
-    let (mut wanted, mut order) = (entries.clone(), Vec::new());
-    // What is named goes before what names it.
-    while let Some(entry) = wanted.pop() {
-        if order.len() >= MAX_ENTRIES {
-            bail!("the layout has more than {MAX_ENTRIES} entries");
-        }
-        let (digest, bytes) = blob(dir, &entry)?;
-        let kind = entry["mediaType"].as_str().unwrap_or_default();
-        if kind.contains("manifest") || kind.contains("image.index") {
-            let manifest: serde_json::Value = serde_json::from_slice(&bytes)?;
-            let inner = ["manifests", "layers"].map(|k| manifest[k].as_array().cloned().unwrap_or_default());
-            wanted.extend(inner.into_iter().flatten());
-            wanted.extend(manifest.get("config").cloned());
-            order.push((digest, bytes, Some(kind.to_owned())));
-        } else {
-            order.push((digest, bytes, None));
-        }
-    }
-    for (digest, bytes, kind) in order.into_iter().rev() {
-        let doing = || format!("push {digest} to {}", access.authority);
-        match kind {
-            None => drop(client.push_blob(&reference, bytes, &digest).await.with_context(doing)?),
-            Some(kind) => {
-                let by_digest = reference.clone_with_digest(digest.clone());
-                let kind = kind.parse().context("the media type of a manifest")?;
-                client.push_manifest_raw(&by_digest, bytes, kind).await.with_context(doing)?;
-            }
-        }
-    }
-    let (top, kind) = match entries.as_slice() {
-        [one] => (blob(dir, one)?.1, one["mediaType"].as_str().unwrap_or_default().to_owned()),
-        _ => (serde_json::to_vec(&index)?, "application/vnd.oci.image.index.v1+json".to_owned()),
-    };
-    let digest = sha256(&top);
-    let kind = kind.parse().context("the media type of a manifest")?;
-    client.push_manifest_raw(&reference, top, kind).await.with_context(|| format!("push {tag}"))?;
-    Ok(digest)
-}
-
-/// The digest of an entry, and the blob that it names.
-fn blob(dir: &Path, entry: &serde_json::Value) -> Result<(String, Vec<u8>)> {
-    let digest = entry["digest"].as_str().context("an entry of the layout has no digest")?;
-    let hex =
-        digest.strip_prefix("sha256:").filter(|h| h.len() == 64 && h.chars().all(|c| c.is_ascii_hexdigit()));
-    let hex = hex.with_context(|| format!("{digest:?} is not a sha256 digest"))?;
-    let path = dir.join("blobs/sha256").join(hex);
-    let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    Ok((digest.to_owned(), bytes))
 }
 
 /// The version field of a binary says whether it is a component (layer 1) or a core module (layer 0).

@@ -17,6 +17,9 @@ pub struct Options {
     /// The registries' configuration (JSON); without one, names are used as they are.
     #[arg(long)]
     pub registries: Option<PathBuf>,
+    /// A folder with a folder for each registry (`hosts.toml`, certificates), as containerd has it.
+    #[arg(long, default_value = "/etc/coracle/certs.d")]
+    pub registry_config_dir: Vec<PathBuf>,
     /// Addresses of pods, until the node is given its own.
     #[arg(long, default_value = "127.64.0.0/18")]
     pub pod_cidr: String,
@@ -26,6 +29,13 @@ pub struct Options {
     /// The network profile: `loopback`, or `routed`, which gives pods ordinary addresses and runs Linux containers.
     #[arg(long, value_enum, default_value_t = Network::Loopback)]
     pub network: Network,
+    /// The collector that spans of wasm guests go to (OTLP over HTTP), `http://host:port`.
+    #[arg(long)]
+    pub otlp_endpoint: Option<String>,
+    /// Memory mappings beyond which a host process gets no more pods and another one is started; three quarters of what
+    /// the kernel allows a process, unless set.
+    #[arg(long)]
+    pub host_mappings: Option<u64>,
     /// A folder of CNI configurations; the first `.conf`, `.conflist` or `.json` in it is honoured (type `bridge`).
     #[arg(long)]
     pub cni_conf_dir: Option<PathBuf>,
@@ -52,17 +62,25 @@ pub fn run(options: Options) -> Result<()> {
 
 async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
     let me = std::env::current_exe().context("find this program's own file")?;
-    let registries = match &options.registries {
+    let mut registries: coracle_images::RegistryConfig = match &options.registries {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
             serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?
         }
         None => Default::default(),
     };
+    registries.host_dirs.extend(options.registry_config_dir);
     let mut wasm_host_command = vec![me.clone().into(), "wasm-host".into()];
     if options.network == Network::Routed {
         let ranges = [("--pod-cidr", &options.pod_cidr), ("--service-cidr", &options.service_cidr)];
         wasm_host_command.extend(ranges.into_iter().flat_map(|(flag, range)| [flag.into(), range.into()]));
+    }
+    if let Some(endpoint) = options.otlp_endpoint {
+        anyhow::ensure!(
+            endpoint.starts_with("http://"),
+            "--otlp-endpoint {endpoint} is not http://host:port"
+        );
+        wasm_host_command.extend(["--otlp-endpoint".into(), endpoint.into()]);
     }
     let routed = (options.network == Network::Routed).then(|| coracle_cri::Routed {
         cluster_cidr: options.pod_cidr.clone(),
@@ -76,6 +94,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
             socket: options.socket,
             state_dir: options.state_dir,
             registries,
+            host_mappings: options.host_mappings,
             wasm_host_command,
             compile_command: vec![me.into(), "compile-wasm".into()],
             // In profile routed the flag says what all pods of the cluster have; the node's own part is given later.

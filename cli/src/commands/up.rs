@@ -63,6 +63,12 @@ pub struct Options {
     /// Seconds that pods stay on a node that is not ready or not reachable, unless they say otherwise.
     #[arg(long, default_value_t = 300)]
     default_toleration_seconds: i64,
+    /// A folder with a folder for each registry (`hosts.toml`, certificates), as containerd has it.
+    #[arg(long, default_value = "/etc/coracle/certs.d")]
+    registry_config_dir: PathBuf,
+    /// The collector that spans of wasm guests go to (OTLP over HTTP), `http://host:port`.
+    #[arg(long)]
+    otlp_endpoint: Option<String>,
     #[command(flatten)]
     tuning: super::server::tuning::Tuning,
     #[command(flatten)]
@@ -226,14 +232,19 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     let runtime = program(
         "runtime",
         dir.runtime(),
-        vec![
-            ("socket", shown(dir.cri_socket())),
-            ("state-dir", shown(dir.runtime())),
-            ("registries", shown(credentials.join("registries.json"))),
-            ("pod-cidr", options.pod_cidr.clone()),
-            ("network", options.network.clone()),
-            ("service-cidr", options.service_cidr.clone()),
-        ],
+        [
+            vec![
+                ("socket", shown(dir.cri_socket())),
+                ("state-dir", shown(dir.runtime())),
+                ("registries", shown(credentials.join("registries.json"))),
+                ("registry-config-dir", shown(options.registry_config_dir.clone())),
+                ("pod-cidr", options.pod_cidr.clone()),
+                ("network", options.network.clone()),
+                ("service-cidr", options.service_cidr.clone()),
+            ],
+            options.otlp_endpoint.iter().map(|endpoint| ("otlp-endpoint", endpoint.clone())).collect(),
+        ]
+        .concat(),
     );
     let node = program(
         "node",

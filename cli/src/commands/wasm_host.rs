@@ -24,6 +24,12 @@ pub struct Options {
     /// It is the host of one pod: it gives up the system calls that guests do not take, and opens no Service listeners.
     #[arg(long)]
     isolated: bool,
+    /// It is one more host beside the shared one, which has the listeners of Services.
+    #[arg(long)]
+    further: bool,
+    /// The collector that spans of guests go to (OTLP over HTTP), `http://host:port`.
+    #[arg(long)]
+    otlp_endpoint: Option<String>,
 }
 
 pub fn run(options: Options) -> Result<()> {
@@ -32,8 +38,8 @@ pub fn run(options: Options) -> Result<()> {
         pods: options.pod_cidr.unwrap_or(default.pods),
         services: options.service_cidr.unwrap_or(default.services),
     };
-    let Options { socket, state_dir, isolated, .. } = options;
-    let host = HostOptions { socket, state_dir, ranges, isolated };
+    let Options { socket, state_dir, isolated, further, otlp_endpoint, .. } = options;
+    let host = HostOptions { socket, state_dir, ranges, isolated, further, otlp_endpoint };
     super::run_service(|shutdown| async move {
         tokio::select! {
             served = serve(host) => served,

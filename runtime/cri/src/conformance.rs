@@ -4,6 +4,7 @@
 //! given as images with commands.
 
 mod checks;
+pub mod containerd;
 mod pod;
 
 use std::path::PathBuf;
@@ -48,6 +49,8 @@ pub struct Target {
     pub scratch: PathBuf,
     /// A name that no registry has.
     pub absent_image: String,
+    /// It tells events; one that does not (containerd before 1.7) has to refuse the call as unimplemented.
+    pub events: bool,
 }
 
 /// What came of one check.

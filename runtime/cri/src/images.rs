@@ -251,11 +251,14 @@ impl ImageService for Rpc {
     ) -> Result<Response<v1::ImageStatusResponse>, Status> {
         let request = request.into_inner();
         let handler = request.image.as_ref().map(|i| i.runtime_handler.clone()).unwrap_or_default();
-        let found = self.0.images.store().find_as(&name(request.image)?, wanted(&handler)).map_err(status)?;
-        let info = match &found {
-            Some(record) if request.verbose => [("info".to_owned(), json(record))].into(),
-            _ => Default::default(),
-        };
+        let name = name(request.image)?;
+        let found = self.0.images.store().find_as(&name, wanted(&handler)).map_err(status)?;
+        let mut info = std::collections::HashMap::new();
+        if request.verbose {
+            info.extend(found.as_ref().map(|record| ("info".to_owned(), json(record))));
+            let progress = self.0.images.progress(&name);
+            info.extend(progress.map(|p| (annotation::PULL_PROGRESS.to_owned(), json(&p))));
+        }
         Ok(Response::new(v1::ImageStatusResponse { image: found.as_ref().map(|i| show(&self.0, i)), info }))
     }
 

@@ -3,7 +3,10 @@
 //! Such a host is the same program, with a folder of its own below `isolated/`, a filter of system calls and, where this
 //! process may make one, a control group. It lives as long as its sandbox is ready: when it dies it is started anew, when
 //! the service comes back it is adopted, and when the sandbox is stopped it is ended.
+//!
+//! Further shared hosts (see [`further`]) are kept in the same way.
 
+mod further;
 mod group;
 
 use std::collections::{HashMap, HashSet};
@@ -37,10 +40,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long one may take to end when it is told to, before it is killed.
 const OBEY: Duration = Duration::from_secs(7);
 
-/// Hosts of one pod each, by the sandbox's id.
+/// Hosts of one pod each, and further shared ones, by their keys.
 #[derive(Default)]
 pub struct Isolated {
     hosts: Mutex<HashMap<String, Own>>,
+    further: further::Further,
     /// How hosts are started; set once the service serves.
     settings: OnceLock<Settings>,
     /// Ends the supervision of all of them, not the hosts.
@@ -58,10 +62,27 @@ pub fn folder(state_dir: &Path, sandbox: &str) -> PathBuf {
     state_dir.join(FOLDER).join(sandbox.get(..DIGITS).unwrap_or(sandbox))
 }
 
-/// The folders of the isolated hosts that live, or have lived, below a state folder.
+/// The folders of the isolated and the further hosts that live, or have lived, below a state folder.
 pub fn folders(state_dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(state_dir.join(FOLDER));
-    entries.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    let entries = [FOLDER, further::FOLDER].map(|folder| std::fs::read_dir(state_dir.join(folder)));
+    entries.into_iter().flatten().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// What the host of a sandbox is known by: the sandbox's id, or the number of a further shared host; `None`: it is in the
+/// first shared one.
+pub fn key(record: &SandboxRecord) -> Option<String> {
+    match (is_isolated(record), record.host) {
+        (true, _) => Some(record.id.clone()),
+        (false, 0) => None,
+        (false, number) => Some(further::key(number)),
+    }
+}
+
+fn folder_of(state_dir: &Path, record: &SandboxRecord) -> PathBuf {
+    match is_isolated(record) {
+        true => folder(state_dir, &record.id),
+        false => further::folder(state_dir, record.host),
+    }
 }
 
 /// Whether this sandbox has a host of its own.
@@ -86,16 +107,16 @@ impl Isolated {
     }
 }
 
-/// Who hears of the host of one sandbox.
+/// Who hears of a host that is not the first shared one.
 struct OfOne {
     service: Arc<Service>,
-    sandbox: String,
+    key: String,
 }
 
 #[async_trait]
 impl Listener for OfOne {
     async fn attached(&self, client: &HostClient) -> anyhow::Result<()> {
-        self.service.bring_together(client, Some(&self.sandbox)).await
+        self.service.bring_together(client, Some(&self.key)).await
     }
 
     async fn event(&self, client: &HostClient, event: Event) {
@@ -109,23 +130,23 @@ impl Service {
     /// # Errors
     /// FailedPrecondition when it had one of its own, which was ended with it.
     pub fn host_of(&self, sandbox: &str) -> Result<Host, Status> {
-        if let Some(own) = self.isolated.get(sandbox) {
-            return Ok(own);
-        }
-        match self.state.sandbox(sandbox).is_some_and(|s| is_isolated(&s)) {
-            true => Err(Status::failed_precondition(format!("sandbox {sandbox} is not ready"))),
-            false => Ok(self.host.clone()),
-        }
+        let Some(key) = self.state.sandbox(sandbox).as_ref().and_then(key) else {
+            return Ok(self.host.clone());
+        };
+        let gone = || Status::failed_precondition(format!("sandbox {sandbox} is not ready"));
+        self.isolated.get(&key).ok_or_else(gone)
     }
 
     /// Takes up the isolated hosts of ready sandboxes, and ends those that nobody remembers.
-    pub async fn adopt_isolated(self: &Arc<Self>, mut settings: Settings) {
-        settings.command.push(FLAG.into());
+    pub async fn adopt_isolated(self: &Arc<Self>, settings: Settings, host_mappings: Option<u64>) {
         let state_dir = settings.state_dir.clone();
         let _ = self.isolated.settings.set(settings);
         let (sandboxes, _) = self.state.snapshot();
-        let ours: Vec<_> = sandboxes.iter().filter(|s| s.ready && is_isolated(s)).collect();
-        let known: HashSet<PathBuf> = ours.iter().map(|s| folder(&state_dir, &s.id)).collect();
+        self.isolated.further.restore(host_mappings, &sandboxes);
+        // A stopped sandbox still lies in its further host, where it is removed from.
+        let kept = |s: &&SandboxRecord| key(s).is_some() && (s.ready || !is_isolated(s));
+        let ours: Vec<_> = sandboxes.iter().filter(kept).collect();
+        let known: HashSet<PathBuf> = ours.iter().map(|s| folder_of(&state_dir, s)).collect();
         for record in ours {
             if let Err(error) = self.start_own(record) {
                 tracing::error!(sandbox = record.id, "taking up an isolated host: {}", error.message());
@@ -144,26 +165,34 @@ impl Service {
         let settings = self.isolated.settings.get();
         let mut settings =
             settings.cloned().ok_or_else(|| Status::unavailable("the service is being started"))?;
-        settings.group = Group::of(record);
-        settings.state_dir = folder(&settings.state_dir, &record.id);
+        let Some(key) = key(record) else { return Ok(self.host.clone()) };
+        match is_isolated(record) {
+            true => {
+                settings.group = Group::of(record);
+                settings.command.push(FLAG.into());
+            }
+            false => settings.command.push(further::FLAG.into()),
+        }
+        settings.state_dir = folder_of(&settings.state_dir, record);
         crate::server::make_dir(&settings.state_dir).map_err(|e| Status::internal(format!("{e:#}")))?;
         let mut hosts = self.isolated.hosts.lock();
-        if let Some(own) = hosts.get(&record.id) {
+        if let Some(own) = hosts.get(&key) {
             return Ok(own.host.clone());
         }
         let (host, stop) = (Host::new(), self.isolated.stop.child_token());
-        let listener = Arc::new(OfOne { service: self.clone(), sandbox: record.id.clone() });
+        let listener = Arc::new(OfOne { service: self.clone(), key: key.clone() });
         let supervision = host.clone().supervise(settings, listener, stop.clone());
         let tables = follow_table(self.clone(), host.clone(), stop.clone());
         let supervision = tokio::spawn(async move { tokio::join!(supervision, tables).0 });
-        hosts.insert(record.id.clone(), Own { host: host.clone(), stop, supervision });
+        hosts.insert(key, Own { host: host.clone(), stop, supervision });
         Ok(host)
     }
 
     /// Ends the host of this sandbox, with whatever runs in it, and removes its files. Again is fine.
     pub async fn end_own(&self, record: &SandboxRecord) {
         let Some(settings) = self.isolated.settings.get() else { return };
-        let own = self.isolated.hosts.lock().remove(&record.id);
+        let Some(key) = key(record) else { return };
+        let own = self.isolated.hosts.lock().remove(&key);
         let host = match own {
             Some(own) => {
                 own.stop.cancel();
@@ -172,8 +201,8 @@ impl Service {
             }
             None => None,
         };
-        clear(&folder(&settings.state_dir, &record.id), host.as_ref()).await;
-        if let Some(group) = Group::of(record) {
+        clear(&folder_of(&settings.state_dir, record), host.as_ref()).await;
+        if let Some(group) = Group::of(record).filter(|_| is_isolated(record)) {
             group.remove();
         }
     }

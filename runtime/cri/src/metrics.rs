@@ -1,6 +1,8 @@
 //! Counters and gauges of containers, as CRI's metrics: whole numbers with labels, under the names that cAdvisor's readers
 //! know, and the names of this project where those have none.
 
+pub mod guests;
+
 use coracle_cri_api::v1;
 use coracle_wasm::protocol::{ContainerStats, LATENCY_BOUNDS_MS};
 use tonic::Status;
@@ -76,8 +78,8 @@ const SUM: &str = "coracle_container_request_duration_milliseconds_sum";
 const COUNT: &str = "coracle_container_request_duration_milliseconds_count";
 const TOOK: &str = "Time from a request's arrival to the head of its response";
 
-/// All metrics that [`Service::list_pod_sandbox_metrics`] may answer.
-pub fn descriptors() -> Vec<v1::MetricDescriptor> {
+/// The metrics of every container that [`Service::list_pod_sandbox_metrics`] may answer.
+fn descriptors() -> Vec<v1::MetricDescriptor> {
     let described = |name: &str, help: &str, more: &[&str]| v1::MetricDescriptor {
         name: name.to_owned(),
         help: help.to_owned(),
@@ -117,6 +119,15 @@ fn of_container(stats: &ContainerStats, labels: &[String]) -> Vec<v1::Metric> {
 }
 
 impl Service {
+    /// All metrics that [`Service::list_pod_sandbox_metrics`] may answer: those of every container, and those that guests
+    /// have brought.
+    pub async fn metric_descriptors(&self) -> Result<Vec<v1::MetricDescriptor>, Status> {
+        for stats in self.measure(&[]).await?.values() {
+            self.guests.learn(&stats.series);
+        }
+        Ok(descriptors().into_iter().chain(self.guests.descriptors()).collect())
+    }
+
     /// The metrics of the running containers of ready pods.
     pub async fn list_pod_sandbox_metrics(&self) -> Result<Vec<v1::PodSandboxMetrics>, Status> {
         let stats = self.measure(&[]).await?;
@@ -130,7 +141,9 @@ impl Service {
             let by = Filter { sandbox_id: &sandbox.id, ..Filter::default() };
             let containers = self.state.containers(&by);
             let container_metrics = containers.iter().filter_map(|container| {
-                let metrics = of_container(stats.get(&container.id)?, &labels(container));
+                let (stats, labels) = (stats.get(&container.id)?, labels(container));
+                let mut metrics = of_container(stats, &labels);
+                metrics.extend(self.guests.metrics(stats, &labels));
                 Some(v1::ContainerMetrics { container_id: container.id.clone(), metrics })
             });
             let container_metrics = container_metrics.collect();
@@ -157,6 +170,7 @@ mod tests {
             requests: 6,
             cold_starts: 2,
             latency,
+            series: Vec::new(),
         }
     }
 

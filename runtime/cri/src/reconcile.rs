@@ -97,6 +97,7 @@ mod tests {
             ip: [127, 72, 0, 2].into(),
             linux: false,
             host_network: false,
+            host: 0,
         }
     }
 

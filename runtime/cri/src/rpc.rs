@@ -325,7 +325,7 @@ impl RuntimeService for Rpc {
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        let descriptors = crate::metrics::descriptors();
+        let descriptors = self.0.metric_descriptors().await?;
         Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors }))
     }
 

@@ -8,7 +8,7 @@ use coracle_wasm::client::HostClient;
 use coracle_wasm::protocol::State as Life;
 use tonic::Status;
 
-use crate::isolated::is_isolated;
+use crate::isolated::{is_isolated, key};
 use crate::record::{ContainerRecord, SandboxRecord, lost, now_ns};
 use crate::service::{Service, durable, new_id, refused};
 use crate::spec;
@@ -32,7 +32,9 @@ impl Service {
         let metadata = config.metadata.clone().unwrap_or_default();
         let reservation = self.state.reserve_sandbox(&metadata, !host_network)?;
         let ip = reservation.address().unwrap_or(crate::linux::NO_ADDRESS);
+        let place = if host_network { 0 } else { self.place(&handler).await };
         let record = SandboxRecord {
+            host: place,
             id: new_id(),
             config,
             runtime_handler: handler,
@@ -55,7 +57,7 @@ impl Service {
     }
 
     async fn make(self: &Arc<Self>, record: &SandboxRecord) -> Result<(), Status> {
-        let host = if is_isolated(record) { self.start_own(record)? } else { self.host.clone() };
+        let host = if key(record).is_some() { self.start_own(record)? } else { self.host.clone() };
         let host = host.client().await?;
         self.connect(record).await?;
         if record.host_network {
@@ -69,9 +71,7 @@ impl Service {
 
     /// Takes back what [`Service::make`] did before it failed.
     async fn unmake(&self, record: &SandboxRecord) {
-        if is_isolated(record) {
-            self.end_own(record).await;
-        }
+        self.leave(record).await;
         let undone = self.disconnect(record).await;
         if let Err(error) = undone.and(self.remove_linux_pod(record, &[]).await) {
             tracing::warn!(sandbox = record.id, "taking back a sandbox that failed: {}", error.message());
@@ -90,7 +90,7 @@ impl Service {
         if is_isolated(&record) {
             self.stop_isolated(&record).await?;
         } else {
-            let host = self.host.client().await?;
+            let host = self.host_of(id)?.client().await?;
             self.stop_containers(&host, id).await?;
             if !record.host_network {
                 host.stop_sandbox(id).await.map_err(refused)?;
@@ -143,13 +143,16 @@ impl Service {
         self.stop_record(id).await?;
         // One with a host of its own went with it.
         if !is_isolated(&record) {
-            self.host.client().await?.remove_sandbox(id).await.map_err(refused)?;
+            self.host_of(id)?.client().await?.remove_sandbox(id).await.map_err(refused)?;
         }
         let filter = Filter { sandbox_id: id, ..Filter::default() };
         let containers = self.state.containers(&filter);
         self.remove_linux_pod(&record, &containers).await?;
         for pending in self.state.remove_sandbox(id) {
             durable(pending).await?;
+        }
+        if record.host != 0 {
+            self.leave(&record).await;
         }
         for container in &containers {
             self.samples.forget(&container.id);

@@ -44,6 +44,8 @@ pub struct Options {
     pub registries: RegistryConfig,
     /// Starts a wasm host when `--socket S --state-dir D` is appended: `[self, "wasm-host"]`.
     pub wasm_host_command: Vec<OsString>,
+    /// Memory mappings beyond which a host process gets no more pods; `None`: three quarters of what the kernel allows.
+    pub host_mappings: Option<u64>,
     /// Compiles when `<component> <code>` is appended (see [`crate::compile::child_main`]): `[self, "compile-wasm"]`.
     pub compile_command: Vec<OsString>,
     /// Addresses of pods until UpdateRuntimeConfig brings other ones, such as `127.64.0.0/18`; empty: none until then.
@@ -79,7 +81,7 @@ pub async fn serve(mut options: Options, stop: CancellationToken) -> anyhow::Res
         command: options.wasm_host_command.clone(),
         group: None,
     };
-    service.adopt_isolated(settings.clone()).await;
+    service.adopt_isolated(settings.clone(), options.host_mappings).await;
     let supervision = CancellationToken::new();
     let supervisor =
         tokio::spawn(service.host.clone().supervise(settings, service.clone(), supervision.clone()));

@@ -14,7 +14,7 @@ use tonic::Status;
 
 use crate::compile::Compiler;
 use crate::host::{Host, Listener};
-use crate::isolated::{Isolated, is_isolated};
+use crate::isolated::{Isolated, key};
 use crate::reconcile::{Action, plan};
 use crate::record::{ContainerRecord, SandboxRecord, lost, now_ns};
 use crate::state::{Filter, State};
@@ -38,6 +38,8 @@ pub struct Service {
     pub compiler: Compiler,
     pub events: broadcast::Sender<v1::ContainerEventResponse>,
     pub samples: stats::Samples,
+    /// What wasm guests measure of themselves.
+    pub guests: crate::metrics::guests::Guests,
     /// The Service table that came last.
     pub table: watch::Sender<Option<Arc<ServiceTable>>>,
     /// Where the pod range that UpdateRuntimeConfig brought is kept.
@@ -65,6 +67,7 @@ impl Service {
             compiler,
             events: broadcast::Sender::new(EVENTS),
             samples: stats::Samples::default(),
+            guests: Default::default(),
             table: watch::Sender::new(None),
             settings,
             stopping: Mutex::default(),
@@ -146,6 +149,8 @@ impl Service {
         if !matches!(record.state, Life::Running { .. }) {
             return Ok(());
         }
+        let killed = record.stop_signal() == v1::Signal::Sigkill;
+        let grace = if killed { Duration::ZERO } else { grace };
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         let started_at_ns = match record.state {
             Life::Running { started_at_ns } => started_at_ns,
@@ -199,14 +204,14 @@ impl Service {
         Ok(())
     }
 
-    /// Brings records and a host together: the isolated host of a sandbox, or the shared one.
+    /// Brings records and a host together: the one of this key (see [`key`]), or the first shared one.
     async fn reconcile(&self, host: &HostClient, own: Option<&str>) -> anyhow::Result<()> {
         let listing = host.list().await?;
         let (mut sandboxes, mut containers) = self.state.snapshot();
         // The host knows nothing of what is not its own.
         sandboxes.retain(|s| match own {
-            Some(id) => s.id == id,
-            None => !s.host_network && !is_isolated(s),
+            Some(own) => key(s).as_deref() == Some(own),
+            None => !s.host_network && key(s).is_none(),
         });
         let here: HashSet<_> = sandboxes.iter().map(|s| s.id.as_str()).collect();
         containers.retain(|c| !c.linux && here.contains(c.sandbox_id.as_str()));

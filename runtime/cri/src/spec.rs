@@ -23,6 +23,8 @@ pub const DEVICES_ANNOTATION: &str = "coracle.dev/gpu-devices";
 pub const CONFIG_ANNOTATION: &str = "coracle.dev/wasi-config";
 /// On a pod or container: `memory`, or the mount path of a volume: grants wasi:keyvalue.
 pub const KEYVALUE_ANNOTATION: &str = "coracle.dev/wasi-keyvalue";
+/// On a pod or container: `true` grants coracle:observe, measurements and spans.
+pub const OBSERVE_ANNOTATION: &str = "coracle.dev/observe";
 /// The runtime handlers that are known; the empty one is the default.
 pub const HANDLERS: [&str; 4] = ["", "wasm", crate::isolated::HANDLER, "runc"];
 /// The largest environment, in entries.
@@ -170,8 +172,16 @@ fn capabilities(
         "memory" => KeyValue::Memory,
         _ => KeyValue::Volume(text),
     });
+    let observe = config.annotations.get(OBSERVE_ANNOTATION).or(sandbox.annotations.get(OBSERVE_ANNOTATION));
+    let observe = match observe.map(String::as_str) {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => {
+            return Err(invalid(format!("annotation {OBSERVE_ANNOTATION} is {other:?}, not true or false")));
+        }
+    };
     let config = path(CONFIG_ANNOTATION).transpose()?;
-    Ok(Capabilities { inference: inference.then(devices), config, keyvalue })
+    Ok(Capabilities { inference: inference.then(devices), config, keyvalue, observe })
 }
 
 fn check_container(config: &v1::ContainerConfig) -> Result<(), Status> {

@@ -80,6 +80,7 @@ impl Service {
         let measured = running.filter_map(|c| {
             let usage = engine.usage(&c.id)?;
             Some(ContainerStats {
+                series: Vec::new(),
                 id: c.id,
                 sandbox_id: c.sandbox_id,
                 timestamp_ns: crate::record::now_ns(),

@@ -175,6 +175,7 @@ impl Container {
             inference: hosts::nn::prepare(&spec.capabilities, &memory, &meter, &log),
             config,
             keyvalue,
+            observed: hosts::observe::prepare(&spec.capabilities, &spec, &sandbox.spec),
             env,
             log,
             memory,
@@ -236,6 +237,7 @@ impl Container {
                 + provider.map_or(0, |provider| provider.called.load(Ordering::Relaxed)),
             cold_starts: handler.as_ref().map_or(0, |handler| handler.cold_starts.load(Ordering::Relaxed))
                 + provider.map_or(0, |provider| provider.made.load(Ordering::Relaxed)),
+            series: self.grants.observed.as_ref().map(|o| o.read()).unwrap_or_default(),
             latency: handler.map(|handler| handler.latencies.read()).unwrap_or_default(),
         }
     }

@@ -44,6 +44,7 @@ pub(crate) struct Grants {
     pub inference: hosts::nn::Context,
     pub config: hosts::config::Context,
     pub keyvalue: hosts::keyvalue::Context,
+    pub observed: hosts::observe::Context,
     pub links: Links,
 }
 
@@ -56,6 +57,7 @@ pub(crate) struct Guest {
     inference: hosts::nn::Context,
     config: hosts::config::Context,
     keyvalue: hosts::keyvalue::Context,
+    observed: hosts::observe::Context,
     links: Vec<Arc<Link>>,
     table: ResourceTable,
     memory: Share,
@@ -85,6 +87,7 @@ impl Guest {
             inference: grants.inference.clone(),
             config: grants.config.clone(),
             keyvalue: grants.keyvalue.clone(),
+            observed: grants.observed.clone(),
             links: grants.links.open(),
             table,
             memory: Share::new(grants.memory.clone()),
@@ -127,6 +130,10 @@ impl Guest {
 
     pub(crate) fn keyvalue(&mut self) -> (&hosts::keyvalue::Context, &mut ResourceTable) {
         (&self.keyvalue, &mut self.table)
+    }
+
+    pub(crate) fn observed(&mut self) -> hosts::observe::View<'_> {
+        hosts::observe::View { context: &self.observed, table: &mut self.table }
     }
 
     /// The stock socket view, for what needs no rewriting.

@@ -7,7 +7,7 @@ mod connection;
 mod instance;
 mod latency;
 mod reuse;
-mod upgrade;
+pub(crate) mod upgrade;
 
 use std::{
     sync::{

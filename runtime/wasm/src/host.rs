@@ -44,13 +44,24 @@ pub struct HostOptions {
     /// The host of one pod: it gives up the system calls that guests do not take, and opens no listeners of Services, so
     /// that nobody else's connections end with it.
     pub isolated: bool,
+    /// One more host beside the shared one, which has the listeners of Services.
+    pub further: bool,
+    /// The collector that spans of guests go to (OTLP over HTTP), `http://host:port`.
+    pub otlp_endpoint: Option<String>,
 }
 
 impl HostOptions {
     /// A host with the ranges of the loopback profile.
     pub fn new(socket: impl Into<PathBuf>, state_dir: impl Into<PathBuf>) -> HostOptions {
         let (socket, state_dir) = (socket.into(), state_dir.into());
-        HostOptions { socket, state_dir, ranges: Ranges::default(), isolated: false }
+        HostOptions {
+            socket,
+            state_dir,
+            ranges: Ranges::default(),
+            isolated: false,
+            further: false,
+            otlp_endpoint: None,
+        }
     }
 }
 
@@ -67,6 +78,9 @@ pub async fn serve(options: HostOptions) -> anyhow::Result<()> {
     let shared = engine::shared().map_err(|e| anyhow::anyhow!("making a wasm engine: {e:#}"))?;
     engine::start_ticking(&shared.engine);
     crate::linker::shared().map_err(|e| anyhow::anyhow!("linking the host: {e:#}"))?;
+    if let Some(endpoint) = &options.otlp_endpoint {
+        crate::hosts::observe::start(endpoint).map_err(anyhow::Error::msg)?;
+    }
     if options.isolated {
         confine::confine()?;
     }

@@ -6,6 +6,7 @@ pub(crate) mod filesystem;
 pub(crate) mod http;
 pub(crate) mod keyvalue;
 pub(crate) mod nn;
+pub(crate) mod observe;
 pub(crate) mod sockets;
 
 use crate::protocol::Capabilities;
@@ -13,7 +14,7 @@ use crate::protocol::Capabilities;
 /// Interfaces that a container has only where they were granted to it: what they need, in words, and whether they were.
 type Granted = (&'static str, &'static str, fn(&Capabilities) -> bool);
 
-const GRANTED: &[Granted] = &[config::GRANTED, keyvalue::GRANTED, nn::GRANTED];
+const GRANTED: &[Granted] = &[config::GRANTED, keyvalue::GRANTED, nn::GRANTED, observe::GRANTED];
 
 /// Refuses a component that imports what its container was not granted.
 pub(crate) fn permit<'a>(

@@ -25,6 +25,7 @@ fn make() -> wasmtime::Result<Linker<Guest>> {
     hosts::config::add_to_linker(&mut linker)?;
     hosts::keyvalue::add_to_linker(&mut linker)?;
     hosts::nn::add_to_linker(&mut linker)?;
+    hosts::observe::add_to_linker(&mut linker)?;
     linker.allow_shadowing(true);
     hosts::sockets::add_to_linker(&mut linker)?;
     linker.allow_shadowing(false);

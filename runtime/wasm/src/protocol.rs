@@ -13,7 +13,7 @@ pub use services::{
 };
 
 /// What each side writes first; the last byte is the version of this protocol.
-pub const PREAMBLE: [u8; 4] = *b"CWH\x08";
+pub const PREAMBLE: [u8; 4] = *b"CWH\x09";
 
 /// The longest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -90,6 +90,8 @@ pub struct Capabilities {
     pub config: Option<String>,
     /// wasi:keyvalue.
     pub keyvalue: Option<KeyValue>,
+    /// coracle:observe.
+    pub observe: bool,
 }
 
 /// Where the buckets of wasi:keyvalue lie.
@@ -183,6 +185,25 @@ pub struct ContainerStats {
     /// Of these, those that waited for a new instance.
     pub cold_starts: u64,
     pub latency: Latency,
+    /// What a guest measures of itself.
+    pub series: Vec<Series>,
+}
+
+/// A measurement that a guest makes of itself (coracle:observe).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Series {
+    pub name: String,
+    /// Sorted by their names.
+    pub labels: Vec<(String, String)>,
+    pub kind: SeriesKind,
+    pub value: u64,
+}
+
+/// Whether a measurement only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeriesKind {
+    Counter,
+    Gauge,
 }
 
 /// Upper bounds of the buckets of [`Latency`], in milliseconds; beyond the last there is one more.
@@ -208,6 +229,9 @@ pub struct HostInfo {
     pub services_generation: u64,
     /// Sandbox instances come from a pool of reserved address space.
     pub pooling: bool,
+    /// Memory mappings of the process, and how many the kernel allows it (`vm.max_map_count`).
+    pub mappings: u64,
+    pub max_mappings: u64,
 }
 
 /// A question with the id that its answer repeats.

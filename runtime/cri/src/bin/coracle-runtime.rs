@@ -8,8 +8,8 @@ use coracle_cri::Options;
 use coracle_images::{Mirror, RegistryConfig};
 
 const USAGE: &str = "usage:
-  coracle-runtime serve --socket S --state-dir D [--pod-cidr C] [--mirror URL]...
-  coracle-runtime wasm-host --socket S --state-dir D [--isolated]
+  coracle-runtime serve --socket S --state-dir D [--pod-cidr C] [--mirror URL]... [--otlp-endpoint URL] [--host-mappings N]
+  coracle-runtime wasm-host --socket S --state-dir D [--isolated | --further]
   coracle-runtime compile-wasm COMPONENT CODE
   coracle-runtime oci-shim FOLDER
 serve takes --cluster-cidr C for profile routed, and then --cni-conf-dir D, --cdi-spec-dir D";
@@ -46,6 +46,8 @@ fn main() -> ExitCode {
         Some("wasm-host") => {
             let mut host = coracle_wasm::host::HostOptions::new(flags.socket, flags.state_dir);
             host.isolated = flags.isolated;
+            host.further = flags.further;
+            host.otlp_endpoint = flags.otlp_endpoint;
             if let Some(pods) = flags.cluster_cidr.and_then(|c| c.parse().ok()) {
                 host.ranges.pods = pods;
             }
@@ -78,9 +80,12 @@ struct Flags {
     pod_cidr: String,
     mirrors: Vec<Mirror>,
     cluster_cidr: Option<String>,
+    otlp_endpoint: Option<String>,
     cni_conf_dir: Option<PathBuf>,
     cdi_dirs: Vec<PathBuf>,
     isolated: bool,
+    further: bool,
+    host_mappings: Option<u64>,
 }
 
 impl Flags {
@@ -88,6 +93,10 @@ impl Flags {
         let mut flags = Self::default();
         let mut args = args.into_iter();
         while let Some(flag) = args.next() {
+            if flag == "--further" {
+                flags.further = true;
+                continue;
+            }
             if flag == "--isolated" {
                 flags.isolated = true;
                 continue;
@@ -99,6 +108,10 @@ impl Flags {
                 Some("--state-dir") => flags.state_dir = value.into(),
                 Some("--pod-cidr") => flags.pod_cidr = text()?,
                 Some("--cluster-cidr") => flags.cluster_cidr = Some(text()?),
+                Some("--host-mappings") => {
+                    flags.host_mappings = Some(text()?.parse().map_err(|e| format!("--host-mappings: {e}"))?);
+                }
+                Some("--otlp-endpoint") => flags.otlp_endpoint = Some(text()?),
                 Some("--cni-conf-dir") => flags.cni_conf_dir = Some(value.into()),
                 Some("--cdi-spec-dir") => flags.cdi_dirs.push(value.into()),
                 Some("--mirror") => flags.mirrors.push(Mirror { url: text()?, ..Mirror::default() }),
@@ -115,6 +128,9 @@ impl Flags {
 async fn serve(flags: Flags) -> anyhow::Result<()> {
     let own = std::env::current_exe()?.into_os_string();
     let mut wasm_host_command = vec![own.clone(), "wasm-host".into()];
+    if let Some(endpoint) = &flags.otlp_endpoint {
+        wasm_host_command.extend(["--otlp-endpoint".into(), endpoint.into()]);
+    }
     if let Some(cidr) = &flags.cluster_cidr {
         wasm_host_command.extend(["--cluster-cidr".into(), cidr.into()]);
     }
@@ -131,6 +147,7 @@ async fn serve(flags: Flags) -> anyhow::Result<()> {
         state_dir: flags.state_dir,
         registries: RegistryConfig { mirrors: flags.mirrors, default_registry: None, ..Default::default() },
         wasm_host_command,
+        host_mappings: flags.host_mappings,
         compile_command: vec![own, "compile-wasm".into()],
         pod_cidr: flags.pod_cidr,
     };

@@ -162,3 +162,51 @@ async fn an_isolated_host_is_in_a_control_group_of_its_own() {
     pod.end().await.unwrap();
     assert!(!PathBuf::from(memory).exists(), "the group goes with the pod");
 }
+
+/// How many further hosts live.
+fn further(service: &Service) -> Vec<PathBuf> {
+    let folders = coracle_cri::isolated::folders(&service.state_dir());
+    folders.into_iter().filter(|folder| coracle_cri::host::lives(folder)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_host_is_started_where_one_has_many_mappings() {
+    // Every process has more than one: so each pod gets a host of its own.
+    let mut service = Service::start_with(&["--host-mappings", "1"]).await;
+    let suite = service.suite().await;
+    let (one, two) = (suite.pod("one").await.unwrap(), suite.pod("two").await.unwrap());
+    let (first, second) = (running(&one, &suite).await, running(&two, &suite).await);
+    assert_eq!(further(&service).len(), 2);
+    for (pod, id) in [(&one, &first), (&two, &second)] {
+        let stats = v1::ContainerStatsRequest { container_id: id.clone() };
+        let stats = suite.runtime.clone().container_stats(stats).await.unwrap().into_inner().stats.unwrap();
+        assert!(stats.memory.is_some(), "{} is not measured: {stats:?}", pod.id);
+    }
+    // They outlive the service, and the next one knows whose they are.
+    service.kill();
+    service.spawn().await;
+    let suite = service.suite().await;
+    for id in [&first, &second] {
+        assert_eq!(suite.status(id).await.unwrap().state(), v1::ContainerState::ContainerRunning);
+    }
+    let stop = v1::StopContainerRequest { container_id: first.clone(), timeout: 0 };
+    suite.runtime.clone().stop_container(stop).await.unwrap();
+    assert_eq!(suite.status(&first).await.unwrap().state(), v1::ContainerState::ContainerExited);
+    for pod in [&one.id, &two.id] {
+        let request = v1::StopPodSandboxRequest { pod_sandbox_id: pod.clone() };
+        suite.runtime.clone().stop_pod_sandbox(request).await.unwrap();
+        let request = v1::RemovePodSandboxRequest { pod_sandbox_id: pod.clone() };
+        suite.runtime.clone().remove_pod_sandbox(request).await.unwrap();
+    }
+    assert!(coracle_cri::isolated::folders(&service.state_dir()).is_empty(), "a host is left");
+
+    // With the usual threshold one host is enough for all.
+    drop(service);
+    let service = Service::start().await;
+    let suite = service.suite().await;
+    let pods = [suite.pod("one").await.unwrap(), suite.pod("two").await.unwrap()];
+    assert!(further(&service).is_empty());
+    for pod in pods {
+        pod.end().await.unwrap();
+    }
+}

@@ -11,7 +11,7 @@ fn shell(script: &str) -> Program {
     Program { image: "busybox:v1".into(), command: vec!["/bin/sh".into(), "-c".into(), script.into()] }
 }
 
-fn programs() -> Programs {
+pub fn programs() -> Programs {
     Programs {
         speaks_and_fails: shell("echo out; echo err >&2; exit 3"),
         failure: 3,

@@ -1,6 +1,7 @@
 //! The CRI service as a process of its own, driven over its socket; images come from a registry in the test.
 
 mod conformance;
+mod containerd;
 mod isolated;
 mod leaks;
 mod linux;

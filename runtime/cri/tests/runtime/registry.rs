@@ -28,7 +28,13 @@ async fn serve(State(content): State<Content>, Path(path): Path<String>) -> Resp
         None => path,
     };
     match content.lock().unwrap().get(&key) {
-        Some(bytes) => bytes.clone().into_response(),
+        Some(bytes) => {
+            // Clients believe the type of the answer before that in the manifest.
+            let manifest = serde_json::from_slice::<serde_json::Value>(bytes).ok();
+            let kind = manifest.as_ref().and_then(|m| m["mediaType"].as_str());
+            let kind = kind.unwrap_or("application/octet-stream").to_owned();
+            ([("content-type", kind)], bytes.clone()).into_response()
+        }
         None => {
             let body = json!({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]});
             (StatusCode::NOT_FOUND, body.to_string()).into_response()
@@ -86,12 +92,34 @@ impl Registry {
         content.insert(format!("{repository}/manifests/{tag}"), manifest.to_string().into_bytes());
     }
 
+    /// Writes an archive of a Linux image of busybox that sleeps, under this whole name.
+    pub fn archive(path: &std::path::Path, name: &str) {
+        let layer = busybox();
+        let config = json!({"architecture": "amd64", "os": "linux",
+            "config": {"Entrypoint": ["/bin/busybox", "sleep", "2147483647"]},
+            "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]}})
+        .to_string();
+        let image =
+            json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]).to_string();
+        let mut archive = tar::Builder::new(std::fs::File::create(path).unwrap());
+        for (name, bytes) in
+            [("config.json", config.as_bytes()), ("layer.tar", &layer), ("manifest.json", image.as_bytes())]
+        {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o644);
+            header.set_size(bytes.len() as u64);
+            archive.append_data(&mut header, name, bytes).unwrap();
+        }
+        archive.finish().unwrap();
+    }
+
     /// Puts a Linux image of busybox there.
     pub fn push_linux(&self, repository: &str, tag: &str) -> Vec<u8> {
+        let layer = busybox();
         let config = json!({"architecture": "amd64", "os": "linux", "config": {"Env": ["FROM=image"]},
-            "rootfs": {"type": "layers", "diff_ids": []}});
+            "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]}});
         let kinds = ["application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar"];
-        self.put(repository, tag, kinds, config.to_string().into_bytes(), &busybox())
+        self.put(repository, tag, kinds, config.to_string().into_bytes(), &layer)
     }
 
     /// Puts an index there that offers a component and a Linux image.

@@ -19,6 +19,8 @@ pub struct Service {
     child: Option<Child>,
     /// The network namespace of profile `routed`, and its CNI configuration.
     routed: Option<(String, Option<PathBuf>)>,
+    /// Further flags of the service.
+    flags: Vec<&'static str>,
 }
 
 fn program(what: &str) -> Program {
@@ -28,6 +30,11 @@ fn program(what: &str) -> Program {
 impl Service {
     /// Starts a runtime; it can pull `worker:v1`.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more flags.
+    pub async fn start_with(flags: &[&'static str]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         // Tests of one process never meet; those of two hardly.
         let index = (std::process::id() * 16 + NEXT.fetch_add(1, Ordering::Relaxed)) % 1024;
@@ -39,6 +46,7 @@ impl Service {
             net: (72 + index / 256, index % 256),
             child: None,
             routed: None,
+            flags: flags.to_vec(),
         };
         service.spawn().await;
         service
@@ -63,7 +71,7 @@ impl Service {
             conf
         });
         let routed = Some((netns, cni));
-        let mut service = Self { dir, registry, net: (0, 0), child: None, routed };
+        let mut service = Self { dir, registry, net: (0, 0), child: None, routed, flags: Vec::new() };
         service.spawn().await;
         service
     }
@@ -121,6 +129,7 @@ impl Service {
             .arg("--state-dir")
             .arg(self.state_dir())
             .args(["--pod-cidr", &pods, "--mirror", &format!("http://{}", self.registry.address)])
+            .args(&self.flags)
             .env("RUST_LOG", "info")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -163,6 +172,7 @@ impl Service {
             programs,
             scratch: self.dir.path().join("scratch"),
             absent_image: "absent:v9".into(),
+            events: true,
         })
         .await
         .unwrap()

@@ -27,7 +27,7 @@ use super::{Body, Entered, Handler};
 /// How many bytes are read from a client at once.
 const CHUNK: usize = 16 << 10;
 /// How many such pieces may wait for a guest.
-const DEPTH: usize = 8;
+pub(crate) const DEPTH: usize = 8;
 
 /// Whether a request asks for a WebSocket.
 pub(super) fn asked(request: &Request<Incoming>) -> bool {
@@ -86,7 +86,7 @@ pub(super) async fn answer(
 }
 
 /// The proof that the server has read the key (RFC 6455, 4.2.2).
-fn accept(key: &HeaderValue) -> HeaderValue {
+pub(crate) fn accept(key: &HeaderValue) -> HeaderValue {
     let mut text = key.as_bytes().to_vec();
     text.extend(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
     let digest = digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &text);
@@ -94,7 +94,11 @@ fn accept(key: &HeaderValue) -> HeaderValue {
     HeaderValue::try_from(encoded).unwrap_or(HeaderValue::from_static(""))
 }
 
-async fn read(mut reader: ReadHalf<TokioIo<Upgraded>>, tell: mpsc::Sender<Result<Frame<Bytes>, Error>>) {
+/// What a peer sends, to its end, or until nobody wants it any more.
+pub(crate) async fn read(
+    mut reader: ReadHalf<TokioIo<Upgraded>>,
+    tell: mpsc::Sender<Result<Frame<Bytes>, Error>>,
+) {
     let mut buffer = vec![0; CHUNK];
     while let Ok(read) = reader.read(&mut buffer).await {
         let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { return };
@@ -104,7 +108,11 @@ async fn read(mut reader: ReadHalf<TokioIo<Upgraded>>, tell: mpsc::Sender<Result
     }
 }
 
-async fn write(mut body: Body, mut writer: WriteHalf<TokioIo<Upgraded>>) {
+/// What a guest sends, to its end.
+pub(crate) async fn write(
+    mut body: impl hyper::body::Body<Data = Bytes> + Unpin,
+    mut writer: WriteHalf<TokioIo<Upgraded>>,
+) {
     while let Some(Ok(frame)) = body.frame().await {
         let Ok(bytes) = frame.into_data() else { break };
         if writer.write_all(&bytes).await.is_err() || writer.flush().await.is_err() {

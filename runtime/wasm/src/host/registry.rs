@@ -39,7 +39,11 @@ impl Registry {
         Registry {
             sandboxes: RwLock::default(),
             containers: RwLock::default(),
-            services: Services::new(options.state_dir.join("services"), options.ranges, !options.isolated),
+            services: Services::new(
+                options.state_dir.join("services"),
+                options.ranges,
+                !options.isolated && !options.further,
+            ),
             events: broadcast::channel(4096).0,
             ranges: options.ranges,
             started_at_ns: now_ns(),
@@ -107,6 +111,8 @@ impl Registry {
             started_at_ns: self.started_at_ns,
             services_generation: self.services.directory.load().generation,
             pooling: self.pooling,
+            mappings: mappings(),
+            max_mappings: max_mappings(),
         }
     }
 
@@ -230,4 +236,22 @@ impl Registry {
         let found = self.containers.read().get(id).cloned();
         found.ok_or_else(|| HostError::new(ErrorCode::NotFound, format!("no container {id}")))
     }
+}
+
+/// How many memory mappings this process has; a pooled instance takes about six.
+fn mappings() -> u64 {
+    use std::io::Read;
+    let Ok(mut maps) = std::fs::File::open("/proc/self/maps") else { return 0 };
+    let (mut buffer, mut count) = (vec![0; 64 << 10], 0);
+    while let Ok(read) = maps.read(&mut buffer) {
+        let Some(piece) = buffer.get(..read).filter(|piece| !piece.is_empty()) else { break };
+        count += piece.iter().filter(|byte| **byte == b'\n').count() as u64;
+    }
+    count
+}
+
+/// How many the kernel allows a process; its default where it does not say.
+fn max_mappings() -> u64 {
+    let text = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_530)
 }

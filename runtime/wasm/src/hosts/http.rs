@@ -1,5 +1,6 @@
 //! wasi:http towards others: a guest's requests follow the Service table and leave from the pod's address.
 
+mod socket;
 mod tls;
 
 use std::{
@@ -197,10 +198,11 @@ impl Egress {
         options: Option<RequestOptions>,
     ) -> Result<(Response<WasiBody>, Io), Error> {
         let limit = options.and_then(|o| o.first_byte_timeout).unwrap_or(TIMEOUT);
+        let wish = socket::wish(&mut request)?;
         if request.uri().scheme() == Some(&Scheme::HTTPS) {
             // The name stays: the peer's certificate must have it.
             let pool = self.trust.pool(&self.network)?;
-            return answered(tokio::time::timeout(limit, pool.request(request)).await);
+            return answered(wish, tokio::time::timeout(limit, pool.request(request)).await);
         }
         let address = resolve(&self.network, request.uri()).await?;
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
@@ -220,14 +222,20 @@ impl Egress {
         } else {
             usual
         };
-        answered(tokio::time::timeout(limit, pool.request(request)).await)
+        answered(wish, tokio::time::timeout(limit, pool.request(request)).await)
     }
 }
 
 type Answer = Result<Response<hyper::body::Incoming>, hyper_util::client::legacy::Error>;
 
-fn answered(answer: Result<Answer, tokio::time::error::Elapsed>) -> Result<(Response<WasiBody>, Io), Error> {
+fn answered(
+    wish: Option<socket::Wish>,
+    answer: Result<Answer, tokio::time::error::Elapsed>,
+) -> Result<(Response<WasiBody>, Io), Error> {
     let response = answer.map_err(|_| Error::ConnectionReadTimeout)?.map_err(refused)?;
+    if let Some(wish) = wish {
+        return socket::opened(wish, response);
+    }
     let response = response.map(|body| body.map_err(Error::from).boxed_unsync());
     Ok((response, Box::new(async { Ok(()) })))
 }

@@ -8,6 +8,12 @@ use wasmtime::{
     },
 };
 
+/// Why an end of a stream stays where it is. Each container has a store of its own, and wasmtime 48 lets a host move elements
+/// from one store to another only as a Rust type that is known when the host is compiled (`StreamReader<T>`; of a
+/// `StreamAny` nothing can be read), while a linker has to serve any type.
+pub(super) const NO_STREAMS: &str = "futures and streams cannot be passed between containers: each has a store of its own, and \
+    the engine moves their elements between stores only as types that the host was compiled with";
+
 /// Which resource of the importing component is which of the exporting one.
 #[derive(Default)]
 pub(super) struct Resources(Vec<(ResourceType, ResourceType)>);
@@ -86,9 +92,7 @@ fn same(wanted: &Type, offered: &Type, known: &Resources) -> Result<(), String> 
             let words = "a resource of an interface that is not linked (of WASI, say) cannot be passed between containers";
             if known.known(wanted) { Ok(()) } else { Err(words.into()) }
         }
-        (Type::Future(_) | Type::Stream(_) | Type::ErrorContext, _) => {
-            Err("futures and streams cannot be passed between containers".into())
-        }
+        (Type::Future(_) | Type::Stream(_) | Type::ErrorContext, _) => Err(NO_STREAMS.into()),
         (Type::List(wanted), Type::List(offered)) => same(&wanted.ty(), &offered.ty(), known),
         (Type::FixedLengthList(wanted), Type::FixedLengthList(offered)) if wanted.len() == offered.len() => {
             same(&wanted.ty(), &offered.ty(), known)

@@ -71,7 +71,7 @@ fn convert(value: &Val, exchange: Exchange<'_>) -> wasmtime::Result<Val> {
         Val::Result(Ok(value)) => Val::Result(Ok(boxed(value, exchange)?)),
         Val::Result(Err(value)) => Val::Result(Err(boxed(value, exchange)?)),
         Val::Future(_) | Val::Stream(_) | Val::ErrorContext(_) => {
-            return Err(wasmtime::Error::msg("futures and streams cannot be passed between containers"));
+            return Err(wasmtime::Error::msg(super::types::NO_STREAMS));
         }
         plain => plain.clone(),
     })

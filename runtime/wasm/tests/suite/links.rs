@@ -129,3 +129,69 @@ async fn a_failure_there_is_not_ones_own() -> Result {
     assert_eq!(exit(&host.state(&web_id).await?), (-1, "not exited"));
     Ok(())
 }
+
+/// Exports an async function that doubles a number, and one that answers a stream.
+const MATH: &str = r#"(component
+    (core module $m
+      (func (export "double") (param i32) (result i32) (i32.mul (local.get 0) (i32.const 2)))
+      (func (export "bytes") (result i32) unreachable))
+    (core instance $i (instantiate $m))
+    (func $double async (param "n" u32) (result u32) (canon lift (core func $i "double")))
+    (type $bytes (stream u8))
+    (func $bytes (result $bytes) (canon lift (core func $i "bytes")))
+    (instance $math (export "double" (func $double)))
+    (instance $data (export "bytes" (func $bytes)))
+    (export "demo:numbers/math@1.0.0" (instance $math))
+    (export "demo:numbers/data@1.0.0" (instance $data)))"#;
+
+/// Calls the async function twice, and succeeds where 21 is 84 then.
+const ASKS: &str = r#"(component
+    (import "demo:numbers/math@1.0.0" (instance $math
+      (export "double" (func async (param "n" u32) (result u32)))))
+    (core func $double (canon lower (func $math "double")))
+    (core module $m
+      (import "math" "double" (func $double (param i32) (result i32)))
+      (func (export "run") (result i32)
+        (i32.ne (call $double (call $double (i32.const 21))) (i32.const 84))))
+    (core instance $i (instantiate $m (with "math" (instance (export "double" (func $double))))))
+    (func $run async (result (result)) (canon lift (core func $i "run")))
+    (instance $runs (export "run" (func $run)))
+    (export "wasi:cli/run@0.3.0" (instance $runs)))"#;
+
+/// Imports the function that answers a stream.
+const STREAMS: &str = r#"(component
+    (type $bytes (stream u8))
+    (import "demo:numbers/data@1.0.0" (instance (export "bytes" (func (result $bytes)))))
+    (core module $m (func (export "run") (result i32) i32.const 0))
+    (core instance $i (instantiate $m))
+    (func $run async (result (result)) (canon lift (core func $i "run")))
+    (instance $runs (export "run" (func $run)))
+    (export "wasi:cli/run@0.3.0" (instance $runs)))"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn async_functions_are_called_and_streams_are_refused_with_the_reason() -> Result {
+    let host = Host::start().await?;
+    let pod = host.pod("numbers").await?;
+    let spec = |name: &str, text: &str| -> Result<ContainerSpec> {
+        let artifact = host.dir.path().join(format!("{name}.cwasm"));
+        compile::precompile(&wat::parse_str(text)?, &artifact)?;
+        let mut spec = host.spec(&pod, name, "linked-auth", &[]);
+        spec.artifact = artifact;
+        spec.links = vec!["math".into()];
+        Ok(spec)
+    };
+    let mut math = spec("math", MATH)?;
+    (math.links, math.linked) = (Vec::new(), true);
+    host.start_container(math).await?;
+    let asks = spec("asks", ASKS)?;
+    let id = asks.id.clone();
+    host.start_container(asks).await?;
+    assert_eq!(exit(&host.ended(&id).await?), (0, "Completed"));
+    let refused = host.client.create_container(spec("streams", STREAMS)?).await.unwrap_err().to_string();
+    for words in
+        ["demo:numbers/data@1.0.0", "bytes", "futures and streams cannot be passed", "a store of its own"]
+    {
+        assert!(refused.contains(words), "{words}: {refused}");
+    }
+    Ok(())
+}

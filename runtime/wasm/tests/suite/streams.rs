@@ -190,10 +190,13 @@ fn frame(code: u8, text: &str) -> Vec<u8> {
     frame
 }
 
-async fn opened(at: SocketAddrV4) -> Result<TcpStream> {
-    let mut stream = TcpStream::connect(at).await?;
-    let head = "GET /ws HTTP/1.1\r\nhost: test\r\nconnection: keep-alive, Upgrade\r\nupgrade: websocket\r\n\
-        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+async fn opened(at: SocketAddrV4, through: Option<SocketAddrV4>) -> Result<TcpStream> {
+    let mut stream = TcpStream::connect(through.unwrap_or(at)).await?;
+    let to = through.map(|_| format!("x-to: http://{at}\r\n")).unwrap_or_default();
+    let head = format!(
+        "GET /ws HTTP/1.1\r\nhost: test\r\n{to}connection: keep-alive, Upgrade\r\nupgrade: websocket\r\n\
+        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).await?;
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
@@ -223,8 +226,8 @@ async fn echoed(stream: &mut TcpStream, code: u8, text: &str) -> Result {
 async fn web_sockets_are_bodies() -> Result {
     let host = Host::start().await?;
     let (at, id) = serving(&host, "sockets").await?;
-    let mut first = opened(at).await?;
-    let mut second = opened(at).await?;
+    let mut first = opened(at, None).await?;
+    let mut second = opened(at, None).await?;
     for text in ["hello", "again", "and again"] {
         echoed(&mut first, 1, text).await?;
         echoed(&mut second, 1, text).await?;
@@ -234,7 +237,36 @@ async fn web_sockets_are_bodies() -> Result {
     assert_eq!(tokio::time::timeout(SOON, first.read(&mut [0; 1])).await??, 0);
     // A client that goes away ends its request; what is left ends with the container's grace.
     drop(second);
-    let _third = opened(at).await?;
+    let _third = opened(at, None).await?;
     assert_eq!(exit(&host.client.stop_container(&id, 300).await?.state), (137, "Error"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guests_open_web_sockets() -> Result {
+    let host = Host::start().await?;
+    let (at, _) = serving(&host, "callee").await?;
+    let (through, caller) = serving(&host, "caller").await?;
+    let mut first = opened(at, Some(through)).await?;
+    let mut second = opened(at, Some(through)).await?;
+    for text in ["hello", "again"] {
+        echoed(&mut first, 1, text).await?;
+        echoed(&mut second, 1, text).await?;
+    }
+    // The peer closes, and the guest passes that on.
+    echoed(&mut first, 8, "\u{3}\u{3}").await?;
+    assert_eq!(tokio::time::timeout(SOON, first.read(&mut [0; 1])).await??, 0);
+    // A peer that knows no WebSockets answers as usual.
+    let mut plain = TcpStream::connect(through).await?;
+    let asks = format!(
+        "GET /nothing HTTP/1.1\r\nhost: test\r\nx-to: http://{at}\r\nsec-websocket-version: 13\r\n\r\n"
+    );
+    plain.write_all(asks.as_bytes()).await?;
+    let mut answer = [0; 12];
+    tokio::time::timeout(SOON, plain.read_exact(&mut answer)).await??;
+    assert_eq!(&answer, b"HTTP/1.1 404");
+    // A guest that is gone leaves nothing open: its own client sees the end.
+    host.client.stop_container(&caller, 300).await?;
+    assert_eq!(tokio::time::timeout(SOON, second.read(&mut [0; 1])).await?.unwrap_or_default(), 0);
     Ok(())
 }

@@ -1,0 +1,177 @@
+//! Further shared hosts. A process has only so many memory mappings, and each instance takes some: beyond a threshold the
+//! shared host gets no more pods, and another host process is started beside it, which ends with its last pod. The
+//! listeners of Services stay with the first one.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{HANDLER, PATIENCE};
+use crate::host::Host;
+use crate::record::SandboxRecord;
+use crate::service::Service;
+
+/// What the host's command line ends with.
+pub(super) const FLAG: &str = "--further";
+/// The folder of all of them.
+pub(super) const FOLDER: &str = "further";
+/// The most of them; beyond, pods go into the first host.
+const MAX_HOSTS: usize = 63;
+/// How long an answer about mappings counts: counting many takes the host a while.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Which further hosts there are, and how many sandboxes each has.
+#[derive(Default)]
+pub struct Further {
+    /// Beyond so many mappings a host gets no more sandboxes.
+    threshold: std::sync::OnceLock<Option<u64>>,
+    used: Mutex<Used>,
+    /// One sandbox at a time is given its place.
+    turn: tokio::sync::Mutex<HashMap<u32, (Instant, bool)>>,
+}
+
+#[derive(Default)]
+struct Used {
+    sandboxes: BTreeMap<u32, usize>,
+    /// Numbers are not used again, so that a host that is being ended is in nobody's way.
+    last: u32,
+}
+
+/// What a further host is known by.
+pub(super) fn key(number: u32) -> String {
+    format!("{FOLDER}-{number}")
+}
+
+/// The folder of a further host.
+pub(super) fn folder(state_dir: &Path, number: u32) -> PathBuf {
+    state_dir.join(FOLDER).join(number.to_string())
+}
+
+impl Further {
+    /// What the records say that there is.
+    pub(super) fn restore(&self, threshold: Option<u64>, sandboxes: &[SandboxRecord]) {
+        let _ = self.threshold.set(threshold);
+        let mut used = self.used.lock();
+        for sandbox in sandboxes.iter().filter(|s| s.host != 0) {
+            *used.sandboxes.entry(sandbox.host).or_default() += 1;
+            used.last = used.last.max(sandbox.host);
+        }
+    }
+
+    fn numbers(&self) -> Vec<u32> {
+        self.used.lock().sandboxes.keys().copied().collect()
+    }
+
+    /// One more sandbox in this host, unless it is being ended.
+    fn enter(&self, number: u32) -> bool {
+        match self.used.lock().sandboxes.get_mut(&number) {
+            Some(count) => {
+                *count += 1;
+                true
+            }
+            None => number == 0,
+        }
+    }
+
+    /// A number for another host, with one sandbox; `None`: there are enough.
+    fn another(&self) -> Option<u32> {
+        let mut used = self.used.lock();
+        if used.sandboxes.len() >= MAX_HOSTS {
+            return None;
+        }
+        let next = used.last.checked_add(1)?;
+        used.last = next;
+        used.sandboxes.insert(next, 1);
+        Some(next)
+    }
+
+    /// One sandbox less; true: it was the last one, and the host ends.
+    fn left(&self, number: u32) -> bool {
+        let mut used = self.used.lock();
+        let Some(count) = used.sandboxes.get_mut(&number) else { return false };
+        *count = count.saturating_sub(1);
+        let last = *count == 0;
+        if last {
+            used.sandboxes.remove(&number);
+        }
+        last
+    }
+}
+
+impl Service {
+    /// The number of the shared host that a new sandbox of this handler goes into; counted from now on.
+    pub async fn place(&self, handler: &str) -> u32 {
+        if handler == HANDLER {
+            return 0;
+        }
+        let further = &self.isolated.further;
+        let mut known = further.turn.lock().await;
+        let hosts = std::iter::once(0).chain(further.numbers());
+        for number in hosts {
+            let full = match known.get(&number) {
+                Some((asked, full)) if asked.elapsed() < FRESH => *full,
+                _ => {
+                    let full = self.is_full(number).await;
+                    known.insert(number, (Instant::now(), full));
+                    full
+                }
+            };
+            if !full && further.enter(number) {
+                return number;
+            }
+        }
+        match further.another() {
+            Some(number) => {
+                tracing::info!(
+                    number,
+                    "the wasm host processes have many memory mappings: starting another one"
+                );
+                known.retain(|number, _| *number == 0 || further.used.lock().sandboxes.contains_key(number));
+                number
+            }
+            None => 0,
+        }
+    }
+
+    /// Whether a host has so many mappings that it gets no more sandboxes. The first one gets them where it does not answer:
+    /// then the call fails with the reason.
+    async fn is_full(&self, number: u32) -> bool {
+        let host: Option<Host> = match number {
+            0 => Some(self.host.clone()),
+            number => self.isolated.get(&key(number)),
+        };
+        let asked = async {
+            let client = host?.client().await.ok()?;
+            client.inspect().await.ok()
+        };
+        let Ok(Some(info)) = tokio::time::timeout(PATIENCE, asked).await else { return number != 0 };
+        let threshold = self.isolated.further.threshold.get().copied().flatten();
+        info.mappings > threshold.unwrap_or(info.max_mappings / 4 * 3)
+    }
+
+    /// A sandbox has left its host: one of its own, or a further one that had no other, ends.
+    pub async fn leave(&self, record: &SandboxRecord) {
+        let last = record.host != 0 && self.isolated.further.left(record.host);
+        if last || super::is_isolated(record) {
+            self.end_own(record).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_ends_with_its_last_sandbox_and_its_number_is_not_used_again() {
+        let further = Further::default();
+        assert_eq!((further.another(), further.enter(1), further.enter(2)), (Some(1), true, false));
+        assert!(further.enter(0), "the first one is always there");
+        assert_eq!((further.left(1), further.left(1), further.left(1)), (false, true, false));
+        assert_eq!((further.enter(1), further.another(), further.numbers()), (false, Some(2), vec![2]));
+        let many = (0..100).filter(|_| further.another().is_some()).count();
+        assert_eq!(many, MAX_HOSTS - 1);
+    }
+}
