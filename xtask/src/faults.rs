@@ -12,13 +12,15 @@ pub struct Options {
     seed: Option<u64>,
     /// How many faults.
     #[arg(long, default_value_t = 2000)]
-    count: usize,
+    faults: usize,
 }
 
 pub fn run(options: &Options) -> Result<()> {
     shown(cargo().args(["build", "-p", "coracle", "-p", "coracle-faults"]).current_dir(root()))?;
     let mut command = std::process::Command::new(root().join("target/debug/coracle-faults"));
     command.env("CORACLE_BIN", root().join("target/debug/coracle")).current_dir(root());
-    command.arg(format!("--count={}", options.count)).args(options.seed.map(|seed| format!("--seed={seed}")));
+    command
+        .arg(format!("--count={}", options.faults))
+        .args(options.seed.map(|seed| format!("--seed={seed}")));
     shown(&mut command)
 }

@@ -9,6 +9,7 @@ mod kubectl;
 mod languages;
 mod peers;
 mod process;
+mod simulation;
 mod test;
 mod tidy;
 mod toolchain;
@@ -26,6 +27,8 @@ enum Command {
     Bench(bench::Options),
     /// Break servers while clients work, and check what the clients saw.
     Faults(faults::Options),
+    /// Simulate clusters of the store under faults, seed by seed.
+    Simulation(simulation::Options),
     /// Check what reviewers would otherwise repeat.
     Tidy(tidy::Options),
     /// Write docs/compatibility.md from the end-to-end tests.
@@ -46,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Faults(options) => faults::run(&options),
+        Command::Simulation(options) => simulation::run(&options),
         Command::Tidy(options) => tidy::run(&options),
         Command::Compat => compat::write().map(|path| println!("{}", path.display())),
         Command::Guests { languages } => {

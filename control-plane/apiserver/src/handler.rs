@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use coracle_api::{GroupResource, Status};
+use coracle_store::Freshness;
 use futures::FutureExt;
 use http::header::{HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode, header};
@@ -361,9 +362,8 @@ async fn resource(
             Status::method_not_allowed()
         });
     }
-    if verb != "watch" && query.get("resourceVersion") != Some("0") {
-        // What any other server has answered is to be seen here too.
-        let read = shared.objects.store().linearizable().boxed().await;
+    if verb != "watch" {
+        let read = shared.objects.store().fresh(freshness(verb, &query)).boxed().await;
         read.map_err(|error| crate::errors::store(error, &served.gr))?;
     }
     let mut cx = context(&served, &request, user, verb, &path, &query);
@@ -381,6 +381,18 @@ async fn resource(
     drop(ticket);
     respond::warn(&mut response, &warnings.take());
     Ok(response)
+}
+
+/// What a call has to see: what any other server has answered, unless it names a revision, which any server then serves
+/// by itself.
+fn freshness(verb: &str, query: &Query) -> Freshness {
+    let named = query.get("resourceVersion").and_then(|version| version.parse().ok());
+    match named {
+        // Also of calls that write: those are decided where the leader is.
+        Some(0) => Freshness::AtLeast(0),
+        Some(revision) if matches!(verb, "get" | "list") => Freshness::AtLeast(revision),
+        _ => Freshness::Linearizable,
+    }
 }
 
 /// Seats of a list: by the objects that the last one went over.

@@ -8,11 +8,13 @@ use bytes::Bytes;
 use crate::{KeyValue, Op, OpResult, Store, Txn, TxnResponse, Value};
 
 mod expiry;
+mod leases;
 mod reads;
 mod transactions;
 mod watches;
 
 pub use expiry::expires_keys;
+pub use leases::{lease_time, leases};
 pub use reads::{ranges, reads_at_a_revision};
 pub use transactions::{compares, multi_operation_transactions, refuses_bad_requests, revisions};
 pub use watches::{watch_from_a_revision, watch_under_concurrent_writers, watch_window};
@@ -29,6 +31,8 @@ pub async fn all(make: impl AsyncFn(u64) -> Store) {
     watch_window(make(5).await).await;
     watch_under_concurrent_writers(make(100_000).await).await;
     expires_keys(make(1000).await).await;
+    leases(make(1000).await).await;
+    lease_time(make(1000).await).await;
 }
 
 fn key(key: &str) -> Bytes {

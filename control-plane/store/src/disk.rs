@@ -23,10 +23,16 @@ pub(crate) mod state;
 
 pub use files::{Directory, Files};
 
-/// The format that this version writes, and the newest that it reads.
-pub(crate) const FORMAT: u64 = 1;
+/// The newest version of files and of what members say to each other. Version 2 knows leases. What is written bears the
+/// lowest version that can say it, so that members are upgraded, and taken back, one after the other.
+pub(crate) const NEWEST: u64 = 2;
+/// The oldest.
+pub(crate) const OLDEST: u64 = 1;
 /// redb's page cache; the values are in memory anyway.
 const CACHE_BYTES: usize = 16 << 20;
+
+/// The version of a file's format, in [`META`].
+pub(crate) const FORMAT: &str = "format";
 
 /// Facts about a database: `format`, `node` and what its owner adds, in postcard.
 pub(crate) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
@@ -39,6 +45,8 @@ pub(crate) struct Place {
     pub node_id: u64,
     /// Whether files are worked on by threads; otherwise by the tasks that ask for it.
     pub threads: bool,
+    /// The newest format that is read.
+    pub newest: u64,
     /// Counts what the disk does.
     pub stats: Arc<Stats>,
 }
@@ -75,7 +83,7 @@ impl Place {
         let create = || -> Result<(), redb::Error> {
             let database = Builder::new().create_with_backend(files::Backend(backend))?;
             let txn = database.begin_write()?;
-            write_meta(&txn, "format", &FORMAT)?;
+            write_meta(&txn, FORMAT, &OLDEST)?;
             write_meta(&txn, "node", &self.node_id)?;
             Ok(txn.commit()?)
         };
@@ -113,11 +121,11 @@ impl Place {
 
     fn check_owner(&self, database: &Database, name: &str) -> Result<(), Error> {
         let wrap = |error| self.error(name, error);
-        let format: Option<u64> = read_meta(database, "format").map_err(wrap)?;
+        let format: Option<u64> = read_meta(database, FORMAT).map_err(wrap)?;
         let node: Option<u64> = read_meta(database, "node").map_err(wrap)?;
-        let (file, expected) = (self.path(name), self.node_id);
+        let (file, expected, supported) = (self.path(name), self.node_id, self.newest);
         match (format, node) {
-            (Some(found), _) if found > FORMAT => Err(Error::FormatTooNew { file, found, supported: FORMAT }),
+            (Some(found), _) if found > supported => Err(Error::FormatTooNew { file, found, supported }),
             (Some(_), Some(found)) if found != expected => Err(Error::WrongNode { found, expected }),
             (Some(_), Some(_)) => Ok(()),
             _ => Err(self.corrupt(name, "it does not say whose it is")),

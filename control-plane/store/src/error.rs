@@ -27,6 +27,12 @@ pub enum Error {
     /// A value could not be sealed, or not be opened.
     #[error("encryption at rest: {0}")]
     Seal(String),
+    /// There is no such lease: it was never granted, was revoked, or its time has ended.
+    #[error("there is no lease {lease}")]
+    NoLease {
+        /// Its id.
+        lease: u64,
+    },
     /// This member cannot serve the request; another one may.
     #[error("this member is not the leader{}", match .leader { Some(id) => format!(", member {id} is"), None => String::new() })]
     NotLeader {

@@ -9,6 +9,7 @@ use crate::Value;
 
 /// One version of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Sent", into = "Sent")]
 pub struct KeyValue {
     /// The key.
     pub key: Bytes,
@@ -22,6 +23,51 @@ pub struct KeyValue {
     pub version: u64,
     /// When the store deletes it by itself, in Unix milliseconds.
     pub expires_at: Option<i64>,
+    /// The lease that it ends with.
+    pub lease: Option<u64>,
+}
+
+/// A version as members send it to each other.
+#[derive(Serialize, Deserialize)]
+struct Sent {
+    key: Bytes,
+    value: Value,
+    create_revision: u64,
+    mod_revision: u64,
+    version: u64,
+    ends: Ends,
+}
+
+/// When a key ends by itself. The first two are what version 1 said with an `Option`.
+#[derive(Serialize, Deserialize)]
+enum Ends {
+    Never,
+    At(i64),
+    WithLease(u64),
+}
+
+impl From<Sent> for KeyValue {
+    fn from(sent: Sent) -> Self {
+        let Sent { key, value, create_revision, mod_revision, version, ends } = sent;
+        let (expires_at, lease) = match ends {
+            Ends::Never => (None, None),
+            Ends::At(at) => (Some(at), None),
+            Ends::WithLease(lease) => (None, Some(lease)),
+        };
+        Self { key, value, create_revision, mod_revision, version, expires_at, lease }
+    }
+}
+
+impl From<KeyValue> for Sent {
+    fn from(kv: KeyValue) -> Self {
+        let KeyValue { key, value, create_revision, mod_revision, version, expires_at, lease } = kv;
+        let ends = match (expires_at, lease) {
+            (_, Some(lease)) => Ends::WithLease(lease),
+            (Some(at), None) => Ends::At(at),
+            (None, None) => Ends::Never,
+        };
+        Self { key, value, create_revision, mod_revision, version, ends }
+    }
 }
 
 impl KeyValue {
@@ -77,5 +123,46 @@ impl Event {
         let Self { kind, kv, prev, revision, .. } = self;
         let (kv, prev) = (kv.clone(), prev.clone());
         Self { kind: *kind, kv, prev, revision: *revision, encoded: OnceLock::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What members of version 1 send.
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct One {
+        key: Bytes,
+        value: Value,
+        create_revision: u64,
+        mod_revision: u64,
+        version: u64,
+        expires_at: Option<i64>,
+    }
+
+    #[test]
+    fn versions_without_lease_are_sent_as_version_1_sent_them() {
+        for expires_at in [None, Some(0), Some(-7), Some(i64::MAX)] {
+            let one = One {
+                key: "/k".into(),
+                value: Value::raw("{}"),
+                create_revision: 3,
+                mod_revision: 300,
+                version: 70_000,
+                expires_at,
+            };
+            let bytes = postcard::to_stdvec(&one).unwrap();
+            let read: KeyValue = postcard::from_bytes(&bytes).unwrap();
+            assert_eq!((read.expires_at, read.lease, read.mod_revision), (expires_at, None, 300));
+            assert_eq!(postcard::to_stdvec(&read).unwrap(), bytes);
+            let leased = KeyValue { expires_at: None, lease: Some(9), ..read };
+            let bytes = postcard::to_stdvec(&leased).unwrap();
+            assert_eq!(postcard::from_bytes::<KeyValue>(&bytes).unwrap(), leased);
+            assert!(
+                postcard::from_bytes::<One>(&bytes).is_err(),
+                "version 1 cannot take it for something else"
+            );
+        }
     }
 }

@@ -19,12 +19,14 @@ pub(crate) struct Machine {
     /// Who opens sealed values.
     pub sealer: Sealer,
     revision: AtomicU64,
+    /// The version that a member has to speak to understand the state.
+    version: AtomicU64,
 }
 
 impl Machine {
     pub fn new(window: Window, sealer: Sealer) -> Self {
         let (state, hub) = (RwLock::new(Mvcc::new(window)), Hub::default());
-        let machine = Self { state, hub, sealer, revision: AtomicU64::new(0) };
+        let machine = Self { state, hub, sealer, revision: AtomicU64::new(0), version: AtomicU64::new(1) };
         machine.replace(Mvcc::new(window));
         machine
     }
@@ -32,6 +34,7 @@ impl Machine {
     /// Sets a whole new state; watchers that are behind it end.
     pub fn replace(&self, state: Mvcc) {
         let revision = state.revision();
+        self.version.store(state.version(), Ordering::Release);
         *self.state.write() = state;
         self.revision.store(revision, Ordering::Release);
         self.hub.reset(revision);
@@ -40,6 +43,11 @@ impl Machine {
     /// The last applied revision.
     pub fn revision(&self) -> u64 {
         self.revision.load(Ordering::Acquire)
+    }
+
+    /// The version that a member has to speak to understand the state.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// Applies commands in order under one hold of the lock, then publishes their events. Only one caller at a time.
@@ -51,6 +59,7 @@ impl Machine {
         let mut state = self.state.write();
         let responses = commands.map(|command| self.apply_one(&mut state, command, effects)).collect();
         let (revision, cooled) = (state.revision(), state.hot_floor());
+        self.version.store(state.version(), Ordering::Release);
         self.revision.store(revision, Ordering::Release);
         drop(state);
         if !effects.events.is_empty() {

@@ -14,11 +14,13 @@ use crate::{Error, Event, KeyValue, Op, Txn};
 
 mod apply;
 mod history;
+mod lease;
 mod read;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use history::HOT_EVENTS;
+pub(crate) use lease::MAX_LEASES;
 pub(crate) use read::Page;
 
 /// The revision of an empty store; the first write gets the next one.
@@ -33,6 +35,21 @@ pub(crate) enum Command {
     Expire { keys: Vec<(Bytes, u64)> },
     /// Forgets history before a revision.
     Compact { revision: u64 },
+    /// Makes a lease; where there is one of this id nothing happens. Since version 2.
+    Grant { id: u64, ttl_ms: u64 },
+    /// Ends a lease and deletes its keys, all under one revision. Since version 2.
+    Revoke { id: u64 },
+}
+
+impl Command {
+    /// The version of the members that understand it.
+    pub fn version(&self) -> u64 {
+        match self {
+            Self::Txn { txn, .. } if txn.names_leases() => 2,
+            Self::Txn { .. } | Self::Expire { .. } | Self::Compact { .. } => 1,
+            Self::Grant { .. } | Self::Revoke { .. } => 2,
+        }
+    }
 }
 
 /// What a command did to the state on disk.
@@ -44,6 +61,8 @@ pub(crate) enum Change {
     Tombstone { key: Bytes, revision: u64 },
     /// This version or tombstone left the window.
     Forget { key: Bytes, revision: u64 },
+    /// There is a lease of this time to live, or none of this id any more.
+    Lease { id: u64, ttl_ms: Option<u64> },
 }
 
 /// How far the window reaches back: whichever bound is met first.
@@ -79,6 +98,9 @@ pub(crate) struct Mvcc {
     ring: VecDeque<Arc<Event>>,
     ring_bytes: usize,
     expiry: BTreeSet<(i64, Bytes)>,
+    leases: BTreeMap<u64, lease::Lease>,
+    /// The version that a member has to speak to understand what is here.
+    version: u64,
     window: Window,
 }
 
@@ -91,6 +113,8 @@ impl Mvcc {
             ring: VecDeque::new(),
             ring_bytes: 0,
             expiry: BTreeSet::new(),
+            leases: BTreeMap::new(),
+            version: 1,
             window,
         }
     }

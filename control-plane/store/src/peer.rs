@@ -18,7 +18,11 @@ use crate::Error;
 
 pub(crate) mod client;
 pub(crate) mod server;
+mod version;
 pub(crate) mod wire;
+
+pub(crate) use version::HEADER as VERSIONS;
+pub use version::Versions;
 
 /// How a member meets the others.
 pub struct Peering {

@@ -41,6 +41,8 @@ impl fmt::Display for Request {
             Command::Txn { txn, .. } => write!(f, "txn of {} + {}", txn.success.len(), txn.failure.len()),
             Command::Expire { keys } => write!(f, "expire {} keys", keys.len()),
             Command::Compact { revision } => write!(f, "compact to {revision}"),
+            Command::Grant { id, ttl_ms } => write!(f, "grant lease {id} for {ttl_ms} ms"),
+            Command::Revoke { id } => write!(f, "revoke lease {id}"),
         }
     }
 }

@@ -8,7 +8,7 @@ use openraft::BasicNode;
 
 use crate::disk::snapshot::Reader;
 use crate::disk::state::{Applied, StateDb};
-use crate::disk::{Directory, Place, row};
+use crate::disk::{Directory, NEWEST, Place, row};
 use crate::mvcc::{Mvcc, Page, Window};
 use crate::raft::{Membership, Vote, log};
 use crate::{Error, Range, Store};
@@ -75,7 +75,8 @@ impl Store {
 fn restore(dir: &Path, snapshot: &Path, node_id: u64) -> Result<u64, Error> {
     let io = crate::disk::io_error("making the data directory");
     let files = Arc::new(Directory::new(dir).map_err(io)?);
-    let place = Place { dir: dir.to_owned(), files, node_id, threads: true, stats: Arc::default() };
+    let place =
+        Place { dir: dir.to_owned(), files, node_id, threads: true, newest: NEWEST, stats: Arc::default() };
     for name in ["state.redb", "log.redb"] {
         if place.files.exists(name).map_err(crate::disk::io_error("looking for the store's files"))? {
             return Err(Error::Invalid(format!("{} holds a store already", dir.display())));
@@ -86,6 +87,10 @@ fn restore(dir: &Path, snapshot: &Path, node_id: u64) -> Result<u64, Error> {
     let mut state = Mvcc::new(Window { revisions: 1, bytes: usize::MAX });
     // Nothing is left of the history: its revisions are another cluster's.
     state.resume(revision, revision);
+    let leases = reader.leases.clone();
+    for (id, ttl_ms) in &leases {
+        state.restore_lease(*id, *ttl_ms);
+    }
     for found in reader.rows() {
         let damaged = |error: &dyn std::fmt::Display| Error::Corrupt {
             file: snapshot.display().to_string(),
@@ -109,7 +114,7 @@ fn restore(dir: &Path, snapshot: &Path, node_id: u64) -> Result<u64, Error> {
     let membership = Membership::new(old.log_id, members);
     let applied = Applied { log_id: old.log_id, membership, revision, compacted: revision };
     let database = StateDb::open(&place)?;
-    database.replace(&applied, rows).map_err(|error| database.error(error))?;
+    database.replace(&applied, &leases, rows).map_err(|error| database.error(error))?;
     database.close();
     // The log begins behind what the snapshot holds, in a later term than any before.
     let term = old.log_id.map_or(0, |id| id.leader_id.term);

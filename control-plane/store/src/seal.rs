@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::{KeyValue, Op, OpResult, Txn, TxnResponse, Value};
+use crate::{KeyValue, OpResult, Txn, TxnResponse, Value};
 
 /// Who seals values. All members of a cluster must be able to open what any of them has sealed.
 pub trait Seal: Send + Sync + fmt::Debug + 'static {
@@ -35,7 +35,7 @@ pub(crate) type Sealer = Option<Arc<dyn Seal>>;
 pub(crate) fn seal(sealer: &Sealer, txn: &mut Txn) -> Result<(), String> {
     let Some(sealer) = sealer else { return Ok(()) };
     for op in txn.success.iter_mut().chain(&mut txn.failure) {
-        if let Op::Put { key, value, .. } = op {
+        if let Some((key, value)) = op.value_mut() {
             value.seal(&**sealer, key)?;
         }
     }
@@ -45,12 +45,12 @@ pub(crate) fn seal(sealer: &Sealer, txn: &mut Txn) -> Result<(), String> {
 /// A transaction with its values opened; `None`: they are open already.
 pub(crate) fn open(sealer: &Sealer, txn: &Txn) -> Result<Option<Txn>, String> {
     let ops = || txn.success.iter().chain(&txn.failure);
-    if !ops().any(|op| matches!(op, Op::Put { value, .. } if value.is_closed())) {
+    if !ops().any(|op| op.value().is_some_and(|(_, value)| value.is_closed())) {
         return Ok(None);
     }
     let mut txn = txn.clone();
     for op in txn.success.iter_mut().chain(&mut txn.failure) {
-        if let Op::Put { key, value, .. } = op {
+        if let Some((key, value)) = op.value_mut() {
             value.open(sealer, key)?;
         }
     }
@@ -76,6 +76,7 @@ pub(crate) fn open_answer(sealer: &Sealer, answer: &mut TxnResponse) -> Result<(
             OpResult::Put { prev: kv } | OpResult::Deleted { prev: kv } | OpResult::Get(kv) => {
                 open_version(sealer, kv)?;
             }
+            OpResult::NoLease(_) => {}
         }
     }
     Ok(())
@@ -115,6 +116,7 @@ impl Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Op;
 
     #[derive(Debug)]
     struct Turned(u8);

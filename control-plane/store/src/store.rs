@@ -13,13 +13,19 @@ use parking_lot::Mutex;
 use self::age::Age;
 use crate::clock::{Clock, SystemClock};
 use crate::disk::{Directory, Files, Place, io_error};
+use crate::lease::Lessor;
 use crate::machine::Machine;
 use crate::mvcc::{Command, Effects, Window};
 use crate::raft::node::{Node, REMOVED};
 use crate::seal::{self, Seal};
-use crate::{Error, KeyValue, Member, Peering, Range, RangeResponse, Txn, TxnResponse, WallClock, Watch};
+use crate::{
+    Error, KeyValue, Member, OpResult, Peering, Range, RangeResponse, Txn, TxnResponse, Versions, WallClock,
+    Watch,
+};
 
 mod age;
+mod fresh;
+mod leases;
 mod operations;
 
 pub use operations::Status;
@@ -49,6 +55,8 @@ pub struct Options {
     pub clock: Arc<dyn WallClock>,
     /// Who seals values before they leave the memory of a member; `None`: they lie open.
     pub sealer: Option<Arc<dyn Seal>>,
+    /// The versions of files and of members' talk that it speaks. For tests of upgrades.
+    pub versions: Versions,
 }
 
 impl Options {
@@ -66,6 +74,7 @@ impl Options {
             threads: true,
             clock: Arc::new(SystemClock),
             sealer: None,
+            versions: Versions::default(),
         }
     }
 
@@ -81,6 +90,7 @@ pub struct Store {
     engine: Arc<Engine>,
     clock: Clock,
     age: Arc<Mutex<Age>>,
+    lessor: Arc<Lessor>,
 }
 
 enum Engine {
@@ -122,12 +132,19 @@ impl Store {
             })?),
         };
         let (node_id, threads) = (options.node_id, options.threads);
-        let place = Place { dir: options.data_dir.clone(), files, node_id, threads, stats: Arc::default() };
+        let (dir, newest) = (options.data_dir.clone(), options.versions.newest);
+        let place = Place { dir, files, node_id, threads, newest, stats: Arc::default() };
         let machine = Arc::new(Machine::new(options.window(), options.sealer.clone()));
-        let node = Node::open(place, &options, machine.clone(), peering).boxed().await?;
+        let lessor = Arc::new(Lessor::new(machine.clone()));
+        let node = Node::open(place, &options, machine.clone(), lessor.clone(), peering).boxed().await?;
         let age = Arc::new(Mutex::new(Age::new(options.history_age)));
-        let store =
-            Self { machine, engine: Arc::new(Engine::Raft(Box::new(node))), clock: options.clock, age };
+        let store = Self {
+            machine,
+            engine: Arc::new(Engine::Raft(Box::new(node))),
+            clock: options.clock,
+            age,
+            lessor,
+        };
         store.work_in_background();
         Ok(store)
     }
@@ -137,7 +154,8 @@ impl Store {
         let machine = Arc::new(Machine::new(options.window(), options.sealer.clone()));
         let engine = Arc::new(Engine::Memory(Mutex::default()));
         let age = Arc::new(Mutex::new(Age::new(options.history_age)));
-        let store = Self { machine, engine, clock: options.clock.clone(), age };
+        let lessor = Arc::new(Lessor::new(machine.clone()));
+        let store = Self { machine, engine, clock: options.clock.clone(), age, lessor };
         if tokio::runtime::Handle::try_current().is_ok() {
             store.work_in_background();
         }
@@ -147,12 +165,13 @@ impl Store {
     /// Deletes keys whose time has come, and keeps the log small, for as long as the store is in use.
     fn work_in_background(&self) {
         let (machine, engine) = (Arc::downgrade(&self.machine), Arc::downgrade(&self.engine));
-        let (clock, age) = (self.clock.clone(), self.age.clone());
+        let (clock, age, lessor) = (self.clock.clone(), self.age.clone(), Arc::downgrade(&self.lessor));
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(WORK_INTERVAL).await;
                 let (Some(machine), Some(engine)) = (machine.upgrade(), engine.upgrade()) else { return };
-                let store = Self { machine, engine, clock: clock.clone(), age: age.clone() };
+                let Some(lessor) = lessor.upgrade() else { return };
+                let store = Self { machine, engine, clock: clock.clone(), age: age.clone(), lessor };
                 if store.machine.hub.check().is_err() {
                     return;
                 }
@@ -187,7 +206,7 @@ impl Store {
                 self.propose(Command::Expire { keys }).await?;
             }
             if !more {
-                return Ok(());
+                return self.end_leases().await;
             }
         }
     }
@@ -244,7 +263,7 @@ impl Store {
     /// Any member takes it; with several, it has been synced by a majority when this returns.
     ///
     /// # Errors
-    /// [`Error::Invalid`], [`Error::Unavailable`], [`Error::Timeout`], [`Error::Stopped`]. After the last two the
+    /// [`Error::Invalid`], [`Error::NoLease`], [`Error::Unavailable`], [`Error::Timeout`], [`Error::Stopped`]. After the last two the
     /// outcome is unknown: the transaction may have been written.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, Error> {
         txn.check()?;
@@ -258,6 +277,9 @@ impl Store {
         let response = self.propose(Command::Txn { now_ms: self.clock.now_ms(), txn }).await?;
         let mut response =
             response.ok_or_else(|| Error::Stopped("transaction was answered with nothing".into()))?;
+        if let Some(OpResult::NoLease(lease)) = response.results.first() {
+            return Err(Error::NoLease { lease: *lease });
+        }
         seal::open_answer(sealer, &mut response).map_err(Error::Seal)?;
         Ok(response)
     }

@@ -68,18 +68,46 @@ pub enum Op {
         /// The key.
         key: Bytes,
     },
+    /// Sets a key that ends with a lease. Without that lease the whole transaction is refused.
+    PutLeased {
+        /// The key.
+        key: Bytes,
+        /// Its new value.
+        value: Value,
+        /// The lease.
+        lease: u64,
+    },
 }
 
 impl Op {
     /// The key that is read or written.
     pub fn key(&self) -> &Bytes {
         match self {
-            Self::Put { key, .. } | Self::Delete { key } | Self::Get { key } => key,
+            Self::Put { key, .. }
+            | Self::PutLeased { key, .. }
+            | Self::Delete { key }
+            | Self::Get { key } => key,
         }
     }
 
     fn is_write(&self) -> bool {
         !matches!(self, Self::Get { .. })
+    }
+
+    /// The value that is written, with its key.
+    pub(crate) fn value(&self) -> Option<(&Bytes, &Value)> {
+        match self {
+            Self::Put { key, value, .. } | Self::PutLeased { key, value, .. } => Some((key, value)),
+            Self::Delete { .. } | Self::Get { .. } => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn value_mut(&mut self) -> Option<(&Bytes, &mut Value)> {
+        match self {
+            Self::Put { key, value, .. } | Self::PutLeased { key, value, .. } => Some((key, value)),
+            Self::Delete { .. } | Self::Get { .. } => None,
+        }
     }
 }
 
@@ -109,6 +137,8 @@ pub enum OpResult {
     },
     /// The key as it was read.
     Get(Option<Arc<KeyValue>>),
+    /// There is no such lease, so nothing of the transaction was done.
+    NoLease(u64),
 }
 
 impl Txn {
@@ -149,12 +179,15 @@ impl Txn {
         !self.success.iter().chain(&self.failure).any(Op::is_write)
     }
 
+    /// Whether it speaks of leases.
+    pub(crate) fn names_leases(&self) -> bool {
+        self.success.iter().chain(&self.failure).any(|op| matches!(op, Op::PutLeased { .. }))
+    }
+
     /// Bytes of its keys and values.
     pub(crate) fn weight(&self) -> usize {
-        let ops = self.success.iter().chain(&self.failure).map(|op| match op {
-            Op::Put { key, value, .. } => key.len() + value.weight(),
-            other => other.key().len(),
-        });
+        let weight = |op: &Op| op.key().len() + op.value().map_or(0, |(_, value)| value.weight());
+        let ops = self.success.iter().chain(&self.failure).map(weight);
         ops.sum::<usize>() + self.compares.iter().map(|c| c.key().len()).sum::<usize>()
     }
 

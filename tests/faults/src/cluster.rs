@@ -12,9 +12,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::clock;
+
 /// Servers of a cluster.
 pub const SERVERS: usize = 3;
 const START: Duration = Duration::from_secs(60);
+/// How long a server may take to tell its clients another time.
+const MOVED: Duration = Duration::from_secs(15);
 /// The size of a server's disk.
 const DISK: &str = "192m";
 
@@ -163,6 +167,24 @@ impl Cluster {
     pub fn signal(&self, index: usize, signal: Signal) -> Result<()> {
         let child = self.running.get(index).and_then(Option::as_ref).context("it does not run")?;
         Ok(kill(Pid::from_raw(i32::try_from(child.id())?), signal)?)
+    }
+
+    /// Moves a server's time of day to so many seconds from the right one, and waits until it says so to its clients.
+    ///
+    /// # Errors
+    /// When it does not run, or its clock cannot be moved.
+    pub fn set_clock(&self, index: usize, seconds: i64) -> Result<()> {
+        let child = self.running.get(index).and_then(Option::as_ref).context("it does not run")?;
+        clock::set_offset(child.id(), seconds)?;
+        let url = format!("{}/livez", self.url(index)?);
+        eventually(&format!("server {index} tells a time {seconds} s ahead"), MOVED, || {
+            let mut ask = self.clients()?.command("curl");
+            let said = succeed(ask.args(["-sk", "-m", "2", "-o", "/dev/null", "-D", "-", &url]))?;
+            let date = said.lines().find_map(|line| line.strip_prefix("date: ")).context("no date")?;
+            let told = jiff::fmt::rfc2822::parse(date.trim())?.timestamp();
+            let ahead = told.duration_since(jiff::Timestamp::now()).as_secs();
+            Ok((ahead - seconds).abs() <= 5)
+        })
     }
 
     /// Ends a server with this signal and waits for its end.

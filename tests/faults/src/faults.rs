@@ -47,6 +47,8 @@ pub enum Kind {
     Unplug(Target),
     /// Its disk is full for a while.
     DiskFull(Target),
+    /// Its clock shows a time so many seconds from the right one, and then the right one again.
+    Clock(Target, i64),
 }
 
 /// A fault and how long it lasts.
@@ -66,7 +68,7 @@ pub fn plan(rng: &mut StdRng, count: usize) -> Vec<Fault> {
             if rng.random_bool(0.5) { Target::Leader } else { Target::Server(rng.random_range(0..SERVERS)) };
         let one = rng.random_range(0..SERVERS);
         // Each kind in turn, so that few faults are all of different kinds; then in any order.
-        let kind = match (index + rng.random_range(0..2) * 6) % 12 {
+        let kind = match (index + rng.random_range(0..2) * 6) % 13 {
             0 => Kind::Kill(target),
             1 => Kind::Pause(target),
             2 => Kind::Isolate(target),
@@ -78,6 +80,7 @@ pub fn plan(rng: &mut StdRng, count: usize) -> Vec<Fault> {
             8 => Kind::Lossy(target),
             9 => Kind::Unplug(target),
             10 => Kind::KillAll,
+            11 => Kind::Clock(target, rng.random_range(-7200..7200)),
             _ => Kind::DiskFull(target),
         };
         faults.push(Fault { kind, lasts: Duration::from_millis(rng.random_range(500..5000)) });
@@ -148,6 +151,12 @@ impl Fault {
                 cluster.host(server)?.set_connected(false)?;
                 lasts();
                 cluster.host(server)?.set_connected(true)
+            }
+            Kind::Clock(target, seconds) => {
+                let server = find(cluster, target);
+                cluster.set_clock(server, seconds)?;
+                lasts();
+                cluster.set_clock(server, 0)
             }
             Kind::DiskFull(target) => {
                 let server = find(cluster, target);

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clients;
+pub mod clock;
 pub mod cluster;
 pub mod faults;
 pub mod run;

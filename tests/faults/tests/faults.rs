@@ -3,7 +3,7 @@
 use anyhow::Result;
 use coracle_faults::run::{Options, run};
 
-/// Row: state: thirty faults (killed, paused, cut off both ways and one way, delayed, disks filled) under clients: the history is linearizable, no acknowledged write is lost, watchers see each revision once and in order
+/// Row: state: thirty faults (killed, paused, cut off both ways and one way, delayed, clocks moved, disks filled) under clients: the history is linearizable, no acknowledged write is lost, watchers see each revision once and in order
 #[test]
 fn thirty_faults() -> Result<()> {
     // Another crate of the tree brings a second provider, so that rustls cannot choose by itself.

@@ -1,16 +1,13 @@
 //! get: one object.
 
-use std::time::Duration;
-
 use axum::body::Body;
 use coracle_api::{Status, field};
+use coracle_store::Freshness;
+use futures::FutureExt;
 use http::{Response, StatusCode};
 
 use crate::call::Call;
 use crate::respond;
-
-/// How long a read waits for a revision that lies ahead.
-const FRESHNESS_WAIT: Duration = Duration::from_secs(3);
 
 /// Answers with the object.
 pub(crate) async fn get(call: Call) -> Result<Response<Body>, Status> {
@@ -39,13 +36,6 @@ pub(crate) fn revision(text: &str) -> Result<u64, String> {
 
 /// Waits a little until the store has reached a revision; 504 if it does not.
 pub(crate) async fn not_older_than(call: &Call, revision: u64) -> Result<(), Status> {
-    let store = call.shared.objects.store();
-    let deadline = tokio::time::Instant::now() + FRESHNESS_WAIT;
-    while store.revision() < revision {
-        if tokio::time::Instant::now() >= deadline {
-            return Err(crate::errors::too_large_revision(revision, store.revision()));
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
+    let read = call.shared.objects.store().fresh(Freshness::AtLeast(revision)).boxed().await;
+    read.map_err(|error| crate::errors::store(error, &call.served.gr))
 }

@@ -51,7 +51,7 @@ pub async fn watch_window(store: Store) {
     let start = store.revision();
     let mut slow = watch(&store, "a", start);
     let mut quiet = watch(&store, "b", start);
-    for n in 0..5000 {
+    for n in 0..1500 {
         put(&store, "a", &n.to_string()).await;
     }
     let oldest = store.compacted_revision();

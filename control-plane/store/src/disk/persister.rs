@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::guarded;
-use super::state::{Applied, RowChange, Rows, StateDb};
+use super::state::{Applied, Leases, RowChange, Rows, StateDb};
 use crate::mvcc::Change;
 
 const MOST_AGE: Duration = Duration::from_secs(5);
@@ -42,6 +42,7 @@ struct Shared {
 #[derive(Default)]
 struct Pending {
     rows: Rows,
+    leases: Leases,
     bytes: usize,
     applied: Option<Applied>,
     /// The index before which all was taken over, pending or not.
@@ -134,12 +135,13 @@ impl Persister {
     pub fn replace(
         &self,
         applied: &Applied,
+        leases: &[(u64, u64)],
         rows: impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), redb::Error>>,
     ) -> Result<(), redb::Error> {
         // Held throughout, so that the thread does not write older rows over the new ones.
         let mut pending = self.shared.pending.lock();
         let _writing = self.shared.writing.lock();
-        self.shared.state.replace(applied, rows)?;
+        self.shared.state.replace(applied, leases, rows)?;
         let (stop, ended) = (pending.stop, pending.ended);
         *pending = Pending { stop, ended, newest: index(applied), ..Pending::default() };
         let _before = self.shared.durable.send_replace(Ok(index(applied)));
@@ -186,6 +188,10 @@ impl Pending {
                     self.bytes = self.bytes.saturating_sub(kv.weight());
                 }
                 self.rows.insert(at, RowChange::Remove);
+            }
+            Change::Lease { id, ttl_ms } => {
+                self.bytes += 32;
+                self.leases.insert(id, ttl_ms);
             }
         }
     }
@@ -245,6 +251,7 @@ impl Shared {
         if taken.applied.is_none() {
             // Rows alone wait for entries that they go with.
             pending.rows = std::mem::take(&mut taken.rows);
+            pending.leases = std::mem::take(&mut taken.leases);
         }
         let writing = self.writing.lock();
         drop(pending);
@@ -253,7 +260,7 @@ impl Shared {
             self.durable.send_modify(|_| ());
             return !stop;
         };
-        let written = guarded(|| self.state.commit(&taken.rows, &applied));
+        let written = guarded(|| self.state.commit(&taken.rows, &taken.leases, &applied));
         let written = written.and_then(|result| result.map_err(|error| error.to_string()));
         if let Err(error) = &written {
             tracing::error!(%error, "writing the store's state failed; the store stops");

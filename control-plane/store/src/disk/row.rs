@@ -12,6 +12,8 @@ use crate::{KeyValue, Value};
 
 const TOMBSTONE: u8 = 0;
 const VERSION: u8 = 1;
+/// A version that ends with a lease, whose id takes the place of the expiry. Since format 2.
+const LEASED: u8 = 2;
 const NEVER: i64 = i64::MIN;
 
 /// The key of a row.
@@ -21,6 +23,11 @@ pub(crate) fn write_key(revision: u64, key: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(key);
 }
 
+/// Whether only format 2 has such rows.
+pub(crate) fn is_leased(value: &[u8]) -> bool {
+    value.get(4) == Some(&LEASED)
+}
+
 /// The value of a row; `None`: a tombstone.
 pub(crate) fn write_value(row_key: &[u8], kv: Option<&KeyValue>, out: &mut Vec<u8>) {
     out.clear();
@@ -28,10 +35,11 @@ pub(crate) fn write_value(row_key: &[u8], kv: Option<&KeyValue>, out: &mut Vec<u
     match kv {
         None => out.push(TOMBSTONE),
         Some(kv) => {
-            out.push(VERSION);
+            out.push(if kv.lease.is_some() { LEASED } else { VERSION });
             out.extend_from_slice(&kv.create_revision.to_le_bytes());
             out.extend_from_slice(&kv.version.to_le_bytes());
-            out.extend_from_slice(&kv.expires_at.unwrap_or(NEVER).to_le_bytes());
+            let ends = kv.lease.map(u64::cast_signed).or(kv.expires_at);
+            out.extend_from_slice(&ends.unwrap_or(NEVER).to_le_bytes());
             let (splice, bytes) = kv.value.stored();
             out.extend_from_slice(&splice.to_le_bytes());
             out.extend_from_slice(bytes);
@@ -73,8 +81,9 @@ pub(crate) fn read(row_key: &[u8], value: &[u8]) -> Result<Row, String> {
     let key = Bytes::copy_from_slice(key);
     let kv = match rest.split_first() {
         Some((&TOMBSTONE, _)) => None,
-        Some((&VERSION, rest)) => {
-            let version = read_version(key.clone(), revision, rest).ok_or_else(|| fail("it is too short"))?;
+        Some((kind @ (&VERSION | &LEASED), rest)) => {
+            let version = read_version(key.clone(), revision, *kind == LEASED, rest)
+                .ok_or_else(|| fail("it is too short"))?;
             Some(Arc::new(version))
         }
         _ => return Err(fail("it is of an unknown kind")),
@@ -82,19 +91,20 @@ pub(crate) fn read(row_key: &[u8], value: &[u8]) -> Result<Row, String> {
     Ok(Row { revision, key, kv })
 }
 
-fn read_version(key: Bytes, mod_revision: u64, rest: &[u8]) -> Option<KeyValue> {
+fn read_version(key: Bytes, mod_revision: u64, leased: bool, rest: &[u8]) -> Option<KeyValue> {
     let (create_revision, rest) = rest.split_first_chunk()?;
     let (version, rest) = rest.split_first_chunk()?;
-    let (expires_at, rest) = rest.split_first_chunk()?;
+    let (ends, rest) = rest.split_first_chunk()?;
     let (splice, json) = rest.split_first_chunk()?;
-    let expires_at = i64::from_le_bytes(*expires_at);
+    let ends = i64::from_le_bytes(*ends);
     Some(KeyValue {
         key,
         value: Value::spliced(Bytes::copy_from_slice(json), u32::from_le_bytes(*splice)),
         create_revision: u64::from_le_bytes(*create_revision),
         mod_revision,
         version: u64::from_le_bytes(*version),
-        expires_at: (expires_at != NEVER).then_some(expires_at),
+        expires_at: (!leased && ends != NEVER).then_some(ends),
+        lease: leased.then_some(ends.cast_unsigned()),
     })
 }
 
@@ -111,10 +121,11 @@ mod tests {
             mod_revision: 7,
             version: 2,
             expires_at: Some(-5),
+            lease: None,
         };
-        for kv in
-            [Some(Arc::new(kv.clone())), Some(Arc::new(KeyValue { expires_at: None, ..kv.clone() })), None]
-        {
+        let never = KeyValue { expires_at: None, ..kv.clone() };
+        let leased = KeyValue { lease: Some(u64::MAX - 7), ..never.clone() };
+        for kv in [Some(Arc::new(kv)), Some(Arc::new(never)), Some(Arc::new(leased)), None] {
             let (mut key, mut value) = (Vec::new(), Vec::new());
             write_key(7, b"/registry/core/pods/a/b", &mut key);
             write_value(&key, kv.as_deref(), &mut value);

@@ -1,6 +1,7 @@
 //! A snapshot: one file with all rows and what they are the state of.
 //!
-//! `CORACLE\0`, format (u32), then blocks of `<length u32><bytes>`: the [`Applied`] in postcard, then key and value of
+//! `CORACLE\0`, format (u32), then blocks of `<length u32><bytes>`: the [`Applied`] in postcard, since format 2 the leases (id and
+//! milliseconds) in postcard, then key and value of
 //! each row in turn, an empty block, and the CRC-32 of everything before it. Numbers are little-endian.
 
 use std::fs::File;
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use redb::ReadableTable;
 
 use super::state::{Applied, View};
-use super::{FORMAT, io_error};
+use super::{NEWEST, io_error};
 use crate::{Error, MAX_KEY_BYTES, MAX_TXN_BYTES};
 
 const MAGIC: &[u8; 8] = b"CORACLE\0";
@@ -37,8 +38,12 @@ impl View {
     pub fn write(&self, out: impl Write) -> io::Result<()> {
         let mut out = Summed { inner: out, sum: crc32fast::Hasher::new() };
         out.write_all(MAGIC)?;
-        out.write_all(&(FORMAT as u32).to_le_bytes())?;
+        let format = u32::try_from(self.format).map_err(io::Error::other)?;
+        out.write_all(&format.to_le_bytes())?;
         out.block(&postcard::to_stdvec(&self.applied).map_err(io::Error::other)?)?;
+        if self.format >= 2 {
+            out.block(&postcard::to_stdvec(&self.leases).map_err(io::Error::other)?)?;
+        }
         for row in self.raw_rows().map_err(io::Error::other)? {
             let (key, value) = row.map_err(io::Error::other)?;
             out.block(&key)?;
@@ -76,6 +81,7 @@ pub(crate) struct Reader {
     path: PathBuf,
     pub format: u64,
     pub applied: Applied,
+    pub leases: Vec<(u64, u64)>,
 }
 
 impl Reader {
@@ -89,16 +95,22 @@ impl Reader {
     fn start(path: &Path) -> Result<Self, Error> {
         let file = File::open(path).map_err(io_error("opening a snapshot"))?;
         let input = Summed { inner: BufReader::new(file), sum: crc32fast::Hasher::new() };
-        let mut reader = Self { input, path: path.to_owned(), format: 0, applied: Applied::default() };
+        let mut reader =
+            Self { input, path: path.to_owned(), format: 0, applied: Applied::default(), leases: Vec::new() };
         let format = reader.read_format().map_err(|error| reader.damaged(&error))?;
         reader.format = format;
-        if format > FORMAT {
+        if format > NEWEST {
             let file = path.display().to_string();
-            return Err(Error::FormatTooNew { file, found: format, supported: FORMAT });
+            return Err(Error::FormatTooNew { file, found: format, supported: NEWEST });
         }
         let applied = reader.input.read_block().map_err(|error| reader.damaged(&error))?;
         let applied = postcard::from_bytes(&applied).map_err(io::Error::other);
         reader.applied = applied.map_err(|error| reader.damaged(&error))?;
+        if format >= 2 {
+            let leases = reader.input.read_block().map_err(|error| reader.damaged(&error))?;
+            let leases = postcard::from_bytes(&leases).map_err(io::Error::other);
+            reader.leases = leases.map_err(|error| reader.damaged(&error))?;
+        }
         Ok(reader)
     }
 

@@ -12,7 +12,7 @@ use redb::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{META, Place, guarded, read_meta, row, write_meta};
+use super::{FORMAT, META, OLDEST, Place, guarded, read_meta, row, write_meta};
 use crate::mvcc::{Effects, Mvcc, Window};
 use crate::raft::{LogId, Membership};
 use crate::seal::{Sealer, open_version};
@@ -20,6 +20,8 @@ use crate::{Error, KeyValue};
 
 const NAME: &str = "state.redb";
 const ROWS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("rows");
+/// Times to live of leases in milliseconds by their ids, each with a checksum. Since format 2.
+const LEASES: TableDefinition<u64, &[u8]> = TableDefinition::new("leases");
 
 /// What the rows are the state of.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -41,6 +43,9 @@ pub(crate) enum RowChange {
 /// Changes of rows by revision and key.
 pub(crate) type Rows = BTreeMap<(u64, Bytes), RowChange>;
 
+/// Changes of leases: a time to live in milliseconds, or that it is gone.
+pub(crate) type Leases = BTreeMap<u64, Option<u64>>;
+
 #[derive(Debug)]
 pub(crate) struct StateDb {
     place: Place,
@@ -50,6 +55,8 @@ pub(crate) struct StateDb {
 /// A consistent view of all rows, which later commits do not change.
 pub(crate) struct View {
     pub applied: Applied,
+    pub format: u64,
+    pub leases: Vec<(u64, u64)>,
     pub rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
 }
 
@@ -78,8 +85,13 @@ impl StateDb {
             return Ok((state, Applied::default(), effects));
         };
         state.resume(applied.revision, applied.compacted);
+        state.raise(read_meta(database, FORMAT)?.unwrap_or(OLDEST));
         let expected: Option<u64> = read_meta(database, "rows")?;
-        let table = database.begin_read()?.open_table(ROWS)?;
+        let txn = database.begin_read()?;
+        for (id, ttl_ms) in read_leases(&txn)? {
+            state.restore_lease(id, ttl_ms);
+        }
+        let table = txn.open_table(ROWS)?;
         let mut found = 0;
         for entry in table.iter()? {
             let (key, value) = entry?;
@@ -98,40 +110,49 @@ impl StateDb {
     }
 
     /// Writes one batch and syncs it.
-    pub fn commit(&self, rows: &Rows, applied: &Applied) -> Result<(), redb::Error> {
-        self.write(applied, |table| write_rows(table, rows))
+    pub fn commit(&self, rows: &Rows, leases: &Leases, applied: &Applied) -> Result<(), redb::Error> {
+        self.write(applied, leases, false, |table| write_rows(table, rows))
     }
 
     /// Replaces everything.
     pub fn replace(
         &self,
         applied: &Applied,
+        leases: &[(u64, u64)],
         rows: impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), redb::Error>>,
     ) -> Result<(), redb::Error> {
-        self.write(applied, |table| {
+        let leases = leases.iter().map(|(id, ttl_ms)| (*id, Some(*ttl_ms))).collect();
+        self.write(applied, &leases, true, |table| {
             table.retain(|_, _| false)?;
+            let mut leased = false;
             for row in rows {
                 let (key, value) = row?;
+                leased |= row::is_leased(&value);
                 table.insert(key.as_slice(), value.as_slice())?;
             }
-            Ok(())
+            Ok(leased)
         })
     }
 
     fn write(
         &self,
         applied: &Applied,
-        change: impl FnOnce(&mut redb::Table<'_, &'static [u8], &'static [u8]>) -> Result<(), redb::Error>,
+        leases: &Leases,
+        all_new: bool,
+        change: impl FnOnce(&mut redb::Table<'_, &'static [u8], &'static [u8]>) -> Result<bool, redb::Error>,
     ) -> Result<(), redb::Error> {
         let started = Instant::now();
         let done = self.with(|database| {
             let mut txn = database.begin_write()?;
             txn.set_durability(Durability::Immediate)?;
-            let count = {
+            let (leased, count) = {
                 let mut table = txn.open_table(ROWS)?;
-                change(&mut table)?;
-                table.len()?
+                (change(&mut table)?, table.len()?)
             };
+            write_leases(&txn, leases, all_new)?;
+            if leased || !leases.is_empty() {
+                write_meta(&txn, FORMAT, &2_u64)?;
+            }
             write_meta(&txn, "applied", applied)?;
             write_meta(&txn, "rows", &count)?;
             Ok(txn.commit()?)
@@ -151,14 +172,17 @@ impl StateDb {
     pub fn view(&self) -> Result<View, redb::Error> {
         let empty = self.with(|database| Ok(read_meta::<Applied>(database, "applied")?.is_none()))?;
         if empty {
-            self.commit(&Rows::new(), &Applied::default())?;
+            self.commit(&Rows::new(), &Leases::new(), &Applied::default())?;
         }
         self.with(|database| {
             let txn = database.begin_read()?;
             let meta = txn.open_table(META)?;
             let applied = meta.get("applied")?.map(|bytes| postcard::from_bytes(bytes.value()));
             let applied = applied.transpose().map_err(|error| redb::Error::Corrupted(error.to_string()))?;
-            Ok(View { applied: applied.unwrap_or_default(), rows: txn.open_table(ROWS)? })
+            let format = meta.get(FORMAT)?.map(|bytes| postcard::from_bytes(bytes.value()));
+            let format = format.transpose().map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+            let (applied, format) = (applied.unwrap_or_default(), format.unwrap_or(OLDEST));
+            Ok(View { applied, format, leases: read_leases(&txn)?, rows: txn.open_table(ROWS)? })
         })
     }
 
@@ -182,10 +206,57 @@ impl StateDb {
     }
 }
 
+fn write_leases(txn: &redb::WriteTransaction, leases: &Leases, all_new: bool) -> Result<(), redb::Error> {
+    if all_new {
+        txn.delete_table(LEASES)?;
+    }
+    if leases.is_empty() {
+        return Ok(());
+    }
+    let mut table = txn.open_table(LEASES)?;
+    for (id, ttl_ms) in leases {
+        match ttl_ms {
+            Some(ttl_ms) => drop(table.insert(id, lease_row(*id, *ttl_ms).as_slice())?),
+            None => drop(table.remove(id)?),
+        }
+    }
+    Ok(())
+}
+
+/// Checksum (CRC-32 of the rest and the id) and time to live, little-endian.
+fn lease_row(id: u64, ttl_ms: u64) -> Vec<u8> {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&id.to_le_bytes());
+    hasher.update(&ttl_ms.to_le_bytes());
+    let mut row = hasher.finalize().to_le_bytes().to_vec();
+    row.extend_from_slice(&ttl_ms.to_le_bytes());
+    row
+}
+
+fn read_leases(txn: &redb::ReadTransaction) -> Result<Vec<(u64, u64)>, redb::Error> {
+    let table = match txn.open_table(LEASES) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        table => table?,
+    };
+    let mut leases = Vec::new();
+    for entry in table.iter()? {
+        let (id, row) = entry?;
+        let (id, row) = (id.value(), row.value());
+        let ttl_ms = row.get(4..).and_then(|rest| rest.try_into().ok()).map(u64::from_le_bytes);
+        match ttl_ms.filter(|ttl_ms| lease_row(id, *ttl_ms) == row) {
+            Some(ttl_ms) => leases.push((id, ttl_ms)),
+            None => return Err(redb::Error::Corrupted(format!("lease {id}: checksum does not match"))),
+        }
+    }
+    Ok(leases)
+}
+
+/// True when one of them is of format 2.
 fn write_rows(
     table: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
     rows: &Rows,
-) -> Result<(), redb::Error> {
+) -> Result<bool, redb::Error> {
+    let mut leased = false;
     let (mut row_key, mut value) = (Vec::new(), Vec::new());
     for ((revision, key), change) in rows {
         row::write_key(*revision, key, &mut row_key);
@@ -197,8 +268,9 @@ fn write_rows(
             RowChange::Tombstone => None,
             RowChange::Version(kv) => Some(&**kv),
         };
+        leased |= kv.is_some_and(|kv| kv.lease.is_some());
         row::write_value(&row_key, kv, &mut value);
         table.insert(row_key.as_slice(), value.as_slice())?;
     }
-    Ok(())
+    Ok(leased)
 }

@@ -1,7 +1,7 @@
 //! Commands applied to the state.
 
 use super::*;
-use crate::{Compare, OpResult, TxnResponse};
+use crate::{Compare, OpResult, TxnResponse, Value};
 
 impl Mvcc {
     /// Runs one command. Never fails: a command was checked before it was proposed.
@@ -18,6 +18,8 @@ impl Mvcc {
                 self.compact((*revision).min(self.revision), effects);
                 None
             }
+            Command::Grant { id, ttl_ms } => Some(self.grant(*id, *ttl_ms, effects)),
+            Command::Revoke { id } => Some(self.revoke(*id, effects)),
         };
         self.trim(effects);
         response
@@ -44,6 +46,14 @@ impl Mvcc {
     fn txn(&mut self, now_ms: i64, txn: &Txn, effects: &mut Effects) -> TxnResponse {
         let succeeded = self.holds(&txn.compares);
         let ops = if succeeded { &txn.success } else { &txn.failure };
+        let unknown = |op: &Op| match op {
+            Op::PutLeased { lease, .. } if !self.has_lease(*lease) => Some(*lease),
+            _ => None,
+        };
+        if let Some(lease) = ops.iter().find_map(unknown) {
+            let results = vec![OpResult::NoLease(lease)];
+            return TxnResponse { succeeded: false, revision: self.revision, results };
+        }
         let next = self.revision + 1;
         let mut results = Vec::with_capacity(ops.len());
         for op in ops {
@@ -51,22 +61,37 @@ impl Mvcc {
                 Op::Get { key } => OpResult::Get(self.get(key).cloned()),
                 Op::Delete { key } => OpResult::Deleted { prev: self.delete(key, next, effects) },
                 Op::Put { key, value, ttl_ms } => {
-                    let prev = self.get(key).cloned();
                     let ttl = ttl_ms.map(|ttl| now_ms.saturating_add(i64::try_from(ttl).unwrap_or(i64::MAX)));
-                    let kv = KeyValue {
-                        key: key.clone(),
-                        value: value.clone(),
-                        create_revision: prev.as_ref().map_or(next, |prev| prev.create_revision),
-                        mod_revision: next,
-                        version: prev.as_ref().map_or(1, |prev| prev.version + 1),
-                        expires_at: ttl,
-                    };
-                    self.put(Arc::new(kv), prev.clone(), effects);
-                    OpResult::Put { prev }
+                    self.set_key(next, key, value, (ttl, None), effects)
+                }
+                Op::PutLeased { key, value, lease } => {
+                    self.set_key(next, key, value, (None, Some(*lease)), effects)
                 }
             });
         }
         TxnResponse { succeeded, revision: self.revision, results }
+    }
+
+    fn set_key(
+        &mut self,
+        revision: u64,
+        key: &Bytes,
+        value: &Value,
+        (expires_at, lease): (Option<i64>, Option<u64>),
+        effects: &mut Effects,
+    ) -> OpResult {
+        let prev = self.get(key).cloned();
+        let kv = KeyValue {
+            key: key.clone(),
+            value: value.clone(),
+            create_revision: prev.as_ref().map_or(revision, |prev| prev.create_revision),
+            mod_revision: revision,
+            version: prev.as_ref().map_or(1, |prev| prev.version + 1),
+            expires_at,
+            lease,
+        };
+        self.put(Arc::new(kv), prev.clone(), effects);
+        OpResult::Put { prev }
     }
 
     fn expire(&mut self, key: &Bytes, revision: u64, effects: &mut Effects) {
@@ -83,7 +108,12 @@ impl Mvcc {
         self.record(event, effects);
     }
 
-    fn delete(&mut self, key: &Bytes, revision: u64, effects: &mut Effects) -> Option<Arc<KeyValue>> {
+    pub(super) fn delete(
+        &mut self,
+        key: &Bytes,
+        revision: u64,
+        effects: &mut Effects,
+    ) -> Option<Arc<KeyValue>> {
         let prev = self.get(key)?.clone();
         self.revision = revision;
         effects.changes.push(Change::Tombstone { key: prev.key.clone(), revision });
@@ -97,6 +127,9 @@ impl Mvcc {
         if let Some(at) = kv.as_ref().and_then(|kv| kv.expires_at) {
             self.expiry.insert((at, key.clone()));
         }
+        let lease = |kv: &Option<Arc<KeyValue>>| kv.as_ref().and_then(|kv| kv.lease);
+        let had = self.keys.get(&key).and_then(|versions| lease(&versions.current));
+        self.attach(&key, had, lease(&kv));
         let Some(versions) = self.keys.get_mut(&key) else {
             self.keys.insert(key, Versions { current: kv, revision, older: Vec::new() });
             return;

@@ -85,7 +85,8 @@ impl Mvcc {
             }
             // Before the window there is one version of a key, the one that was current then.
             None => {
-                self.keys.remove(&key);
+                let had = self.keys.remove(&key).and_then(|versions| versions.current?.lease);
+                self.attach(&key, had, None);
                 if kv.is_some() {
                     self.set(key, revision, kv);
                 }

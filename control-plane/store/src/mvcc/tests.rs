@@ -95,6 +95,7 @@ fn restore_gives_the_same_state() {
         match change {
             Change::Put(kv) => rows.insert((kv.mod_revision, kv.key.clone()), Some(kv)),
             Change::Tombstone { key, revision } => rows.insert((revision, key), None),
+            Change::Lease { .. } => None,
             Change::Forget { key, revision } => rows.remove(&(revision, key)),
         };
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use super::wire::{CLUSTER, MAX_BODY};
-use super::{Dial, Lost, PeerTls, Peering, Transport, Way, wire};
+use super::{Dial, Lost, PeerTls, Peering, Transport, VERSIONS, Versions, Way, wire};
 use crate::Error;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -52,6 +52,7 @@ impl std::error::Error for CallError {}
 /// Connections to all members, made when they are needed.
 pub(crate) struct Peers {
     cluster: String,
+    versions: Versions,
     by: By,
     links: Mutex<HashMap<(u64, String), Arc<Link>>>,
 }
@@ -61,7 +62,10 @@ pub(crate) struct Link {
     member: u64,
     address: String,
     cluster: String,
+    versions: Versions,
     by: By,
+    /// The newest version that it speaks; 0: it has not said so yet.
+    speaks: AtomicU64,
     open: tokio::sync::Mutex<Option<SendRequest<Body>>>,
     /// Whether it could not be reached when it was last tried.
     lost: AtomicBool,
@@ -75,14 +79,14 @@ enum By {
 }
 
 impl Peers {
-    pub fn new(peering: &Peering) -> Result<Self, Error> {
+    pub fn new(peering: &Peering, versions: Versions) -> Result<Self, Error> {
         let by = match &peering.way {
             Way::Sockets { tls, dial, .. } => {
                 By::Sockets { tls: tls.client_config()?.into(), dial: dial.clone() }
             }
             Way::Simulated(transport) => By::Simulated(transport.clone()),
         };
-        Ok(Self { cluster: peering.cluster.clone(), by, links: Mutex::default() })
+        Ok(Self { cluster: peering.cluster.clone(), versions, by, links: Mutex::default() })
     }
 
     /// The way to a member at an address; calls of all parts share its connection.
@@ -102,7 +106,9 @@ impl Peers {
             member,
             address: address.to_owned(),
             cluster: self.cluster.clone(),
+            versions: self.versions,
             by: self.by.clone(),
+            speaks: AtomicU64::new(0),
             open: tokio::sync::Mutex::default(),
             lost: AtomicBool::new(false),
         }
@@ -135,31 +141,48 @@ impl Link {
         path: &str,
         body: Body,
     ) -> Result<Response<axum::body::Body>, CallError> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("https://{}{path}", PeerTls::name(self.member)))
             .header(CLUSTER, &self.cluster)
             .body(body)
             .map_err(|error| CallError::Unsent(error.to_string()))?;
+        if let Some(versions) = self.versions.header() {
+            request.headers_mut().insert(VERSIONS, versions);
+        }
         let (tls, dial) = match &self.by {
             By::Sockets { tls, dial } => (tls, dial),
             By::Simulated(transport) => {
                 let sent = transport.send(&self.address, request.map(axum::body::Body::new)).await;
-                return sent.map_err(|lost| match lost {
+                let answered = sent.map_err(|lost| match lost {
                     Lost::Unsent => CallError::Unsent(format!("{self} cannot be reached")),
                     Lost::Unknown => CallError::Unknown(format!("{self} did not answer")),
                 });
+                return self.heard(answered?);
             }
         };
         let mut sender = self.sender(tls, dial.as_ref()).await?;
         match sender.try_send_request(request).await {
-            Ok(response) => Ok(response.map(axum::body::Body::new)),
+            Ok(response) => self.heard(response.map(axum::body::Body::new)),
             Err(mut error) => {
                 let unsent = error.take_message().is_some();
                 let what = format!("{self}: {}", error.error());
                 Err(if unsent { CallError::Unsent(what) } else { CallError::Unknown(what) })
             }
         }
+    }
+
+    /// The newest version that this member speaks, once it has answered a call.
+    pub fn speaks(&self) -> Option<u64> {
+        Some(self.speaks.load(Ordering::Relaxed)).filter(|version| *version > 0)
+    }
+
+    /// Notes what a member says of itself.
+    fn heard(&self, response: Response<axum::body::Body>) -> Result<Response<axum::body::Body>, CallError> {
+        let theirs = Versions::read(response.headers());
+        self.speaks.store(theirs.newest, Ordering::Relaxed);
+        self.versions.check(theirs).map_err(|why| CallError::Unsent(format!("{self}: {why}")))?;
+        Ok(response)
     }
 
     async fn sender(

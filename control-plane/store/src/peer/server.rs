@@ -16,7 +16,7 @@ use http::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use openraft::raft::AppendEntriesResponse;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::type_config::alias::SnapshotOf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -27,13 +27,13 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
 use super::wire::{self, MAX_BODY, Refusal, SnapshotHead};
-use super::{Peering, Way};
+use super::{Peering, VERSIONS, Versions, Way};
 use crate::Error;
 use crate::disk::snapshot::{SnapshotData, private_file};
 use crate::disk::unblock;
 use crate::mvcc::Command;
 use crate::raft::Types;
-use crate::raft::handle::Handle;
+use crate::raft::handle::{Handle, Heard};
 
 const MAX_CONNECTIONS: usize = 256;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,6 +64,7 @@ pub(crate) fn serve(
     peering: Peering,
     member: Handle,
     incoming: Incoming,
+    versions: Versions,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Error> {
     let shared = Shared {
@@ -71,7 +72,7 @@ pub(crate) fn serve(
         cluster: peering.cluster.into(),
         incoming: Arc::new(tokio::sync::Mutex::new(incoming)),
     };
-    let router = router(shared, peering.routes);
+    let router = router(shared, versions, peering.routes);
     let (listener, acceptor) = match peering.way {
         Way::Simulated(transport) => {
             transport.serve(&peering.address, router);
@@ -93,7 +94,7 @@ pub(crate) fn serve(
     Ok(())
 }
 
-fn router(shared: Shared, others: Router) -> Router {
+fn router(shared: Shared, versions: Versions, others: Router) -> Router {
     let check = shared.cluster.clone();
     Router::new()
         .route(wire::APPEND, post(append))
@@ -106,16 +107,24 @@ fn router(shared: Shared, others: Router) -> Router {
         .route(wire::ADMIT, post(admit))
         .route(wire::REMOVE, post(remove))
         .route(wire::MEMBERS, post(members))
+        .route(wire::LEASE, post(lease))
         .with_state(shared)
         .merge(others)
         .layer(axum::middleware::from_fn(move |request: Request<Body>, next: axum::middleware::Next| {
             let check = check.clone();
             async move {
                 let named = request.headers().get(wire::CLUSTER).map(http::HeaderValue::as_bytes);
-                if named == Some(check.as_bytes()) {
-                    return next.run(request).await;
+                let mut response = if named != Some(check.as_bytes()) {
+                    (StatusCode::MISDIRECTED_REQUEST, "this is a member of another cluster").into_response()
+                } else if let Err(why) = versions.check(Versions::read(request.headers())) {
+                    (StatusCode::UPGRADE_REQUIRED, why).into_response()
+                } else {
+                    next.run(request).await
+                };
+                if let Some(versions) = versions.header() {
+                    response.headers_mut().insert(VERSIONS, versions);
                 }
-                (StatusCode::MISDIRECTED_REQUEST, "this is a member of another cluster").into_response()
+                response
             }
         }))
 }
@@ -184,11 +193,19 @@ where
 }
 
 async fn append(State(shared): State<Shared>, request: Request<Body>) -> Response {
-    answer(request, |ask| async move {
+    answer(request, |ask: AppendEntriesRequest<Types>| async move {
+        let (at, committed) = (Instant::now(), ask.leader_commit.map_or(0, |id| id.index));
         let answer = shared.member.raft.append_entries(ask).await.map_err(|error| error.to_string())?;
         // One of an earlier term is refused.
         if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
-            *shared.member.heard.lock() = Instant::now();
+            shared.member.heard.send_if_modified(|heard| {
+                // Whichever of two came first may be answered last.
+                let newer = at >= heard.at || heard.committed.is_none();
+                if newer {
+                    *heard = Heard { at, committed: Some(committed) };
+                }
+                newer
+            });
         }
         Ok(answer)
     })
@@ -238,7 +255,13 @@ async fn read_index(State(shared): State<Shared>, request: Request<Body>) -> Res
 }
 
 async fn admit(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    let (theirs, ours) = (Versions::read(request.headers()), shared.member.lessor.version());
     answer(request, |(id, address): (u64, String)| async move {
+        if theirs.newest < ours {
+            let what =
+                format!("this cluster uses version {ours}, the new member speaks {theirs}: upgrade it");
+            return Ok(Err(Refusal::Invalid(what)));
+        }
         Ok(shared.member.admit(id, address).await.map_err(Refusal::from))
     })
     .await
@@ -246,6 +269,13 @@ async fn admit(State(shared): State<Shared>, request: Request<Body>) -> Response
 
 async fn remove(State(shared): State<Shared>, request: Request<Body>) -> Response {
     answer(request, |id: u64| async move { Ok(shared.member.remove(id).await.map_err(Refusal::from)) }).await
+}
+
+async fn lease(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    answer(request, |(id, renew): (u64, bool)| async move {
+        Ok(shared.member.lease_here(id, renew).await.map_err(Refusal::from))
+    })
+    .await
 }
 
 async fn members(State(shared): State<Shared>, request: Request<Body>) -> Response {

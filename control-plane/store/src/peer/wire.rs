@@ -22,6 +22,8 @@ pub(crate) const READ_INDEX: &str = "/store/read-index";
 pub(crate) const ADMIT: &str = "/store/admit";
 pub(crate) const REMOVE: &str = "/store/remove";
 pub(crate) const MEMBERS: &str = "/store/members";
+/// Since version 2.
+pub(crate) const LEASE: &str = "/store/lease";
 
 /// What goes before a snapshot.
 #[derive(Serialize, Deserialize)]

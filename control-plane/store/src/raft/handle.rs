@@ -12,7 +12,6 @@ use openraft::async_runtime::{Instant as _, WatchReceiver};
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::{Raft, ReadPolicy};
-use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -22,11 +21,12 @@ use tokio_util::task::TaskTracker;
 use super::state_machine::StateMachine;
 use super::{Request, Types};
 use crate::clock::Clock;
+use crate::lease::Lessor;
 use crate::metrics::Stats;
 use crate::mvcc::Command;
 use crate::peer::client::{CallError, Link, Peers};
 use crate::peer::wire::{self, Proposed, Refusal};
-use crate::{Error, TxnResponse};
+use crate::{Error, TxnResponse, Versions};
 
 /// How long a write may take, an election included.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,13 +52,25 @@ pub(crate) struct Handle {
     pub stats: Arc<Stats>,
     /// When this member last belonged to a majority: heard a leader, or led one. Raft itself remembers who led, not
     /// whether it still does.
-    pub heard: Arc<Mutex<Instant>>,
+    pub heard: Arc<watch::Sender<Heard>>,
     /// What time it is.
     pub clock: Clock,
     /// The proposals that are made here and not answered yet.
     pub proposals: TaskTracker,
     /// Why raft ended, once it has.
     pub ended: watch::Receiver<Option<String>>,
+    /// What this member speaks.
+    pub versions: Versions,
+    /// Counts the time of leases where this member leads.
+    pub lessor: Arc<Lessor>,
+}
+
+/// The last word of a leader.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heard {
+    pub at: Instant,
+    /// The last entry that it said was committed; `None`: it said nothing yet.
+    pub committed: Option<u64>,
 }
 
 impl Handle {
@@ -90,6 +102,7 @@ impl Handle {
         if self.proposals.is_closed() {
             return Err(Error::NotLeader { leader: None });
         }
+        self.check_versions(command.version())?;
         let (responder, answer) = ProgressResponder::complete_only();
         let (raft, request) = (self.raft.clone(), Request(command));
         detached(async move { raft.client_write_ff(request, Some(responder)).await })
@@ -108,6 +121,43 @@ impl Handle {
             Ok(Err(error)) => Err(stopped(error)),
             Err(_) => Err(Error::Stopped("raft ended".into())),
         }
+    }
+
+    /// Fails where a member would not understand what is proposed. Once it has been said, no member of before can come any more.
+    fn check_versions(&self, needed: u64) -> Result<(), Error> {
+        if needed <= self.lessor.version() {
+            return Ok(());
+        }
+        let behind = |who: String| {
+            Err(Error::Unavailable(format!("version {needed} is needed, and {who}; upgrade it")))
+        };
+        if self.versions.newest < needed {
+            return behind(format!("this member speaks {}", self.versions));
+        }
+        for member in self.members().iter().filter(|member| member.id != self.node_id) {
+            match self.link(member.id).and_then(|link| link.speaks()) {
+                Some(speaks) if speaks >= needed => {}
+                Some(speaks) => return behind(format!("member {} speaks version {speaks}", member.id)),
+                None => return behind(format!("member {} has not said what it speaks", member.id)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The time to live of a lease and what is left of it, in milliseconds, given anew if asked; wherever the leader is.
+    pub async fn lease(&self, id: u64, renew: bool) -> Result<Option<(u64, u64)>, Error> {
+        self.check_touch()?;
+        let deadline = Instant::now() + READ_TIMEOUT;
+        self.at_leader(wire::LEASE, &(id, renew), deadline, || self.lease_here(id, renew)).await
+    }
+
+    /// The same where this member leads.
+    pub async fn lease_here(&self, id: u64, renew: bool) -> Result<Option<(u64, u64)>, Error> {
+        // Nobody else counts, and what was granted before is known here.
+        let index = self.read_index_here().await?;
+        self.applied(index, Instant::now() + READ_TIMEOUT).await?;
+        let term = self.raft.server_metrics().borrow_watched().vote.leader_id.term;
+        Ok(self.lessor.look(id, renew, term))
     }
 
     /// Takes no more proposals, and waits for a bounded time until those that were made here are answered.
@@ -144,6 +194,35 @@ impl Handle {
         let raft = self.raft.clone();
         let read = detached(async move { raft.get_read_log_id(ReadPolicy::LeaseRead).await }).await?;
         read.map(|(id, _)| id.index()).map_err(read_error)
+    }
+
+    /// Returns when this member has applied what its leader knew as committed at most so long ago. Nobody is asked.
+    pub async fn fresh_within(&self, age: Duration) -> Result<(), Error> {
+        let asked = Instant::now();
+        let deadline = asked + READ_TIMEOUT;
+        let mut heard = self.heard.subscribe();
+        loop {
+            self.check_touch()?;
+            if self.raft.is_leader() {
+                // By its lease it knows that nobody else leads.
+                match self.read_index_here().await {
+                    Ok(index) => return self.applied(index, deadline).await,
+                    Err(Error::NotLeader { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            let last = *heard.borrow_and_update();
+            if let Some(committed) = last.committed.filter(|_| last.at + age >= asked) {
+                return self.applied(committed, deadline).await;
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Unavailable(format!("no word of a leader came within {age:?}")));
+            }
+            let news = tokio::time::timeout(RETRY, self.unless_ended(heard.changed())).await;
+            if let Ok(Err(error)) = news {
+                return Err(error);
+            }
+        }
     }
 
     /// Has a question answered by the leader: here or by a call. Questions that were surely not heard are asked again.
@@ -248,11 +327,13 @@ impl Handle {
         }
         let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
         let acked = acked.and_then(|at| Instant::now().checked_sub(at.into_inner().elapsed()));
-        let mut heard = self.heard.lock();
         if let (true, Some(acked)) = (self.raft.is_leader(), acked) {
-            *heard = acked.max(*heard);
+            self.heard.send_if_modified(|heard| {
+                heard.at = acked.max(heard.at);
+                false
+            });
         }
-        heard.elapsed() >= ADRIFT
+        self.heard.borrow().at.elapsed() >= ADRIFT
     }
 
     /// Fails at once where waiting for a leader has long been in vain: the caller may go elsewhere.

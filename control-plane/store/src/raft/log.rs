@@ -206,7 +206,7 @@ fn weight(entry: &Entry) -> usize {
         EntryPayload::Normal(request) => match &*request.0 {
             Command::Txn { txn, .. } => txn.weight(),
             Command::Expire { keys } => keys.iter().map(|(key, _)| key.len() + 8).sum(),
-            Command::Compact { .. } => 8,
+            Command::Compact { .. } | Command::Grant { .. } | Command::Revoke { .. } => 16,
         },
         _ => 64,
     };

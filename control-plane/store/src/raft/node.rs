@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::Types;
-use super::handle::{Handle, detached, read_error, stopped};
+use super::handle::{Handle, Heard, detached, read_error, stopped};
 use super::log::Log;
 use super::network::Network;
 use super::state_machine::StateMachine;
@@ -24,6 +24,7 @@ use crate::alarm::Alarms;
 use crate::disk::persister::Persister;
 use crate::disk::state::{Applied, StateDb};
 use crate::disk::{Place, unblock};
+use crate::lease::Lessor;
 use crate::machine::Machine;
 use crate::metrics::Stats;
 use crate::mvcc::Window;
@@ -58,6 +59,7 @@ impl Node {
         place: Place,
         options: &Options,
         machine: Arc<Machine>,
+        lessor: Arc<Lessor>,
         peering: Option<Peering>,
     ) -> Result<Self, Error> {
         let (node_id, window, threads) = (place.node_id, options.window(), place.threads);
@@ -66,7 +68,8 @@ impl Node {
             let open = move || open_files(&place, window, &machine);
             unblock(threads, open).await??
         };
-        let peers = peering.as_ref().map(Peers::new);
+        let versions = options.versions;
+        let peers = peering.as_ref().map(|peering| Peers::new(peering, versions));
         let peers = peers.transpose()?.map(Arc::new);
         let fresh = log.is_empty();
         let watched = Arc::downgrade(&machine);
@@ -89,10 +92,20 @@ impl Node {
         let upkeep = Upkeep::new(options.log_bytes);
         let stats = place.stats.clone();
         tokio::spawn(count_leaders(raft.server_metrics(), stats.clone()));
-        let heard = Arc::new(Mutex::new(Instant::now()));
+        let heard = Arc::new(watch::Sender::new(Heard { at: Instant::now(), committed: None }));
         let clock = options.clock.clone();
-        let handle =
-            Handle { raft, node_id, peers, stats, heard, clock, proposals: TaskTracker::new(), ended };
+        let handle = Handle {
+            raft,
+            node_id,
+            peers,
+            stats,
+            heard,
+            clock,
+            proposals: TaskTracker::new(),
+            ended,
+            versions,
+            lessor,
+        };
         let (alarms, led) = (Alarms::default(), Mutex::new(Instant::now()));
         let node = Self { handle, log, upkeep, persister, place, alarms, led };
         if let Err(error) = node.start(fresh, peering).await {
@@ -111,7 +124,7 @@ impl Node {
         let end = async move { drop(ended.wait_for(Option::is_some).await) };
         let incoming =
             Incoming { path: self.place.dir.join("incoming.snapshot"), threads: self.place.threads };
-        peer::server::serve(peering, handle.clone(), incoming, end)?;
+        peer::server::serve(peering, handle.clone(), incoming, handle.versions, end)?;
         // From raft itself: its metrics may not have been told yet.
         let raft = handle.raft.clone();
         let known = detached(async move {

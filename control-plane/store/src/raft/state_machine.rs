@@ -90,12 +90,12 @@ impl RaftStateMachine<Types> for StateMachine {
         match snapshot {
             SnapshotData::View(view) => {
                 let rows = || view.raw_rows().map_err(io::Error::other);
-                self.install(meta, &view.applied, rows()?, rows()?)
+                self.install(meta, &view.applied, (view.format, &view.leases), rows()?, rows()?)
             }
             SnapshotData::File(path) => {
                 let open = || Reader::open(&path).map_err(io::Error::other);
-                let applied = open()?.applied;
-                self.install(meta, &applied, open()?.rows(), open()?.rows())
+                let Reader { applied, format, leases, .. } = open()?;
+                self.install(meta, &applied, (format, &leases), open()?.rows(), open()?.rows())
             }
         }
     }
@@ -114,6 +114,7 @@ impl StateMachine {
         &mut self,
         meta: &SnapshotMeta,
         applied: &Applied,
+        (format, leases): (u64, &[(u64, u64)]),
         for_memory: impl Iterator<Item = RawRow>,
         for_disk: impl Iterator<Item = RawRow>,
     ) -> io::Result<()> {
@@ -125,6 +126,10 @@ impl StateMachine {
         };
         let mut state = Mvcc::new(self.window);
         state.resume(applied.revision, applied.compacted);
+        state.raise(format);
+        for (id, ttl_ms) in leases {
+            state.restore_lease(*id, *ttl_ms);
+        }
         for row in for_memory {
             let (key, value) = row.map_err(io::Error::other)?;
             let mut row = row::read(&key, &value).map_err(io::Error::other)?;
@@ -133,7 +138,7 @@ impl StateMachine {
         }
         let mut effects = Effects::default();
         state.restored(&mut effects);
-        self.persister.replace(&applied, for_disk).map_err(io::Error::other)?;
+        self.persister.replace(&applied, leases, for_disk).map_err(io::Error::other)?;
         self.machine.replace(state);
         self.applied = applied;
         Ok(())

@@ -12,7 +12,7 @@ use super::*;
 use crate::disk::persister::Persister;
 use crate::disk::snapshot::SnapshotData;
 use crate::disk::state::{Applied, StateDb};
-use crate::disk::{Directory, Place};
+use crate::disk::{Directory, NEWEST, Place};
 use crate::machine::Machine;
 use crate::mvcc::Window;
 use crate::{Range, Txn, Value};
@@ -23,7 +23,7 @@ struct Builder;
 
 fn place(dir: &TempDir) -> Place {
     let files = Arc::new(Directory::new(dir.path()).unwrap());
-    Place { dir: dir.path().into(), files, node_id: 1, threads: true, stats: Arc::default() }
+    Place { dir: dir.path().into(), files, node_id: 1, threads: true, newest: NEWEST, stats: Arc::default() }
 }
 
 fn open_with(guarded: bool) -> (TempDir, Log, StateMachine) {

@@ -39,7 +39,7 @@ impl Store {
     pub fn status(&self) -> Status {
         let (leader, term) = self.leader();
         let (revision, compacted_revision) = (self.revision(), self.compacted_revision());
-        let format = crate::disk::FORMAT;
+        let format = self.machine.version();
         let status = Status {
             member: 1,
             leader,

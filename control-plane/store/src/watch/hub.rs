@@ -8,7 +8,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::mvcc::HOT_EVENTS;
 use crate::{Error, Event};
@@ -19,6 +19,8 @@ pub(crate) struct Hub {
     topics: Mutex<Topics>,
     published: AtomicU64,
     stopped: Mutex<Option<String>>,
+    /// Wakes who waits for a revision.
+    pub moved: Notify,
     /// Whether news do not come in because this member has lost touch with the majority.
     pub adrift: watch::Sender<bool>,
 }
@@ -71,6 +73,7 @@ impl Hub {
         for topic in topics.by_prefix.values() {
             topic.wake();
         }
+        self.moved.notify_waiters();
     }
 
     /// The last revision that has reached every topic.
@@ -140,12 +143,14 @@ impl Hub {
         }
         drop(topics);
         touched.iter().for_each(|topic| topic.wake());
+        self.moved.notify_waiters();
     }
 
     /// Ends all watches.
     pub fn stop(&self, reason: &str) {
         self.stopped.lock().get_or_insert_with(|| reason.to_owned());
         self.topics.lock().by_prefix.values().for_each(|topic| topic.wake());
+        self.moved.notify_waiters();
     }
 
     /// An error once the hub was stopped.

@@ -5,9 +5,13 @@
 mod cluster;
 mod conformance;
 mod crash;
+mod five;
+mod fresh;
+mod leases;
 mod members;
 mod operations;
 mod restart;
 mod restore;
 mod rolling;
 mod splice;
+mod upgrade;

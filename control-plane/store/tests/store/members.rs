@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coracle_store::{KeyValue, Options, PeerTls, Peering, Range, Store, Txn, Value, Way};
+use coracle_store::{Error, KeyValue, Options, PeerTls, Peering, Range, Store, Txn, Value, Versions, Way};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
@@ -37,6 +37,9 @@ impl Authority {
     }
 }
 
+/// The highest id of a member.
+const MOST: u64 = 7;
+
 /// Which member cannot connect to which.
 type Cuts = watch::Sender<BTreeSet<(u64, u64)>>;
 
@@ -47,6 +50,10 @@ pub struct Members {
     ports: Arc<Mutex<HashMap<String, u16>>>,
     dirs: HashMap<u64, TempDir>,
     pub snapshot_every: u64,
+    /// Revisions that each keeps.
+    pub history: u64,
+    /// What those speak that are opened from now on.
+    pub versions: Versions,
     pub stores: HashMap<u64, Store>,
 }
 
@@ -62,6 +69,8 @@ impl Members {
             ports: Arc::default(),
             dirs: HashMap::new(),
             snapshot_every: 10_000,
+            history: 100_000,
+            versions: Versions::default(),
             stores: HashMap::new(),
         }
     }
@@ -77,6 +86,10 @@ impl Members {
 
     /// Opens a member over its directory; a new one joins those that run.
     pub async fn open(&mut self, id: u64) {
+        self.try_open(id).await.unwrap();
+    }
+
+    pub async fn try_open(&mut self, id: u64) -> Result<(), Error> {
         let dir = self.dirs.entry(id).or_insert_with(|| tempfile::tempdir().unwrap()).path().to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.ports.lock().unwrap().insert(name(id), listener.local_addr().unwrap().port());
@@ -88,15 +101,17 @@ impl Members {
             join,
             routes: Default::default(),
         };
-        let options = Options { node_id: id, snapshot_every: self.snapshot_every, ..Options::new(dir) };
-        let store = Store::open_member(options, peering).await.unwrap();
+        let (snapshot_every, history, versions) = (self.snapshot_every, self.history, self.versions);
+        let options = Options { node_id: id, snapshot_every, history, versions, ..Options::new(dir) };
+        let store = Store::open_member(options, peering).await?;
         self.stores.insert(id, store);
+        Ok(())
     }
 
     /// The way from a member to the others: one listener for each, which ends what is cut.
     pub async fn dial(&self, from: u64) -> coracle_store::Dial {
         let mut through = HashMap::new();
-        for to in 1..=5 {
+        for to in 1..=MOST {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             through.insert(name(to), listener.local_addr().unwrap().to_string());
             tokio::spawn(forward(listener, (from, to), self.cuts.clone(), self.ports.clone()));
@@ -106,7 +121,7 @@ impl Members {
 
     /// Nothing passes between a member and the others any more, in either direction.
     pub fn isolate(&self, id: u64) {
-        self.cuts.send_modify(|cuts| cuts.extend((1..=5).flat_map(|other| [(id, other), (other, id)])));
+        self.cuts.send_modify(|cuts| cuts.extend((1..=MOST).flat_map(|other| [(id, other), (other, id)])));
     }
 
     pub fn heal(&self) {
@@ -115,6 +130,13 @@ impl Members {
 
     pub async fn close(&mut self, id: u64) {
         self.stores.remove(&id).unwrap().shutdown().await.unwrap();
+    }
+
+    /// A member goes without a word, and its disk with it.
+    pub async fn lose(&mut self, id: u64) {
+        self.isolate(id);
+        self.close(id).await;
+        self.dirs.remove(&id);
     }
 
     pub async fn close_all(&mut self) {

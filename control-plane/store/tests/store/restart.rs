@@ -70,9 +70,9 @@ async fn directory_in_use_of_another_node_or_of_the_future() {
             txn.open_table(meta).unwrap().insert("format", bytes.as_slice()).unwrap();
             txn.commit().unwrap();
         };
-        set(2);
+        set(3);
         let newer = Store::open(Options::new(dir.path())).await;
-        assert!(matches!(newer, Err(Error::FormatTooNew { found: 2, supported: 1, .. })), "{newer:?}");
+        assert!(matches!(newer, Err(Error::FormatTooNew { found: 3, supported: 2, .. })), "{newer:?}");
         set(1);
     }
     let store = Store::open(Options::new(dir.path())).await.unwrap();

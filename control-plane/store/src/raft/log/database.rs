@@ -1,13 +1,15 @@
 //! `log.redb`: entries by index, and the vote and the purge mark in `meta`.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use openraft::EntryPayload;
 use parking_lot::RwLock;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{Entry, LogId, Vote};
 use crate::Error;
-use crate::disk::{Place, guarded, read_meta, write_meta};
+use crate::disk::{FORMAT, OLDEST, Place, guarded, read_meta, write_meta};
 
 const NAME: &str = "log.redb";
 const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
@@ -15,6 +17,8 @@ const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 pub(super) struct LogDb {
     place: Place,
     database: RwLock<Option<Database>>,
+    /// The format that the file bears.
+    format: AtomicU64,
 }
 
 /// What the log holds when it is opened.
@@ -43,7 +47,9 @@ impl LogDb {
         let database = place.open(NAME)?;
         let found = guarded(|| scan(&database)).unwrap_or_else(|panic| Err(redb::Error::Corrupted(panic)));
         let found = found.map_err(|error| place.error(NAME, error))?;
-        Ok((Self { place: place.clone(), database: RwLock::new(Some(database)) }, found))
+        let format = read_meta(&database, FORMAT).map_err(|error| place.error(NAME, error))?;
+        let format = AtomicU64::new(format.unwrap_or(OLDEST));
+        Ok((Self { place: place.clone(), database: RwLock::new(Some(database)), format }, found))
     }
 
     pub fn close(&self) {
@@ -69,6 +75,8 @@ impl LogDb {
     /// Writes a batch and syncs it.
     pub fn commit(&self, batch: &Batch<'_>, scratch: &mut Vec<u8>) -> Result<(), redb::Error> {
         let started = Instant::now();
+        let format = batch.entries.iter().map(|entry| version(entry)).max().unwrap_or(OLDEST);
+        let raised = format > self.format.load(Ordering::Relaxed);
         let done = self.with(|database| {
             let mut txn = database.begin_write()?;
             txn.set_durability(Durability::Immediate)?;
@@ -78,9 +86,15 @@ impl LogDb {
             if let Some(purged) = batch.purged {
                 write_meta(&txn, "purged", purged)?;
             }
+            if raised {
+                write_meta(&txn, FORMAT, &format)?;
+            }
             write_entries(&txn, batch, scratch)?;
             Ok(txn.commit()?)
         });
+        if raised && done.is_ok() {
+            self.format.store(format, Ordering::Relaxed);
+        }
         self.place.synced(NAME, &self.place.stats.log_syncs, started.elapsed());
         done
     }
@@ -117,6 +131,14 @@ fn write_entries(
         table.retain_in(from..to, |_, _| false)?;
     }
     Ok(())
+}
+
+/// The version of the members that understand an entry.
+fn version(entry: &Entry) -> u64 {
+    match &entry.payload {
+        EntryPayload::Normal(request) => request.0.version(),
+        _ => OLDEST,
+    }
 }
 
 /// Checksum (CRC-32, little-endian) and postcard.
@@ -172,7 +194,6 @@ fn scan(database: &Database) -> Result<Found, redb::Error> {
 mod tests {
     use std::sync::Arc;
 
-    use openraft::EntryPayload;
     use openraft::entry::RaftEntry;
 
     use super::*;

@@ -1,0 +1,79 @@
+//! Reads at a freshness that the caller names, at any member.
+
+use std::time::{Duration, Instant};
+
+use coracle_store::{Error, Freshness, Range, Store};
+
+use super::members::{Members, put};
+
+async fn read(store: &Store, freshness: Freshness) -> Result<Option<String>, Error> {
+    let found = store.read(&Range::prefix("/fresh"), freshness).await?;
+    Ok(found.kvs.first().map(|kv| String::from_utf8_lossy(&kv.value.json).into_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_are_as_fresh_as_asked_without_asking_the_leader() {
+    let mut members = Members::cluster(3).await;
+    let leader = members.leader(1).await;
+    let follower = leader % 3 + 1;
+    let other = follower % 3 + 1;
+    let first = put(members.store(leader), "/fresh", "1").await.unwrap();
+    for id in [leader, follower, other] {
+        for freshness in
+            [Freshness::Linearizable, Freshness::AtLeast(first), Freshness::Within(Duration::from_secs(5))]
+        {
+            let found = read(members.store(id), freshness).await.unwrap();
+            // What the leader had committed some seconds ago may be less than what it has now.
+            let lags = matches!(freshness, Freshness::Within(_)) && id != leader;
+            assert!(
+                found.as_deref() == Some("1") || (lags && found.is_none()),
+                "{id} {freshness:?} {found:?}"
+            );
+        }
+        // Word of now: everything that was acknowledged before is there.
+        let found = read(members.store(id), Freshness::Within(Duration::ZERO)).await.unwrap();
+        assert_eq!(found.as_deref(), Some("1"), "member {id}");
+    }
+    // One waits for a revision that is on its way, and not for one that nobody has.
+    let store = members.store(follower).clone();
+    let waiting = tokio::spawn(async move { read(&store, Freshness::AtLeast(first + 1)).await });
+    assert_eq!(put(members.store(leader), "/fresh", "2").await.unwrap(), first + 1);
+    assert_eq!(waiting.await.unwrap().unwrap().as_deref(), Some("2"));
+    let early = read(members.store(other), Freshness::AtLeast(first + 9)).await;
+    let Err(Error::FutureRevision { requested, current }) = early else { panic!("{early:?}") };
+    assert!(requested == first + 9 && current <= first + 1);
+
+    // Cut off from the leader it still has what it had, and says so; it does not claim to be fresh.
+    members.agree().await;
+    members.isolate(follower);
+    let cut = Instant::now();
+    put(members.store(leader), "/fresh", "3").await.unwrap();
+    let alone = members.store(follower);
+    assert_eq!(read(alone, Freshness::AtLeast(0)).await.unwrap().as_deref(), Some("2"));
+    assert_eq!(read(alone, Freshness::AtLeast(first)).await.unwrap().as_deref(), Some("2"));
+    let minute = read(alone, Freshness::Within(Duration::from_secs(60))).await;
+    assert!(cut.elapsed() > Duration::from_secs(5) || minute.unwrap().as_deref() == Some("2"));
+    for freshness in [Freshness::Within(Duration::ZERO), Freshness::Linearizable] {
+        let refused = read(alone, freshness).await;
+        assert!(
+            matches!(refused, Err(Error::Timeout(_) | Error::Unavailable(_))),
+            "{freshness:?} {refused:?}"
+        );
+    }
+    members.heal();
+    // The first word after that brings it all.
+    let healed = async {
+        loop {
+            match read(members.store(follower), Freshness::Within(Duration::ZERO)).await {
+                Ok(found) => return found,
+                Err(Error::Timeout(_) | Error::Unavailable(_)) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(20), healed).await.unwrap();
+    assert_eq!(found.as_deref(), Some("3"));
+    members.close_all().await;
+}

@@ -1,0 +1,125 @@
+//! Members of different versions: upgraded one after the other, taken back, refused.
+//!
+//! There is one build. A member of an older version is this build told to speak that version alone: it writes that version's
+//! files, says nothing of versions, and refuses what is newer.
+
+use std::time::Duration;
+
+use coracle_store::{Error, Op, Options, Store, Txn, Value, Versions};
+
+use super::members::{Members, put, until};
+
+const ONE: Versions = Versions { oldest: 1, newest: 1 };
+const TWO: Versions = Versions { oldest: 1, newest: 2 };
+const THREE: Versions = Versions { oldest: 3, newest: 3 };
+const TTL: Duration = Duration::from_secs(600);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_upgraded_one_after_the_other_and_no_write_fails() {
+    let mut members = Members::new();
+    members.versions = ONE;
+    for id in 1..=3 {
+        members.open(id).await;
+    }
+    put(members.store(1), "/by-version-1", "1").await.unwrap();
+    members.versions = TWO;
+    for id in 1..=3 {
+        // Old and new ones work together, whoever leads.
+        let refused = members.store(id).grant_lease(None, TTL).await;
+        assert!(
+            matches!(&refused, Err(Error::Unavailable(why)) if why.contains("upgrade it")),
+            "{refused:?}"
+        );
+        members.close(id).await;
+        let other = id % 3 + 1;
+        put(members.store(other), &format!("/without-{id}"), "1").await.unwrap();
+        members.open(id).await;
+        put(members.store(id), &format!("/with-{id}"), "1").await.unwrap();
+        members.agree().await;
+        assert_eq!(members.store(id).status().format, 1, "nothing says more than version 1 can");
+    }
+    // One is taken back, and upgraded again.
+    members.close(2).await;
+    members.versions = ONE;
+    members.open(2).await;
+    put(members.store(2), "/back", "1").await.unwrap();
+    members.close(2).await;
+    members.versions = TWO;
+    members.open(2).await;
+    // Now that all of them know leases there may be some.
+    let lease = loop {
+        match members.store(2).grant_lease(None, TTL).await {
+            Ok(lease) => break lease,
+            // The leader has not heard all of them yet.
+            Err(Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let op = Op::PutLeased { key: "/leased".into(), value: Value::raw("1"), lease };
+    members.store(3).txn(Txn { success: vec![op], ..Txn::default() }).await.unwrap();
+    members.agree().await;
+    for id in 1..=3 {
+        assert_eq!(members.store(id).status().format, 2);
+        assert!(members.store(id).get(b"/by-version-1").is_some());
+    }
+    // From here there is no way back: the files say so, and so do the members to one that comes anew.
+    members.close(3).await;
+    members.versions = ONE;
+    let refused = members.try_open(3).await;
+    assert!(matches!(refused, Err(Error::FormatTooNew { found: 2, supported: 1, .. })), "{refused:?}");
+    let joined = tokio::time::timeout(Duration::from_secs(3), members.try_open(4)).await;
+    assert!(joined.is_err(), "{joined:?}");
+    assert_eq!(members.store(1).members().len(), 3);
+    members.versions = TWO;
+    members.open(3).await;
+    put(members.store(3), "/after", "1").await.unwrap();
+    members.agree().await;
+    members.close_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_too_far_apart_refuse_each_other() {
+    let mut members = Members::cluster(2).await;
+    put(members.store(1), "/a", "1").await.unwrap();
+    // One that only speaks what is not known here is not let in, and changes nothing.
+    members.versions = THREE;
+    let joined = tokio::time::timeout(Duration::from_secs(3), members.try_open(3)).await;
+    assert!(joined.is_err(), "{joined:?}");
+    assert_eq!(members.store(1).members().len(), 2);
+    // Nor is one that has been a member.
+    members.close(2).await;
+    members.try_open(2).await.unwrap();
+    let refused = put(members.store(2), "/b", "1").await;
+    assert!(matches!(refused, Err(Error::Unavailable(_) | Error::Timeout(_))), "{refused:?}");
+    members.close(2).await;
+    members.versions = TWO;
+    members.open(2).await;
+    put(members.store(2), "/b", "1").await.unwrap();
+    members.agree().await;
+    assert!(members.store(1).get(b"/b").is_some());
+    until("both know the leader", || members.store(1).leader().0).await;
+    members.close_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_is_upgraded_when_something_needs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = async |versions| Store::open(Options { versions, ..Options::new(dir.path()) }).await;
+    let old = open(ONE).await.unwrap();
+    put(&old, "/a", "1").await.unwrap();
+    let refused = old.grant_lease(None, TTL).await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    old.shutdown().await.unwrap();
+    let new = open(TWO).await.unwrap();
+    put(&new, "/b", "1").await.unwrap();
+    new.shutdown().await.unwrap();
+    let old = open(ONE).await.unwrap();
+    assert!(old.get(b"/b").is_some());
+    old.shutdown().await.unwrap();
+    let new = open(TWO).await.unwrap();
+    new.grant_lease(None, TTL).await.unwrap();
+    new.shutdown().await.unwrap();
+    let refused = open(ONE).await;
+    assert!(matches!(refused, Err(Error::FormatTooNew { found: 2, supported: 1, .. })), "{refused:?}");
+    assert_eq!(open(TWO).await.unwrap().leases().len(), 1);
+}
