@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const WRITE: Duration = Duration::from_secs(300);
 /// Images that the Node tells of.
 const MAX_IMAGES: usize = 50;
+/// How long one look, and what it writes, may take: an answer that never comes is asked for again.
+const TURN: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(7);
 
@@ -43,11 +45,13 @@ pub async fn run(
 }
 
 async fn keep_node(context: &Context, machine: &machine::Machine, port: u16, max_pods: u32) {
-    let mut keeper = Keeper { context, machine, port, max_pods, written: None, cidr: None, started: false };
+    let mut keeper =
+        Keeper { context, machine, port, max_pods, written: None, cidr: None, problem: None, started: false };
     let mut delay = RETRY_MIN;
     let mut pressure = context.pressure.subscribe();
     loop {
-        match keeper.turn().await {
+        let turn = tokio::time::timeout(TURN, keeper.turn()).await;
+        match turn.unwrap_or_else(|late| Err(late.into())) {
             Ok(settled) => {
                 delay = RETRY_MIN;
                 // A node that is not yet whole (no range, runtime away) is looked at more often.
@@ -78,6 +82,8 @@ struct Keeper<'a> {
     max_pods: u32,
     written: Option<Instant>,
     cidr: Option<String>,
+    /// What was last wrong with the runtime.
+    problem: Option<String>,
     started: bool,
 }
 
@@ -105,6 +111,8 @@ impl Keeper<'_> {
             api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         }
         let handed = self.hand_over_cidr(&node).await;
+        // Not in the expression below: it would be held, and whoever tells of pressure wait, while the runtime is asked.
+        let pressure = *self.context.pressure.borrow();
         let facts = object::Facts {
             machine: self.machine,
             address: self.context.node_ip.to_string(),
@@ -114,13 +122,20 @@ impl Keeper<'_> {
             runtime: self.ask_runtime(handed).await,
             devices: self.context.devices.amounts(),
             tuning: &self.context.tuning,
-            pressure: *self.context.pressure.borrow(),
+            pressure,
             shutting_down: self.context.shutting_down.load(std::sync::atomic::Ordering::Relaxed),
             images: self.images().await,
             volumes_in_use: crate::csi::volume::in_use(&self.context.root),
             now: Timestamp::now(),
         };
         let ready = facts.runtime.problem.is_none();
+        if self.problem != facts.runtime.problem {
+            self.problem.clone_from(&facts.runtime.problem);
+            match &self.problem {
+                Some(problem) => tracing::warn!(node = name, problem, "the runtime is not ready"),
+                None => tracing::info!(node = name, "the runtime is ready"),
+            }
+        }
         let status = object::status(&node, &facts);
         let due = self.written.is_none_or(|at| at.elapsed() >= WRITE);
         if due || object::differs(node.status.as_ref(), &status) {

@@ -20,10 +20,14 @@ const DURATION_SECONDS: i32 = 40;
 /// Renews for ever.
 pub async fn keep(context: &Context) {
     loop {
-        let pause = match renew(context).await {
-            Ok(()) => RENEW,
-            Err(error) => {
+        let pause = match tokio::time::timeout(RENEW, renew(context)).await {
+            Ok(Ok(())) => RENEW,
+            Ok(Err(error)) => {
                 tracing::debug!(%error, node = context.node_name, "could not renew the Lease");
+                RETRY
+            }
+            Err(late) => {
+                tracing::warn!(%late, node = context.node_name, "could not renew the Lease");
                 RETRY
             }
         };
