@@ -141,11 +141,20 @@ pub struct Error {
     pub bad_value: Value,
     /// More words; empty for none.
     pub detail: String,
+    /// How the offending value is shown, where that is not as it was sent.
+    pub shown: Option<String>,
 }
 
 impl Error {
     fn new(kind: ErrorType, path: &Path, bad_value: Value, detail: impl Into<String>) -> Self {
-        Error { path: path.to_string(), kind, bad_value, detail: detail.into() }
+        Error { path: path.to_string(), kind, bad_value, detail: detail.into(), shown: None }
+    }
+
+    /// The same, with the offending value shown like this.
+    #[must_use]
+    pub fn shown_as(mut self, text: String) -> Self {
+        self.shown = Some(text);
+        self
     }
 
     /// A value must be given and is not. `detail` may be empty.
@@ -219,9 +228,10 @@ impl Error {
             | ErrorType::TooLong
             | ErrorType::Internal
             | ErrorType::TypeInvalid => words.to_string(),
-            _ => match &self.bad_value {
-                Value::String(s) => format!("{words}: {}", go_quote(s)),
-                other => format!("{words}: {other}"),
+            _ => match (&self.shown, &self.bad_value) {
+                (Some(text), _) => format!("{words}: {text}"),
+                (None, Value::String(s)) => format!("{words}: {}", go_quote(s)),
+                (None, other) => format!("{words}: {other}"),
             },
         };
         if !self.detail.is_empty() {

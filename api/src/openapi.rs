@@ -4,6 +4,7 @@
 mod custom;
 mod descriptions;
 mod gnostic;
+mod merged;
 mod paths;
 mod schemas;
 
@@ -14,6 +15,8 @@ use serde_json::{Map, Value, json};
 
 use crate::meta::Gvk;
 use paths::Flavor;
+
+pub use merged::Foreign;
 
 /// One resource or subresource that is served.
 #[derive(Clone, Debug)]
@@ -85,6 +88,13 @@ pub fn v2_json(served: &[OpenapiResource]) -> Vec<u8> {
 /// The OpenAPI v2 document as gnostic protobuf: `application/com.github.proto-openapi.spec.v2@v1.0+protobuf`.
 pub fn v2_protobuf(served: &[OpenapiResource]) -> Vec<u8> {
     gnostic::encode(&v2(served))
+}
+
+/// Both forms of the OpenAPI v2 document, JSON first, with what other servers say of their groups.
+pub fn v2_merged(served: &[OpenapiResource], others: &[Foreign<'_>]) -> (Vec<u8>, Vec<u8>) {
+    let mut document = v2(served);
+    others.iter().for_each(|other| merged::merge(&mut document, other));
+    (document.to_string().into_bytes(), gnostic::encode(&document))
 }
 
 fn v2(served: &[OpenapiResource]) -> Value {

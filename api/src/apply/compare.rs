@@ -1,6 +1,7 @@
 //! What differs between two states of an object, by fields.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::discriminant;
 
 use serde_json::{Map, Value};
 
@@ -118,6 +119,17 @@ fn place(node: Node<'_>, old: Option<&Value>, new: Option<&Value>, out: &mut Com
     if let (None, Some(new)) = (old, new) {
         fill(node, new, &mut out.added);
         return Own::Added;
+    }
+    // What no schema describes may become something else: what was in it is gone, and what is in it now is new.
+    let other = |v: &Value| discriminant(&node.shape(v)) != discriminant(&shape);
+    if let (Some(old), Some(new)) = (old, new)
+        && !old.is_null()
+        && !new.is_null()
+        && (other(old) || other(new))
+    {
+        fill(node, old, &mut out.removed);
+        fill(node, new, &mut out.added);
+        return leaf(Some(old), Some(new));
     }
     if matches!(shape, Shape::Leaf) || !fits(old) || !fits(new) || (empty(old) && empty(new)) {
         return leaf(old, new);

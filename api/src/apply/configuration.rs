@@ -106,7 +106,22 @@ pub fn apply(apply: &Apply<'_>) -> Result<(Value, Vec<Entry>), ApplyError> {
         strip(&mut entry.fields);
     }
     entries.retain(|e| !e.fields.is_empty());
+    let mut result = result;
+    if writer.manager == "kubectl" {
+        keep_last_applied(&mut result, config);
+    }
     Ok((result, entries))
+}
+
+/// An object that kubectl applied itself before says in its annotation what it applied now, so that it may go back to that.
+fn keep_last_applied(object: &mut Value, config: &Value) {
+    let annotations = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
+    let Some(last) = annotations.and_then(|all| all.get_mut(LAST_APPLIED)) else { return };
+    let mut config = config.clone();
+    if let Some(own) = config.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+        own.remove(LAST_APPLIED);
+    }
+    *last = format!("{config}\n").into();
 }
 
 /// The fields that kubectl set when it still kept the last configuration in an annotation, as far as they are as it set them.

@@ -162,6 +162,11 @@ fn kubectl_takes_over_what_it_applied_itself() {
     live["metadata"]["managedFields"] = encode(entries).unwrap();
     let taken = run("ConfigMap", &live, map(json!({"a": "2"})), "kubectl", false).unwrap();
     assert_eq!(taken["data"], json!({"a": "2", "b": "changed"}));
+    // What kubectl looks at next time says what was applied now.
+    let last = taken["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"].as_str();
+    assert_eq!(last, Some(format!("{}\n", map(json!({"a": "2"}))).as_str()));
+    let other = run("ConfigMap", &live, map(json!({"a": "2"})), "other", true).unwrap();
+    assert_eq!(other["metadata"]["annotations"], live["metadata"]["annotations"], "nobody else writes it");
     assert!(run("ConfigMap", &live, map(json!({"b": "2"})), "kubectl", false).is_err());
     assert!(run("ConfigMap", &live, map(json!({"a": "2"})), "other", false).is_err());
 }

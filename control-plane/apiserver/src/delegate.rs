@@ -31,6 +31,8 @@ pub struct Delegated {
     pub resources: Value,
     /// Its OpenAPI v3 document, where it has one.
     pub openapi: Option<Bytes>,
+    /// The OpenAPI v2 document of the whole server, where it has one.
+    pub openapi_v2: Option<Bytes>,
 }
 
 /// Who serves groups that are not served here.

@@ -6,10 +6,11 @@ use std::sync::{Arc, OnceLock};
 use axum::body::Body;
 use bytes::Bytes;
 use coracle_api::Gvk;
-use coracle_api::openapi::{self, OpenapiResource};
+use coracle_api::openapi::{self, Foreign, OpenapiResource};
 use http::header::{ACCEPT, CACHE_CONTROL, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use http::request::Parts;
 use http::{Response, StatusCode};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use crate::delegate::Delegated;
@@ -40,9 +41,19 @@ pub(crate) struct OpenApi {
     served: Vec<OpenapiResource>,
     v2_json: OnceLock<Document>,
     v2_protobuf: OnceLock<Document>,
+    /// With what other servers say, as they said it last.
+    v2_merged: Mutex<Option<Arc<Merged>>>,
     index: OnceLock<Document>,
     /// By path: `api/v1`, `apis/apps/v1`.
     v3: BTreeMap<String, Part>,
+}
+
+/// Both forms of the v2 document with what other servers say of their groups.
+struct Merged {
+    /// What they said.
+    of: Vec<(String, String, Bytes)>,
+    json: Document,
+    protobuf: Document,
 }
 
 /// The document of one group and version.
@@ -84,7 +95,14 @@ impl OpenApi {
             }
         }
         let served = resources.iter().flat_map(|def| entries(def)).collect();
-        Self { served, v2_json: OnceLock::new(), v2_protobuf: OnceLock::new(), index: OnceLock::new(), v3 }
+        Self {
+            served,
+            v2_json: OnceLock::new(),
+            v2_protobuf: OnceLock::new(),
+            v2_merged: Mutex::default(),
+            index: OnceLock::new(),
+            v3,
+        }
     }
 
     fn part<'a>(&self, part: &'a Part) -> &'a Document {
@@ -113,7 +131,7 @@ impl OpenApi {
 
     fn document(&self, path: &str, accept: Option<&str>, others: &[Delegated]) -> Option<Response<Body>> {
         if path == "/openapi/v2" {
-            return Some(self.v2(accept.unwrap_or("")));
+            return Some(self.v2(accept.unwrap_or(""), others));
         }
         let rest = path.strip_prefix("/openapi/v3")?.trim_matches('/');
         let of_others: BTreeMap<String, Document> = others
@@ -138,8 +156,31 @@ impl OpenApi {
         Some(tagged(JSON, self.part(self.v3.get(rest)?)))
     }
 
-    fn v2(&self, accept: &str) -> Response<Body> {
-        if !accept.contains("proto-openapi.spec.v2") {
+    /// The v2 document with what others say; made anew when they say something else.
+    fn merged(&self, others: &[Delegated]) -> Option<Arc<Merged>> {
+        let said = |o: &Delegated| Some((o.group.clone(), o.version.clone(), o.openapi_v2.clone()?));
+        let of: Vec<(String, String, Bytes)> = others.iter().filter_map(said).collect();
+        if of.is_empty() {
+            return None;
+        }
+        let mut known = self.v2_merged.lock();
+        if let Some(known) = known.as_ref().filter(|known| known.of == of) {
+            return Some(known.clone());
+        }
+        let foreign: Vec<Foreign<'_>> =
+            of.iter().map(|(group, version, document)| Foreign { group, version, document }).collect();
+        let (json, protobuf) = openapi::v2_merged(&self.served, &foreign);
+        let new = Arc::new(Merged { json: Document::new(json), protobuf: Document::new(protobuf), of });
+        *known = Some(new.clone());
+        Some(new)
+    }
+
+    fn v2(&self, accept: &str, others: &[Delegated]) -> Response<Body> {
+        let is_json = !accept.contains("proto-openapi.spec.v2");
+        if let Some(merged) = self.merged(others) {
+            return if is_json { tagged(JSON, &merged.json) } else { tagged(PROTOBUF, &merged.protobuf) };
+        }
+        if is_json {
             let json = self.v2_json.get_or_init(|| Document::new(openapi::v2_json(&self.served)));
             return tagged(JSON, json);
         }

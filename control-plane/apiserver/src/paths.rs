@@ -7,6 +7,7 @@ use http::{Method, Response, StatusCode, header};
 use serde_json::json;
 
 use crate::negotiate::{self, Encoding, Form};
+use crate::query::Query;
 use crate::respond;
 use crate::state::Shared;
 
@@ -35,8 +36,9 @@ pub(crate) async fn serve(shared: &Shared, request: &http::request::Parts) -> Re
     match path {
         "/" => Ok(index(shared)),
         "/version" | "/version/" => Ok(version()),
-        "/healthz" | "/livez" | "/readyz" | "/healthz/ping" | "/livez/ping" | "/readyz/ping" => {
-            Ok(health(shared, request).await)
+        "/healthz" | "/livez" | "/readyz" => health(shared, request).await,
+        _ if ["/healthz/", "/livez/", "/readyz/"].iter().any(|root| path.starts_with(root)) => {
+            health(shared, request).await
         }
         "/metrics" => Ok(respond::text(StatusCode::OK, crate::metrics::all(shared))),
         _ if path.starts_with("/openapi/") => {
@@ -88,10 +90,11 @@ fn version() -> Response<Body> {
     respond::json_bytes(StatusCode::OK, crate::codec::to_bytes(&body))
 }
 
-/// 503 where a check fails, and which one. `?verbose` lists them all.
-async fn health(shared: &Shared, request: &http::request::Parts) -> Response<Body> {
+/// 503 where a check fails, and which one. `?verbose` lists them all, `?exclude=NAME` passes one over.
+async fn health(shared: &Shared, request: &http::request::Parts) -> Result<Response<Body>, Status> {
     let path = request.uri.path().trim_start_matches('/');
     let (name, only) = path.split_once('/').unwrap_or((path, ""));
+    let query = Query::parse(request.uri.query());
     let mut checks = vec![("ping", true)];
     if name != "livez" {
         checks.push(("store", shared.objects.store().linearizable().boxed().await.is_ok()));
@@ -100,14 +103,27 @@ async fn health(shared: &Shared, request: &http::request::Parts) -> Response<Bod
     if !only.is_empty() {
         checks.retain(|(check, _)| *check == only);
     }
-    let well = checks.iter().all(|(_, ok)| *ok);
-    let code = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    if well && !request.uri.query().is_some_and(|q| q.contains("verbose")) {
-        return respond::text(code, "ok");
+    if checks.is_empty() {
+        return Err(Status::resource_not_found());
     }
-    let line = |(check, ok): &(&str, bool)| {
-        if *ok { format!("[+]{check} ok\n") } else { format!("[-]{check} failed\n") }
+    let excluded: Vec<&str> = query.all("exclude").collect();
+    let is_excluded = |check: &str| excluded.contains(&check);
+    let well = checks.iter().all(|(check, ok)| *ok || is_excluded(check));
+    let code = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if well && query.get("verbose").is_none() {
+        return Ok(respond::text(code, "ok"));
+    }
+    let line = |(check, ok): &(&str, bool)| match ok {
+        _ if is_excluded(check) => format!("[+]{check} excluded: ok\n"),
+        true => format!("[+]{check} ok\n"),
+        false => format!("[-]{check} failed: reason withheld\n"),
     };
-    let lines: String = checks.iter().map(line).collect();
-    respond::text(code, format!("{lines}{name} check {}\n", if well { "passed" } else { "failed" }))
+    let mut lines: String = checks.iter().map(line).collect();
+    let unknown = excluded.iter().filter(|name| !checks.iter().any(|(check, _)| check == *name));
+    let unknown: Vec<String> = unknown.map(|name| format!("{name:?}")).collect();
+    if !unknown.is_empty() {
+        let names = unknown.join(", ");
+        lines.push_str(&format!("warn: some health checks cannot be excluded: no matches for {names}\n"));
+    }
+    Ok(respond::text(code, format!("{lines}{name} check {}\n", if well { "passed" } else { "failed" })))
 }

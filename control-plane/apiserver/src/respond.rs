@@ -84,7 +84,7 @@ pub(crate) fn object(call: &Call, code: StatusCode, obj: &Value) -> Result<Respo
         Form::Object => return Ok(encoded(code, call.accepted.encoding, obj)),
         Form::Table(version) => {
             let include = tables::Include::of(&call.query)?;
-            tables::table(&call.served, version, &[obj], tables::list_meta(obj), include, call.cx.now)
+            tables::of_one(&call.served, version, obj, include, call.cx.now)
         }
         Form::Partial(version) => tables::partial(obj, version),
         Form::PartialList(_) => {

@@ -214,11 +214,6 @@ pub trait Strategy: Send + Sync + 'static {
         false
     }
 
-    /// Whether this object may be deleted at all (system namespaces may not).
-    fn check_delete(&self, _obj: &Value) -> Result<(), Status> {
-        Ok(())
-    }
-
     /// What deletion does to dependents when the caller does not say: true orphans them.
     fn orphans_by_default(&self) -> bool {
         false

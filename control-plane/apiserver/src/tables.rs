@@ -1,6 +1,6 @@
 //! Tables and metadata-only forms: what `kubectl get` prints and what caches of metadata read.
 
-use coracle_api::{Status, field};
+use coracle_api::{Status, field, time};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -9,27 +9,71 @@ use crate::state::Served;
 use crate::strategy::Column;
 
 /// Name and age, for kinds that say nothing else.
-pub static DEFAULT_COLUMNS: [Column; 2] = [
-    Column::new(
-        "Name",
-        "string",
-        "name",
-        "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
-        0,
-    ),
-    Column::new(
-        "Created At",
-        "date",
-        "",
-        "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata",
-        0,
-    ),
-];
+pub static DEFAULT_COLUMNS: [Column; 2] = [NAME, Column::new("Created At", "date", "", CREATED, 0)];
+
+const NAME: Column = Column::new(
+    "Name",
+    "string",
+    "name",
+    "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
+    0,
+);
+const CREATED: &str = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
 
 /// The cells for [`DEFAULT_COLUMNS`].
 pub fn default_row(obj: &Value) -> Vec<Value> {
     let at = |p: &str| obj.pointer(p).cloned().unwrap_or(Value::Null);
     vec![at("/metadata/name"), at("/metadata/creationTimestamp")]
+}
+
+/// The columns of a Scale.
+static SCALE_COLUMNS: [Column; 4] = [
+    NAME,
+    Column::new(
+        "Desired",
+        "integer",
+        "",
+        "replicas is the desired number of instances for the scaled object.",
+        0,
+    ),
+    Column::new(
+        "Available",
+        "integer",
+        "",
+        "replicas is the actual number of observed instances of the scaled object.",
+        0,
+    ),
+    Column::new("Age", "string", "", CREATED, 0),
+];
+
+/// The cells for [`SCALE_COLUMNS`].
+fn scale_row(obj: &Value, now: Timestamp) -> Vec<Value> {
+    let at = |p: &str| obj.pointer(p).cloned().unwrap_or(Value::Null);
+    let number = |p: &str| obj.pointer(p).and_then(Value::as_i64).unwrap_or(0).into();
+    let created = obj.pointer("/metadata/creationTimestamp").and_then(Value::as_str).unwrap_or_default();
+    vec![
+        at("/metadata/name"),
+        number("/spec/replicas"),
+        number("/status/replicas"),
+        time::since(created, now).into(),
+    ]
+}
+
+/// A Table of one object, of a resource's kind or of another that a subresource has.
+pub(crate) fn of_one(served: &Served, version: &str, obj: &Value, include: Include, now: Timestamp) -> Value {
+    let mut table = table(served, version, &[obj], list_meta(obj), include, now);
+    let kind = obj.get("kind").and_then(Value::as_str).unwrap_or(&served.def.kind);
+    let (columns, cells) = match kind {
+        "Scale" => (&SCALE_COLUMNS[..], scale_row(obj, now)),
+        _ => return table,
+    };
+    if let Some(definitions) = table.get_mut("columnDefinitions") {
+        *definitions = columns.iter().map(column).collect();
+    }
+    if let Some(row) = table.pointer_mut("/rows/0/cells") {
+        *row = cells.into();
+    }
+    table
 }
 
 /// What a row carries besides its cells.

@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::Cache;
 use crate::view::{
     ConfigMap, ControllerRevision, CronJob, CsiDriver, DaemonSet, Deployment, EndpointSlice, Endpoints,
-    HorizontalPodAutoscaler, Job, Lease, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
-    PodDisruptionBudget, ReplicaSet, ReplicationController, ResourceClaim, ResourceClaimTemplate,
-    ResourceQuota, Service, ServiceAccount, StatefulSet, StorageClass, VolumeAttachment,
+    HorizontalPodAutoscaler, IpAddress, Job, Lease, Namespace, Node, PersistentVolume, PersistentVolumeClaim,
+    Pod, PodDisruptionBudget, ReplicaSet, ReplicationController, ResourceClaim, ResourceClaimTemplate,
+    ResourceQuota, Service, ServiceAccount, ServiceCidr, StatefulSet, StorageClass, VolumeAttachment,
 };
 
 /// Name of the ConfigMap that holds the cluster's CA.
@@ -74,4 +74,6 @@ informers! {
     autoscalers: HorizontalPodAutoscaler;
     budgets: PodDisruptionBudget;
     quotas: ResourceQuota;
+    service_cidrs: ServiceCidr;
+    ip_addresses: IpAddress;
 }

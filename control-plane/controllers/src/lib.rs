@@ -42,6 +42,7 @@ pub mod resource_claim;
 pub mod role_aggregation;
 pub mod roll_on_change;
 pub mod scale;
+pub mod service_cidr;
 pub mod stateful_set;
 pub mod ttl_after_finished;
 pub mod view;

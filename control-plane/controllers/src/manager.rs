@@ -30,6 +30,7 @@ use crate::reconcile::{self, Reconciler};
 use crate::replica_set::ReplicaSetController;
 use crate::resource_claim::ResourceClaims;
 use crate::roll_on_change::RollOnChange;
+use crate::service_cidr::ServiceCidrs;
 use crate::stateful_set::StatefulSetController;
 use crate::ttl_after_finished::TtlAfterFinished;
 use crate::view::{PersistentVolume, PersistentVolumeClaim, ReplicaSet, ReplicationController};
@@ -37,7 +38,7 @@ use crate::volume::{EphemeralVolumes, Protection, VolumeBinder};
 use crate::write::Writer;
 
 /// The identities that [`Options::client_for`] is asked for; `shared-informers` lists and watches for all.
-pub const IDENTITIES: [&str; 29] = [
+pub const IDENTITIES: [&str; 30] = [
     "shared-informers",
     "replicaset-controller",
     "replication-controller",
@@ -67,6 +68,7 @@ pub const IDENTITIES: [&str; 29] = [
     "roll-on-change-controller",
     "attachdetach-controller",
     "resource-claim-controller",
+    "service-cidrs-controller",
 ];
 
 /// The most finished pods that are kept.
@@ -160,6 +162,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         ),
         DisruptionController::new(caches.clone(), writer("disruption-controller")),
         QuotaController::new(caches.clone(), writer("resourcequota-controller")),
+        ServiceCidrs::new(caches.clone(), writer("service-cidrs-controller")),
         EndpointSliceController::new(caches.clone(), writer("endpointslice-controller")),
         EndpointMirror::new(caches.clone(), writer("endpointslicemirroring-controller")),
         NamespaceController::new(caches.clone(), writer("namespace-controller")),

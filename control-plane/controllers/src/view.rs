@@ -62,6 +62,8 @@ resource!(Pod, "", "v1", "Pod", "pods");
 resource!(Node, "", "v1", "Node", "nodes");
 resource!(Namespace, "", "v1", "Namespace", "namespaces");
 resource!(Service, "", "v1", "Service", "services");
+resource!(ServiceCidr, "networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs");
+resource!(IpAddress, "networking.k8s.io", "v1", "IPAddress", "ipaddresses");
 resource!(ServiceAccount, "", "v1", "ServiceAccount", "serviceaccounts");
 resource!(ConfigMap, "", "v1", "ConfigMap", "configmaps");
 resource!(Lease, "coordination.k8s.io", "v1", "Lease", "leases");

@@ -27,6 +27,7 @@ pub mod endpoint_slice;
 pub mod endpoints;
 pub mod event;
 pub mod flow_control;
+mod go_struct;
 pub mod horizontal_pod_autoscaler;
 pub mod job;
 pub mod lease;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::value::{at, number, object, present, reset, set_default, text};
-use crate::{check, table, workload};
+use crate::{check, go_struct, table, workload};
 
 const COUNTS: [&str; 4] = ["currentHealthy", "desiredHealthy", "disruptionsAllowed", "expectedPods"];
 
@@ -64,7 +64,8 @@ impl Strategy for PodDisruptionBudget {
         let (spec, path) = (at(obj, "/spec"), Path::new("spec"));
         if present(spec, "/minAvailable") && present(spec, "/maxUnavailable") {
             let words = "minAvailable and maxUnavailable cannot be both set";
-            errors.push(Error::invalid(&path, spec.clone(), words));
+            let shown = go_struct::shown(spec, &go_struct::DISRUPTION_BUDGET);
+            errors.push(Error::invalid(&path, spec.clone(), words).shown_as(shown));
         }
         for field in ["minAvailable", "maxUnavailable"] {
             let (value, path) = (at(spec, &format!("/{field}")), path.child(field));

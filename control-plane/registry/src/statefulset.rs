@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::value::{
     at, entries, items, items_mut, number, object, present, reset, same, set, set_default, text,
 };
-use crate::{check, persistent_volume_claim, table, workload};
+use crate::{check, go_struct, persistent_volume_claim, table, workload};
 
 static COLUMNS: [Column; 5] = [
     table::NAME,
@@ -200,6 +200,10 @@ fn strategy(errors: &mut Vec<Error>, strategy: &Value, path: &Path) {
                 }
             }
         }
-        _ => errors.push(Error::invalid(path, strategy.clone(), "must be 'RollingUpdate' or 'OnDelete'")),
+        _ => {
+            let shown = go_struct::shown(strategy, &go_struct::UPDATE_STRATEGY);
+            let words = "must be 'RollingUpdate' or 'OnDelete'";
+            errors.push(Error::invalid(path, strategy.clone(), words).shown_as(shown));
+        }
     }
 }

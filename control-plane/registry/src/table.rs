@@ -1,6 +1,6 @@
 //! What the columns of several kinds share: headings, ages, lists of names.
 
-use coracle_api::time;
+pub use coracle_api::time::{duration, since};
 use coracle_apiserver::Column;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -45,34 +45,6 @@ pub fn name(obj: &Value) -> Value {
 /// The cell of an object's age.
 pub fn age(obj: &Value, now: Timestamp) -> Value {
     since(text(obj, "/metadata/creationTimestamp"), now).into()
-}
-
-/// How long ago a time was, in kubectl's words: `5s`, `2m3s`, `4d`; `<unknown>` for no time.
-pub fn since(at: &str, now: Timestamp) -> String {
-    match time::parse(at) {
-        Some(at) => duration(now.as_second() - at.as_second()),
-        None => "<unknown>".into(),
-    }
-}
-
-/// Seconds in kubectl's words.
-pub fn duration(seconds: i64) -> String {
-    let two =
-        |a: i64, x: &str, b: i64, y: &str| if b == 0 { format!("{a}{x}") } else { format!("{a}{x}{b}{y}") };
-    let (minutes, hours) = (seconds / 60, seconds / 3600);
-    match () {
-        _ if seconds < -1 => "<invalid>".into(),
-        _ if seconds < 0 => "0s".into(),
-        _ if seconds < 120 => format!("{seconds}s"),
-        _ if minutes < 10 => two(minutes, "m", seconds % 60, "s"),
-        _ if minutes < 180 => format!("{minutes}m"),
-        _ if hours < 8 => two(hours, "h", minutes % 60, "m"),
-        _ if hours < 48 => format!("{hours}h"),
-        _ if hours < 24 * 8 => two(hours / 24, "d", hours % 24, "h"),
-        _ if hours < 24 * 365 * 2 => format!("{}d", hours / 24),
-        _ if hours < 24 * 365 * 8 => two(hours / 24 / 365, "y", hours / 24 % 365, "d"),
-        _ => format!("{}y", hours / 24 / 365),
-    }
 }
 
 /// Text, or `<none>` where it is empty.

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     fn other(resources: Value) -> Delegated {
-        Delegated { group: "g.example.com".into(), version: "v1".into(), resources, openapi: None }
+        Delegated { group: "g.example.com".into(), version: "v1".into(), resources, ..Delegated::default() }
     }
 
     #[test]

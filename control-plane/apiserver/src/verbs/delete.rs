@@ -145,7 +145,6 @@ async fn attempt(target: &Target, options: &DeleteOptions, kv: &KeyValue) -> Res
     preconditions(target, options, &old)?;
     target.admit(Operation::Delete, None, Some(&old)).await?;
     target.check_admission(Operation::Delete, None, Some(&old)).await?;
-    def.strategy.check_delete(&old)?;
     let mut new = old.clone();
     propagate(target, options, &mut new);
     if let (Some(finalizer), None) = (def.strategy.deletion_finalizer(), meta::deletion_timestamp(&old)) {

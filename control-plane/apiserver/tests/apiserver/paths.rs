@@ -29,6 +29,17 @@ async fn discovery_derives_from_resources() {
 async fn health_version_metrics_and_openapi() {
     let s = server();
     assert_eq!(get(&s, "/readyz").await.body, "ok");
+    for (path, words) in [
+        ("/livez?verbose", "[+]ping ok\nlivez check passed\n"),
+        ("/readyz/store?verbose", "[+]store ok\nreadyz check passed\n"),
+        (
+            "/readyz?verbose&exclude=ping&exclude=bogus",
+            "[+]ping excluded: ok\n[+]store ok\n[+]shutdown ok\nwarn: some health checks cannot be excluded: no matches for \"bogus\"\nreadyz check passed\n",
+        ),
+    ] {
+        assert_eq!(get(&s, path).await.body, words, "{path}");
+    }
+    assert_eq!(get(&s, "/livez/bogus").await.code, 404);
     assert_eq!(get(&s, "/version").await.at("/minor"), "36");
     call(&s, "POST", CONFIG_MAPS, json!({"metadata": {"name": "a"}})).await;
     let metrics = get(&s, "/metrics").await;

@@ -324,6 +324,12 @@ async fn status_and_scale_are_subresources() {
         (scale.text("/kind"), scale.at("/spec/replicas"), scale.at("/status")),
         ("Scale", &json!(1), &json!({"replicas": 5, "selector": "a=b"}))
     );
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    let table = get_as(&s, &format!("{path}/scale"), table).await;
+    let names: Vec<&str> = (0..4).map(|i| table.text(&format!("/columnDefinitions/{i}/name"))).collect();
+    assert_eq!(names, ["Name", "Desired", "Available", "Age"], "{}", table.body);
+    let cells = table.at("/rows/0/cells");
+    assert_eq!((&cells[0], &cells[1], &cells[2]), (&json!("d"), &json!(1), &json!(5)), "{cells}");
     let scaled = call(&s, "PATCH", &format!("{path}/scale"), json!({"spec": {"replicas": 3}})).await;
     assert_eq!((scaled.code, scaled.at("/spec/replicas")), (200, &json!(3)), "{}", scaled.body);
     let put = call(&s, "PUT", &format!("{path}/scale"), json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d"}, "spec": {"replicas": -1}})).await;

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
-use super::Meta;
+use super::{Condition, Meta};
 use crate::cache::Cached;
 
 /// A Service.
@@ -193,3 +193,38 @@ pub struct Endpoints {
 }
 
 impl Cached for Endpoints {}
+
+/// A ServiceCIDR.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ServiceCidr {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: ServiceCidrSpec,
+    #[serde(default)]
+    pub status: ServiceCidrStatus,
+}
+
+/// The ranges of a ServiceCIDR.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ServiceCidrSpec {
+    /// One of each family at most, such as `10.0.0.0/24`.
+    pub cidrs: Vec<String>,
+}
+
+/// What is said of a ServiceCIDR.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ServiceCidrStatus {
+    pub conditions: Vec<Condition>,
+}
+
+impl Cached for ServiceCidr {}
+
+/// An IPAddress: its name is an address that is in use.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct IpAddress {
+    pub metadata: ObjectMeta,
+}
+
+impl Cached for IpAddress {}

@@ -41,6 +41,7 @@ pub struct Backend {
 struct Said {
     resources: Value,
     openapi: Option<Bytes>,
+    openapi_v2: Option<Bytes>,
 }
 
 impl Backend {
@@ -71,7 +72,8 @@ impl Backend {
     pub fn delegated(&self) -> Delegated {
         let (group, version) = self.key.clone();
         let said = self.said.lock();
-        Delegated { group, version, resources: said.resources.clone(), openapi: said.openapi.clone() }
+        let (openapi, openapi_v2) = (said.openapi.clone(), said.openapi_v2.clone());
+        Delegated { group, version, resources: said.resources.clone(), openapi, openapi_v2 }
     }
 
     /// Its addresses, or why there are none.
@@ -150,9 +152,13 @@ impl Backend {
         let document = read(remote, (host, *port), &path, DISCOVERY_MAX).await.map_err(bad)?;
         let resources: Value = serde_json::from_slice(&document).map_err(|e| bad(e.to_string()))?;
         // Who has no such document is served all the same.
-        let openapi = read(remote, (host, *port), &format!("/openapi/v3{path}"), OPENAPI_MAX).await.ok();
-        let openapi = openapi.filter(|bytes| serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok());
-        *self.said.lock() = Said { resources, openapi };
+        let document = async |path: &str| {
+            let found = read(remote, (host, *port), path, OPENAPI_MAX).await.ok();
+            found.filter(|bytes| serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok())
+        };
+        let openapi = document(&format!("/openapi/v3{path}")).await;
+        let openapi_v2 = document("/openapi/v2").await;
+        *self.said.lock() = Said { resources, openapi, openapi_v2 };
         Ok(Verdict::passed())
     }
 }

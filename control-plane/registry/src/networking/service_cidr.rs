@@ -41,14 +41,6 @@ impl Strategy for ServiceCidr {
         Ok(())
     }
 
-    fn check_delete(&self, obj: &Value) -> Result<(), Status> {
-        if coracle_api::meta::name(obj) == Some(DEFAULT) {
-            let resource = coracle_api::GroupResource::new(super::GROUP, PLURAL);
-            return Err(Status::forbidden(&resource, DEFAULT, "Services have addresses of this range"));
-        }
-        Ok(())
-    }
-
     fn validate_create(&self, obj: &Value) -> Vec<Error> {
         let mut errors = Vec::new();
         let path = Path::new("spec").child("cidrs");

@@ -102,13 +102,14 @@ impl Allocator {
     async fn ranges(&self, objects: &Objects) -> Result<Vec<Cidr>, Refusal> {
         let found = objects.list(networking::GROUP, service_cidr::PLURAL, None).await;
         let mut found = found.map_err(Refusal::Failed)?;
-        found.retain(|o| {
-            meta::name(o) != Some(service_cidr::DEFAULT) && meta::deletion_timestamp(o).is_none()
-        });
+        let is_default = |o: &Value| meta::name(o) == Some(service_cidr::DEFAULT);
+        let going = |o: &Value| meta::deletion_timestamp(o).is_some();
+        let first = (!found.iter().any(|o| is_default(o) && going(o))).then_some(self.range);
+        found.retain(|o| !is_default(o) && !going(o));
         found.sort_by_key(|o| text(o, "/metadata/creationTimestamp").to_owned());
         let more = found.iter().flat_map(|o| items(o, "/spec/cidrs")).filter_map(Value::as_str);
         let more = more.filter_map(Cidr::parse).filter(|range| range.base.is_ipv6() == self.is_v6());
-        Ok(std::iter::once(self.range).chain(more).collect())
+        Ok(first.into_iter().chain(more).collect())
     }
 
     /// Takes this node port.

@@ -2,10 +2,11 @@
 
 use coracle_api::field::{Error, Path};
 use coracle_api::meta::validation as rules;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Kind, is_headless};
 use crate::check::{self, words};
+use crate::go_struct;
 use crate::value::{at, entries, items, number, present, same, text};
 
 /// Everything wrong with a Service.
@@ -136,7 +137,8 @@ fn duplicates(errors: &mut Vec<Error>, ports: &[Value], path: &Path) {
         }
         let key = (protocol, number(port, "/port"));
         if seen.contains(&key) {
-            errors.push(Error::duplicate(&path, json!({"Protocol": protocol, "Port": key.1})));
+            let shown = go_struct::shown(port, &go_struct::SERVICE_PORT);
+            errors.push(Error::duplicate(&path, port.clone()).shown_as(shown));
         }
         seen.push(key);
     }

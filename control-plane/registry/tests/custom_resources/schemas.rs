@@ -130,3 +130,60 @@ async fn versions_that_end_warn_whoever_calls() {
     assert_eq!(warned("GET", "/api/v1/namespaces/default/endpoints", Value::Null).await, [endpoints]);
     assert_eq!(warned("DELETE", &at("v1", "/a"), Value::Null).await, [words]);
 }
+
+/// What one manager owns of an object, below `f:spec`.
+fn owned(object: &Value, manager: &str) -> Value {
+    let managers = object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
+    managers.iter().find(|m| m["manager"] == manager).map_or(Value::Null, |m| m["fieldsV1"]["f:spec"].clone())
+}
+
+#[tokio::test]
+async fn what_no_schema_describes_is_applied_as_it_looks() {
+    let server = with(json!({
+        "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+        "any": {"x-kubernetes-preserve-unknown-fields": true},
+    }))
+    .await;
+    let apply = async |manager: &str, options: &str, spec: Value| {
+        let path = format!("{PARTS}/a?fieldManager={manager}{options}");
+        let body = widget("a", spec).to_string();
+        send(&server, "PATCH", &path, "application/apply-patch+yaml", "application/json", body).await
+    };
+    // Maps by their members, lists as a whole; what no schema names is a field of its own.
+    let free = json!({"n": 1, "deep": {"x": "1", "list": [1, 2]}, "empty": {}, "items": [{"name": "a"}]});
+    let (code, made) = apply("one", "", json!({"free": free, "any": {"p": 1}})).await;
+    assert_eq!(code, 201, "{made}");
+    let deep = json!({".": {}, "f:x": {}, "f:list": {}});
+    let all = json!({"f:n": {}, "f:deep": deep, "f:empty": {}, "f:items": {}});
+    assert_eq!(owned(&made, "one"), json!({"f:free": all, "f:any": {"f:p": {}}}));
+    let (code, both) = apply("two", "", json!({"free": {"deep": {"y": "2"}}, "any": {"q": [2]}})).await;
+    assert_eq!(code, 200, "{both}");
+    assert_eq!(both["spec"]["free"]["deep"], json!({"x": "1", "y": "2", "list": [1, 2]}));
+    assert_eq!(both["spec"]["any"], json!({"p": 1, "q": [2]}));
+    assert_eq!(
+        owned(&both, "two"),
+        json!({"f:free": {"f:deep": {".": {}, "f:y": {}}}, "f:any": {"f:q": {}}})
+    );
+    for (free, field) in [
+        (json!({"deep": {"list": [1]}}), ".spec.free.deep.list"),
+        (json!({"items": [{"name": "b"}]}), ".spec.free.items"),
+        (json!({"deep": "flat"}), ".spec.free.deep"),
+    ] {
+        let (code, refused) = apply("two", "", json!({"free": free})).await;
+        assert_eq!(code, 409, "{refused}");
+        let words = format!("Apply failed with 1 conflict: conflict with \"one\": {field}");
+        assert_eq!(refused["message"], words);
+    }
+    // A map that becomes something else takes what was owned in it along.
+    let (code, flat) = apply("two", "&force=true", json!({"free": {"deep": "flat"}})).await;
+    assert_eq!((code, &flat["spec"]["free"]["deep"]), (200, &json!("flat")), "{flat}");
+    let left = json!({"f:n": {}, "f:empty": {}, "f:items": {}});
+    assert_eq!(owned(&flat, "one"), json!({"f:free": left, "f:any": {"f:p": {}}}));
+    assert_eq!(owned(&flat, "two"), json!({"f:free": {"f:deep": {}}}));
+    // And the other way round.
+    let (code, map) = apply("one", "&force=true", json!({"free": {"deep": {"x": "3"}, "n": 1}})).await;
+    assert_eq!((code, &map["spec"]["free"]), (200, &json!({"deep": {"x": "3"}, "n": 1})), "{map}");
+    let own = json!({"f:free": {"f:deep": {".": {}, "f:x": {}}, "f:n": {}}});
+    assert_eq!((owned(&map, "one"), owned(&map, "two")), (own, Value::Null));
+    assert_eq!(map["spec"].get("any"), None, "nobody owns what was in it: {map}");
+}

@@ -9,6 +9,7 @@ use super::id;
 use super::probes::{lifecycle, probes};
 use super::resources::resources;
 use crate::check::{self, words};
+use crate::go_struct;
 use crate::value::{at, items, number, present, text};
 
 const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
@@ -168,10 +169,8 @@ fn security(errors: &mut Vec<Error>, context: &Value, path: &Path) {
         }
     }
     if at(context, "/allowPrivilegeEscalation").as_bool() == Some(false) && super::privileged(context) {
-        errors.push(Error::invalid(
-            path,
-            context.clone(),
-            "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
-        ));
+        let words = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
+        let shown = go_struct::shown(context, &go_struct::SECURITY_CONTEXT);
+        errors.push(Error::invalid(path, context.clone(), words).shown_as(shown));
     }
 }
