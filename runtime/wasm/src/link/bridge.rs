@@ -40,13 +40,17 @@ pub(super) fn define(
                     Box::pin(async move {
                         let link =
                             caller.with(|mut access| access.as_context_mut().data().link(way.index))?;
-                        let mut held = link.hold().await?;
+                        let mut held = apart(async move { link.hold().await }).await?;
                         let arguments = caller.with(|mut access| {
                             let mut caller = access.as_context_mut();
                             convert(arguments, |value| outward(value, &mut caller, &mut held))
                         })?;
                         let mut answers = vec![Val::Bool(false); results.len()];
-                        held.call(&way.export, &function, &arguments, &mut answers).await?;
+                        let (answers, mut held) = apart(async move {
+                            held.call(&way.export, &function, &arguments, &mut answers).await?;
+                            Ok((answers, held))
+                        })
+                        .await?;
                         let answers = caller.with(|mut access| {
                             let mut caller = access.as_context_mut();
                             convert(&answers, |value| inward(value, &mut caller, &mut held))
@@ -75,6 +79,15 @@ pub(super) fn define(
         }
     }
     Ok(())
+}
+
+/// Runs what another store does outside the event loop of the caller's: the engine runs no loop within another one. It ends
+/// with who waits for it.
+async fn apart<T: Send + 'static>(
+    work: impl Future<Output = wasmtime::Result<T>> + Send + 'static,
+) -> wasmtime::Result<T> {
+    let done = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(work)).await;
+    done.map_err(|error| wasmtime::Error::msg(format!("a call between containers broke off: {error}")))?
 }
 
 fn convert(values: &[Val], convert: impl FnMut(&Val) -> wasmtime::Result<Val>) -> wasmtime::Result<Vec<Val>> {
