@@ -69,6 +69,8 @@ pub struct Context {
     pub csi: crate::csi::Drivers,
     /// Drivers of claimed devices that have registered.
     pub claims: crate::claims::Drivers,
+    /// Which containers have processors of their own.
+    pub cpus: crate::cpus::Cpus,
     /// What an operator set.
     pub tuning: Tuning,
     /// What the node is short of.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 pub mod claims;
 pub mod context;
+pub mod cpus;
 pub mod csi;
 pub mod env;
 pub mod events;
@@ -76,7 +77,10 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let (recorder, write_events) =
         events::Recorder::new(options.client.clone(), options.node_name.clone(), shutdown.clone());
     let (services, follow_services) = services::Services::new(options.client.clone(), shutdown.clone());
+    let cpus =
+        cpus::Cpus::open(&root, &options.tuning).map_err(|words| anyhow::anyhow!("CPU manager: {words}"))?;
     let context = Arc::new(context::Context {
+        cpus,
         profiles: root.join("seccomp"),
         client: options.client.clone(),
         runtime: runtime::Runtime::new(&options.runtime_endpoint)?,
@@ -117,6 +121,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         csi::registration::run(context.clone(), shutdown.clone()),
         images::gc::run(context.clone(), options.tuning.images, shutdown.clone()),
         logs::rotate::run(context.clone(), shutdown.clone()),
+        cpus::run(context.clone(), shutdown.clone()),
         storage::run(context, shutdown.clone()),
         serve_devices(devices),
     );

@@ -281,6 +281,15 @@ impl Runtime {
         Ok(())
     }
 
+    /// Writes a checkpoint of a running container to a file, within so many seconds.
+    pub async fn checkpoint(&self, id: &str, location: &str, seconds: i64) -> Result<(), Status> {
+        let (container_id, location) = (id.to_owned(), location.to_owned());
+        let request = cri::CheckpointContainerRequest { container_id, location, timeout: seconds };
+        let limit = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)) + Duration::from_secs(5);
+        self.runtime.clone().checkpoint_container(timed(request, limit)).await?;
+        Ok(())
+    }
+
     /// The image of this name, if the runtime has it for this handler.
     pub async fn image(&self, name: &str, handler: &str) -> Result<Option<Image>, Status> {
         let request = cri::ImageStatusRequest { image: Some(image_spec(name, handler)), verbose: false };

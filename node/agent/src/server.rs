@@ -18,9 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Options;
 use crate::context::Context;
+use crate::cpus::Policy;
 use crate::pods::source::Pods;
 
 mod cadvisor;
+mod checkpoint;
 mod container_logs;
 mod metrics;
 mod streams;
@@ -119,6 +121,7 @@ fn router(shared: Shared) -> Router {
         .route("/pods", get(pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs::get))
         .route("/configz", get(configz))
+        .route("/checkpoint/{namespace}/{pod}/{container}", post(checkpoint::post))
         .route("/metrics", get(metrics::agent))
         .route("/metrics/cadvisor", get(cadvisor::get))
         .route("/metrics/resource", get(metrics::resource))
@@ -162,6 +165,11 @@ async fn configz(State(shared): State<Shared>) -> Response {
         "shutdownGracePeriodCriticalPods": format!("{}s", tuning.shutdown.critical.as_secs()),
         "kubeReserved": tuning.kube_reserved.words(),
         "systemReserved": tuning.system_reserved.words(),
+        "cpuManagerPolicy": match tuning.cpus { Policy::None => "none", Policy::Static(_) => "static" },
+        "cpuManagerReconcilePeriod": "10s",
+        "reservedSystemCPUs": match &tuning.cpus { Policy::Static(set) if !set.is_empty() => Some(crate::cpus::set::words(set)), _ => None },
+        "topologyManagerPolicy": "none",
+        "memoryManagerPolicy": "None",
         "nodeStatusReportFrequency": "5m0s",
         "nodeLeaseDurationSeconds": 40,
     });

@@ -27,6 +27,8 @@ pub struct Tuning {
     pub static_pods: Option<PathBuf>,
     /// The end of the node.
     pub shutdown: Shutdown,
+    /// Processors of their own for containers.
+    pub cpus: crate::cpus::Policy,
 }
 
 /// When pods are evicted.

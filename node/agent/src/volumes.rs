@@ -58,7 +58,7 @@ pub struct PodDir {
 }
 
 /// Whether a name can be one component of a path.
-fn is_component(name: &str) -> bool {
+pub(crate) fn is_component(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
 }
 

@@ -16,6 +16,8 @@ use crate::{images, spec};
 
 /// The exit code of a container that could not be started.
 const START_FAILED: i32 = 128;
+/// The longest time that a checkpoint may take.
+const MAX_CHECKPOINT: Duration = Duration::from_secs(3600);
 /// The longest grace, in seconds.
 const MAX_GRACE: i64 = 7 * 24 * 3600;
 
@@ -273,6 +275,40 @@ impl Service {
         match self.state.set_resources(&record.id, resources) {
             Some(pending) => durable(pending).await,
             None => Ok(()),
+        }
+    }
+}
+
+impl Service {
+    /// Writes a checkpoint of a running container, which runs on.
+    pub async fn checkpoint_container(&self, asked: v1::CheckpointContainerRequest) -> Result<(), Status> {
+        let record = self.container(&asked.container_id)?;
+        if !matches!(record.state, Life::Running { .. }) {
+            let state = record.cri_state().as_str_name();
+            return Err(Status::failed_precondition(format!(
+                "container {} is {state}, not running",
+                record.id
+            )));
+        }
+        if !record.linux {
+            return Err(Status::unimplemented(format!(
+                "container {} is a wasm container: its memory is its host's, which nothing can write to a file and \
+                 start from again; only Linux containers are checkpointed",
+                record.name()
+            )));
+        }
+        let limit = match u64::try_from(asked.timeout) {
+            Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
+            _ => MAX_CHECKPOINT,
+        };
+        let location = std::path::Path::new(&asked.location);
+        let written = self.linux.engine()?.checkpoint(&record.id, location);
+        match tokio::time::timeout(limit, written).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Status::internal(format!("container {}: {error:#}", record.name()))),
+            Err(_) => {
+                Err(Status::deadline_exceeded(format!("no checkpoint of {} in {limit:?}", record.name())))
+            }
         }
     }
 }

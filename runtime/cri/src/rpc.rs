@@ -303,9 +303,10 @@ impl RuntimeService for Rpc {
 
     async fn checkpoint_container(
         &self,
-        _: Request<v1::CheckpointContainerRequest>,
+        request: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
-        unimplemented("wasm containers cannot be checkpointed")
+        self.0.checkpoint_container(request.into_inner()).await?;
+        Ok(Response::new(v1::CheckpointContainerResponse {}))
     }
 
     type GetContainerEventsStream =

@@ -285,6 +285,14 @@ impl Engine {
         crate::exec::exec(&self.runtime, id, &self.container_dir(id), command, terminal, near).await
     }
 
+    /// Writes a checkpoint of a running container to a file; it runs on.
+    ///
+    /// # Errors
+    /// In the words of the OCI runtime, which needs CRIU for it.
+    pub async fn checkpoint(&self, id: &str, location: &Path) -> anyhow::Result<()> {
+        crate::checkpoint::write(&self.runtime, id, &self.container_dir(id), location).await
+    }
+
     /// Attaches streams to a running container.
     pub async fn attach(&self, id: &str, stdin: bool, near: Near) -> anyhow::Result<Option<State>> {
         Shim::at(&self.container_dir(id)).attach(stdin, near).await

@@ -5,6 +5,7 @@
 
 pub mod bundle;
 pub mod cgroup;
+pub mod checkpoint;
 pub mod cni;
 pub mod engine;
 pub mod exec;

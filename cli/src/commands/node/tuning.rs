@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use coracle_agent::cpus::{Policy, set};
 use coracle_agent::eviction::thresholds;
 use coracle_agent::images::gc;
 use coracle_agent::logs::rotate;
@@ -64,6 +65,12 @@ pub struct Tuning {
     /// A directory of manifests of static pods, or one such file.
     #[arg(long)]
     pub pod_manifest_path: Option<PathBuf>,
+    /// `static` gives containers of Guaranteed Linux pods that ask for whole processors some of their own; `none`.
+    #[arg(long, default_value = "none", value_parser = ["none", "static"])]
+    pub cpu_manager_policy: String,
+    /// Processors that are nobody's own, `0-1`; without them as many as are reserved.
+    #[arg(long, default_value = "")]
+    pub reserved_cpus: String,
     /// How long pods may take to end when the machine shuts down (SIGPWR); 0: they are not ended.
     #[arg(long, default_value = "0")]
     pub shutdown_grace_period: String,
@@ -89,6 +96,8 @@ impl Tuning {
             ("container-log-max-size", self.container_log_max_size.clone()),
             ("container-log-max-files", self.container_log_max_files.to_string()),
             ("container-log-monitor-interval", self.container_log_monitor_interval.clone()),
+            ("cpu-manager-policy", self.cpu_manager_policy.clone()),
+            ("reserved-cpus", self.reserved_cpus.clone()),
             ("shutdown-grace-period", self.shutdown_grace_period.clone()),
             ("shutdown-grace-period-critical-pods", self.shutdown_grace_period_critical_pods.clone()),
         ];
@@ -153,6 +162,10 @@ impl Tuning {
                 period: time("container-log-monitor-interval", &self.container_log_monitor_interval)?,
             },
             static_pods: self.pod_manifest_path.clone(),
+            cpus: match self.cpu_manager_policy.as_str() {
+                "static" => Policy::Static(set::parse(&self.reserved_cpus).map_err(wrong("reserved-cpus"))?),
+                _ => Policy::None,
+            },
             shutdown: Shutdown {
                 grace: time("shutdown-grace-period", &self.shutdown_grace_period)?,
                 critical: time(

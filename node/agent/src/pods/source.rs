@@ -243,10 +243,9 @@ async fn follow_api(context: &Arc<Context>, pods: &Pods) {
                 });
                 of_api.iter().filter(|uid| !listed.contains(*uid)).for_each(|uid| pods.gone(uid));
                 if std::mem::take(&mut first) {
-                    if let Err(error) = context
-                        .devices
-                        .retain(|uid| listed.contains(uid) || pods.entries.lock().contains_key(uid))
-                    {
+                    let known = |uid: &str| listed.contains(uid) || pods.entries.lock().contains_key(uid);
+                    context.cpus.retain(known);
+                    if let Err(error) = context.devices.retain(known) {
                         tracing::warn!(%error, "devices of pods that are gone could not be taken back");
                     }
                     tokio::spawn(adopt_orphans(context.clone(), pods.clone(), listed.clone()));

@@ -224,3 +224,43 @@ async fn containers_outlive_the_service() {
     assert_eq!(host.end().await, (waits, 0, "Completed".into()));
     host.finish().await;
 }
+
+/// Stands for an OCI runtime with a CRIU that works on this kernel, or fails while `broken` is there.
+const CHECKPOINTS: &str = r#"#!/bin/sh
+case " $* " in *" checkpoint "*) ;; *) exec runc "$@" ;; esac
+while [ "$1" != --image-path ]; do shift; done
+if [ -e "$(dirname "$0")/broken" ]; then echo 'level=error msg="criu failed: type DUMP errno 3"' >&2; exit 1; fi
+mkdir -p "$2" && echo pages > "$2/pages-1.img"
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_written_to_a_file_and_runs_on() {
+    let mut host = Host::new().await;
+    host.restart_with(CHECKPOINTS).await;
+    let (pod, c) = (id("pod-k"), id("kept"));
+    host.pod(&pod, [10, 9, 0, 2]).await;
+    host.create(&pod, &c, &["/bin/sleep", "1000"], |_| ()).await.unwrap();
+    host.engine.start(&c).await.unwrap();
+    let touch = ["/bin/sh", "-c", "echo new > /tmp/changed"].map(str::to_owned);
+    assert_eq!(host.exec_sync(&c, &touch, None).await.unwrap().unwrap().exit_code, 0);
+    let location = host.dir.path().join("checkpoint.tar");
+    host.engine.checkpoint(&c, &location).await.unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&location).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let listed = std::process::Command::new("tar").arg("-tf").arg(&location).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    for entry in ["checkpoint/pages-1.img", "spec.dump", "config.dump", "rootfs-diff.tar"] {
+        assert!(listed.lines().any(|l| l == entry), "no {entry} in {listed}");
+    }
+    let changes = format!("tar -xOf {} rootfs-diff.tar | tar -xOf - tmp/changed", location.display());
+    let changes = std::process::Command::new("sh").args(["-c", &changes]).output().unwrap();
+    assert_eq!(String::from_utf8(changes.stdout).unwrap(), "new\n");
+    // What is there is not written over; what fails says why and leaves nothing.
+    assert!(host.engine.checkpoint(&c, &location).await.is_err());
+    std::fs::write(host.dir.path().join("broken"), "").unwrap();
+    let other = host.dir.path().join("other.tar");
+    let refused = format!("{:#}", host.engine.checkpoint(&c, &other).await.unwrap_err());
+    assert!(refused.contains("criu failed: type DUMP errno 3") && !other.exists(), "{refused}");
+    assert!(host.engine.usage(&c).is_some_and(|u| u.processes == 1), "it runs on");
+    host.finish().await;
+}

@@ -49,16 +49,16 @@ impl Host {
     pub async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         layer(dir.path());
-        let (engine, ends) = Self::open(dir.path()).await;
+        let (engine, ends) = Self::open(dir.path(), "runc".as_ref()).await;
         let image = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []},
             "config": {"Env": ["GREETING=hello"]}});
         Self { dir, engine, ends, image: serde_json::from_value(image).unwrap() }
     }
 
-    async fn open(dir: &Path) -> (Engine, UnboundedReceiver<(String, State)>) {
+    async fn open(dir: &Path, runtime: &Path) -> (Engine, UnboundedReceiver<(String, State)>) {
         let settings = Settings {
             dir: dir.join("state"),
-            runtime: "runc".into(),
+            runtime: runtime.to_owned(),
             shim_command: vec![env!("CARGO_BIN_EXE_coracle-oci-shim").into()],
             cdi_dirs: vec![dir.join("cdi")],
         };
@@ -67,7 +67,15 @@ impl Host {
 
     /// As after a restart of the service.
     pub async fn restart(&mut self) {
-        (self.engine, self.ends) = Self::open(self.dir.path()).await;
+        (self.engine, self.ends) = Self::open(self.dir.path(), "runc".as_ref()).await;
+    }
+
+    /// As after a restart with another OCI runtime: this script.
+    pub async fn restart_with(&mut self, script: &str) {
+        let path = self.dir.path().join("runtime.sh");
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        (self.engine, self.ends) = Self::open(self.dir.path(), &path).await;
     }
 
     pub async fn pod(&self, id: &str, address: [u8; 4]) -> v1::PodSandboxConfig {

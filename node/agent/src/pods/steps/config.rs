@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::json;
 
 use crate::context::Dns;
+use crate::cpus::Share;
 use crate::env::expand;
 use crate::runtime::label;
 use crate::volumes::mounts::Mount;
@@ -126,6 +127,8 @@ pub struct Ingredients {
     pub node_memory: i64,
     /// Where seccomp profiles of the node lie.
     pub profiles: PathBuf,
+    /// The processors that it runs on; `None`: all.
+    pub cpus: Option<Share>,
 }
 
 /// The config of a container.
@@ -133,7 +136,8 @@ pub struct Ingredients {
 /// # Errors
 /// The words of a `CreateContainerConfigError`.
 pub fn container(pod: &Pod, spec: &Container, of: Ingredients) -> Result<cri::ContainerConfig, String> {
-    let Ingredients { attempt, image, user, mut env, mounts, target, devices, node_memory, profiles } = of;
+    let Ingredients { attempt, image, user, mut env, mounts, target, devices, node_memory, profiles, cpus } =
+        of;
     // What a plugin sets, nobody overrides.
     env.retain(|(name, _)| !devices.envs.contains_key(name));
     env.extend(devices.envs);
@@ -177,7 +181,7 @@ pub fn container(pod: &Pod, spec: &Container, of: Ingredients) -> Result<cri::Co
         stdin_once: spec.stdin_once.unwrap_or(false),
         tty: spec.tty.unwrap_or(false),
         linux: Some(cri::LinuxContainerConfig {
-            resources: Some(resources::container(pod, spec, node_memory)?),
+            resources: Some(resources::on(cpus, resources::container(pod, spec, node_memory)?)),
             security_context: Some(security::into(target, security::container(pod, spec, &user, &profiles)?)),
         }),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),

@@ -157,7 +157,10 @@ async fn make_config(
     // Of a wasm container the runtime says that it cannot have them.
     let claimed = crate::claims::devices(context, pod, spec)?.into_iter();
     devices.cdi_devices.extend(claimed.map(|name| coracle_devices::v1beta1::CdiDevice { name }));
+    // A wasm container runs on its host's threads.
+    let cpus = if linux { context.cpus.share(pod, spec)? } else { None };
     let of = Ingredients {
+        cpus,
         attempt,
         image: image.id,
         user: image.user,

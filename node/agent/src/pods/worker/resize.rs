@@ -37,6 +37,12 @@ impl Worker {
             self.memory.unresized = None;
             return Ok(false);
         }
+        let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+        if changes.iter().any(|(_, spec, ..)| self.context.cpus.has_own(&uid, &spec.name)) {
+            let words = "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy";
+            self.unresized("Infeasible", "ResizeInfeasible", words.to_owned(), None);
+            return Ok(false);
+        }
         if !self.has_room() {
             return Ok(false);
         }

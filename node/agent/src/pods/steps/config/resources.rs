@@ -4,6 +4,8 @@ use coracle_api::quantity::Quantity;
 use coracle_cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
+use crate::cpus::Share;
+
 const PERIOD: i64 = 100_000;
 
 fn amount(spec: &Container, limits: bool, name: &str) -> Result<Option<Quantity>, String> {
@@ -48,6 +50,17 @@ pub fn container(
         oom_score_adj: oom_score(pod, spec, node_memory),
         ..Default::default()
     })
+}
+
+/// The same on these processors. Who has some of its own may use them up: a quota would only hold it back.
+pub fn on(cpus: Option<Share>, mut resources: cri::LinuxContainerResources) -> cri::LinuxContainerResources {
+    if let Some(share) = cpus {
+        resources.cpuset_cpus = share.cpus;
+        if share.exclusive {
+            (resources.cpu_quota, resources.cpu_period) = (0, 0);
+        }
+    }
+    resources
 }
 
 /// What all main containers of a pod together may use: a limit holds only where each has one.
