@@ -116,7 +116,10 @@ impl Store {
                 Engine::Raft(node) => node.handle.propose_here(Arc::new(command)).boxed().await.map(drop),
             };
             if let Err(error) = revoked {
-                self.lessor.spare(id);
+                // Of any other failure it may come to pass later: nobody is to be told that it lives on.
+                if matches!(error, Error::NotLeader { .. } | Error::Unavailable(_)) {
+                    self.lessor.spare(id);
+                }
                 return Err(error);
             }
         }
