@@ -223,11 +223,9 @@ impl Error {
     pub fn body(&self) -> String {
         let words = self.kind.words();
         let mut text = match self.kind {
-            ErrorType::Required
-            | ErrorType::Forbidden
-            | ErrorType::TooLong
-            | ErrorType::Internal
-            | ErrorType::TypeInvalid => words.to_string(),
+            ErrorType::Required | ErrorType::Forbidden | ErrorType::TooLong | ErrorType::Internal => {
+                words.to_string()
+            }
             _ => match (&self.shown, &self.bad_value) {
                 (Some(text), _) => format!("{words}: {text}"),
                 (None, Value::String(s)) => format!("{words}: {}", go_quote(s)),
@@ -316,6 +314,7 @@ mod tests {
             ),
             (Error::duplicate(&p, "c"), "spec.x: Duplicate value: \"c\""),
             (Error::forbidden(&p, "no"), "spec.x: Forbidden: no"),
+            (Error::type_invalid(&p, "string", "no number"), "spec.x: Invalid value: \"string\": no number"),
             (Error::too_long(&p, 128), "spec.x: Too long: may not be more than 128 bytes"),
             (Error::too_many(&p, 3, 2), "spec.x: Too many: 3: must have at most 2 items"),
         ];

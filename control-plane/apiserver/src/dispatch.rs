@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use coracle_api::Status;
-use http::{Request, Response, header};
+use http::{Method, Request, Response, header};
 use serde_json::{Value, json};
 
 use crate::admission::Operation;
@@ -17,7 +17,7 @@ use crate::query::Query;
 use crate::resource::SubresourceAction;
 use crate::stall::Connection;
 use crate::write::Rules;
-use crate::{filters, verbs};
+use crate::{filters, pretty, verbs};
 
 /// Finds the verb of an authorized call and runs it; `time` is how long it may take if it is no stream.
 pub(crate) async fn dispatch(
@@ -60,11 +60,16 @@ pub(crate) async fn dispatch(
     if !path.tail.is_empty() {
         return Err(Status::resource_not_found());
     }
+    // Headers alone are for what is passed on, and for paths that are no resources.
+    if request.method() == Method::HEAD {
+        return Err(Status::method_not_allowed());
+    }
     let accept = request.headers().get(header::ACCEPT).and_then(|a| a.to_str().ok());
     let accepted = negotiate::accept(accept).map_err(|refused| match refused {
         Refused::MediaType => crate::errors::not_acceptable_type(),
         Refused::Form => crate::errors::not_acceptable_form(),
     })?;
+    let readable = pretty::wanted(&request);
     let (parts, body) = request.into_parts();
     let connection = parts.extensions.get::<Connection>().cloned();
     let mut call = Call { target, query, accepted, headers: parts.headers, body: Bytes::new(), connection };
@@ -81,7 +86,10 @@ pub(crate) async fn dispatch(
         }
         call.cx.annotations.keep_body(&call.body);
         let headers = reads.then(|| call.headers.clone());
-        let response = run(call, action).await?;
+        let mut response = run(call, action).await?;
+        if readable {
+            response = pretty::answer(response);
+        }
         Ok(match headers {
             Some(headers) => crate::compress::answer(&headers, response),
             None => response,

@@ -26,7 +26,7 @@ use crate::path::{self, ResourcePath};
 use crate::query::{Query, WriteOptions};
 use crate::request::{Annotations, RequestContext, UserInfo, Warnings};
 use crate::state::{Served, Shared};
-use crate::{deadline, filters, respond};
+use crate::{deadline, filters, pretty, respond};
 
 /// What metrics, logs and the audit log say of a call.
 #[derive(Default)]
@@ -52,6 +52,8 @@ pub(crate) async fn serve(
     let outside = known.is_none();
     let id = (outside || shared.audit.is_some()).then(|| audit::id_of(request.headers()));
     let metrics = shared.metrics.clone();
+    let head = request.method() == Method::HEAD;
+    let readable = pretty::wanted(&request) && !request.uri().path().starts_with("/openapi");
     // A defect in one call must not take the connection, and its other calls, with it.
     let answer = answer(shared, request, known, id.as_deref().unwrap_or(""), &mut track);
     let answer = AssertUnwindSafe(answer).catch_unwind().await;
@@ -68,11 +70,17 @@ pub(crate) async fn serve(
             response
         }
     };
+    if readable && !track.streams && track.labels.verb != "mount" {
+        response = pretty::answer(response);
+    }
     let code = response.status().as_u16();
     metrics.observe(&track.labels, code, started.elapsed());
     tracing::debug!(verb, resource, code, took = ?started.elapsed(), "call");
     if let Some(trail) = track.trail {
         response = trail.answered(response, track.streams).await;
+    }
+    if head {
+        response = respond::headers_only(response);
     }
     if outside {
         let headers = response.headers_mut();

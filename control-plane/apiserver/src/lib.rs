@@ -35,6 +35,7 @@ pub mod objects;
 mod openapi;
 pub mod path;
 pub mod paths;
+mod pretty;
 mod protobuf;
 pub mod query;
 pub mod request;

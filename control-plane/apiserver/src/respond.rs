@@ -1,11 +1,11 @@
 //! Answers: objects in the representation that was asked for, Status errors, warnings.
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use coracle_api::Status;
 use coracle_api::status::Details;
 use coracle_store::KeyValue;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -66,6 +66,15 @@ pub(crate) fn encoded(code: StatusCode, encoding: Encoding, value: &Value) -> Re
             Err(e) => status(&Status::internal(e)),
         },
     }
+}
+
+/// The answer without its body, as HEAD asks for it; over HTTP/2 a body would be an error.
+pub(crate) fn headers_only(response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = HttpBody::size_hint(&body).exact().filter(|length| *length > 0) {
+        parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
+    }
+    Response::from_parts(parts, Body::empty())
 }
 
 /// One stored object, from its bytes where the form allows.

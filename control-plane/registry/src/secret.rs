@@ -146,8 +146,8 @@ fn json_value(errors: &mut Vec<Error>, obj: &Value, data: &Path, key: &str) {
         return;
     };
     let decoded = STANDARD.decode(value).unwrap_or_default();
-    if let Err(error) = serde_json::from_slice::<Value>(&decoded) {
-        errors.push(Error::invalid(&path, "<secret contents redacted>", error.to_string()));
+    if let Some(words) = coracle_api::schema::json_syntax_error(&decoded) {
+        errors.push(Error::invalid(&path, "<secret contents redacted>", words));
     }
 }
 

@@ -49,7 +49,9 @@ fn values_in_kubernetes_words() {
         ),
         (
             json!({"size": "x"}),
-            vec!["spec.size: Invalid value: spec.size in body must be of type integer: \"string\""],
+            vec![
+                "spec.size: Invalid value: \"string\": spec.size in body must be of type integer: \"string\"",
+            ],
         ),
         (
             json!({"size": 1, "color": "blue"}),
@@ -63,7 +65,9 @@ fn values_in_kubernetes_words() {
         (json!({"size": 1, "port": "http"}), vec![]),
         (
             json!({"size": 1, "port": true}),
-            vec!["spec.port: Invalid value: spec.port in body must be of type integer,string: \"boolean\""],
+            vec![
+                "spec.port: Invalid value: \"boolean\": spec.port in body must be of type integer,string: \"boolean\"",
+            ],
         ),
         (
             json!({"size": 1, "parts": [{"id": "a"}, {"id": "a"}]}),

@@ -11,7 +11,7 @@ use base64::engine::GeneralPurpose;
 use base64::engine::general_purpose::GeneralPurposeConfig;
 use bytes::Bytes;
 use coracle_api::field::{Error, Path};
-use coracle_api::{Status, field};
+use coracle_api::{Status, field, schema};
 use coracle_store::{KeyValue, Range};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
@@ -242,7 +242,8 @@ fn continue_token(revision: i64, prefix: &str, last: &[u8]) -> String {
 fn read_token(token: &str, prefix: &str) -> Result<(Option<u64>, Vec<u8>), String> {
     let bad = |e: &dyn std::fmt::Display| format!("continue key is not valid: {e}");
     let bytes = TOKEN.decode(token).map_err(|e| bad(&e))?;
-    let token: Value = serde_json::from_slice(&bytes).map_err(|e| bad(&e))?;
+    let words = |e: serde_json::Error| schema::json_syntax_error(&bytes).unwrap_or_else(|| e.to_string());
+    let token: Value = serde_json::from_slice(&bytes).map_err(|e| bad(&words(e)))?;
     let version = token.get("v").and_then(Value::as_str).unwrap_or("");
     if version != "meta.k8s.io/v1" {
         return Err(bad(&format!("server does not recognize this encoded version {version}")));

@@ -188,6 +188,16 @@ async fn large_lists_are_compressed_for_who_asks() {
         }
         assert!(text.contains("c001"), "{path}");
     }
+    // Whoever reads it himself gets lines, errors too.
+    for (path, words) in [
+        (format!("{CONFIG_MAPS}?pretty=true&limit=2"), "\n  \"items\": [\n    {\n      \"metadata\": {\n"),
+        (format!("{CONFIG_MAPS}/none?pretty=true"), "\n  \"code\": 404,\n"),
+    ] {
+        let answer = send(&s, request("GET", &path, "", axum::body::Body::empty())).await;
+        let bytes = answer.into_body().collect().await.expect("body").to_bytes();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.contains(words), "{path}: {text}");
+    }
     let plain = send(&s, request("GET", CONFIG_MAPS, "", axum::body::Body::empty())).await;
     assert!(plain.headers().get("content-encoding").is_none());
 }

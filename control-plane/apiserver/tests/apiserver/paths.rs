@@ -40,6 +40,14 @@ async fn health_version_metrics_and_openapi() {
         assert_eq!(get(&s, path).await.body, words, "{path}");
     }
     assert_eq!(get(&s, "/livez/bogus").await.code, 404);
+    for (path, code) in [("/version", 200), (CONFIG_MAPS, 405), ("/apis/apps/v1", 200)] {
+        use http_body_util::BodyExt;
+        let answer = send(&s, request("HEAD", path, "", Body::empty())).await;
+        assert_eq!(answer.status(), code, "{path}");
+        assert!(answer.headers().contains_key("content-length"), "{path}");
+        let body = answer.into_body().collect().await.expect("body").to_bytes();
+        assert!(body.is_empty(), "{path}: {body:?}");
+    }
     assert_eq!(get(&s, "/version").await.at("/minor"), "36");
     call(&s, "POST", CONFIG_MAPS, json!({"metadata": {"name": "a"}})).await;
     let metrics = get(&s, "/metrics").await;
