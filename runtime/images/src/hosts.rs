@@ -40,6 +40,8 @@ pub struct Host {
     pub trust: Trust,
     /// It is asked what a tag means, too.
     pub resolves: bool,
+    /// It is the registry itself, and no stand-in: credentials for the registry are for it.
+    pub itself: bool,
 }
 
 /// The longest file that is read, in bytes.
@@ -66,7 +68,7 @@ pub fn hosts(folders: &[PathBuf], registry: &str, plain: bool) -> Result<Option<
             let trust = lying_there(&folder)?;
             let tls = !plain || trust != Trust::default();
             let authority = registry.to_owned();
-            Ok(Some(vec![Host { authority, tls, trust, resolves: true }]))
+            Ok(Some(vec![Host { authority, tls, trust, resolves: true, itself: true }]))
         }
     }
 }
@@ -119,7 +121,8 @@ fn parse(text: &str, folder: &Path, registry: &str, plain: bool) -> Result<Vec<H
         let trust = trust(folder, entry.ca, entry.client, entry.skip_verify)?;
         let can = |what: &str| entry.capabilities.as_ref().is_none_or(|c| c.iter().any(|c| c == what));
         if can("pull") {
-            hosts.push(Host { authority, tls, trust, resolves: can("resolve") });
+            let itself = authority == registry;
+            hosts.push(Host { authority, tls, trust, resolves: can("resolve"), itself });
         }
     }
     let trust = trust(folder, file.ca, file.client, file.skip_verify)?;
@@ -129,7 +132,7 @@ fn parse(text: &str, folder: &Path, registry: &str, plain: bool) -> Result<Vec<H
     };
     let can = |what: &str| file.capabilities.as_ref().is_none_or(|c| c.iter().any(|c| c == what));
     if can("pull") && !hosts.iter().any(|h| h.authority == authority) {
-        hosts.push(Host { authority, tls, trust, resolves: can("resolve") });
+        hosts.push(Host { authority, tls, trust, resolves: can("resolve"), itself: true });
     }
     Ok(hosts)
 }
@@ -237,6 +240,7 @@ mod tests {
             brief,
             [("near.example", true, false), ("a.example:80", false, true), ("reg.example:5000", true, true)]
         );
+        assert_eq!(found.iter().map(|h| h.itself).collect::<Vec<_>>(), [false, false, true]);
         assert_eq!(found[0].trust.more_pem, ["CA"]);
         assert_eq!(found[0].trust.identity, Some(Identity("CERT\nKEY".into())));
         assert_eq!(hosts(&[dir.path().into()], "other.example", false), Ok(None));

@@ -71,13 +71,14 @@ pub fn sources(
                 tls: !plain,
                 trust: Trust::default(),
                 resolves: true,
+                itself: true,
             }]
         };
         let hosts = hosts::hosts(&config.host_dirs, registry, plain)?.unwrap_or_else(itself);
         let asked = hosts.into_iter().filter(|h| h.resolves || image.digest.is_some());
         Ok(asked
             .map(|host| Source {
-                credentials: if host.authority == registry { given.clone() } else { Credentials::Anonymous },
+                credentials: if host.itself { given.clone() } else { Credentials::Anonymous },
                 registry: host.authority,
                 repository: image.upstream_repository(),
                 key: image.manifest_key().to_owned(),

@@ -100,7 +100,12 @@ pub(crate) async fn read(
     tell: mpsc::Sender<Result<Frame<Bytes>, Error>>,
 ) {
     let mut buffer = vec![0; CHUNK];
-    while let Ok(read) = reader.read(&mut buffer).await {
+    loop {
+        let read = tokio::select! {
+            read = reader.read(&mut buffer) => read,
+            () = tell.closed() => return,
+        };
+        let Ok(read) = read else { return };
         let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { return };
         if tell.send(Ok(Frame::data(Bytes::copy_from_slice(bytes)))).await.is_err() {
             return;

@@ -63,16 +63,8 @@ pub(super) fn opened(
     tokio::spawn(async move {
         let Ok(socket) = socket.await else { return };
         let (reader, writer) = tokio::io::split(TokioIo::new(socket));
-        let gone = tell.clone();
         // The guest ends it with its own body, or by not being there any more; the peer by its end.
-        let writing = write(wish.sending, writer);
-        let reading = async {
-            tokio::select! {
-                () = read(reader, tell) => {}
-                () = gone.closed() => {}
-            }
-        };
-        tokio::join!(writing, reading);
+        tokio::join!(write(wish.sending, writer), read(reader, tell));
     });
     let headers = response.headers_mut();
     headers.remove(CONNECTION);
