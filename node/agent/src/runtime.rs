@@ -54,7 +54,8 @@ impl Image {
         let user = ImageUser {
             uid: image.uid.map(|v| v.value),
             name: image.username,
-            linux: platform.is_some_and(|p| p == annotation::LINUX),
+            // A runtime that says nothing of it knows Linux images alone.
+            linux: platform.is_none_or(|p| p == annotation::LINUX),
         };
         Self { id: image.id, size: image.size, user }
     }

@@ -51,6 +51,8 @@ pub struct Target {
     pub absent_image: String,
     /// It tells events; one that does not (containerd before 1.7) has to refuse the call as unimplemented.
     pub events: bool,
+    /// The control group that pods are below; empty: the runtime's own choice.
+    pub cgroup_parent: String,
 }
 
 /// What came of one check.

@@ -69,8 +69,16 @@ pub async fn images_are_pulled_listed_and_removed(suite: &Suite) -> anyhow::Resu
     let mut client = suite.images.clone();
     let listed = client.list_images(v1::ListImagesRequest { filter: None }).await?.into_inner().images;
     ensure!(listed.iter().any(|i| i.id == image.id), "the image is not listed: {listed:?}");
-    let usage = client.image_fs_info(v1::ImageFsInfoRequest {}).await?.into_inner().image_filesystems;
-    let usage = usage.first().context("no image filesystem")?;
+    let mut usage = v1::FilesystemUsage::default();
+    // Some measure from time to time only.
+    for _ in 0..100 {
+        let told = client.image_fs_info(v1::ImageFsInfoRequest {}).await?.into_inner().image_filesystems;
+        usage = told.first().context("no image filesystem")?.clone();
+        if usage.used_bytes.is_some_and(|b| b.value > 0) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     ensure!(usage.used_bytes.is_some_and(|b| b.value > 0) && usage.timestamp > 0, "{usage:?}");
     ensure!(usage.fs_id.as_ref().is_some_and(|f| !f.mountpoint.is_empty()), "{usage:?}");
     for _ in 0..2 {
@@ -168,7 +176,9 @@ pub async fn a_container_runs_and_exits(suite: &Suite) -> anyhow::Result<()> {
     pod.start(&id).await?;
     let ended = suite.exited(&id).await?;
     ensure!(ended.exit_code == suite.target.programs.failure && ended.reason == "Error", "{ended:?}");
-    let in_order = ended.created_at <= ended.started_at && ended.started_at <= ended.finished_at;
+    // The end of a short program is measured elsewhere (by containerd's shim) than the answer to its start.
+    let in_order =
+        ended.created_at <= ended.started_at && ended.started_at <= ended.finished_at + 1_000_000_000;
     ensure!(in_order && ended.started_at > 0, "times are not in order: {ended:?}");
     let log = suite.log(&ended.log_path, 2).await?;
     for line in [("stdout", "out"), ("stderr", "err")] {

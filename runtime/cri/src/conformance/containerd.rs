@@ -27,12 +27,16 @@ pub struct Containerd {
 fn programs() -> Result<PathBuf> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/peers");
     let dir = target.join("containerd");
+    fs::create_dir_all(&target)?;
+    // One test at a time: apt-get has locks of its own, which it does not wait for.
+    let lock = fs::File::create(target.join("lock"))?;
+    lock.lock().context("wait for another test")?;
     if dir.join("usr/bin/containerd").is_file() {
         return Ok(dir);
     }
     let scratch = target.join(format!("containerd.{}", std::process::id()));
     fs::create_dir_all(scratch.join("packages"))?;
-    let script = "apt-get -q update >&2 && apt-get -q download \"$@\" >&2 && \
+    let script = "apt-get -q download \"$@\" >&2 || { apt-get -q update >&2; apt-get -q download \"$@\" >&2; }; \
         for package in *.deb; do dpkg-deb -x $package ..; done";
     let fetched = Command::new("sh")
         .args(["-ec", script, "sh"])
@@ -45,10 +49,8 @@ fn programs() -> Result<PathBuf> {
         "fetching {PACKAGES:?} with apt-get: {}",
         String::from_utf8_lossy(&fetched.stderr)
     );
-    // Another test may have been faster: then its folder is as good.
-    if fs::rename(&scratch, &dir).is_err() {
-        fs::remove_dir_all(&scratch)?;
-    }
+    fs::remove_dir_all(scratch.join("packages"))?;
+    fs::rename(&scratch, &dir)?;
     Ok(dir)
 }
 
@@ -80,6 +82,7 @@ state = "{}"
   sandbox_image = "{pause}"
   stream_server_address = "127.0.0.1"
   restrict_oom_score_adj = true
+  stats_collect_period = 1
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{}"
     conf_dir = "{}"
@@ -124,6 +127,11 @@ state = "{}"
     /// Where it serves CRI.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("containerd.sock")
+    }
+
+    /// A control group for its pods, which ends with it.
+    pub fn cgroup(&self) -> String {
+        format!("/coracle-containerd-{}", self.child.id())
     }
 
     /// Runs its client on CRI's objects; the standard output.
@@ -180,6 +188,13 @@ impl Drop for Containerd {
         for pid in self.shims() {
             let _ =
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        // What is still in use stays: a folder of controls goes only when it is empty.
+        let own = self.cgroup();
+        let below = |root: &Path| fs::remove_dir(root.join(own.trim_start_matches('/')));
+        let controllers = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|e| e.path());
+        for root in controllers.chain([PathBuf::from("/sys/fs/cgroup")]) {
+            let _ = below(&root);
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let own = self.dir.display().to_string();

@@ -30,7 +30,10 @@ impl Suite {
             log_directory: self.target.scratch.join(format!("logs-{uid}")).display().to_string(),
             labels: [("suite".to_owned(), uid)].into(),
             annotations: [("note".to_owned(), "kept as it is".to_owned())].into(),
-            linux: Some(v1::LinuxPodSandboxConfig::default()),
+            linux: Some(v1::LinuxPodSandboxConfig {
+                cgroup_parent: self.target.cgroup_parent.clone(),
+                ..Default::default()
+            }),
             ..Default::default()
         }
     }

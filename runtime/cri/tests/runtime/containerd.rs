@@ -57,6 +57,7 @@ async fn the_same_checks_pass_on_containerd() {
         scratch: dir.path().join("scratch"),
         absent_image: format!("{}/absent:v9", registry.address),
         events: false,
+        cgroup_parent: containerd.cgroup(),
     })
     .await
     .unwrap();

@@ -173,6 +173,7 @@ impl Service {
             scratch: self.dir.path().join("scratch"),
             absent_image: "absent:v9".into(),
             events: true,
+            cgroup_parent: String::new(),
         })
         .await
         .unwrap()
