@@ -8,6 +8,7 @@ mod clients;
 mod cluster;
 pub mod disk;
 mod faults;
+mod leases;
 mod network;
 pub mod random;
 mod run;

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::clients::{Client, Items, Shared, items, watch};
 use crate::cluster::Cluster;
 use crate::faults;
+use crate::leases;
 use crate::network::Net;
 
 const CLIENTS: usize = 5;
@@ -40,6 +41,8 @@ pub struct Report {
     pub unknown: usize,
     /// Changes that each watcher saw.
     pub changes: usize,
+    /// Keep-alives of leases that were answered.
+    pub kept_alive: usize,
     /// Simulated time.
     pub took: Duration,
     /// Of everything that clients were told, in order.
@@ -76,6 +79,7 @@ async fn run(seed: u64, count: usize, plant: Option<Plant>, verbose: bool) -> Re
         .collect();
     let clients: Vec<_> =
         (0..CLIENTS).map(|n| tokio::spawn(Client::new(n, shared.clone(), part()).run())).collect();
+    let holder = tokio::spawn(leases::hold(shared.clone(), part()));
     let mut rng = part();
     for fault in 0..count {
         sleep(Duration::from_millis(rng.random_range(0..1500))).await;
@@ -96,7 +100,9 @@ async fn run(seed: u64, count: usize, plant: Option<Plant>, verbose: bool) -> Re
     for client in clients {
         history.extend(client.await??);
     }
+    let kept_alive = holder.await??;
     let last = settle(&cluster, &progress).await?;
+    leases::all_ended(&cluster)?;
     watching.stop.store(true, Ordering::Relaxed);
     let mut seen = Vec::new();
     for watch in watches {
@@ -115,7 +121,7 @@ async fn run(seed: u64, count: usize, plant: Option<Plant>, verbose: bool) -> Re
         wrong.truncate(6);
         bail!("{}\nand {more} more", wrong.join("\n"));
     }
-    Ok(Report { calls, unknown, changes, took: began.elapsed(), fingerprint })
+    Ok(Report { calls, unknown, changes, kept_alive, took: began.elapsed(), fingerprint })
 }
 
 /// Waits until all members hold the same and every watcher has seen it.

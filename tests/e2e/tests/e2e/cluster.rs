@@ -351,6 +351,9 @@ fn servers_join_with_a_token_and_are_removed() -> Result<()> {
         let unique: std::collections::BTreeSet<_> = given.iter().collect();
         ensure!(given.len() >= 30 && unique.len() == given.len(), "{listed}");
     }
+    let all: serde_json::Value =
+        serde_json::from_str(&servers.kubectl(0, &["get", "--raw", "/api/v1/services"])?)?;
+    let seen = all["metadata"]["resourceVersion"].as_str().context("a list without revision")?;
     // Without a majority nothing is answered that could be old.
     servers.kill(1)?;
     servers.kill(third)?;
@@ -360,6 +363,11 @@ fn servers_join_with_a_token_and_are_removed() -> Result<()> {
         ensure!(said.contains("unavailable") || said.contains("did not answer in time"), "{said}");
         Ok(true)
     })?;
+    // Unless the caller says that it may be, or from when it has to be.
+    for how in ["resourceVersion=0", &format!("resourceVersion={seen}&resourceVersionMatch=NotOlderThan")] {
+        let held = servers.kubectl(0, &["get", "--raw", &format!("/api/v1/services?{how}")])?;
+        ensure!(held.contains("s2-9"), "{how}: {held}");
+    }
     servers.restart(1)?;
     servers.kubectl(0, &["get", "services"])?;
     servers.restart(third)?;
