@@ -1,5 +1,7 @@
 //! Reading an expression, within bounds.
 
+use std::panic::AssertUnwindSafe;
+
 use coracle_api::schema::structural::Structural;
 use kube_cel::cel::common::ast::{EntryExpr, Expr, IdedExpr, LiteralValue, MapEntryExpr, MapExpr};
 use kube_cel::cel::{Context, Program, Value as Cel};
@@ -59,7 +61,9 @@ pub struct Expression {
 impl Expression {
     /// The value over some variables; the error is in words.
     pub fn run(&self, context: &Context<'_>) -> Result<Cel, String> {
-        Cel::resolve(&self.root, context).map_err(|e| words(&e.to_string()))
+        // The library negates the smallest number without a look, which panics where overflows are checked.
+        let value = std::panic::catch_unwind(AssertUnwindSafe(|| Cel::resolve(&self.root, context)));
+        value.map_err(|_| "evaluation failed".to_owned())?.map_err(|e| words(&e.to_string()))
     }
 }
 

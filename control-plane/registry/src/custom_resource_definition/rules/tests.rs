@@ -174,3 +174,12 @@ fn rules_fit_their_schema() {
         "messageExpression: Invalid value: \"self.spec.n\": compilation failed: must evaluate to a string"
     ));
 }
+
+#[test]
+fn numbers_at_their_ends_break_nothing() {
+    for rule in ["-self.n > 0", "self.n - 1 < self.n", "self.n / -1 > 0", "self.n % 0 == 0", "self.n * 2 < 0"]
+    {
+        let said = one(json!({"rule": rule}), json!({"n": i64::MIN}), None);
+        assert_eq!(said.len(), 1, "{rule}: {said:?}");
+    }
+}
