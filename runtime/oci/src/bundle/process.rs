@@ -92,9 +92,22 @@ pub(super) fn process(
     });
     let score = config.linux.as_ref().and_then(|l| l.resources.as_ref()).map_or(0, |r| r.oom_score_adj);
     if score != 0 {
-        process["oomScoreAdj"] = json!(score);
+        process["oomScoreAdj"] = json!(score.max(lowest_oom_score()));
     }
     Ok(process)
+}
+
+/// The lowest score that this process may give: without CAP_SYS_RESOURCE (itself in a container) none below its own.
+fn lowest_oom_score() -> i64 {
+    const SYS_RESOURCE: u64 = 1 << 24;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(u64::MAX);
+    if effective & SYS_RESOURCE != 0 {
+        return -1000;
+    }
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    own.trim().parse().unwrap_or(-1000)
 }
 
 /// A command replaces the image's entrypoint and its arguments, arguments alone replace the image's arguments.

@@ -7,7 +7,11 @@ use serde_json::{Value, json};
 mod promises;
 
 fn cluster() -> Result<Cluster> {
-    let cluster = Cluster::start(Profile::Routed)?;
+    cluster_with(&[])
+}
+
+fn cluster_with(flags: &[&str]) -> Result<Cluster> {
+    let cluster = Cluster::start_with(Profile::Routed, flags)?;
     let dir = cluster.data_dir().with_file_name("busybox");
     layout::busybox(
         &dir,

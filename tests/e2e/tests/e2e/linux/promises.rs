@@ -5,16 +5,16 @@ use anyhow::{Context, Result, ensure};
 use coracle_e2e::{Cluster, eventually};
 use serde_json::{Value, json};
 
-use super::{SOON, apply, cluster, pod, ready, says};
+use super::{SOON, apply, cluster_with, pod, ready, says};
 
 fn shell(name: &str, script: &str) -> Value {
     json!({"name": name, "image": "busybox:v1", "command": ["/bin/sh", "-c", script]})
 }
 
-/// Row: Linux containers: stop signals, a shared process namespace, seccomp profiles, a probe's own grace
+/// Row: Linux containers: stop signals, a shared process namespace, seccomp profiles, a probe's own grace, processors of their own, checkpoints
 #[test]
 fn linux_pods_are_promised_signals_processes_and_profiles() -> Result<()> {
-    let mut cluster = cluster()?;
+    let mut cluster = cluster_with(&["--cpu-manager-policy=static", "--kube-reserved=cpu=500m"])?;
     let profiles = cluster.data_dir().join("node/seccomp/own");
     std::fs::create_dir_all(&profiles)?;
     let own = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
@@ -57,6 +57,10 @@ fn linux_pods_are_promised_signals_processes_and_profiles() -> Result<()> {
             pod("own", profiled(json!({"type": "Localhost", "localhostProfile": "own/no-folders.json"}))),
             pod("lost", profiled(json!({"type": "Localhost", "localhostProfile": "own/none.json"}))),
             pod("deaf", deaf),
+            pod(
+                "wasm",
+                json!({"containers": [{"name": "c", "image": "web:v1", "ports": [{"containerPort": 8080}]}]}),
+            ),
         ],
     )?;
     ready(&cluster, "told")?;
@@ -75,6 +79,10 @@ fn linux_pods_are_promised_signals_processes_and_profiles() -> Result<()> {
     ensure!(std::fs::read_to_string(notes.join("told"))? == "told\n");
 
     processes(&cluster)?;
+    says(&cluster, "free", "c", "done")?;
+    ready(&cluster, "wasm")?;
+    processors(&cluster)?;
+    checkpoints(&cluster)?;
     for (name, filter, made) in
         [("default", "Seccomp:\t2", true), ("free", "Seccomp:\t0", true), ("own", "Seccomp:\t2", false)]
     {
@@ -119,4 +127,62 @@ fn processes(cluster: &Cluster) -> Result<()> {
     };
     eventually("the one that was killed is restarted", SOON, || Ok(counts()? == [1, 0]))?;
     ready(cluster, "shared").map(drop)
+}
+
+/// Who asks for whole processors in a Guaranteed pod has them alone; the others share the rest, and get them back.
+fn processors(cluster: &Cluster) -> Result<()> {
+    let allowed = |pod: &str| -> Result<String> {
+        let status =
+            cluster.kubectl(&["exec", pod, "--", "grep", "Cpus_allowed_list", "/proc/self/status"])?;
+        Ok(status.split_whitespace().last().unwrap_or_default().to_owned())
+    };
+    let before = allowed("free")?;
+    let mut exact = shell("c", "exec sleep 100000");
+    exact["resources"] = json!({"limits": {"cpu": "1", "memory": "32Mi"}});
+    apply(cluster, &[pod("exact", json!({"terminationGracePeriodSeconds": 1, "containers": [exact]}))])?;
+    ready(cluster, "exact")?;
+    let own = allowed("exact")?;
+    ensure!(own.parse::<u32>().is_ok_and(|cpu| cpu > 0), "{own} is not one processor, or the reserved one");
+    // What others share is updated while they run.
+    let file = cluster.data_dir().join("node/cpu_manager_state");
+    let state = || -> Result<Value> { Ok(serde_json::from_str(&std::fs::read_to_string(&file)?)?) };
+    let shared = state()?["defaultCpuSet"].as_str().context("no shared processors")?.to_owned();
+    ensure!(shared != before, "{shared}");
+    eventually("the others are elsewhere", SOON, || Ok(allowed("free")? == shared))?;
+    cluster.kubectl(&["delete", "pod", "exact", "--timeout=30s"])?;
+    eventually("the others have it back", SOON, || Ok(allowed("free")? == before))?;
+    ensure!(state()?["entries"] == json!({}), "{}", state()?);
+    Ok(())
+}
+
+/// The node's own endpoint: a file, or why there is none.
+fn checkpoints(cluster: &Cluster) -> Result<()> {
+    let body = cluster.file("nothing.json", "{}")?;
+    let path = |of: &str| format!("/api/v1/nodes/node-1/proxy/checkpoint/default/{of}");
+    let refused = |of: &str| cluster.kubectl_fails(&["create", "--raw", &path(of), "-f", &body]);
+    let wasm = refused("wasm/c")?;
+    ensure!(
+        wasm.contains("checkpointing of default/wasm/c failed") && wasm.contains("is a wasm container"),
+        "{wasm}"
+    );
+    ensure!(refused("none/c")?.contains("pod does not exist"));
+    ensure!(refused("free/none")?.contains("container none does not exist"));
+    // Whether CRIU works is the kernel's to say.
+    let mut command = cluster.command(coracle_e2e::kubectl()?);
+    let out = command.args(["create", "--raw", &path("free/c"), "-f", &body]).output()?;
+    if out.status.success() {
+        let answer: Value = serde_json::from_slice(&out.stdout)?;
+        let file = answer["items"][0].as_str().context("no file")?.to_owned();
+        ensure!(
+            std::path::Path::new(&file).is_file() && file.contains("/checkpoints/checkpoint-free_default-c-"),
+            "{file}"
+        );
+    } else {
+        let words = coracle_e2e::shown(&out).to_lowercase();
+        ensure!(
+            words.contains("checkpointing of default/free/c failed") && words.contains("criu"),
+            "{words}"
+        );
+    }
+    Ok(())
 }
