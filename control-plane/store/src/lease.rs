@@ -78,7 +78,7 @@ impl Lessor {
         Some((ttl_ms, u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// The leases whose time has come. They are to be revoked, or told to [`Self::spare`].
+    /// The leases whose time has come, those among them whose end is under way already.
     pub fn due(&self, term: u64) -> Vec<u64> {
         let leases: Vec<(u64, u64)> = self.machine.state.read().leases().collect();
         let now = Instant::now();
@@ -87,17 +87,22 @@ impl Lessor {
         let there: HashSet<u64> = leases.iter().map(|(id, _)| *id).collect();
         times.ends.retain(|id, _| there.contains(id));
         times.ending.retain(|id| there.contains(id));
-        let mut due = Vec::new();
-        for (id, ttl_ms) in leases {
-            let end = *times.ends.entry(id).or_insert(now + Duration::from_millis(ttl_ms));
-            if end <= now && times.ending.insert(id) {
-                due.push(id);
-            }
-        }
-        due
+        let mut is_over =
+            |id, ttl_ms| *times.ends.entry(id).or_insert(now + Duration::from_millis(ttl_ms)) <= now;
+        leases.into_iter().filter(|(id, ttl_ms)| is_over(*id, *ttl_ms)).map(|(id, _)| id).collect()
     }
 
-    /// It could not be revoked.
+    /// A lease is about to be revoked, and not kept alive from now on; false: its time has not come any more.
+    pub fn end(&self, id: u64, term: u64) -> bool {
+        let mut times = self.times.lock();
+        let over = times.term == term && times.ends.get(&id).is_some_and(|end| *end <= Instant::now());
+        if over {
+            times.ending.insert(id);
+        }
+        over
+    }
+
+    /// It was surely not revoked.
     pub fn spare(&self, id: u64) {
         self.times.lock().ending.remove(&id);
     }

@@ -109,6 +109,9 @@ impl Store {
     pub(super) async fn end_leases(&self) -> Result<(), Error> {
         let (_, term) = self.leader();
         for id in self.lessor.due(term) {
+            if !self.lessor.end(id, term) {
+                continue;
+            }
             let command = Command::Revoke { id };
             let revoked = match &*self.engine {
                 Engine::Memory(_) => self.propose(command).await.map(drop),
@@ -116,7 +119,7 @@ impl Store {
                 Engine::Raft(node) => node.handle.propose_here(Arc::new(command)).boxed().await.map(drop),
             };
             if let Err(error) = revoked {
-                // Of any other failure it may come to pass later: nobody is to be told that it lives on.
+                // Of any other failure it may come to pass later: nobody is to be told that it lives on, and it is asked for again.
                 if matches!(error, Error::NotLeader { .. } | Error::Unavailable(_)) {
                     self.lessor.spare(id);
                 }
