@@ -11,7 +11,7 @@ const USAGE: &str = "usage:
   coracle-runtime serve --socket S --state-dir D [--pod-cidr C] [--mirror URL]... [--otlp-endpoint URL] [--host-mappings N]
   coracle-runtime wasm-host --socket S --state-dir D [--isolated | --further]
   coracle-runtime compile-wasm COMPONENT CODE
-  coracle-runtime oci-shim FOLDER
+  coracle-runtime oci-shim [--pause | --pause-init] FOLDER
 serve takes --cluster-cidr C for profile routed, and then --cni-conf-dir D, --cdi-spec-dir D";
 
 fn main() -> ExitCode {
@@ -25,15 +25,15 @@ fn main() -> ExitCode {
         };
     }
     if verb == "oci-shim" {
-        return match rest.as_slice() {
-            [dir] => match coracle_oci::shim::main(dir.as_ref()) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("coracle-runtime: {error:#}");
-                    ExitCode::FAILURE
-                }
-            },
-            _ => usage("one folder is needed"),
+        let said = |word: &str| rest.iter().any(|w| w == word);
+        let Some(dir) = rest.last() else { return usage("a folder is needed") };
+        let pause = coracle_oci::pause::from_arguments(said("--pause"), said("--pause-init"), dir.as_ref());
+        return match pause.unwrap_or_else(|| coracle_oci::shim::main(dir.as_ref())) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("coracle-runtime: {error:#}");
+                ExitCode::FAILURE
+            }
         };
     }
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();

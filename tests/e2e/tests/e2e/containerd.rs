@@ -70,8 +70,9 @@ fn the_agent_runs_pods_over_containerd() -> Result<()> {
         .kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", "pod/web"])
         .with_context(|| why(&machines))?;
     let pod = machines.get(&["pod", "web"])?["status"].take();
-    let container = pod["containerStatuses"][0]["containerID"].as_str().unwrap_or_default().to_owned();
-    ensure!(container.starts_with("containerd://"), "{pod:#}");
+    let container = pod["containerStatuses"][0]["containerID"].as_str().unwrap_or_default();
+    let id = container.rsplit('/').next().unwrap_or_default();
+    ensure!(containerd.ctr(&["containers", "list", "--quiet"])?.contains(id) && id.len() == 64, "{pod:#}");
     let node = machines.get(&["node", "node-1"])?["status"]["nodeInfo"].take();
     ensure!(
         node["containerRuntimeVersion"].as_str().is_some_and(|v| v.starts_with("containerd://1.6")),
