@@ -226,7 +226,7 @@ pub fn pods(kubectl: &Kubectl, node: &str) -> Result<()> {
     let (_proxy, _out, line) = first_line(kubectl, &["proxy", "--port=0"])?;
     let address = line.trim().strip_prefix("Starting to serve on ").context(line.clone())?;
     ensure!(
-        curl(&format!("http://{address}/api/v1/namespaces/default/pods/web"))?.contains("\"kind\":\"Pod\"")
+        curl(&format!("http://{address}/api/v1/namespaces/default/pods/web"))?.contains("\"kind\": \"Pod\"")
     );
     ensure!(curl(&format!("http://{address}/api/v1/namespaces/default/pods/web:web/proxy/"))? == "web");
     kubectl.run(&[
