@@ -3,17 +3,26 @@
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
+use wstd::__internal::wasip2::http::{
+    outgoing_handler,
+    types::{Fields, IncomingBody, OutgoingBody, OutgoingRequest, Scheme},
+};
 use wstd::http::{
     Body, Client, Error, HeaderMap, Request, Response,
     body::{Bytes, Frame, HttpBody, util::combinators::UnsyncBoxBody},
 };
+use wstd::io::{AsyncInputStream, AsyncOutputStream, AsyncPollable};
 
 #[wstd::http_server]
 async fn main(mut request: Request<Body>) -> Result<Response<Body>, Error> {
+    if request.headers().contains_key("x-to") && request.headers().contains_key("sec-websocket-version") {
+        return socket(request).await;
+    }
     if let Some(to) = request.headers_mut().remove("x-to") {
         let path = request.uri().path().to_owned();
         *request.uri_mut() = format!("{}{path}", to.to_str().unwrap_or_default()).parse()?;
@@ -47,6 +56,66 @@ async fn main(mut request: Request<Body>) -> Result<Response<Body>, Error> {
         ended: false,
     };
     Ok(response.body(Body::from_http_body(body))?)
+}
+
+/// Opens a WebSocket to whom the request is to be passed on, and joins both. (wstd's client answers only when it has sent
+/// the whole body.)
+async fn socket(request: Request<Body>) -> Result<Response<Body>, Error> {
+    let (parts, body) = request.into_parts();
+    let fields = Fields::new();
+    for (name, value) in parts.headers.iter().filter(|(name, _)| name.as_str().starts_with("sec-")) {
+        fields.append(name.as_str(), value.as_bytes())?;
+    }
+    let outgoing = OutgoingRequest::new(fields);
+    let to = parts.headers["x-to"].to_str()?.trim_start_matches("http://").to_owned();
+    let set = [
+        outgoing.set_scheme(Some(&Scheme::Http)),
+        outgoing.set_authority(Some(&to)),
+        outgoing.set_path_with_query(Some(parts.uri.path())),
+    ];
+    assert!(set.iter().all(Result::is_ok), "{to}");
+    let sending = outgoing.body().unwrap();
+    let answer = outgoing_handler::handle(outgoing, None)?;
+    let mut input = body.into_boxed_body();
+    wstd::runtime::spawn(async move {
+        let out = AsyncOutputStream::new(sending.write().unwrap());
+        while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut input).poll_frame(cx)).await {
+            let Ok(data) = frame.into_data() else { break };
+            if out.write_all(&data).await.is_err() {
+                break;
+            }
+        }
+        drop(out);
+        let _ = OutgoingBody::finish(sending, None);
+    })
+    .detach();
+    AsyncPollable::new(answer.subscribe()).wait_for().await;
+    let answer = answer.get().unwrap().unwrap()?;
+    let mut response = Response::builder().status(answer.status());
+    for (name, value) in answer.headers().entries().into_iter().filter(|(name, _)| name.starts_with("sec-")) {
+        response = response.header(name, value);
+    }
+    let body = answer.consume().unwrap();
+    let frames = Body::from(AsyncInputStream::new(body.stream().unwrap())).into_boxed_body();
+    Ok(response.body(Body::from_http_body(Received { frames, _of: body }))?)
+}
+
+/// What the peer sends; its stream goes before the body that it is of.
+struct Received {
+    frames: UnsyncBoxBody<Bytes, Error>,
+    _of: IncomingBody,
+}
+
+impl HttpBody for Received {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        Pin::new(&mut self.frames).poll_frame(cx)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -142,7 +211,10 @@ impl HttpBody for Answer {
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         loop {
             if let Some(frame) = self.out.pop_front() {
                 return Poll::Ready(Some(Ok(frame)));
