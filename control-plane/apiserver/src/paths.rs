@@ -90,7 +90,7 @@ fn version() -> Response<Body> {
     respond::json_bytes(StatusCode::OK, crate::codec::to_bytes(&body))
 }
 
-/// 503 where a check fails, and which one. `?verbose` lists them all, `?exclude=NAME` passes one over.
+/// 500 where a check fails, as in Kubernetes, and which one. `?verbose` lists them all, `?exclude=NAME` passes one over.
 async fn health(shared: &Shared, request: &http::request::Parts) -> Result<Response<Body>, Status> {
     let path = request.uri.path().trim_start_matches('/');
     let (name, only) = path.split_once('/').unwrap_or((path, ""));
@@ -109,7 +109,7 @@ async fn health(shared: &Shared, request: &http::request::Parts) -> Result<Respo
     let excluded: Vec<&str> = query.all("exclude").collect();
     let is_excluded = |check: &str| excluded.contains(&check);
     let well = checks.iter().all(|(check, ok)| *ok || is_excluded(check));
-    let code = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = if well { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR };
     if well && query.get("verbose").is_none() {
         return Ok(respond::text(code, "ok"));
     }

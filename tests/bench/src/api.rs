@@ -49,7 +49,9 @@ pub async fn run(cluster: &Cluster, duration: Duration, figures: &mut Figures) -
     let size = connection.ask(Ask::get(folder("bench-read"))).await?;
     ensure!(size > 1024 * 1000, "the list of {LISTED} ConfigMaps has only {size} bytes");
     let list = |_| Ask::get(folder("bench-read"));
-    report(figures, "list-1000", 1, &load(1, u64::MAX).run(&reads, list).await?);
+    for clients in CLIENTS {
+        report(figures, "list-1000", clients, &load(clients, u64::MAX).run(&reads, list).await?);
+    }
 
     let writes = Arc::new(AtomicU64::new(0));
     for clients in CLIENTS {

@@ -282,7 +282,7 @@ async fn a_server_that_stops_finishes_what_was_begun() {
     assert_eq!(&first, head);
     tokio::time::sleep(Duration::from_millis(200)).await;
     s.server.shutdown_token().cancel();
-    assert_eq!(get(&s.server, "/readyz").await.code, 503);
+    assert_eq!(get(&s.server, "/readyz").await.code, 500);
     assert_eq!(get(&s.server, "/livez").await.code, 200);
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(10), watch.read_to_end(&mut rest)).await;
