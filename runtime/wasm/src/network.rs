@@ -228,19 +228,11 @@ impl PodNetwork {
         }
     }
 
-    /// Whether the pod's guests may have one more socket.
-    pub fn has_room(&self) -> bool {
-        self.sockets.load(Ordering::Relaxed) < MAX_SOCKETS
-    }
-
-    /// A guest has one more socket.
-    pub fn opened(&self) {
-        self.sockets.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Guests have given back so many sockets.
-    pub fn closed(&self, count: usize) {
-        self.sockets.fetch_sub(count, Ordering::Relaxed);
+    /// Room for one more socket of the pod's guests, which may ask at once; `None`: they have as many as they may.
+    pub fn room(self: &Arc<Self>) -> Option<SocketRoom> {
+        let more = |held| (held < MAX_SOCKETS).then_some(held + 1);
+        let taken = self.sockets.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.is_ok().then(|| SocketRoom(self.clone()))
     }
 
     /// A port is bound on every address of the pod.
@@ -257,6 +249,15 @@ impl PodNetwork {
                 everywhere.remove(&port);
             }
         }
+    }
+}
+
+/// Room for one socket in the number that a pod may have, given back when it is dropped.
+pub struct SocketRoom(Arc<PodNetwork>);
+
+impl Drop for SocketRoom {
+    fn drop(&mut self) {
+        self.0.sockets.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,11 +4,7 @@
 mod p2;
 mod p3;
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use wasmtime::component::{HasData, Linker};
 use wasmtime_wasi::{
@@ -16,7 +12,10 @@ use wasmtime_wasi::{
     sockets::{SocketAddrUse, WasiSocketsCtxView},
 };
 
-use crate::{guest::Guest, network::PodNetwork};
+use crate::{
+    guest::Guest,
+    network::{PodNetwork, SocketRoom},
+};
 
 /// Replaces the stock socket interfaces; call it with the stock set linked and shadowing allowed.
 pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
@@ -60,13 +59,13 @@ fn permitted(network: &PodNetwork, address: SocketAddr, purpose: SocketAddrUse) 
 pub(crate) struct Bound {
     network: Arc<PodNetwork>,
     ports: HashMap<u32, u16>,
-    open: HashSet<u32>,
+    open: HashMap<u32, SocketRoom>,
 }
 
 impl Bound {
     /// None yet.
     pub fn new(network: Arc<PodNetwork>) -> Bound {
-        Bound { network, ports: HashMap::new(), open: HashSet::new() }
+        Bound { network, ports: HashMap::new(), open: HashMap::new() }
     }
 
     fn add(&mut self, socket: u32, port: u16) {
@@ -76,21 +75,17 @@ impl Bound {
         }
     }
 
-    /// Whether the instance may have one more socket.
-    fn has_room(&self) -> bool {
-        self.network.has_room()
+    /// Room for one more socket of the instance.
+    fn room(&self) -> Option<SocketRoom> {
+        self.network.room()
     }
 
-    fn open(&mut self, socket: u32) {
-        if self.open.insert(socket) {
-            self.network.opened();
-        }
+    fn open(&mut self, socket: u32, room: SocketRoom) {
+        self.open.insert(socket, room);
     }
 
     fn remove(&mut self, socket: u32) {
-        if self.open.remove(&socket) {
-            self.network.closed(1);
-        }
+        self.open.remove(&socket);
         if let Some(port) = self.ports.remove(&socket) {
             self.network.unbound(port);
         }
@@ -102,7 +97,6 @@ impl Drop for Bound {
         for port in self.ports.values() {
             self.network.unbound(*port);
         }
-        self.network.closed(self.open.len());
     }
 }
 

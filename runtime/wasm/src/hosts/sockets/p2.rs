@@ -21,7 +21,7 @@ use wasmtime_wasi::p2::{
 };
 
 use super::PodSocketsView;
-use crate::{protocol::Transport, routes::Refusal};
+use crate::{network::SocketRoom, protocol::Transport, routes::Refusal};
 
 /// A connection: its socket and both of its directions.
 type Accepted = (Resource<TcpSocket>, Resource<DynInputStream>, Resource<DynOutputStream>);
@@ -52,8 +52,8 @@ impl network::Host for PodSocketsView<'_> {
 }
 
 impl PodSocketsView<'_> {
-    fn room_p2(&self) -> SocketResult<()> {
-        if self.bound.has_room() { Ok(()) } else { Err(ErrorCode::NewSocketLimit.into()) }
+    fn room_p2(&self) -> SocketResult<SocketRoom> {
+        self.bound.room().ok_or_else(|| ErrorCode::NewSocketLimit.into())
     }
 }
 
@@ -61,20 +61,20 @@ impl tcp::Host for PodSocketsView<'_> {}
 
 impl tcp_create_socket::Host for PodSocketsView<'_> {
     fn create_tcp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
-        self.room_p2()?;
+        let room = self.room_p2()?;
         let create = || tcp_create_socket::Host::create_tcp_socket(&mut self.inner, family);
         let made = self.network.within(create).unwrap_or_else(|_| Err(ErrorCode::Unknown.into()))?;
-        self.bound.open(made.rep());
+        self.bound.open(made.rep(), room);
         Ok(made)
     }
 }
 
 impl udp_create_socket::Host for PodSocketsView<'_> {
     async fn create_udp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
-        self.room_p2()?;
+        let room = self.room_p2()?;
         let create = udp_create_socket::Host::create_udp_socket(&mut self.inner, family);
         let made = self.network.run(create).await.unwrap_or_else(|_| Err(ErrorCode::Unknown.into()))?;
-        self.bound.open(made.rep());
+        self.bound.open(made.rep(), room);
         Ok(made)
     }
 }
@@ -127,9 +127,9 @@ impl HostTcpSocket for PodSocketsView<'_> {
     }
 
     fn accept(&mut self, this: Resource<TcpSocket>) -> SocketResult<Accepted> {
-        self.room_p2()?;
+        let room = self.room_p2()?;
         let accepted = HostTcpSocket::accept(&mut self.inner, this)?;
-        self.bound.open(accepted.0.rep());
+        self.bound.open(accepted.0.rep(), room);
         Ok(accepted)
     }
 

@@ -23,7 +23,7 @@ use wasmtime_wasi::{
 use super::{PodSockets, PodSocketsView};
 use crate::{
     guest::Guest,
-    network::{Lookup, elsewhere},
+    network::{Lookup, SocketRoom, elsewhere},
     protocol::Transport,
     routes::Refusal,
 };
@@ -88,9 +88,9 @@ impl HostTcpSocketWithStore<Guest> for PodSockets {
 }
 
 impl PodSocketsView<'_> {
-    fn room_p3(&self) -> SocketResult<()> {
+    fn room_p3(&self) -> SocketResult<SocketRoom> {
         let full = || ErrorCode::Other(Some("the pod has as many sockets as it may".into()));
-        if self.bound.has_room() { Ok(()) } else { Err(full().into()) }
+        self.bound.room().ok_or_else(|| full().into())
     }
 
     /// Binds a socket that the guest did not bind to an address of the pod.
@@ -130,10 +130,10 @@ impl HostTcpSocket for PodSocketsView<'_> {
     }
 
     fn create(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
-        self.room_p3()?;
+        let room = self.room_p3()?;
         let made = self.network.within(|| HostTcpSocket::create(&mut self.inner, family));
         let made = made.unwrap_or_else(|_| Err(ErrorCode::Other(None).into()))?;
-        self.bound.open(made.rep());
+        self.bound.open(made.rep(), room);
         Ok(made)
     }
 
@@ -214,10 +214,10 @@ impl HostUdpSocket for PodSocketsView<'_> {
     }
 
     async fn create(&mut self, family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
-        self.room_p3()?;
+        let room = self.room_p3()?;
         let made = self.network.run(HostUdpSocket::create(&mut self.inner, family)).await;
         let made = made.unwrap_or_else(|_| Err(ErrorCode::Other(None).into()))?;
-        self.bound.open(made.rep());
+        self.bound.open(made.rep(), room);
         Ok(made)
     }
 
