@@ -157,6 +157,23 @@ async fn answer(mut stream: TlsStream<TcpStream>) -> String {
     String::from_utf8_lossy(&all).into_owned()
 }
 
+/// Waits until the lines of the server's metrics that begin so add up to so much.
+async fn until_metric(server: &ApiServer, begins: &str, wanted: u64) {
+    let reached = async {
+        loop {
+            let said = get(server, "/metrics").await.body;
+            let lines = said.as_str().expect("text").lines().filter(|line| line.starts_with(begins));
+            let sum: u64 = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum();
+            if sum == wanted {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
+    reached.unwrap_or_else(|_| panic!("{begins} does not become {wanted}"));
+}
+
 fn status(answer: &str) -> &str {
     answer.get(9..12).unwrap_or("")
 }
@@ -167,14 +184,9 @@ async fn who_floods_is_sent_away_and_others_are_not() {
     let body = json!({"metadata": {"name": "slow"}}).to_string();
     // It holds its seat until its body is there.
     let mut slow = s.open("flooder", "POST", CONFIG_MAPS, body.len(), &body[..5]).await;
-    let mut refused = String::new();
-    for _ in 0..200 {
-        refused = s.get("flooder", CONFIG_MAPS).await;
-        if status(&refused) == "429" {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until_metric(&s.server, "apiserver_flowcontrol_current_executing_requests{priority_level=\"tight\"}", 1)
+        .await;
+    let refused = s.get("flooder", CONFIG_MAPS).await;
     assert_eq!(status(&refused), "429", "{refused}");
     for line in [
         "retry-after: 1",
@@ -254,8 +266,8 @@ async fn a_watcher_that_does_not_read_is_cut_off_and_others_do_not_notice() {
     };
     tokio::time::timeout(Duration::from_secs(60), reading).await.expect("all events in time");
     writer.await.expect("writer");
+    until_metric(&s.server, "apiserver_longrunning_requests", 1).await;
     // What lies in the buffers is still read; then the connection is at its end, long before the last event.
-    tokio::time::sleep(Duration::from_secs(1)).await;
     let mut total = 0;
     let end = async {
         while let Ok(n) = idle.read(&mut piece).await {
@@ -280,7 +292,7 @@ async fn a_server_that_stops_finishes_what_was_begun() {
     let mut first = [0; 12];
     watch.read_exact(&mut first).await.expect("watch");
     assert_eq!(&first, head);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    until_metric(&s.server, "apiserver_current_inflight_requests{request_kind=\"mutating\"}", 1).await;
     s.server.shutdown_token().cancel();
     assert_eq!(get(&s.server, "/readyz").await.code, 500);
     assert_eq!(get(&s.server, "/livez").await.code, 200);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use coracle_store::{Error, Freshness, Range, Store};
 
-use super::members::{Members, put};
+use super::members::{Members, put, until_asked};
 
 async fn read(store: &Store, freshness: Freshness) -> Result<Option<String>, Error> {
     let found = store.read(&Range::prefix("/fresh"), freshness).await?;
@@ -62,18 +62,13 @@ async fn reads_are_as_fresh_as_asked_without_asking_the_leader() {
     }
     members.heal();
     // The first word after that brings it all.
-    let healed = async {
-        loop {
-            match read(members.store(follower), Freshness::Within(Duration::ZERO)).await {
-                Ok(found) => return found,
-                Err(Error::Timeout(_) | Error::Unavailable(_)) => {
-                    tokio::time::sleep(Duration::from_millis(20)).await
-                }
-                Err(error) => panic!("{error}"),
-            }
+    let found = until_asked("a follower that is back", async || {
+        match read(members.store(follower), Freshness::Within(Duration::ZERO)).await {
+            Err(Error::Timeout(_) | Error::Unavailable(_)) => None,
+            found => Some(found.unwrap()),
         }
-    };
-    let found = tokio::time::timeout(Duration::from_secs(20), healed).await.unwrap();
+    });
+    let found = found.await;
     assert_eq!(found.as_deref(), Some("3"));
     members.close_all().await;
 }

@@ -191,9 +191,14 @@ async fn forward(
 
 /// Waits for something, with a bound.
 pub async fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    until_asked(what, async || found()).await
+}
+
+/// As [`until`], for what has to be asked for.
+pub async fn until_asked<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
     let waited = async {
         loop {
-            match found() {
+            match found().await {
                 Some(found) => return found,
                 None => tokio::time::sleep(Duration::from_millis(10)).await,
             }

@@ -6,6 +6,8 @@ use coracle_store::{Error, Op, Options, Range, Store, Txn, Value};
 
 use coracle_simulation::disk::Disk;
 
+use super::members::until_asked;
+
 async fn put(store: &Store, key: &str, value: &str) -> u64 {
     let txn = Txn::put(key.to_owned().into(), Value::raw(value.to_owned()));
     store.txn(txn).await.unwrap().revision
@@ -168,17 +170,13 @@ async fn snapshot_is_written_while_writes_go_on() {
 async fn dropped_store_can_be_opened_again() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..3 {
-        let opened = tokio::time::timeout(std::time::Duration::from_secs(20), async {
-            loop {
-                match Store::open(Options::new(dir.path())).await {
-                    Err(Error::Locked { .. }) => {
-                        tokio::time::sleep(std::time::Duration::from_millis(20)).await
-                    }
-                    opened => return opened.unwrap(),
-                }
+        let store = until_asked("a directory that is free", async || {
+            match Store::open(Options::new(dir.path())).await {
+                Err(Error::Locked { .. }) => None,
+                opened => Some(opened.unwrap()),
             }
         });
-        let store = opened.await.expect("the directory stays locked");
+        let store = store.await;
         assert_eq!(dump(&store).len(), round);
         put(&store, &format!("/{round}"), "1").await;
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use coracle_store::{Error, Op, Options, Store, Txn, Value, Versions};
 
-use super::members::{Members, put, until};
+use super::members::{Members, put, until, until_asked};
 
 const ONE: Versions = Versions { oldest: 1, newest: 1 };
 const TWO: Versions = Versions { oldest: 1, newest: 2 };
@@ -47,14 +47,14 @@ async fn members_are_upgraded_one_after_the_other_and_no_write_fails() {
     members.versions = TWO;
     members.open(2).await;
     // Now that all of them know leases there may be some.
-    let lease = loop {
+    let lease = until_asked("a lease", async || {
         match members.store(2).grant_lease(None, TTL).await {
-            Ok(lease) => break lease,
             // The leader has not heard all of them yet.
-            Err(Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
-            Err(error) => panic!("{error}"),
+            Err(Error::Unavailable(_)) => None,
+            granted => Some(granted.unwrap()),
         }
-    };
+    });
+    let lease = lease.await;
     let op = Op::PutLeased { key: "/leased".into(), value: Value::raw("1"), lease };
     members.store(3).txn(Txn { success: vec![op], ..Txn::default() }).await.unwrap();
     members.agree().await;

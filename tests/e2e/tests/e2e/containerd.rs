@@ -42,14 +42,14 @@ fn the_agent_runs_pods_over_containerd() -> Result<()> {
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},
             "spec": {
                 "terminationGracePeriodSeconds": 1,
-                "initContainers": [{"name": "first", "image": BUSYBOX, "command": ["sh", "-c", "echo first > /work/note"],
-                    "volumeMounts": [{"name": "work", "mountPath": "/work"}]}],
+                "initContainers": [{"name": "first", "image": BUSYBOX, "command": ["sh", "-c", "echo first > /shared/note"],
+                    "volumeMounts": [{"name": "work", "mountPath": "/shared"}]}],
                 "containers": [{
                     "name": "web", "image": BUSYBOX, "command": ["sh", "-c", web],
                     "env": [{"name": "GREETING", "value": "hello"}],
                     "ports": [{"containerPort": 8080}],
                     "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1},
-                    "volumeMounts": [{"name": "work", "mountPath": "/work"}, {"name": "settings", "mountPath": "/settings"}],
+                    "volumeMounts": [{"name": "work", "mountPath": "/shared"}, {"name": "settings", "mountPath": "/settings"}],
                 }],
                 "volumes": [{"name": "work", "emptyDir": {}}, {"name": "settings", "configMap": {"name": "settings"}}],
             },
@@ -81,7 +81,7 @@ fn the_agent_runs_pods_over_containerd() -> Result<()> {
     let ip = pod["podIP"].as_str().context("podIP")?;
     ensure!(machines.host(1)?.curl(&format!("http://{ip}:8080/"))? == "hello from blue\n");
     ensure!(machines.kubectl(&["logs", "web"])? == "started\n");
-    ensure!(machines.kubectl(&["exec", "web", "--", "cat", "/work/note"])? == "first\n");
+    ensure!(machines.kubectl(&["exec", "web", "--", "cat", "/shared/note"])? == "first\n");
     eventually("the other was started again", SOON, || {
         let status = machines.get(&["pod", "fails"])?["status"].take();
         Ok(status["phase"] == "Succeeded" && status["containerStatuses"][0]["restartCount"] == 1)

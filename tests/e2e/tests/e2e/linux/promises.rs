@@ -117,7 +117,7 @@ fn processes(cluster: &Cluster) -> Result<()> {
     let listed = cluster.kubectl(&["logs", "shared", "-c", "two"])?;
     ensure!(listed.starts_with("pause\n") && listed.contains("httpd\n"), "{listed}");
     // Nothing of the host is behind the pod's first process.
-    let kill = "for p in /proc/[0-9]*; do if grep -q httpd $p/comm; then kill -9 ${p#/proc/}; fi; done; ls /proc/1/root/etc 2>&1; true";
+    let kill = "for p in /proc/[0-9]*; do if grep -q httpd $p/comm; then kill -9 ${p#/proc/}; fi; done; ls /proc/1/cwd/etc 2>&1; true";
     let seen = cluster.kubectl(&["exec", "shared", "-c", "two", "--", "/bin/sh", "-c", kill])?;
     ensure!(!seen.contains("passwd"), "{seen}");
     let counts = || -> Result<Vec<i64>> {
