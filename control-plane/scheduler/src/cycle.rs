@@ -185,5 +185,4 @@ fn best<'a>(cycle: &Cycle<'_>, fits: &[&'a Room]) -> Option<&'a str> {
 }
 
 #[cfg(test)]
-#[path = "cycle/tests.rs"]
 mod tests;

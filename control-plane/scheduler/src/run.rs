@@ -149,5 +149,4 @@ impl Scheduler {
 }
 
 #[cfg(test)]
-#[path = "run/tests.rs"]
 mod tests;
