@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail};
+use coracle_store::Error;
 use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::time::{sleep, timeout};
@@ -143,30 +144,45 @@ pub async fn inject(cluster: &Cluster, rng: &mut StdRng, verbose: bool) -> Resul
 /// When a member does not open.
 pub async fn open_all(cluster: &Cluster) -> Result<()> {
     for id in cluster.ids() {
-        for _ in 0..8 {
-            if cluster.is_dead(id) {
-                cluster.kill(id).await?;
-                cluster.power(id);
-            }
-            if cluster.store(id).is_some() {
-                break;
-            }
-            cluster.open(id).await?;
-        }
-        ensure!(cluster.store(id).is_some(), "member {id} does not open");
+        see_open(cluster, id).await?;
     }
     Ok(())
 }
 
+async fn see_open(cluster: &Cluster, id: u64) -> Result<()> {
+    for _ in 0..8 {
+        if cluster.is_dead(id) {
+            cluster.kill(id).await?;
+            cluster.power(id);
+        }
+        if cluster.store(id).is_some() {
+            return Ok(());
+        }
+        cluster.open(id).await?;
+    }
+    bail!("member {id} does not open")
+}
+
 /// Puts a member out while it may run on, and lets another in.
 async fn replace(cluster: &Cluster, target: u64, others: &[u64], lasts: Duration) -> Result<()> {
-    let Some(by) = others.iter().find_map(|id| cluster.store(*id)) else { return Ok(()) };
-    if timeout(Duration::from_secs(30), by.remove_member(target)).await.is_ok_and(|done| done.is_ok()) {
-        sleep(lasts).await;
-        cluster.kill(target).await?;
-        cluster.forget(target);
-        let new = cluster.ids().into_iter().max().unwrap_or(target).max(target) + 1;
-        cluster.open(new).await?;
-    }
-    Ok(())
+    // What nobody was told of may have been done: it is asked for again until the outcome is known.
+    let gone = async {
+        loop {
+            for other in others {
+                see_open(cluster, *other).await?;
+            }
+            let by = others.iter().find_map(|id| cluster.store(*id)).context("nobody to ask")?;
+            match by.remove_member(target).await {
+                Ok(()) | Err(Error::Invalid(_)) => return anyhow::Ok(()),
+                Err(_) => sleep(Duration::from_millis(500)).await,
+            }
+        }
+    };
+    let gone = timeout(Duration::from_secs(120), gone).await;
+    gone.with_context(|| format!("nobody says whether member {target} was put out"))??;
+    sleep(lasts).await;
+    cluster.kill(target).await?;
+    cluster.forget(target);
+    let new = cluster.ids().into_iter().max().unwrap_or(target).max(target) + 1;
+    cluster.open(new).await
 }
