@@ -42,6 +42,8 @@ use crate::kubeconfig::write_secret;
 
 /// How often it is looked at what Services hold of addresses and node ports, as kube-apiserver does.
 const REPAIR: Duration = Duration::from_secs(180);
+/// How often it is looked whether the system's Services and their range are there, as kube-apiserver does.
+const KEEP: Duration = Duration::from_secs(10);
 
 /// `coracle server`, or what operators ask of servers that run.
 #[derive(Args)]
@@ -271,6 +273,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
             endpoints::publish(store.clone(), publisher, member, address, shutdown.clone()),
             options.schedule.run(taker, shutdown.clone()),
             coracle_registry::service::repair::run(server.objects(), REPAIR, shutdown.cancelled()),
+            coracle_registry::bootstrap::keep_services(&server, &registry_options, KEEP, shutdown.cancelled()),
         );
     }
     shutdown.cancel();

@@ -2,6 +2,7 @@
 //! API server. Default service accounts are a controller's business.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use axum::body::Body;
 use base64::Engine;
@@ -45,17 +46,52 @@ pub async fn bootstrap(server: &ApiServer, options: &RegistryOptions) -> Result<
     for (path, object) in classes(options) {
         ensure(server, path, &object).await?;
     }
-    ensure(server, "/api/v1/namespaces/default/services", &kubernetes_service(options)).await?;
-    ensure(server, "/api/v1/namespaces/kube-system/services", &dns_service(options)).await?;
+    services(server, options).await?;
     let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     let wanted = kubernetes_slice(options);
     ensure(server, slices, &wanted).await?;
-    ensure(server, "/apis/networking.k8s.io/v1/servicecidrs", &service_cidr(options)).await?;
-    service_cidr_is_ready(server).await?;
     if let Some(ca_pem) = &options.ca_pem {
         let path = "/api/v1/namespaces/kube-system/configmaps";
         ensure(server, path, &extension_authentication(ca_pem)).await?;
         ensure(server, "/api/v1/namespaces/kube-public/configmaps", &cluster_info(options, ca_pem)).await?;
+    }
+    Ok(())
+}
+
+/// Makes the range of Service addresses and the system's Services again when somebody deleted them: looks every `period` until
+/// `shutdown`.
+pub async fn keep_services(
+    server: &ApiServer,
+    options: &RegistryOptions,
+    period: Duration,
+    shutdown: impl Future<Output = ()>,
+) {
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(period) => {}
+            () = &mut shutdown => return,
+        }
+        if let Err(error) = services(server, options).await {
+            tracing::debug!(%error, "the system's Services are looked at again later");
+        }
+    }
+}
+
+/// The range first: the Services have addresses of it. While it is being deleted, or where another Service has the address, a
+/// missing one cannot be made: that stops nobody, and is tried again.
+async fn services(server: &ApiServer, options: &RegistryOptions) -> Result<(), Status> {
+    ensure(server, "/apis/networking.k8s.io/v1/servicecidrs", &service_cidr(options)).await?;
+    service_cidr_is_ready(server).await?;
+    for (namespace, service) in
+        [("default", kubernetes_service(options)), ("kube-system", dns_service(options))]
+    {
+        match ensure(server, &format!("/api/v1/namespaces/{namespace}/services"), &service).await {
+            Err(error) if error.code == 422 => {
+                tracing::warn!(%error, namespace, "a Service of the system cannot be made yet");
+            }
+            done => done?,
+        }
     }
     Ok(())
 }

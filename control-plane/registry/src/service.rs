@@ -50,7 +50,8 @@ static COLUMNS: [Column; 7] = [
 
 /// The resource.
 pub fn resource(options: &RegistryOptions) -> ResourceDef {
-    let strategy = Service { allocator: Allocator::new(options.service_cidr, options.node_ports) };
+    let strategy =
+        Service { allocator: Allocator::new(options.service_cidr.base.is_ipv6(), options.node_ports) };
     ResourceDef::new("", "v1", "Service", "services", Arc::new(strategy))
         .short_names(&["svc"])
         .categories(&["all"])

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 const SERVICES: &str = "/api/v1/namespaces/default/services";
+const RANGE_FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
 fn store() -> Store {
@@ -354,6 +355,43 @@ async fn further_ranges_have_addresses_when_the_first_has_none() {
         call(&server, "GET", "/apis/networking.k8s.io/v1/ipaddresses/127.97.0.5", Value::Null).await;
     assert_eq!((code, &shown["spec"]["parentRef"]["name"]), (200, &json!("own")));
     assert_eq!(call(&server, "DELETE", &format!("{ranges}/more"), Value::Null).await.0, 200);
+    let (code, left) = call(&server, "GET", &format!("{ranges}/more"), Value::Null).await;
+    assert_eq!(
+        (code, &left["metadata"]["finalizers"]),
+        (200, &json!([RANGE_FINALIZER])),
+        "no controller ran"
+    );
     let late = json!({"ports": [{"port": 80}], "clusterIP": "127.97.0.6"});
     assert_eq!(make("late", late).await.0, 422);
+}
+
+#[tokio::test]
+async fn a_cluster_whose_first_range_goes_starts_again_and_gets_it_back() {
+    let store = store();
+    let started = server(&store).await;
+    let ranges = "/apis/networking.k8s.io/v1/servicecidrs";
+    let (range, own) = (format!("{ranges}/kubernetes"), format!("{SERVICES}/kubernetes"));
+    assert_eq!(call(&started, "DELETE", &range, Value::Null).await.0, 200);
+    assert_eq!(call(&started, "DELETE", &own, Value::Null).await.0, 200);
+    // Without an address for `kubernetes` there is a server all the same.
+    let again = server(&store).await;
+    assert_eq!(call(&again, "GET", &own, Value::Null).await.0, 404);
+    let (code, full) = call(&again, "POST", SERVICES, service("web", web())).await;
+    assert_eq!(code, 500, "a range that goes gives out nothing: {full}");
+
+    let free = json!({"metadata": {"finalizers": null}});
+    assert_eq!(call(&again, "PATCH", &range, free).await.0, 200);
+    assert_eq!(call(&again, "GET", &range, Value::Null).await.0, 404);
+    let (code, full) = call(&again, "POST", SERVICES, service("web", web())).await;
+    assert_eq!(code, 500, "nor does one that is gone: {full}");
+    let options = RegistryOptions::default();
+    let period = std::time::Duration::from_millis(1);
+    let kept = coracle_registry::bootstrap::keep_services(&again, &options, period, async {
+        while call(&again, "GET", &own, Value::Null).await.0 != 200 {
+            tokio::task::yield_now().await;
+        }
+    });
+    tokio::time::timeout(std::time::Duration::from_secs(30), kept).await.expect("the Service is made again");
+    assert_eq!(call(&again, "GET", &range, Value::Null).await.0, 200);
+    assert_eq!(call(&again, "POST", SERVICES, service("web", web())).await.0, 201);
 }

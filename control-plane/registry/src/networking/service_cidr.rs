@@ -17,6 +17,8 @@ use crate::value::{items, reset};
 pub const PLURAL: &str = "servicecidrs";
 /// The range that the server was started with.
 pub const DEFAULT: &str = "kubernetes";
+/// Holds a range while addresses of it are in use: a controller lets go. It is here before the first deletion can come.
+const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
 const CIDRS: &str = "CIDRs defines the IP blocks in CIDR notation (e.g. \"192.168.0.0/24\" or \"2001:db8::/64\") from which to assign service cluster IPs. Max of two CIDRs is allowed, one of each IP family. This field is immutable.";
 
 static COLUMNS: [Column; 3] = [table::NAME, table::string("CIDRs", CIDRS), table::AGE];
@@ -34,6 +36,10 @@ struct ServiceCidr;
 impl Strategy for ServiceCidr {
     fn has_generation(&self) -> bool {
         true
+    }
+
+    fn deletion_finalizer(&self) -> Option<&'static str> {
+        Some(FINALIZER)
     }
 
     async fn prepare_for_create(&self, _cx: &StrategyContext<'_>, obj: &mut Value) -> Result<(), Status> {

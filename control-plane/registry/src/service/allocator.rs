@@ -27,16 +27,17 @@ const SEARCH: u128 = 1 << 20;
 
 /// Addresses and node ports of Services.
 pub struct Allocator {
-    range: Cidr,
+    /// Whether addresses are of IPv6.
+    v6: bool,
     ports: (u16, u16),
     /// Set when every Service that was there before this server has its claims.
     ready: OnceCell<()>,
 }
 
 impl Allocator {
-    /// An allocator of addresses of `range` and of ports from the first to the last of `ports`.
-    pub fn new(range: Cidr, ports: (u16, u16)) -> Self {
-        Self { range, ports, ready: OnceCell::new() }
+    /// An allocator of addresses of one family, and of ports from the first to the last of `ports`.
+    pub fn new(v6: bool, ports: (u16, u16)) -> Self {
+        Self { v6, ports, ready: OnceCell::new() }
     }
 
     /// Sees to it that Services that were made without claims, by an older version, have theirs.
@@ -60,9 +61,9 @@ impl Allocator {
         self.ports
     }
 
-    /// Whether the range is of IPv6.
+    /// Whether addresses are of IPv6.
     pub fn is_v6(&self) -> bool {
-        self.range.base.is_ipv6()
+        self.v6
     }
 
     /// Takes this address. `keep` false only looks whether it could.
@@ -97,19 +98,17 @@ impl Allocator {
         Err(Refusal::Full)
     }
 
-    /// The ranges of Service addresses: that of the server first, then those of other ServiceCIDRs of its family, the oldest
+    /// The ranges of Service addresses: those of the ServiceCIDRs of its family, that of the server first, then the oldest
     /// first. One that is being deleted gives out nothing more.
     async fn ranges(&self, objects: &Objects) -> Result<Vec<Cidr>, Refusal> {
         let found = objects.list(networking::GROUP, service_cidr::PLURAL, None).await;
         let mut found = found.map_err(Refusal::Failed)?;
-        let is_default = |o: &Value| meta::name(o) == Some(service_cidr::DEFAULT);
-        let going = |o: &Value| meta::deletion_timestamp(o).is_some();
-        let first = (!found.iter().any(|o| is_default(o) && going(o))).then_some(self.range);
-        found.retain(|o| !is_default(o) && !going(o));
-        found.sort_by_key(|o| text(o, "/metadata/creationTimestamp").to_owned());
-        let more = found.iter().flat_map(|o| items(o, "/spec/cidrs")).filter_map(Value::as_str);
-        let more = more.filter_map(Cidr::parse).filter(|range| range.base.is_ipv6() == self.is_v6());
-        Ok(first.into_iter().chain(more).collect())
+        found.retain(|o| meta::deletion_timestamp(o).is_none());
+        found.sort_by_key(|o| {
+            (meta::name(o) != Some(service_cidr::DEFAULT), text(o, "/metadata/creationTimestamp").to_owned())
+        });
+        let ranges = found.iter().flat_map(|o| items(o, "/spec/cidrs")).filter_map(Value::as_str);
+        Ok(ranges.filter_map(Cidr::parse).filter(|range| range.base.is_ipv6() == self.v6).collect())
     }
 
     /// Takes this node port.
@@ -234,12 +233,17 @@ mod tests {
     use serde_json::json;
     use std::sync::Arc;
 
-    fn objects() -> Objects {
+    async fn objects(range: &str) -> Objects {
         let store = Store::in_memory(&coracle_store::Options::new("unused"));
         let options = crate::RegistryOptions::default();
         let resources =
             crate::builtin(&options, &store).unwrap().resources.into_iter().map(Arc::new).collect();
-        Objects::new(Arc::new(store), resources)
+        let objects = Objects::new(Arc::new(store), resources);
+        let cidr = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": service_cidr::DEFAULT}, "spec": {"cidrs": [range]}});
+        let (key, stored) = objects.stored(networking::GROUP, service_cidr::PLURAL, &cidr).unwrap();
+        objects.store().txn(coracle_store::Txn::create(key, stored, None)).await.unwrap();
+        objects
     }
 
     fn who(name: &str) -> Holder {
@@ -248,8 +252,9 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_given_twice() {
-        let (objects, range) = (objects(), Cidr::parse("127.96.0.0/29").unwrap());
-        let a = Allocator::new(range, (30000, 30001));
+        let objects = objects("127.96.0.0/29").await;
+        let range = Cidr::parse("127.96.0.0/29").unwrap();
+        let a = Allocator::new(false, (30000, 30001));
         let mut seen = Vec::new();
         for i in 0..6 {
             let ip = a.any_address(&who(&i.to_string()), &objects, true).await.unwrap();
@@ -278,11 +283,9 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn nothing_is_given_twice_at_once() {
-        let objects = objects();
+        let objects = objects("127.96.0.0/24").await;
         // As two servers would.
-        let a: Vec<_> = (0..2)
-            .map(|_| Arc::new(Allocator::new(Cidr::parse("127.96.0.0/24").unwrap(), (30000, 32767))))
-            .collect();
+        let a: Vec<_> = (0..2).map(|_| Arc::new(Allocator::new(false, (30000, 32767)))).collect();
         let tasks: Vec<_> = (0..200)
             .map(|i| {
                 let (a, objects) = (a[i % 2].clone(), objects.clone());
