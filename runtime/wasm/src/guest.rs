@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::{CancellationToken, DropGuard};
 use wasmtime::{Store, UpdateDeadline, component::ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView, sockets::WasiSocketsView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
@@ -53,6 +54,8 @@ pub(crate) struct Guest {
     wasi: WasiCtx,
     http: WasiHttpCtx,
     egress: Egress,
+    /// Ends what runs on its behalf elsewhere.
+    _life: DropGuard,
     #[cfg_attr(not(feature = "nn"), allow(dead_code, reason = "nothing asks for it"))]
     inference: hosts::nn::Context,
     config: hosts::config::Context,
@@ -79,10 +82,12 @@ impl Guest {
         hosts::sockets::prepare(&mut wasi, &grants.network);
         let mut table = ResourceTable::new();
         table.set_max_capacity(max_resources());
+        let life = CancellationToken::new();
         let guest = Guest {
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
-            egress: grants.egress.clone(),
+            egress: grants.egress.living(life.clone()),
+            _life: life.drop_guard(),
             #[allow(clippy::clone_on_copy, clippy::unit_arg, reason = "a unit where inference is left out")]
             inference: grants.inference.clone(),
             config: grants.config.clone(),

@@ -24,8 +24,9 @@ use hyper_util::{
 use parking_lot::Mutex;
 use tokio::{
     net::{TcpSocket, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_util::sync::CancellationToken;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use crate::{
@@ -46,8 +47,10 @@ pub(crate) struct Egress {
     /// The pools, and the policies' epoch that their connections were made in.
     pool: Arc<Mutex<(u64, Pools)>>,
     trust: Arc<tls::Trust>,
-    /// Room for requests of the pod that are under way, their answers' bodies included.
+    /// Room for requests of the pod that are under way, both bodies included.
     room: Arc<Semaphore>,
+    /// Over with the instance that asks.
+    life: CancellationToken,
 }
 
 /// The most of them at once: each may be a connection, and so one of the host's descriptors.
@@ -92,7 +95,13 @@ impl Egress {
             pool,
             trust: Arc::new(tls::Trust::new(&[])),
             room: Arc::new(Semaphore::new(MAX_OUTGOING)),
+            life: CancellationToken::new(),
         }
+    }
+
+    /// The same for one instance: what runs on its behalf ends with this token.
+    pub fn living(&self, life: CancellationToken) -> Egress {
+        Egress { life, ..self.clone() }
     }
 
     /// The same for a container that has these mounts: they say whom it trusts.
@@ -112,14 +121,8 @@ impl Egress {
 }
 
 /// The body of a request, read to its end even where the transport puts it away: of a GET without a length it sends none,
-/// and a guest that is about to write nothing would be told that its peer is gone.
-struct Kept(WasiBody);
-
-impl Kept {
-    fn around(body: WasiBody) -> WasiBody {
-        Kept(body).boxed_unsync()
-    }
-}
+/// and a guest that is about to write nothing would be told that its peer is gone. Its connection is there as long as it.
+struct Kept(WasiBody, #[expect(dead_code, reason = "held")] Arc<OwnedSemaphorePermit>);
 
 impl hyper::body::Body for Kept {
     type Data = Bytes;
@@ -177,8 +180,10 @@ impl WasiHttpHooks for Egress {
         Box::new(async move {
             let permit =
                 egress.room.clone().try_acquire_owned().map_err(|_| Error::ConnectionLimitReached)?;
-            let (response, io) = egress.send(request.map(Kept::around), options).await?;
-            // Until the end of the answer's body.
+            // Until the end of both bodies: a connection may go on with either.
+            let permit = Arc::new(permit);
+            let request = request.map(|body| Kept(body, permit.clone()).boxed_unsync());
+            let (response, io) = egress.send(request, options).await?;
             let held = move |frame| {
                 let _ = &permit;
                 frame
@@ -202,7 +207,7 @@ impl Egress {
         if request.uri().scheme() == Some(&Scheme::HTTPS) {
             // The name stays: the peer's certificate must have it.
             let pool = self.trust.pool(&self.network)?;
-            return answered(wish, tokio::time::timeout(limit, pool.request(request)).await);
+            return self.answered(wish, tokio::time::timeout(limit, pool.request(request)).await);
         }
         let address = resolve(&self.network, request.uri()).await?;
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
@@ -222,23 +227,24 @@ impl Egress {
         } else {
             usual
         };
-        answered(wish, tokio::time::timeout(limit, pool.request(request)).await)
+        self.answered(wish, tokio::time::timeout(limit, pool.request(request)).await)
+    }
+
+    fn answered(
+        &self,
+        wish: Option<socket::Wish>,
+        answer: Result<Answer, tokio::time::error::Elapsed>,
+    ) -> Result<(Response<WasiBody>, Io), Error> {
+        let response = answer.map_err(|_| Error::ConnectionReadTimeout)?.map_err(refused)?;
+        if let Some(wish) = wish {
+            return socket::opened(wish, response, self.life.clone());
+        }
+        let response = response.map(|body| body.map_err(Error::from).boxed_unsync());
+        Ok((response, Box::new(async { Ok(()) })))
     }
 }
 
 type Answer = Result<Response<hyper::body::Incoming>, hyper_util::client::legacy::Error>;
-
-fn answered(
-    wish: Option<socket::Wish>,
-    answer: Result<Answer, tokio::time::error::Elapsed>,
-) -> Result<(Response<WasiBody>, Io), Error> {
-    let response = answer.map_err(|_| Error::ConnectionReadTimeout)?.map_err(refused)?;
-    if let Some(wish) = wish {
-        return socket::opened(wish, response);
-    }
-    let response = response.map(|body| body.map_err(Error::from).boxed_unsync());
-    Ok((response, Box::new(async { Ok(()) })))
-}
 
 /// A connection that failed, in the codes of wasi:http.
 fn refused(error: hyper_util::client::legacy::Error) -> Error {
@@ -335,3 +341,6 @@ impl tower::Service<Uri> for Connector {
         Box::pin(self.clone().open(uri))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,8 @@
 //! is 101, the body of the request goes on to the peer and that of the answer is what the peer sends, in frames as RFC
 //! 6455 has them.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use bytes::Bytes;
 use http::{
@@ -13,10 +15,14 @@ use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::Io;
 use crate::handler::upgrade::{DEPTH, accept, read, write};
+
+/// How long a peer has for what a guest wrote last, once the guest is gone.
+const LAST: Duration = Duration::from_secs(1);
 
 /// What a guest sends, and how the peer has to prove that it has understood.
 pub(super) struct Wish {
@@ -46,10 +52,11 @@ pub(super) fn wish(request: &mut Request<WasiBody>) -> Result<Option<Wish>, Erro
     Ok(Some(Wish { sending: std::mem::replace(request.body_mut(), none), accept }))
 }
 
-/// Joins the bodies with the peer where it has agreed; any other answer is one as usual.
+/// Joins the bodies with the peer where it has agreed, for the life of the guest; any other answer is one as usual.
 pub(super) fn opened(
     wish: Wish,
     mut response: Response<hyper::body::Incoming>,
+    life: CancellationToken,
 ) -> Result<(Response<WasiBody>, Io), Error> {
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let response = response.map(|body| body.map_err(Error::from).boxed_unsync());
@@ -64,7 +71,14 @@ pub(super) fn opened(
         let Ok(socket) = socket.await else { return };
         let (reader, writer) = tokio::io::split(TokioIo::new(socket));
         // The guest ends it with its own body, or by not being there any more; the peer by its end.
-        tokio::join!(write(wish.sending, writer), read(reader, tell));
+        let gone = async {
+            life.cancelled().await;
+            tokio::time::sleep(LAST).await;
+        };
+        tokio::select! {
+            _ = futures::future::join(write(wish.sending, writer), read(reader, tell)) => {}
+            () = gone => {}
+        }
     });
     let headers = response.headers_mut();
     headers.remove(CONNECTION);
