@@ -11,6 +11,7 @@ use super::remove::remove;
 use super::shape::Node;
 use super::typed::{errors, field_set, with_named};
 use super::versions::{Elsewhere, Versions, others};
+use crate::meta::validation::{ANNOTATIONS_MAX, annotations_size};
 use crate::status::Status;
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -113,15 +114,19 @@ pub fn apply(apply: &Apply<'_>) -> Result<(Value, Vec<Entry>), ApplyError> {
     Ok((result, entries))
 }
 
-/// An object that kubectl applied itself before says in its annotation what it applied now, so that it may go back to that.
+/// An object that kubectl applied itself before says in its annotation what it applied now, so that it may go back to that:
+/// unless that is more than annotations may be.
 fn keep_last_applied(object: &mut Value, config: &Value) {
     let annotations = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
-    let Some(last) = annotations.and_then(|all| all.get_mut(LAST_APPLIED)) else { return };
+    let Some(all) = annotations.filter(|all| all.contains_key(LAST_APPLIED)) else { return };
     let mut config = config.clone();
     if let Some(own) = config.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
         own.remove(LAST_APPLIED);
     }
-    *last = format!("{config}\n").into();
+    all.insert(LAST_APPLIED.into(), format!("{config}\n").into());
+    if annotations_size(all) > ANNOTATIONS_MAX {
+        all.remove(LAST_APPLIED);
+    }
 }
 
 /// The fields that kubectl set when it still kept the last configuration in an annotation, as far as they are as it set them.

@@ -165,6 +165,9 @@ fn kubectl_takes_over_what_it_applied_itself() {
     // What kubectl looks at next time says what was applied now.
     let last = taken["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"].as_str();
     assert_eq!(last, Some(format!("{}\n", map(json!({"a": "2"}))).as_str()));
+    let large = "x".repeat(crate::meta::validation::ANNOTATIONS_MAX);
+    let without = run("ConfigMap", &live, map(json!({"a": large})), "kubectl", false).unwrap();
+    assert_eq!(without["metadata"]["annotations"], json!({}), "more than annotations may be");
     let other = run("ConfigMap", &live, map(json!({"a": "2"})), "other", true).unwrap();
     assert_eq!(other["metadata"]["annotations"], live["metadata"]["annotations"], "nobody else writes it");
     assert!(run("ConfigMap", &live, map(json!({"b": "2"})), "kubectl", false).is_err());

@@ -1,7 +1,7 @@
 //! The rules that names, label keys and label values obey, in Kubernetes' words. Each function returns what is wrong with
 //! a value; empty means valid. Rules: RFC 1123, RFC 1035 and "Labels and Selectors" of the Kubernetes documentation.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::field::{Error, Path};
 
@@ -170,17 +170,21 @@ pub fn labels(labels: Option<&Value>, path: &Path) -> Vec<Error> {
     errors
 }
 
+/// Bytes of all keys and values, which [`ANNOTATIONS_MAX`] bounds.
+pub fn annotations_size(annotations: &Map<String, Value>) -> usize {
+    annotations.iter().map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum()
+}
+
 /// Errors of a map of annotations at `path`: keys, and the size of all together.
 pub fn annotations(annotations: Option<&Value>, path: &Path) -> Vec<Error> {
     let mut errors = Vec::new();
-    let mut size = 0;
-    for (key, value) in annotations.and_then(Value::as_object).into_iter().flatten() {
-        size += key.len() + value.as_str().map_or(0, str::len);
+    let annotations = annotations.and_then(Value::as_object);
+    for key in annotations.into_iter().flatten().map(|(key, _)| key) {
         // Annotation keys are compared without case: Kubernetes lowers them before it checks them.
         let lowered = key.to_ascii_lowercase();
         errors.extend(qualified_name(&lowered).into_iter().map(|w| Error::invalid(path, key.as_str(), w)));
     }
-    if size > ANNOTATIONS_MAX {
+    if annotations.is_some_and(|all| annotations_size(all) > ANNOTATIONS_MAX) {
         errors.push(Error::too_long(path, ANNOTATIONS_MAX));
     }
     errors

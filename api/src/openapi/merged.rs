@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value};
 
 const PREFIX: &str = "#/definitions/";
+const PARAMETERS: &str = "#/parameters/";
 const GVKS: &str = "x-kubernetes-group-version-kind";
 /// How often a name is changed to make it one of its own.
 const MAX_NAMES: usize = 1000;
@@ -26,6 +27,8 @@ pub(super) fn merge(own: &mut Value, other: &Foreign<'_>) {
     let (mut paths, mut definitions) = (part("paths"), part("definitions"));
     let root = format!("/apis/{}/{}/", other.group, other.version);
     paths.retain(|path, _| path.starts_with(&root));
+    let parameters = part("parameters");
+    paths.values_mut().for_each(|item| write_out(item, &parameters));
     let needed = reachable(&paths, &definitions, other);
     definitions.retain(|name, _| needed.contains(name));
     let Some(own) = own.as_object_mut() else { return };
@@ -51,6 +54,27 @@ pub(super) fn merge(own: &mut Value, other: &Foreign<'_>) {
     for (path, mut item) in paths {
         point(&mut item, &renamed);
         ours.entry(path).or_insert(item);
+    }
+}
+
+/// Puts the parameters that a document has once, as those of Kubernetes' own servers have, where a path names them: our document
+/// has none of that kind. A name of nothing goes.
+fn write_out(item: &mut Value, shared: &Map<String, Value>) {
+    let named = |parameter: &Value| {
+        parameter.get("$ref").and_then(Value::as_str)?.strip_prefix(PARAMETERS).map(str::to_owned)
+    };
+    let Some(item) = item.as_object_mut() else { return };
+    for (name, member) in item {
+        let parameters = match name.as_str() {
+            "parameters" => Some(member),
+            _ => member.get_mut("parameters"),
+        };
+        if let Some(parameters) = parameters.and_then(Value::as_array_mut) {
+            parameters.retain_mut(|parameter| {
+                let Some(name) = named(parameter) else { return true };
+                shared.get(&name).map(|found| *parameter = found.clone()).is_some()
+            });
+        }
     }
 }
 
@@ -143,6 +167,28 @@ mod tests {
         own
     }
 
+    /// As servers of k8s.io/apiserver since 1.27 write them.
+    #[test]
+    fn parameters_that_a_document_has_once_are_where_they_are_used() {
+        let pretty = json!({"in": "query", "name": "pretty", "type": "string", "uniqueItems": true});
+        let body = json!({"in": "body", "name": "body", "schema": {"$ref": "#/definitions/Thing"}});
+        let of = |name: &str| json!({"$ref": format!("#/parameters/{name}")});
+        let other = json!({
+            "paths": {"/apis/g.io/v1/things": {
+                "post": {"operationId": "make", "parameters": [of("body-1"), {"in": "query", "name": "own", "type": "string"}]},
+                "parameters": [of("pretty-2"), of("lost")],
+            }},
+            "parameters": {"pretty-2": pretty, "body-1": body},
+            "definitions": {"Thing": {"type": "object"}},
+        });
+        let got = merged(json!({"swagger": "2.0", "paths": {}}), &other);
+        let path = &got["paths"]["/apis/g.io/v1/things"];
+        assert_eq!(path["parameters"], json!([pretty]));
+        assert_eq!(path["post"]["parameters"][0], body);
+        assert_eq!(path["post"]["parameters"][1]["name"], "own");
+        assert_eq!(got["definitions"], json!({"Thing": {"type": "object"}}), "a parameter needs it");
+    }
+
     #[test]
     fn paths_of_the_group_and_what_they_need() {
         let own = json!({"swagger": "2.0", "paths": {"/api/v1/pods": {"get": {}}},
@@ -163,6 +209,7 @@ mod tests {
             },
         });
         let got = merged(own, &other);
+        assert!(got.get("parameters").is_none());
         let names =
             |v: &Value| v.as_object().map(|m| m.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
         assert_eq!(names(&got["paths"]), ["/api/v1/pods", "/apis/g.io/v1/things"]);
