@@ -298,7 +298,7 @@ impl Service {
             )));
         }
         let limit = match u64::try_from(asked.timeout) {
-            Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
+            Ok(seconds) if seconds > 0 => Duration::from_secs(seconds).min(MAX_CHECKPOINT),
             _ => MAX_CHECKPOINT,
         };
         let location = std::path::Path::new(&asked.location);

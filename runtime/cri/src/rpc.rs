@@ -305,7 +305,8 @@ impl RuntimeService for Rpc {
         &self,
         request: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
-        self.0.checkpoint_container(request.into_inner()).await?;
+        let service = self.0.clone();
+        finish(async move { service.checkpoint_container(request.into_inner()).await }).await?;
         Ok(Response::new(v1::CheckpointContainerResponse {}))
     }
 

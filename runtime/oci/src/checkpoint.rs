@@ -1,17 +1,40 @@
 //! What a running container is, in one file: the processes as CRIU writes them for the OCI runtime, what it was made of,
 //! and what it changed of its image. The entries have the names that other runtimes give them.
 
-use std::fs::File;
+mod archive;
+
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use tokio_util::sync::CancellationToken;
 
 use crate::runtime::Runtime;
+use archive::{Archive, pack};
 
-/// A folder for one checkpoint, gone with it.
+/// A container's folder for the one checkpoint of it that is being written; gone with it.
 struct Scratch(PathBuf);
+
+impl Scratch {
+    fn path(dir: &Path) -> PathBuf {
+        dir.join("checkpoint")
+    }
+
+    fn make(dir: &Path) -> anyhow::Result<Self> {
+        let path = Self::path(dir);
+        match std::fs::create_dir(&path) {
+            Ok(()) => Ok(Self(path)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                bail!("another checkpoint of it is being written")
+            }
+            Err(error) => Err(error).with_context(|| format!("create {}", path.display())),
+        }
+    }
+
+    fn images(&self) -> PathBuf {
+        self.0.join("checkpoint")
+    }
+}
 
 impl Drop for Scratch {
     fn drop(&mut self) {
@@ -19,47 +42,37 @@ impl Drop for Scratch {
     }
 }
 
-/// Writes a checkpoint of the container whose bundle is in `dir` to `location`; the container runs on.
+/// Removes what a service that ended meanwhile left of a checkpoint in a container's folder.
+pub fn forget(dir: &Path) {
+    let _ = std::fs::remove_dir_all(Scratch::path(dir));
+}
+
+/// Writes a checkpoint of the container whose bundle is in `dir` to `location`; the container runs on. Dropped before its
+/// end, it ends the OCI runtime's call and leaves no file.
 ///
 /// # Errors
-/// What the OCI runtime and CRIU say when they cannot; no file is left then.
+/// When `location` is there already, and what the OCI runtime and CRIU say when they cannot; no file is left then.
 pub async fn write(runtime: &Runtime, id: &str, dir: &Path, location: &Path) -> anyhow::Result<()> {
     if !location.is_absolute() {
         bail!("the location {:?} of the checkpoint is not absolute", location.display());
     }
-    let scratch = Scratch(dir.join("checkpoint"));
-    std::fs::create_dir(&scratch.0).context("another checkpoint of it is being written")?;
-    let (images, work) = (scratch.0.join("checkpoint"), scratch.0.join("work"));
-    let (images_of, work_of) = (images.as_os_str(), work.as_os_str());
-    let args = ["checkpoint".as_ref(), "--image-path".as_ref(), images_of, "--work-path".as_ref(), work_of];
-    let args = args.into_iter().chain(["--leave-running".as_ref(), "--file-locks".as_ref(), id.as_ref()]);
-    runtime.run(args).await.context("checkpoint")?;
-    let (dir, location) = (dir.to_owned(), location.to_owned());
+    let scratch = Scratch::make(dir)?;
+    let failed = format!("write {}", location.display());
+    let (archive, file) = Archive::create(location).context(failed.clone())?;
+    let mut command = runtime.command();
+    // CRIU notices, and lets the container go on.
+    command.kill_on_drop(true).arg("checkpoint");
+    command.arg("--image-path").arg(scratch.images()).arg("--work-path").arg(scratch.0.join("work"));
+    command.args(["--leave-running", "--file-locks", id]);
+    runtime.complete(command).await.context("checkpoint")?;
+    let (dir, stopped) = (dir.to_owned(), CancellationToken::new());
+    let stop = stopped.clone().drop_guard();
     let packed = tokio::task::spawn_blocking(move || {
-        let packed = pack(&dir, &images, &location);
-        if packed.is_err() {
-            let _ = std::fs::remove_file(&location);
-        }
-        packed.with_context(|| format!("write {}", location.display()))
+        pack(&dir, &scratch.images(), &scratch.0.join("changes"), archive::Output { file, stopped })?;
+        io::Result::Ok(archive)
     });
-    packed.await?
-}
-
-fn pack(dir: &Path, images: &Path, location: &Path) -> io::Result<()> {
-    // It holds the container's memory.
-    let file = File::options().write(true).create_new(true).mode(0o600).open(location)?;
-    let mut archive = tar::Builder::new(file);
-    archive.follow_symlinks(false);
-    archive.append_dir_all("checkpoint", images)?;
-    archive.append_path_with_name(dir.join("config.json"), "spec.dump")?;
-    archive.append_path_with_name(dir.join(crate::shim::file::CONFIG), "config.dump")?;
-    let mut changes = tar::Builder::new(Vec::new());
-    changes.follow_symlinks(false);
-    changes.append_dir_all(".", dir.join("upper"))?;
-    let changes = changes.into_inner()?;
-    let mut header = tar::Header::new_gnu();
-    header.set_mode(0o600);
-    header.set_size(changes.len() as u64);
-    archive.append_data(&mut header, "rootfs-diff.tar", changes.as_slice())?;
-    archive.into_inner()?.sync_all()
+    let archive = packed.await?.context(failed)?;
+    archive.keep();
+    drop(stop);
+    Ok(())
 }

@@ -79,6 +79,8 @@ impl Engine {
             let dir = settings.dir.join(sub);
             std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         }
+        let containers = settings.dir.join("containers");
+        names(&containers).iter().for_each(|id| crate::checkpoint::forget(&containers.join(id)));
         let own = std::mem::take(&mut settings.cdi_dirs);
         settings.cdi_dirs = bundle::cdi::DEFAULT_DIRS.iter().map(PathBuf::from).chain(own).collect();
         let runtime = Runtime::find(&settings.runtime, &settings.dir.join("runtime")).await?;
@@ -285,10 +287,10 @@ impl Engine {
         crate::exec::exec(&self.runtime, id, &self.container_dir(id), command, terminal, near).await
     }
 
-    /// Writes a checkpoint of a running container to a file; it runs on.
+    /// Writes a checkpoint of a running container to a new file; it runs on. Dropped before its end, it leaves nothing.
     ///
     /// # Errors
-    /// In the words of the OCI runtime, which needs CRIU for it.
+    /// In the words of the OCI runtime, which needs CRIU for it; when the file is there.
     pub async fn checkpoint(&self, id: &str, location: &Path) -> anyhow::Result<()> {
         crate::checkpoint::write(&self.runtime, id, &self.container_dir(id), location).await
     }

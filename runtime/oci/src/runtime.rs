@@ -61,6 +61,11 @@ impl Runtime {
     pub async fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> anyhow::Result<()> {
         let mut command = self.command();
         command.args(args);
+        self.complete(command).await
+    }
+
+    /// Carries out a call that is complete.
+    pub async fn complete(&self, mut command: Command) -> anyhow::Result<()> {
         let out = command.output().await.with_context(|| format!("start {}", self.program.display()))?;
         if !out.status.success() {
             bail!("{}: {}", self.program.display(), said(&out));
