@@ -273,7 +273,12 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
             endpoints::publish(store.clone(), publisher, member, address, shutdown.clone()),
             options.schedule.run(taker, shutdown.clone()),
             coracle_registry::service::repair::run(server.objects(), REPAIR, shutdown.cancelled()),
-            coracle_registry::bootstrap::keep_services(&server, &registry_options, KEEP, shutdown.cancelled()),
+            coracle_registry::bootstrap::keep_services(
+                &server,
+                &registry_options,
+                KEEP,
+                shutdown.cancelled()
+            ),
         );
     }
     shutdown.cancel();
