@@ -53,7 +53,8 @@ pub async fn import(file: &Path, tag: Option<&str>, cluster: &Cluster) -> Result
                 let name = name.with_context(|| {
                     format!("an image of {} has no name: give one with --tag", file.display())
                 })?;
-                names.push((built_in(name)?, &image.entry));
+                let name = built_in(name).with_context(|| format!("an image of {}", file.display()))?;
+                names.push((name, &image.entry));
             }
         }
     }
@@ -68,11 +69,14 @@ pub async fn import(file: &Path, tag: Option<&str>, cluster: &Cluster) -> Result
 /// What the built-in registry calls an image, as a node that pulls this name asks for it.
 fn built_in(name: &str) -> Result<String> {
     let reference: Reference = name.parse()?;
+    let Some(tag) = &reference.tag else {
+        bail!("{name} is the name of a digest, under which nothing is kept: give a tag with --tag");
+    };
     let repository = match reference.is_default_registry() {
         true => reference.mirror_repository().to_owned(),
         false => reference.repository_name(),
     };
-    Ok(format!("{repository}:{}", reference.tag.as_deref().unwrap_or("latest")))
+    Ok(format!("{repository}:{tag}"))
 }
 
 /// Writes an image of the built-in registry, with all platforms that it has, into an archive.
@@ -145,4 +149,23 @@ fn hex(digest: &str) -> Result<&str> {
     let hex = digest.strip_prefix("sha256:");
     let hex = hex.filter(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit()));
     hex.with_context(|| format!("{digest:?} is not a sha256 digest"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_the_built_in_registry() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for (name, built) in [
+            ("docker.io/library/a:v1", "a:v1"),
+            ("team/a", "team/a:latest"),
+            (&format!("ghcr.io/team/a:v1@{digest}"), "ghcr.io/team/a:v1"),
+        ] {
+            assert_eq!(built_in(name).unwrap_or_else(|e| panic!("{name}: {e}")), built, "{name}");
+        }
+        let error = built_in(&format!("team/a@{digest}")).expect_err("it is not latest").to_string();
+        assert!(error.contains("--tag"), "{error}");
+    }
 }
