@@ -19,6 +19,15 @@ use tower::ServiceExt;
 
 const CRDS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
+/// What Kubernetes answers with 500 and no reason, though it is the caller's mistake.
+const PLAIN: [&str; 5] = [
+    "resourceVersion: Invalid value: ",
+    "resourceVersion should not be set on objects to be created",
+    "strconv.ParseUint: parsing ",
+    "target.kind: Unsupported value: ",
+    "target.name: Required value",
+];
+
 async fn server() -> ApiServer {
     let store = Store::in_memory(&Options::new("unused"));
     let options = RegistryOptions::default();
@@ -45,7 +54,10 @@ async fn call(
     let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
     // Kubernetes too answers 504 for a version that lies ahead, and 500 without a reason for patches that fit no type.
     let is_kubernetes = match code {
-        500 => answer["reason"].is_null(),
+        500 if answer["kind"] == "Status" && answer["reason"].is_null() => {
+            let message = answer["message"].as_str().unwrap_or_default();
+            method == "PATCH" || PLAIN.iter().any(|words| message.starts_with(words))
+        }
         504 => answer["details"]["causes"][0]["reason"] == "ResourceVersionTooLarge",
         _ => code < 500,
     };
