@@ -16,14 +16,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_wasm::client::HostClient;
-use coracle_wasm::protocol::{ContainerStats, Event};
+use coracle_wasm::protocol::{ContainerStats, Event, Measured};
 pub use group::Group;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::host::{self, Host, Listener, Settings};
+use crate::host::{self, Host, Lease, Listener, Settings};
 use crate::record::SandboxRecord;
 use crate::service::{Service, refused};
 
@@ -210,12 +210,22 @@ impl Service {
     /// What the containers of isolated hosts use: of these, or of all when `ids` is empty. Hosts that do not answer at once
     /// are passed over.
     pub async fn measure_isolated(&self, ids: &[String]) -> Vec<ContainerStats> {
-        let ask = async |host: Host| {
-            let client = tokio::time::timeout(PATIENCE, host.client()).await.ok()?.ok()?;
-            tokio::time::timeout(PATIENCE, client.stats(ids)).await.ok()?.ok()
-        };
-        let answers = futures::future::join_all(self.isolated.all().into_iter().map(ask)).await;
-        answers.into_iter().flatten().flatten().collect()
+        let asked = self.attached_isolated().await;
+        let answers = asked.iter().map(|host| tokio::time::timeout(PATIENCE, host.stats(ids)));
+        futures::future::join_all(answers).await.into_iter().flatten().flatten().flatten().collect()
+    }
+
+    /// What the guests of isolated hosts measure of themselves. Hosts that do not answer at once are passed over.
+    pub async fn series_isolated(&self) -> Vec<Measured> {
+        let asked = self.attached_isolated().await;
+        let answers = asked.iter().map(|host| tokio::time::timeout(PATIENCE, host.series()));
+        futures::future::join_all(answers).await.into_iter().flatten().flatten().collect()
+    }
+
+    async fn attached_isolated(&self) -> Vec<Lease> {
+        let hosts = self.isolated.all();
+        let clients = hosts.iter().map(|host| tokio::time::timeout(PATIENCE, host.client()));
+        futures::future::join_all(clients).await.into_iter().flatten().flatten().collect()
     }
 }
 

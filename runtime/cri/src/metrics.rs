@@ -122,15 +122,14 @@ impl Service {
     /// All metrics that [`Service::list_pod_sandbox_metrics`] may answer: those of every container, and those that guests
     /// have brought.
     pub async fn metric_descriptors(&self) -> Result<Vec<v1::MetricDescriptor>, Status> {
-        for stats in self.measure(&[]).await?.values() {
-            self.guests.learn(&stats.series);
-        }
+        self.guests.learn(&self.series().await?);
         Ok(descriptors().into_iter().chain(self.guests.descriptors()).collect())
     }
 
     /// The metrics of the running containers of ready pods.
     pub async fn list_pod_sandbox_metrics(&self) -> Result<Vec<v1::PodSandboxMetrics>, Status> {
-        let stats = self.measure(&[]).await?;
+        let (stats, series) = tokio::try_join!(self.measure(&[]), self.series())?;
+        self.guests.learn(&series);
         let ready = self.state.sandboxes(&Filter::default()).into_iter().filter(|sandbox| sandbox.ready);
         let pods = ready.map(|sandbox| {
             let metadata = sandbox.config.metadata.clone().unwrap_or_default();
@@ -143,7 +142,8 @@ impl Service {
             let container_metrics = containers.iter().filter_map(|container| {
                 let (stats, labels) = (stats.get(&container.id)?, labels(container));
                 let mut metrics = of_container(stats, &labels);
-                metrics.extend(self.guests.metrics(stats, &labels));
+                let own = series.series.get(&container.id).map(Vec::as_slice).unwrap_or_default();
+                metrics.extend(self.guests.metrics(own, stats.timestamp_ns, &labels));
                 Some(v1::ContainerMetrics { container_id: container.id.clone(), metrics })
             });
             let container_metrics = container_metrics.collect();
@@ -170,7 +170,6 @@ mod tests {
             requests: 6,
             cold_starts: 2,
             latency,
-            series: Vec::new(),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use coracle_cri_api::v1;
-use coracle_wasm::protocol::{ContainerStats, State};
+use coracle_wasm::protocol::{ContainerStats, Measured, State};
 use parking_lot::Mutex;
 use tonic::Status;
 
@@ -71,6 +71,23 @@ impl Service {
             .collect())
     }
 
+    /// What the guests of running containers measure of themselves.
+    pub(crate) async fn series(&self) -> Result<Measured, Status> {
+        let shared = async {
+            let host = self.host.client().await?;
+            host.series().await.map_err(refused)
+        };
+        let (shared, isolated) = tokio::join!(shared, self.series_isolated());
+        let mut measured = shared?;
+        for other in isolated {
+            measured.series.extend(other.series);
+            measured.left_out.extend(other.left_out);
+        }
+        // Each host's fit into one message; so must all of them.
+        measured.fit(Measured::MAX_BYTES);
+        Ok(measured)
+    }
+
     fn measure_linux(&self, ids: &[String]) -> Vec<ContainerStats> {
         let Ok(engine) = self.linux.engine() else { return Vec::new() };
         let (_, containers) = self.state.snapshot();
@@ -80,7 +97,6 @@ impl Service {
         let measured = running.filter_map(|c| {
             let usage = engine.usage(&c.id)?;
             Some(ContainerStats {
-                series: Vec::new(),
                 id: c.id,
                 sandbox_id: c.sandbox_id,
                 timestamp_ns: crate::record::now_ns(),

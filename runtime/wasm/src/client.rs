@@ -14,6 +14,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{
+    io::AsyncWriteExt,
     net::UnixStream,
     sync::{broadcast, mpsc, oneshot},
 };
@@ -22,7 +23,7 @@ use crate::{
     frame,
     protocol::{
         Call, ContainerSpec, ContainerStats, ContainerStatus, Ended, ErrorCode, Event, HostError, HostInfo,
-        ListenerError, Listing, Message, Request, Response, SandboxSpec, ServiceTable,
+        ListenerError, Listing, Measured, Message, Request, Response, SandboxSpec, ServiceTable,
     },
 };
 
@@ -36,6 +37,8 @@ pub enum Error {
     /// The host understood and refused.
     #[error(transparent)]
     Host(#[from] HostError),
+    #[error("a call of the wasm host: {0}")]
+    TooLong(io::Error),
     #[error("the wasm host answered {0} with something else")]
     Mismatch(&'static str),
 }
@@ -45,7 +48,8 @@ type Waiting = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Result<Response, Ho
 /// A handle on a connection; clones share it.
 #[derive(Clone)]
 pub struct HostClient {
-    calls: mpsc::Sender<Call>,
+    /// Calls as frames.
+    calls: mpsc::Sender<Vec<u8>>,
     next_id: Arc<AtomicU64>,
     waiting: Waiting,
     events: broadcast::Sender<Event>,
@@ -59,7 +63,7 @@ impl HostClient {
         let mut stream = UnixStream::connect(path).await.map_err(fail)?;
         frame::handshake(&mut stream).await.map_err(fail)?;
         let (mut reader, mut writer) = stream.into_split();
-        let (calls, mut outbox) = mpsc::channel::<Call>(64);
+        let (calls, mut outbox) = mpsc::channel::<Vec<u8>>(64);
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let (events, _) = broadcast::channel(1024);
         let closed = tokio_util::sync::CancellationToken::new();
@@ -88,7 +92,7 @@ impl HostClient {
                     () = done.cancelled() => None,
                 };
                 let Some(call) = call else { break };
-                if frame::write(&mut writer, &call).await.is_err() {
+                if writer.write_all(&call).await.is_err() {
                     break;
                 }
             }
@@ -103,9 +107,11 @@ impl HostClient {
 
     async fn call(&self, request: Request) -> Result<Response, Error> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        // One that is too long fails alone: the connection is others' too.
+        let call = frame::encode(&Call { id, request }).map_err(Error::TooLong)?;
         let (tell, answer) = oneshot::channel();
         self.waiting.lock().as_mut().ok_or(Error::Disconnected)?.insert(id, tell);
-        if self.calls.send(Call { id, request }).await.is_err() {
+        if self.calls.send(call).await.is_err() {
             return Err(Error::Disconnected);
         }
         Ok(answer.await.map_err(|_| Error::Disconnected)??)
@@ -183,6 +189,14 @@ impl HostClient {
         match self.call(Request::Stats { ids: ids.to_vec() }).await? {
             Response::Stats(stats) => Ok(stats),
             _ => Err(Error::Mismatch("Stats")),
+        }
+    }
+
+    /// What the guests of running containers measure of themselves.
+    pub async fn series(&self) -> Result<Measured, Error> {
+        match self.call(Request::Series).await? {
+            Response::Series(measured) => Ok(measured),
+            _ => Err(Error::Mismatch("Series")),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::{
     log::Log,
     memory::Account,
     program::{self, Program},
-    protocol::{ContainerSpec, ContainerStats, ContainerStatus, ErrorCode, HostError, Kind, State},
+    protocol::{ContainerSpec, ContainerStats, ContainerStatus, ErrorCode, HostError, Kind, Series, State},
     sandbox::Sandbox,
     services::Handlers,
 };
@@ -219,9 +219,18 @@ impl Container {
         }
     }
 
+    pub fn runs(&self) -> bool {
+        matches!(*self.state.borrow(), State::Running { .. })
+    }
+
+    /// What its guests measure of themselves.
+    pub fn series(&self) -> Vec<Series> {
+        self.grants.observed.as_ref().map(|observed| observed.read()).unwrap_or_default()
+    }
+
     pub fn stats(&self) -> ContainerStats {
         let handler = self.handler.lock().clone();
-        let running = matches!(*self.state.borrow(), State::Running { .. });
+        let running = self.runs();
         let provider = self.provider.as_ref();
         ContainerStats {
             id: self.spec().id.clone(),
@@ -237,7 +246,6 @@ impl Container {
                 + provider.map_or(0, |provider| provider.called.load(Ordering::Relaxed)),
             cold_starts: handler.as_ref().map_or(0, |handler| handler.cold_starts.load(Ordering::Relaxed))
                 + provider.map_or(0, |provider| provider.made.load(Ordering::Relaxed)),
-            series: self.grants.observed.as_ref().map(|o| o.read()).unwrap_or_default(),
             latency: handler.map(|handler| handler.latencies.read()).unwrap_or_default(),
         }
     }

@@ -39,11 +39,8 @@ pub(crate) async fn read<T: DeserializeOwned>(
         .map_err(|error| io::Error::other(format!("a frame that is no message: {error}")))
 }
 
-/// Writes one frame.
-pub(crate) async fn write<T: Serialize>(
-    writer: &mut (impl AsyncWrite + Unpin),
-    message: &T,
-) -> io::Result<()> {
+/// One frame; an error when it would be too long.
+pub(crate) fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     let mut frame = postcard::to_extend(message, vec![0; 4])
         .map_err(|error| io::Error::other(format!("encoding a message: {error}")))?;
     let length = frame.len() - 4;
@@ -51,5 +48,13 @@ pub(crate) async fn write<T: Serialize>(
         return Err(io::Error::other(format!("a frame of {length} bytes; {MAX_FRAME} is the most")));
     }
     frame[..4].copy_from_slice(&(length as u32).to_be_bytes());
-    writer.write_all(&frame).await
+    Ok(frame)
+}
+
+/// Writes one frame.
+pub(crate) async fn write<T: Serialize>(
+    writer: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> io::Result<()> {
+    writer.write_all(&encode(message)?).await
 }

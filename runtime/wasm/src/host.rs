@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::Context;
 use tokio::{
+    io::AsyncWriteExt,
     net::{UnixListener, UnixStream, unix::OwnedWriteHalf},
     sync::{Semaphore, broadcast, mpsc},
 };
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     engine, frame,
-    protocol::{Call, Event, Message, Request, Response},
+    protocol::{Call, ErrorCode, Event, HostError, Message, Request, Response},
     routes::Ranges,
 };
 use registry::Registry;
@@ -225,9 +226,21 @@ async fn client(mut stream: UnixStream, registry: Arc<Registry>, end: Cancellati
     gone.cancel();
 }
 
+/// A message as a frame. An answer that is too long is an error to who asked: the connection is others' too.
+fn encoded(message: Message) -> io::Result<Vec<u8>> {
+    match (frame::encode(&message), message) {
+        (Err(error), Message::Response { id, .. }) => {
+            let result = Err(HostError::new(ErrorCode::ResourceExhausted, format!("the answer: {error}")));
+            frame::encode(&Message::Response { id, result })
+        }
+        (encoded, _) => encoded,
+    }
+}
+
 async fn write(mut writer: OwnedWriteHalf, mut outbox: mpsc::Receiver<Message>, gone: CancellationToken) {
     while let Some(message) = outbox.recv().await {
-        if frame::write(&mut writer, &message).await.is_err() {
+        let Ok(frame) = encoded(message) else { break };
+        if writer.write_all(&frame).await.is_err() {
             break;
         }
     }
@@ -255,4 +268,22 @@ async fn push(mut events: broadcast::Receiver<Event>, send: mpsc::Sender<Message
 /// The answer of requests that return nothing.
 fn done() -> Response {
     Response::Done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Listing, MAX_FRAME};
+
+    #[test]
+    fn an_answer_that_is_too_long_is_an_error_to_who_asked() {
+        let long = Err(HostError::new(ErrorCode::Internal, "x".repeat(MAX_FRAME)));
+        let frame = encoded(Message::Response { id: 7, result: long }).unwrap();
+        let Ok(Message::Response { id: 7, result: Err(error) }) = postcard::from_bytes(&frame[4..]) else {
+            panic!("{} bytes", frame.len());
+        };
+        assert_eq!(error.code, ErrorCode::ResourceExhausted);
+        let short = Message::Response { id: 7, result: Ok(Response::Listing(Listing::default())) };
+        assert!(encoded(short).unwrap().len() < 64);
+    }
 }

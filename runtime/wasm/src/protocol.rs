@@ -3,17 +3,19 @@
 //! On the wire (a unix socket): each side first writes [`PREAMBLE`]; then frames, each a big-endian `u32` length of at
 //! most [`MAX_FRAME`] bytes and a postcard body. The client sends [`Call`]s, the host sends [`Message`]s.
 
+mod series;
 mod services;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+pub use series::{Measured, Series, SeriesKind};
 pub use services::{
     Block, Dns, ListenerError, Name, Policy, Ports, Rule, ServiceEntry, ServiceTable, Srv, Transport,
 };
 
 /// What each side writes first; the last byte is the version of this protocol.
-pub const PREAMBLE: [u8; 4] = *b"CWH\x09";
+pub const PREAMBLE: [u8; 4] = *b"CWH\x0a";
 
 /// The longest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;
@@ -185,25 +187,6 @@ pub struct ContainerStats {
     /// Of these, those that waited for a new instance.
     pub cold_starts: u64,
     pub latency: Latency,
-    /// What a guest measures of itself.
-    pub series: Vec<Series>,
-}
-
-/// A measurement that a guest makes of itself (coracle:observe).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Series {
-    pub name: String,
-    /// Sorted by their names.
-    pub labels: Vec<(String, String)>,
-    pub kind: SeriesKind,
-    pub value: u64,
-}
-
-/// Whether a measurement only grows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SeriesKind {
-    Counter,
-    Gauge,
 }
 
 /// Upper bounds of the buckets of [`Latency`], in milliseconds; beyond the last there is one more.
@@ -272,6 +255,8 @@ pub enum Request {
     Stats {
         ids: Vec<String>,
     },
+    /// What the guests of the containers that run measure of themselves.
+    Series,
     ReopenLog {
         id: String,
     },
@@ -316,6 +301,7 @@ pub enum Response {
     Container(ContainerStatus),
     Listing(Listing),
     Stats(Vec<ContainerStats>),
+    Series(Measured),
     /// To SetServices; empty when every listener is open.
     Services(Vec<ListenerError>),
 }

@@ -22,7 +22,9 @@ fn family(name: &str) -> (&str, bool) {
 
 fn text(descriptors: &[MetricDescriptor], pods: Vec<PodSandboxMetrics>) -> String {
     let known: HashMap<&str, &MetricDescriptor> = descriptors.iter().map(|d| (d.name.as_str(), d)).collect();
-    let histograms: Vec<&str> = known.keys().filter_map(|name| name.strip_suffix("_bucket")).collect();
+    // Guests choose names too, which may end like a histogram's: its buckets have bounds.
+    let buckets = descriptors.iter().filter(|d| d.label_keys.iter().any(|key| key == "le"));
+    let histograms: Vec<&str> = buckets.filter_map(|d| d.name.strip_suffix("_bucket")).collect();
     // Families have to be in one piece each.
     let mut families = BTreeMap::<String, (MetricType, String, String)>::new();
     let containers = pods.into_iter().flat_map(|pod| {
@@ -92,6 +94,7 @@ mod tests {
             descriptor("took_bucket", &["pod", "le"]),
             descriptor("took_sum", &["pod"]),
             descriptor("held", &["pod"]),
+            descriptor("ice_bucket", &["pod"]),
         ];
         let metric = |name: &str, labels: &[&str], value, kind: MetricType| Metric {
             name: name.into(),
@@ -107,12 +110,15 @@ mod tests {
                     metric("took_bucket", &[pod, "+Inf"], 3, MetricType::Counter),
                     metric("held", &[pod], 9, MetricType::Gauge),
                     metric("took_sum", &[pod], 4, MetricType::Counter),
+                    metric("ice_bucket", &[pod], 2, MetricType::Counter),
                     metric("unknown", &[], 1, MetricType::Counter),
                 ],
             }],
             ..Default::default()
         };
         let expected = "# HELP held what it is\n# TYPE held gauge\nheld{pod=\"a\"} 9 5\nheld{pod=\"b\\\"\"} 9 5\n\
+            # HELP ice_bucket what it is\n# TYPE ice_bucket counter\nice_bucket{pod=\"a\"} 2 5\n\
+            ice_bucket{pod=\"b\\\"\"} 2 5\n\
             # HELP took what it is\n# TYPE took histogram\ntook_bucket{pod=\"a\",le=\"+Inf\"} 3 5\n\
             took_sum{pod=\"a\"} 4 5\ntook_bucket{pod=\"b\\\"\",le=\"+Inf\"} 3 5\ntook_sum{pod=\"b\\\"\"} 4 5\n";
         assert_eq!(text(&descriptors, vec![of("a"), of("b\"")]), expected);

@@ -1,108 +1,198 @@
 //! What wasm guests measure of themselves (coracle:observe), beside what is measured of them: under names with a prefix, so
 //! that no guest can speak as somebody else, and with the labels of its container.
+//!
+//! A metric of the node has one kind and one set of labels, and containers that know nothing of each other may choose the
+//! same name: its labels are those of all, empty where a container has none of that name, and what is a counter here and
+//! a gauge there is a gauge.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_cri_api::v1;
-use coracle_wasm::protocol::{ContainerStats, Series, SeriesKind};
+use coracle_wasm::protocol::{Measured, Series, SeriesKind};
 use parking_lot::Mutex;
 
 use super::LABELS;
 
 /// In front of the names that guests choose.
 const PREFIX: &str = "coracle_guest_";
-/// The most names that are remembered.
-const MAX_NAMES: usize = 4096;
+/// The most labels of a metric over all containers.
+const MAX_LABELS: usize = 64;
 
-/// The metrics that guests have brought: the first one of a name says of which kind it is and which labels it has.
+/// The metrics that the guests of running containers have.
 #[derive(Default)]
-pub struct Guests(Mutex<BTreeMap<String, Shape>>);
+pub struct Guests(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    metrics: BTreeMap<String, Shape>,
+    /// Containers and metrics that are not shown, and that the log has said so of.
+    left_out: BTreeSet<String>,
+}
 
 struct Shape {
     kind: SeriesKind,
+    /// In an order that stays while the metric is known: values are told in another message than names.
     labels: Vec<String>,
 }
 
 impl Shape {
-    fn fits(&self, series: &Series) -> bool {
-        self.kind == series.kind && self.labels.iter().eq(series.labels.iter().map(|(key, _)| key))
+    fn has(&self, series: &Series) -> bool {
+        series.labels.iter().all(|(key, _)| self.labels.contains(key))
     }
 }
 
 impl Guests {
-    /// Remembers the names that are new.
-    pub fn learn(&self, series: &[Series]) {
-        let mut known = self.0.lock();
-        for series in series {
-            if known.len() < MAX_NAMES && !known.contains_key(&series.name) {
-                let labels = series.labels.iter().map(|(key, _)| key.clone()).collect();
-                known.insert(series.name.clone(), Shape { kind: series.kind, labels });
+    /// What there is now; what is there no more is forgotten.
+    pub fn learn(&self, measured: &Measured) {
+        let known = &mut *self.0.lock();
+        let mut seen = BTreeSet::new();
+        let mut left_out = measured.left_out.clone();
+        for series in measured.series.values().flatten() {
+            let first = seen.insert(series.name.as_str());
+            let shape = known
+                .metrics
+                .entry(series.name.clone())
+                .or_insert_with(|| Shape { kind: series.kind, labels: Vec::new() });
+            if first || shape.kind != series.kind {
+                shape.kind = if first { series.kind } else { SeriesKind::Gauge };
+            }
+            for (key, _) in &series.labels {
+                if shape.labels.len() < MAX_LABELS && !shape.labels.contains(key) {
+                    shape.labels.push(key.clone());
+                }
+            }
+            if !shape.has(series) {
+                left_out.insert(series.name.clone());
             }
         }
+        known.metrics.retain(|name, _| seen.contains(name.as_str()));
+        for new in left_out.difference(&known.left_out) {
+            tracing::warn!(
+                of = new,
+                "measurements of guests are not shown: there are too many, or a name has too many labels"
+            );
+        }
+        known.left_out = left_out;
     }
 
     /// What is known.
     pub fn descriptors(&self) -> Vec<v1::MetricDescriptor> {
         let known = self.0.lock();
-        let described = known.iter().map(|(name, shape)| v1::MetricDescriptor {
+        let described = known.metrics.iter().map(|(name, shape)| v1::MetricDescriptor {
             name: format!("{PREFIX}{name}"),
             help: "Measured by wasm guests (coracle:observe)".into(),
             label_keys: LABELS
                 .iter()
                 .map(|key| (*key).to_owned())
-                .chain(shape.labels.iter().map(own))
+                .chain(shape.labels.iter().map(|key| own(key)))
                 .collect(),
         });
         described.collect()
     }
 
-    /// The measurements of a container's guests; those that are unlike the first of their name are left out.
-    pub fn metrics(&self, stats: &ContainerStats, labels: &[String]) -> Vec<v1::Metric> {
-        self.learn(&stats.series);
+    /// The measurements of a container's guests, which were learned before.
+    pub fn metrics(&self, series: &[Series], at_ns: i64, labels: &[String]) -> Vec<v1::Metric> {
         let known = self.0.lock();
-        let fitting = stats.series.iter().filter(|s| known.get(&s.name).is_some_and(|shape| shape.fits(s)));
-        let metric = |series: &Series| v1::Metric {
-            name: format!("{PREFIX}{}", series.name),
-            timestamp: stats.timestamp_ns,
-            metric_type: match series.kind {
-                SeriesKind::Counter => v1::MetricType::Counter.into(),
-                SeriesKind::Gauge => v1::MetricType::Gauge.into(),
-            },
-            label_values: labels
-                .iter()
-                .chain(series.labels.iter().map(|(_, value)| value))
-                .cloned()
-                .collect(),
-            value: Some(v1::UInt64Value { value: series.value }),
+        let metric = |series: &Series| {
+            let shape = known.metrics.get(&series.name).filter(|shape| shape.has(series))?;
+            let value = |key: &String| {
+                let of_guest = series.labels.iter().find(|(of_guest, _)| of_guest == key);
+                of_guest.map(|(_, value)| value.clone()).unwrap_or_default()
+            };
+            Some(v1::Metric {
+                name: format!("{PREFIX}{}", series.name),
+                timestamp: at_ns,
+                metric_type: match shape.kind {
+                    SeriesKind::Counter => v1::MetricType::Counter.into(),
+                    SeriesKind::Gauge => v1::MetricType::Gauge.into(),
+                },
+                label_values: labels.iter().cloned().chain(shape.labels.iter().map(value)).collect(),
+                value: Some(v1::UInt64Value { value: series.value }),
+            })
         };
-        fitting.map(metric).collect()
+        series.iter().filter_map(metric).collect()
     }
 }
 
-/// A guest's label, with another name where the container has one of that name.
-fn own(key: &String) -> String {
-    if LABELS.contains(&key.as_str()) { format!("exported_{key}") } else { key.clone() }
+/// A guest's label, with `exported_` before the names that have a meaning here, and before those that look so already: no
+/// two become one.
+fn own(key: &str) -> String {
+    let mut bare = key;
+    while let Some(rest) = bare.strip_prefix("exported_") {
+        bare = rest;
+    }
+    // Of a histogram's bucket, what a reader takes for a number.
+    let taken = LABELS.contains(&bare) || bare == "le";
+    if taken { format!("exported_{key}") } else { key.to_owned() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn series(name: &str, kind: SeriesKind, labels: &[(&str, &str)]) -> Series {
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Series { name: name.into(), labels, kind, value: 3 }
+    }
+
+    fn measured(containers: &[(&str, &[Series])]) -> Measured {
+        let series = containers.iter().map(|(id, series)| ((*id).to_owned(), series.to_vec()));
+        Measured { series: series.collect(), ..Measured::default() }
+    }
+
+    const OF_CONTAINER: [&str; 4] = ["app", "shop:v1", "default", "web"];
+
+    fn values(guests: &Guests, series: &Series) -> Vec<String> {
+        let metrics = guests.metrics(std::slice::from_ref(series), 7, &OF_CONTAINER.map(str::to_owned));
+        metrics.into_iter().flat_map(|metric| metric.label_values).skip(4).collect()
+    }
+
     #[test]
-    fn the_first_of_a_name_decides() {
-        let series = |kind, key: &str| Series {
-            name: "orders".into(),
-            labels: vec![(key.into(), "x".into())],
-            kind,
-            value: 3,
-        };
+    fn containers_may_choose_the_same_name() {
+        let (one, two) = (
+            series("orders", SeriesKind::Counter, &[("kind", "tea")]),
+            series("orders", SeriesKind::Gauge, &[("area", "north"), ("kind", "")]),
+        );
         let guests = Guests::default();
-        guests.learn(&[series(SeriesKind::Counter, "pod")]);
+        guests.learn(&measured(&[("a", &[one.clone()])]));
+        guests.learn(&measured(&[("a", &[one.clone()]), ("b", &[two.clone()])]));
         let described = guests.descriptors();
         assert_eq!(described[0].name, "coracle_guest_orders");
-        assert_eq!(described[0].label_keys, ["container", "image", "namespace", "pod", "exported_pod"]);
-        assert!(guests.0.lock()["orders"].fits(&series(SeriesKind::Counter, "pod")));
-        assert!(!guests.0.lock()["orders"].fits(&series(SeriesKind::Gauge, "pod")));
-        assert!(!guests.0.lock()["orders"].fits(&series(SeriesKind::Counter, "other")));
+        assert_eq!(described[0].label_keys, ["container", "image", "namespace", "pod", "kind", "area"]);
+        assert_eq!(
+            (values(&guests, &one), values(&guests, &two)),
+            (vec!["tea".to_owned(), String::new()], vec![String::new(), "north".to_owned()],)
+        );
+        let kind = guests.metrics(&[one.clone()], 7, &[])[0].metric_type();
+        assert_eq!(kind, v1::MetricType::Gauge);
+        // Names are given back: a node lives longer than its containers.
+        guests.learn(&measured(&[("a", &[one.clone()])]));
+        assert_eq!(guests.metrics(&[one], 7, &[])[0].metric_type(), v1::MetricType::Counter);
+        guests.learn(&Measured::default());
+        assert!(guests.descriptors().is_empty());
+    }
+
+    #[test]
+    fn no_label_of_a_guest_is_given_twice() {
+        let keys = ["exported_exported_pod", "exported_kind", "exported_pod", "le", "pod"];
+        let all: Vec<_> = keys.iter().map(|key| (*key, "x")).collect();
+        let guests = Guests::default();
+        guests.learn(&measured(&[("a", &[series("a_bucket", SeriesKind::Counter, &all)])]));
+        let described = guests.descriptors().remove(0).label_keys;
+        let unlike: BTreeSet<_> = described.iter().collect();
+        assert!(unlike.len() == 4 + keys.len() && !described.contains(&"le".to_owned()), "{described:?}");
+        assert!(described.contains(&"exported_kind".to_owned()), "{described:?}");
+    }
+
+    #[test]
+    fn a_name_with_too_many_labels_is_left_out() {
+        let guests = Guests::default();
+        let keys: Vec<String> = (0..MAX_LABELS).map(|n| format!("k{n}")).collect();
+        let many: Vec<Series> =
+            keys.iter().map(|key| series("orders", SeriesKind::Counter, &[(key, "x")])).collect();
+        let one_more = series("orders", SeriesKind::Counter, &[("more", "x")]);
+        guests.learn(&measured(&[("a", &many), ("b", std::slice::from_ref(&one_more))]));
+        assert!(values(&guests, &one_more).is_empty() && !values(&guests, &many[0]).is_empty());
+        assert!(guests.0.lock().left_out.contains("orders"));
     }
 }

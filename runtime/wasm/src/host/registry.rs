@@ -1,6 +1,10 @@
 //! The sandboxes and containers of a host, and what each request does to them.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::join_all;
 use parking_lot::RwLock;
@@ -12,8 +16,8 @@ use crate::{
     engine,
     network::PodNetwork,
     protocol::{
-        ContainerSpec, ContainerStatus, ErrorCode, Event, HostError, HostInfo, Listing, Request, Response,
-        SandboxSpec,
+        ContainerSpec, ContainerStatus, ErrorCode, Event, HostError, HostInfo, Listing, Measured, Request,
+        Response, SandboxSpec,
     },
     routes::Ranges,
     sandbox::Sandbox,
@@ -76,13 +80,22 @@ impl Registry {
                 Ok(done())
             }
             Request::List => Ok(Response::Listing(self.list())),
-            Request::Stats { ids } => Ok(Response::Stats(
-                self.all()
-                    .iter()
-                    .map(|c| c.stats())
-                    .filter(|s| ids.is_empty() || ids.contains(&s.id))
-                    .collect(),
-            )),
+            Request::Stats { ids } => {
+                let ids: HashSet<String> = ids.into_iter().collect();
+                let asked = |c: &&Arc<Container>| ids.is_empty() || ids.contains(&c.spec().id);
+                let all = self.all();
+                let running = all.iter().filter(asked).filter(|c| c.runs());
+                Ok(Response::Stats(running.map(|c| c.stats()).collect()))
+            }
+            Request::Series => {
+                let all = self.all();
+                let running = all.iter().filter(|c| c.runs());
+                let series =
+                    running.map(|c| (c.spec().id.clone(), c.series())).filter(|(_, s)| !s.is_empty());
+                let mut measured = Measured { series: series.collect(), ..Measured::default() };
+                measured.fit(Measured::MAX_BYTES);
+                Ok(Response::Series(measured))
+            }
             Request::ReopenLog { id } => {
                 self.container(&id)?.reopen_log().await?;
                 Ok(done())
