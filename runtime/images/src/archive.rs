@@ -11,10 +11,13 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::Error;
+use crate::tarball::{self, Bounds};
+use crate::{Error, Reference};
 
 /// The most entries of an archive.
 const MAX_ENTRIES: usize = 65_536;
+/// The longest name of an entry, in bytes.
+const MAX_NAME: usize = 4096;
 /// The most bytes that an archive may unpack to.
 const MAX_BYTES: u64 = 64 << 30;
 /// The longest manifest, index or configuration, in bytes.
@@ -77,7 +80,12 @@ pub fn pack(dir: &Path, out: impl io::Write) -> Result<(), Error> {
     names.extend(Some(PathBuf::from("manifest.json")).filter(|n| dir.join(n).is_file()));
     let blobs = dir.join("blobs/sha256");
     let entries = fs::read_dir(&blobs).map_err(Error::io("reading", &blobs))?;
-    let mut found: Vec<_> = entries.take(MAX_ENTRIES).filter_map(|e| Some(e.ok()?.file_name())).collect();
+    let found = entries.take(MAX_ENTRIES + 1).map(|entry| entry.map(|e| e.file_name()));
+    let mut found = found.collect::<Result<Vec<_>, _>>().map_err(Error::io("reading", &blobs))?;
+    if found.len() > MAX_ENTRIES {
+        let many = io::Error::other(format!("there are more than {MAX_ENTRIES} files"));
+        return Err(Error::io("packing", &blobs)(many));
+    }
     found.sort();
     names.extend(found.into_iter().map(|name| Path::new("blobs/sha256").join(name)));
     let mut tar = tar::Builder::new(out);
@@ -105,47 +113,56 @@ enum Found {
     Link(String),
 }
 
+/// Where an entry stands, which says what it may be.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    /// In the layout's index: an image, or an index of its platforms.
+    Top,
+    InIndex,
+    /// Below a manifest: a layer or a configuration, whatever its type is called.
+    Content,
+}
+
+/// Compressed layers that were looked into: images share them.
+struct Layers {
+    /// The digests of what they hold, in hex, by their files.
+    plain: HashMap<PathBuf, String>,
+    /// How many bytes may still be unpacked.
+    left: u64,
+}
+
 impl Files {
     fn corrupt(&self, reason: impl Into<String>) -> Error {
         Error::Corrupt { image: self.called.clone(), reason: reason.into() }
     }
 
     fn read(&mut self, archive: impl Read) -> Result<(), Error> {
-        let unreadable = |called: &str| {
-            let image = called.to_owned();
-            move |e: io::Error| Error::Corrupt {
-                image,
-                reason: format!("is no archive that can be read: {e}"),
-            }
-        };
         let called = self.called.clone();
-        let plain = decompressed(archive).map_err(unreadable(&called))?;
-        let mut tar = tar::Archive::new(plain.take(MAX_BYTES));
-        let mut total = 0;
-        for (serial, entry) in tar.entries().map_err(unreadable(&called))?.enumerate() {
-            let mut entry = entry.map_err(unreadable(&called))?;
-            if serial >= MAX_ENTRIES {
-                return Err(self.corrupt(format!("has more than {MAX_ENTRIES} entries")));
-            }
-            total += entry.size();
-            if total >= MAX_BYTES {
-                return Err(self.corrupt(format!("has more than {MAX_BYTES} bytes")));
+        let unreadable = |e: io::Error| Error::Corrupt {
+            image: called.clone(),
+            reason: format!("is no archive that can be read: {e}"),
+        };
+        let plain = decompressed(archive).map_err(unreadable)?;
+        let bounds = Bounds { entries: MAX_ENTRIES as u64, bytes: MAX_BYTES };
+        tarball::each(plain, &bounds, unreadable, |serial, entry| {
+            let target = entry.link_name_bytes().unwrap_or_default().into_owned();
+            if entry.path_bytes().len().max(target.len()) > MAX_NAME {
+                return Err(self.corrupt(format!("has a name of more than {MAX_NAME} bytes")));
             }
             let name = plain_path(&entry.path_bytes());
             let kind = entry.header().entry_type();
             if kind.is_symlink() || kind.is_hard_link() {
-                let Some(target) = entry.link_name_bytes() else { continue };
                 let base = name.rsplit_once('/').map_or("", |(parent, _)| parent);
                 let base = if kind.is_hard_link() { "" } else { base };
                 let target = plain_path(format!("{base}/{}", String::from_utf8_lossy(&target)).as_bytes());
                 self.found.insert(name, Found::Link(target));
             } else if kind.is_file() {
                 let path = self.dir.join("incoming").join(serial.to_string());
-                let (sha256, size) = store(&mut entry, &path).map_err(Error::io("unpacking to", &path))?;
+                let (sha256, size) = store(entry, &path).map_err(Error::io("unpacking to", &path))?;
                 self.found.insert(name, Found::File { path, sha256, size });
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// A file, also through a few links.
@@ -192,7 +209,7 @@ impl Files {
             if let Some(entry) = entry.as_object_mut() {
                 entry.remove("annotations");
             }
-            let Some(entry) = self.blob(entry, &mut left)? else {
+            let Some(entry) = self.blob(entry, Place::Top, &mut left)? else {
                 return Err(self.corrupt("lacks an image that its index names"));
             };
             images.push(Named { name, entry });
@@ -201,7 +218,7 @@ impl Files {
     }
 
     /// Checks what an entry names, and all below; `None`: it is not in the archive.
-    fn blob(&self, entry: Value, left: &mut usize) -> Result<Option<Value>, Error> {
+    fn blob(&self, entry: Value, place: Place, left: &mut usize) -> Result<Option<Value>, Error> {
         let digest = entry["digest"].as_str().unwrap_or_default();
         if !crate::reference::is_digest(digest) {
             return Err(self.corrupt(format!("has an entry with the digest {digest:?}")));
@@ -217,7 +234,7 @@ impl Files {
         }
         self.settle(path, sha256)?;
         let kind = entry["mediaType"].as_str().unwrap_or_default();
-        if !(kind.contains("manifest") || kind.contains("image.index")) {
+        if place == Place::Content || !(kind.contains("manifest") || kind.contains("image.index")) {
             return Ok(Some(entry));
         }
         *left = left
@@ -225,12 +242,13 @@ impl Files {
             .ok_or_else(|| self.corrupt(format!("has more than {MAX_MANIFESTS} manifests")))?;
         let document = self.document(&name)?;
         match document["manifests"].as_array() {
+            Some(_) if place == Place::InIndex => Err(self.corrupt("has an index inside an index")),
             Some(inner) => self.index(entry, &document, inner.clone(), left),
             None => {
                 let layers = document["layers"].as_array().cloned().unwrap_or_default();
                 for inner in layers.into_iter().chain(document.get("config").cloned()) {
                     let digest = inner["digest"].to_string();
-                    if self.blob(inner, left)?.is_none() {
+                    if self.blob(inner, Place::Content, left)?.is_none() {
                         return Err(self.corrupt(format!("lacks {digest}, which a manifest names")));
                     }
                 }
@@ -251,7 +269,7 @@ impl Files {
         let all = inner.len();
         let mut here = Vec::new();
         for entry in inner {
-            here.extend(self.blob(entry, left)?);
+            here.extend(self.blob(entry, Place::InIndex, left)?);
         }
         match here.len() {
             0 => Ok(None),
@@ -282,9 +300,13 @@ impl Files {
             ));
         }
         let images = self.document("manifest.json")?.as_array().cloned().unwrap_or_default();
+        if images.len() > MAX_MANIFESTS {
+            return Err(self.corrupt(format!("has more than {MAX_MANIFESTS} images")));
+        }
         let mut named = Vec::new();
-        for image in images.iter().take(MAX_MANIFESTS) {
-            let entry = self.docker_image(image)?;
+        let mut layers = Layers { plain: HashMap::new(), left: MAX_BYTES };
+        for image in &images {
+            let entry = self.docker_image(image, &mut layers)?;
             let tags: Vec<_> =
                 image["RepoTags"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
             named
@@ -296,7 +318,7 @@ impl Files {
         Ok(named)
     }
 
-    fn docker_image(&self, image: &Value) -> Result<Value, Error> {
+    fn docker_image(&self, image: &Value, known: &mut Layers) -> Result<Value, Error> {
         let config_name = image["Config"].as_str().unwrap_or_default();
         let config = self.document(config_name)?;
         let Some((path, sha256, size)) = self.file(config_name) else {
@@ -318,7 +340,7 @@ impl Files {
         }
         let mut entries = Vec::new();
         for (layer, wanted) in layers.iter().zip(&wanted) {
-            entries.push(self.docker_layer(layer.as_str().unwrap_or_default(), wanted)?);
+            entries.push(self.docker_layer(layer.as_str().unwrap_or_default(), wanted, known)?);
         }
         let manifest =
             json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config_entry, "layers": entries});
@@ -326,7 +348,7 @@ impl Files {
     }
 
     /// A layer, whose digest before compression is what the configuration says.
-    fn docker_layer(&self, name: &str, wanted: &Value) -> Result<Value, Error> {
+    fn docker_layer(&self, name: &str, wanted: &Value, known: &mut Layers) -> Result<Value, Error> {
         let Some((path, sha256, size)) = self.file(name) else {
             return Err(self.corrupt(format!("has no {name}")));
         };
@@ -338,15 +360,22 @@ impl Files {
             Compression::Gzip => "+gzip",
             Compression::Zstd => "+zstd",
         };
-        let plain = match packed {
-            "" => sha256.to_owned(),
-            _ => {
+        let plain = match known.plain.get(path) {
+            Some(plain) => plain.clone(),
+            None if packed.is_empty() => sha256.to_owned(),
+            None => {
                 let mut hasher = Hashing(Sha256::new());
                 let unpacked =
-                    decompressed(open()?).and_then(|r| io::copy(&mut r.take(MAX_BYTES), &mut hasher));
-                unpacked
+                    decompressed(open()?).and_then(|r| io::copy(&mut r.take(known.left), &mut hasher));
+                let size = unpacked
                     .map_err(|e| self.corrupt(format!("has a layer {name} that cannot be unpacked: {e}")))?;
-                hex::encode(hasher.0.finalize())
+                known.left -= size;
+                if known.left == 0 {
+                    return Err(self.corrupt(format!("has layers of more than {MAX_BYTES} bytes")));
+                }
+                let plain = hex::encode(hasher.0.finalize());
+                known.plain.insert(path.to_owned(), plain.clone());
+                plain
             }
         };
         if wanted.as_str() != Some(&format!("sha256:{plain}")) {
@@ -428,7 +457,7 @@ fn plain_path(bytes: &[u8]) -> String {
 }
 
 /// `manifest.json` of a docker-archive for a Linux image in a layout, so that `docker load` takes it.
-pub fn docker_manifest(name: &str, manifest: &Value) -> Option<Value> {
+pub fn docker_manifest(name: &Reference, manifest: &Value) -> Option<Value> {
     let path = |digest: &Value| Some(format!("blobs/sha256/{}", digest.as_str()?.strip_prefix("sha256:")?));
     let layers = manifest["layers"].as_array()?;
     if !layers.iter().all(|l| l["mediaType"].as_str().is_some_and(|m| m.contains("tar"))) {
@@ -436,8 +465,13 @@ pub fn docker_manifest(name: &str, manifest: &Value) -> Option<Value> {
     }
     let layers: Option<Vec<String>> = layers.iter().map(|l| path(&l["digest"])).collect();
     let config = path(&manifest["config"]["digest"])?;
+    let repository = match name.is_default_registry() {
+        true => name.mirror_repository().to_owned(),
+        false => name.repository_name(),
+    };
+    let tags: Vec<String> = name.tag.iter().map(|tag| format!("{repository}:{tag}")).collect();
     let image: BTreeMap<&str, Value> =
-        [("Config", json!(config)), ("RepoTags", json!([name])), ("Layers", json!(layers?))].into();
+        [("Config", json!(config)), ("RepoTags", json!(tags)), ("Layers", json!(layers?))].into();
     Some(json!([image]))
 }
 

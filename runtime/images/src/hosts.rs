@@ -46,8 +46,10 @@ pub struct Host {
 
 /// The longest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
-/// The most files of a registry's folder that are looked at.
+/// The most files of a registry's folder.
 const MAX_FILES: usize = 64;
+/// A TLS client cannot try another one.
+const ONE_IDENTITY: &str = "client: only one certificate can be shown to a registry";
 /// The folder for registries without one of their own.
 const EVERY: &str = "_default";
 
@@ -55,7 +57,8 @@ const EVERY: &str = "_default";
 /// word on it, the registry itself is spoken to over HTTP. `Err` says what cannot be read or is not understood.
 pub fn hosts(folders: &[PathBuf], registry: &str, plain: bool) -> Result<Option<Vec<Host>>, String> {
     let colon = registry.replace(':', "_");
-    let names = [registry.to_owned(), format!("{colon}_"), colon, EVERY.to_owned()];
+    // In containerd's order, and then what is left of it where a file system knows no better.
+    let names = [format!("{colon}_"), registry.to_owned(), colon, EVERY.to_owned()];
     let found = names.iter().flat_map(|name| folders.iter().map(move |f| f.join(name))).find(|d| d.is_dir());
     let Some(folder) = found else { return Ok(None) };
     let file = folder.join("hosts.toml");
@@ -114,6 +117,11 @@ enum Client {
 
 fn parse(text: &str, folder: &Path, registry: &str, plain: bool) -> Result<Vec<Host>, String> {
     let file: File = toml::from_str(text).map_err(|e| e.message().to_owned())?;
+    let server_trust = trust(folder, file.ca, file.client, file.skip_verify)?;
+    let (server, server_tls) = match &file.server {
+        Some(server) => authority(server)?,
+        None => (registry.to_owned(), !plain || server_trust != Trust::default()),
+    };
     let mut hosts = Vec::new();
     for (url, entry) in file.host {
         let entry: Entry = entry.try_into().map_err(|e| format!("host {url:?}: {}", e.message()))?;
@@ -121,20 +129,24 @@ fn parse(text: &str, folder: &Path, registry: &str, plain: bool) -> Result<Vec<H
         let trust = trust(folder, entry.ca, entry.client, entry.skip_verify)?;
         let can = |what: &str| entry.capabilities.as_ref().is_none_or(|c| c.iter().any(|c| c == what));
         if can("pull") {
-            let itself = authority == registry;
+            let itself = authority == server || is_itself(registry, &authority);
             hosts.push(Host { authority, tls, trust, resolves: can("resolve"), itself });
         }
     }
-    let trust = trust(folder, file.ca, file.client, file.skip_verify)?;
-    let (authority, tls) = match &file.server {
-        Some(server) => authority(server)?,
-        None => (registry.to_owned(), !plain || trust != Trust::default()),
-    };
     let can = |what: &str| file.capabilities.as_ref().is_none_or(|c| c.iter().any(|c| c == what));
-    if can("pull") && !hosts.iter().any(|h| h.authority == authority) {
-        hosts.push(Host { authority, tls, trust, resolves: can("resolve"), itself: true });
+    let resolves = can("resolve");
+    let last = Host { authority: server, tls: server_tls, trust: server_trust, resolves, itself: true };
+    // It comes last, unless that would be the same question again.
+    if can("pull") && !hosts.iter().any(|h| *h == last || *h == Host { resolves: true, ..last.clone() }) {
+        hosts.push(last);
     }
     Ok(hosts)
+}
+
+/// Whether this is where a registry of that name answers.
+fn is_itself(registry: &str, authority: &str) -> bool {
+    let hub = ["registry-1.docker.io", "index.docker.io"];
+    authority == registry || (registry == "docker.io" && hub.contains(&authority))
 }
 
 /// `host:port` of a URL, and whether it is spoken to over TLS.
@@ -163,13 +175,16 @@ fn trust(
         Some(OneOrMore::One(path)) => vec![path],
         Some(OneOrMore::More(paths)) => paths,
     };
-    // Of several identities the first is shown: a TLS client cannot try another one.
-    let identity = match client {
+    let mut identities = match client {
         None => Vec::new(),
-        Some(Client::One(path)) => vec![path],
-        Some(Client::More(paths)) => paths.into_iter().take(1).collect(),
-        Some(Client::Pairs(pairs)) => pairs.into_iter().next().unwrap_or_default(),
+        Some(Client::One(path)) => vec![vec![path]],
+        Some(Client::More(paths)) => paths.into_iter().map(|path| vec![path]).collect(),
+        Some(Client::Pairs(pairs)) => pairs,
     };
+    if identities.len() > 1 {
+        return Err(ONE_IDENTITY.into());
+    }
+    let identity = identities.pop().unwrap_or_default();
     let identity: Vec<String> = identity.iter().map(at).collect::<Result<_, _>>()?;
     Ok(Trust {
         only_pem: None,
@@ -182,9 +197,16 @@ fn trust(
 /// The certificates in a folder without a `hosts.toml`.
 fn lying_there(folder: &Path) -> Result<Trust, String> {
     let entries = std::fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    let mut files: Vec<PathBuf> = entries.take(MAX_FILES).filter_map(|e| Some(e.ok()?.path())).collect();
+    let files = entries.take(MAX_FILES + 1).map(|entry| entry.map(|e| e.path()));
+    let mut files = files.collect::<Result<Vec<_>, _>>().map_err(|e| format!("{}: {e}", folder.display()))?;
+    if files.len() > MAX_FILES {
+        return Err(format!("{} has more than {MAX_FILES} files", folder.display()));
+    }
     files.sort();
     let of = |kind: &'static str| files.iter().filter(move |f| f.extension().is_some_and(|e| e == kind));
+    if of("cert").count() > 1 {
+        return Err(format!("{}: *.cert: {ONE_IDENTITY}", folder.display()));
+    }
     let identity = match of("cert").next() {
         None => None,
         Some(cert) => Some(Identity(read(cert)? + "\n" + &read(&cert.with_extension("key"))?)),
@@ -246,6 +268,44 @@ mod tests {
         assert_eq!(hosts(&[dir.path().into()], "other.example", false), Ok(None));
     }
 
+    /// Who is asked, over TLS, what a tag means, with the registry's credentials.
+    fn asked(registry: &str, text: &str) -> Vec<(String, bool, bool, bool)> {
+        let dir = with(&[(&format!("{registry}/hosts.toml"), text)]);
+        let found = hosts(&[dir.path().into()], registry, false).unwrap().unwrap();
+        found.into_iter().map(|h| (h.authority, h.tls, h.resolves, h.itself)).collect()
+    }
+
+    #[test]
+    fn the_server_comes_last() {
+        let hub = "registry-1.docker.io";
+        for text in [
+            format!("server = \"https://{hub}\"\n[host.\"https://{hub}\"]"),
+            format!("server = \"https://{hub}\""),
+        ] {
+            assert_eq!(asked("docker.io", &text), [(hub.to_owned(), true, true, true)], "{text}");
+        }
+        let (reg, here) = ("reg.example:5000", "[host.\"https://reg.example:5000\"]");
+        let found = asked(reg, &format!("{here}\ncapabilities = [\"pull\"]"));
+        assert_eq!(found, [(reg.to_owned(), true, false, true), (reg.to_owned(), true, true, true)]);
+        let plain = "server = \"https://reg.example:5000\"\n[host.\"http://reg.example:5000\"]";
+        assert_eq!(
+            asked(reg, plain),
+            [(reg.to_owned(), false, true, true), (reg.to_owned(), true, true, true)]
+        );
+        let less = format!("capabilities = [\"pull\"]\n{here}");
+        assert_eq!(asked(reg, &less), [(reg.to_owned(), true, true, true)]);
+    }
+
+    #[test]
+    fn the_folder_without_a_colon_comes_first() {
+        let dir = with(&[
+            ("reg.example:5000/hosts.toml", "server = \"https://second.example\""),
+            ("reg.example_5000_/hosts.toml", "server = \"https://first.example\""),
+        ]);
+        let found = hosts(&[dir.path().into()], "reg.example:5000", false).unwrap().unwrap();
+        assert_eq!(found[0].authority, "first.example");
+    }
+
     #[test]
     fn certificates_that_only_lie_there_count() {
         let dir = with(&[("127.0.0.1:5000/ca.crt", "CA"), ("_default/hosts.toml", "skip_verify = true")]);
@@ -253,6 +313,9 @@ mod tests {
         assert!(found[0].tls && found[0].trust.more_pem == ["CA"], "{found:?}");
         let found = hosts(&[dir.path().into()], "other.example", true).unwrap().unwrap();
         assert!(found[0].tls && found[0].trust.skip_verify && found[0].authority == "other.example");
+        let several = with(&[("a.example/a.cert", "A"), ("a.example/a.key", "A"), ("a.example/b.cert", "B")]);
+        let error = hosts(&[several.path().into()], "a.example", false).unwrap_err();
+        assert!(error.contains("only one certificate"), "{error}");
     }
 
     #[test]
@@ -263,6 +326,7 @@ mod tests {
             ("[host.\"https://a\"]\noverride_path = true", "override_path"),
             ("ca = \"absent.crt\"", "absent.crt"),
             ("server = ", "hosts.toml"),
+            ("client = [[\"a.cert\", \"a.key\"], [\"b.cert\", \"b.key\"]]", "only one certificate"),
         ] {
             let dir = with(&[("a.example/hosts.toml", text)]);
             let error = hosts(&[dir.path().into()], "a.example", false).unwrap_err();

@@ -14,6 +14,7 @@ pub mod reference;
 pub mod registry;
 pub mod signature;
 pub mod store;
+mod tarball;
 pub mod unpack;
 
 pub use config::{Credentials, Limits, Mirror, RegistryConfig, SignaturePolicy};

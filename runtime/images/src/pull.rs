@@ -102,10 +102,7 @@ impl Puller {
             let reason = "no registry is configured for names without one".to_owned();
             refusals.push((reference.registry.clone(), Refusal::Unreachable(reason)));
         }
-        let sources = sources(reference, &self.config, given).map_err(|reason| Error::Unreachable {
-            image: name.to_owned(),
-            attempts: vec![Attempt { registry: reference.registry.clone(), reason }],
-        })?;
+        let (sources, wrong) = sources(reference, &self.config, given);
         for source in sources {
             match self.try_source(name, reference, wanted, &source).await {
                 Ok(record) => return Ok(record),
@@ -118,6 +115,7 @@ impl Puller {
                 }
             }
         }
+        refusals.extend(wrong.map(|reason| (reference.registry.clone(), Refusal::Unreachable(reason))));
         Err(verdict(name, refusals))
     }
 

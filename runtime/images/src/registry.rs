@@ -30,6 +30,8 @@ pub struct Source {
     pub repository: String,
     /// Tag or digest.
     pub key: String,
+    /// The registry that it stands in for, where that goes by another name: it is told.
+    pub namespace: Option<String>,
     pub tls: bool,
     pub trust: Trust,
     pub credentials: Credentials,
@@ -44,13 +46,13 @@ pub enum Refusal {
 }
 
 /// Who is asked for an image, in order. `given` are the credentials of the request: they go only to the registry that
-/// the name says, never to a mirror that merely stands in for it. `Err`: what the node is told about the registry is not
-/// understood.
+/// the name says, never to a mirror that merely stands in for it. Beside them: what the node is told about the registry
+/// itself and is not understood.
 pub fn sources(
     image: &Reference,
     config: &RegistryConfig,
     given: &Credentials,
-) -> Result<Vec<Source>, String> {
+) -> (Vec<Source>, Option<String>) {
     let from_mirror = |mirror: &Mirror, named: bool| {
         let (authority, tls) = mirror.authority();
         let own = !named || *given == Credentials::Anonymous;
@@ -58,12 +60,13 @@ pub fn sources(
             registry: authority.to_owned(),
             repository: image.mirror_repository().to_owned(),
             key: image.manifest_key().to_owned(),
+            namespace: None,
             tls,
             trust: Trust { only_pem: mirror.ca_pem.clone(), ..Trust::default() },
             credentials: if own { mirror.credentials.clone() } else { given.clone() },
         }
     };
-    let direct = |registry: &str| -> Result<Vec<Source>, String> {
+    let direct = |registry: &str| {
         let plain = is_plain(registry, config);
         let itself = || {
             vec![Host {
@@ -74,42 +77,48 @@ pub fn sources(
                 itself: true,
             }]
         };
-        let hosts = hosts::hosts(&config.host_dirs, registry, plain)?.unwrap_or_else(itself);
+        let hosts = match hosts::hosts(&config.host_dirs, registry, plain) {
+            Ok(hosts) => hosts.unwrap_or_else(itself),
+            Err(reason) => return (Vec::new(), Some(reason)),
+        };
         let asked = hosts.into_iter().filter(|h| h.resolves || image.digest.is_some());
-        Ok(asked
-            .map(|host| Source {
-                credentials: if host.itself { given.clone() } else { Credentials::Anonymous },
-                registry: host.authority,
-                repository: image.upstream_repository(),
-                key: image.manifest_key().to_owned(),
-                tls: host.tls,
-                trust: host.trust,
-            })
-            .collect())
+        let sources = asked.map(|host| Source {
+            credentials: if host.itself { given.clone() } else { Credentials::Anonymous },
+            namespace: (!host.itself).then(|| registry.to_owned()),
+            registry: host.authority,
+            repository: image.upstream_repository(),
+            key: image.manifest_key().to_owned(),
+            tls: host.tls,
+            trust: host.trust,
+        });
+        (sources.collect(), None)
     };
     if image.is_default_registry() {
-        let mut asked: Vec<Source> = config.mirrors.iter().map(|m| from_mirror(m, false)).collect();
-        if let Some(default) = &config.default_registry {
-            asked.extend(direct(default)?);
-        }
-        return Ok(asked);
+        let mirrors = config.mirrors.iter().map(|m| from_mirror(m, false));
+        let (itself, wrong) = config.default_registry.as_deref().map(direct).unwrap_or_default();
+        return (mirrors.chain(itself).collect(), wrong);
     }
     match config.mirrors.iter().find(|m| m.authority().0 == image.registry) {
-        Some(mirror) => Ok(vec![from_mirror(mirror, true)]),
+        Some(mirror) => (vec![from_mirror(mirror, true)], None),
         None => {
             // What stands in for every registry keeps `gcr.io/a/b` under that whole name.
             let name = format!("{}/{}", image.registry, image.repository);
             let stand_ins =
                 config.mirrors.iter().filter(|m| m.every_registry && !image.registry.contains(':'));
             let stand_ins = stand_ins.map(|m| Source { repository: name.clone(), ..from_mirror(m, false) });
-            Ok(stand_ins.chain(direct(&image.registry)?).collect())
+            let (itself, wrong) = direct(&image.registry);
+            (stand_ins.chain(itself).collect(), wrong)
         }
     }
 }
 
 fn is_plain(registry: &str, config: &RegistryConfig) -> bool {
-    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-    is_loopback(host) || config.insecure.iter().any(|r| r == registry)
+    is_loopback(host_of(registry)) || config.insecure.iter().any(|r| r == registry)
+}
+
+/// An authority without its port.
+fn host_of(authority: &str) -> &str {
+    authority.rsplit_once(':').map_or(authority, |(host, _)| host)
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -170,7 +179,7 @@ fn connect(source: &Source) -> Result<oci_client::Client, Refusal> {
         user_agent: concat!("coracle/", env!("CARGO_PKG_VERSION")),
         ..ClientConfig::default()
     };
-    let host = source.registry.rsplit_once(':').map_or(source.registry.as_str(), |(host, _)| host);
+    let host = host_of(&source.registry);
     if is_loopback(host) {
         // Naming a proxy and excepting this host is how the library is told to leave the system's proxies aside.
         let nobody = Some("http://127.0.0.1:9".to_owned());
@@ -193,12 +202,17 @@ impl Client {
     /// Prepares a client; nothing is sent yet. Its connections and tokens are shared with others of this source.
     pub fn new(source: &Source, pool: &Pool) -> Result<Self, Refusal> {
         let auth = auth(&source.credentials)?;
-        let (registry, repository) = (source.registry.clone(), source.repository.clone());
-        let name = if crate::reference::is_digest(&source.key) {
+        let registry = source.namespace.as_ref().unwrap_or(&source.registry).clone();
+        let repository = source.repository.clone();
+        let mut name = if crate::reference::is_digest(&source.key) {
             oci_client::Reference::with_digest(registry, repository, source.key.clone())
         } else {
             oci_client::Reference::with_tag(registry, repository, source.key.clone())
         };
+        if source.namespace.is_some() {
+            // It is told by `?ns=`, as containerd does: a mirror of several registries has to know which is meant.
+            name.set_mirror_registry(source.registry.clone());
+        }
         Ok(Self { client: pool.get(source)?, name, auth })
     }
 
@@ -217,7 +231,10 @@ impl Client {
     /// The bytes of another tag's manifest in the same repository.
     pub async fn tagged(&self, tag: &str) -> Result<Bytes, Refusal> {
         let (registry, repository) = (self.name.registry().to_owned(), self.name.repository().to_owned());
-        let name = oci_client::Reference::with_tag(registry, repository, tag.to_owned());
+        let mut name = oci_client::Reference::with_tag(registry, repository, tag.to_owned());
+        if self.name.namespace().is_some() {
+            name.set_mirror_registry(self.name.resolve_registry().to_owned());
+        }
         let (bytes, _) = match &self.client {
             Kind::Usual(client) => {
                 client.pull_manifest_raw(&name, &self.auth, &ACCEPT).await.map_err(refusal)?
@@ -358,7 +375,7 @@ mod tests {
     #[test]
     fn mirrors_come_first_and_keep_their_own_credentials() {
         let mine = Credentials::Basic { username: "u".into(), password: "p".into() };
-        let asked = sources(&"hello:v1".parse().unwrap(), &config(), &mine).unwrap();
+        let asked = sources(&"hello:v1".parse().unwrap(), &config(), &mine).0;
         let brief: Vec<_> = asked
             .iter()
             .map(|s| (s.registry.as_str(), s.repository.as_str(), s.tls, &s.credentials))
@@ -373,22 +390,32 @@ mod tests {
     #[test]
     fn a_named_registry_is_asked_alone() {
         let mine = Credentials::Bearer("mine".into());
-        let asked = sources(&"127.0.0.1:6443/hello".parse().unwrap(), &config(), &mine).unwrap();
+        let asked = sources(&"127.0.0.1:6443/hello".parse().unwrap(), &config(), &mine).0;
         assert_eq!(asked.len(), 1);
         assert_eq!((asked[0].tls, &asked[0].credentials), (true, &mine));
-        let asked =
-            sources(&"127.0.0.1:5000/hello".parse().unwrap(), &config(), &Credentials::Anonymous).unwrap();
+        let asked = sources(&"127.0.0.1:5000/hello".parse().unwrap(), &config(), &Credentials::Anonymous).0;
         assert!(!asked[0].tls && asked[0].trust == Trust::default());
-        let asked = sources(&"ghcr.io/a/hello".parse().unwrap(), &config(), &Credentials::Anonymous).unwrap();
+        let asked = sources(&"ghcr.io/a/hello".parse().unwrap(), &config(), &Credentials::Anonymous).0;
         assert_eq!((asked.len(), asked[0].registry.as_str(), asked[0].tls), (1, "ghcr.io", true));
         // Unless a mirror stands in for all, with its own credentials.
         let mut config = config();
         config.mirrors[0].every_registry = true;
-        let asked = sources(&"ghcr.io/a/hello".parse().unwrap(), &config, &mine).unwrap();
+        let asked = sources(&"ghcr.io/a/hello".parse().unwrap(), &config, &mine).0;
         let brief: Vec<_> =
             asked.iter().map(|s| (s.registry.as_str(), s.repository.as_str(), &s.credentials)).collect();
         let node = Credentials::Bearer("node".into());
         assert_eq!(brief, [("127.0.0.1:6443", "ghcr.io/a/hello", &node), ("ghcr.io", "a/hello", &mine)]);
+    }
+
+    #[test]
+    fn what_is_not_understood_of_a_registry_comes_after_its_mirrors() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("docker.io")).unwrap();
+        std::fs::write(dir.path().join("docker.io/hosts.toml"), "sever = 1").unwrap();
+        let config = RegistryConfig { host_dirs: vec![dir.path().into()], ..config() };
+        let (asked, wrong) = sources(&"hello:v1".parse().unwrap(), &config, &Credentials::Anonymous);
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        assert!(wrong.is_some_and(|words| words.contains("sever")));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use cap_std::fs::Dir;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 
 use crate::store::hex_part;
+use crate::tarball::{self, Bounds};
 use crate::{Error, ImageRecord, Store};
 
 /// The most entries of a layer.
@@ -103,16 +104,16 @@ pub fn layer(blob: impl Read, dir: &Path) -> io::Result<()> {
         Box::new(blob)
     };
     let root = Dir::open_ambient_dir(dir, cap_std::ambient_authority())?;
-    let mut archive = tar::Archive::new(plain.take(MAX_BYTES));
-    for (count, entry) in (0u64..).zip(archive.entries()?) {
-        if count >= MAX_ENTRIES {
-            return Err(wrong(format!("more than {MAX_ENTRIES} entries")));
-        }
-        let mut entry = entry?;
-        let path = entry.path()?.into_owned();
-        place(&root, &path, &mut entry).map_err(|e| wrong(format!("{}: {e}", path.display())))?;
-    }
-    Ok(())
+    let bounds = Bounds { entries: MAX_ENTRIES, bytes: MAX_BYTES };
+    tarball::each(
+        plain,
+        &bounds,
+        |e| e,
+        |_, entry| {
+            let path = entry.path()?.into_owned();
+            place(&root, &path, entry).map_err(|e| wrong(format!("{}: {e}", path.display())))
+        },
+    )
 }
 
 /// The path below the root: no `..`.

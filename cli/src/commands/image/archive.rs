@@ -131,7 +131,7 @@ pub async fn export(tag: &str, file: &Path, cluster: &Cluster) -> Result<()> {
     top["annotations"] = json!({"io.containerd.image.name": whole.to_string(),
         "org.opencontainers.image.ref.name": whole.tag.as_deref().unwrap_or("latest")});
     archive::write_layout(dir.path(), &[&top])?;
-    if let Some(docker) = manifests.first().and_then(|m| archive::docker_manifest(tag, m)) {
+    if let Some(docker) = manifests.first().and_then(|m| archive::docker_manifest(&whole, m)) {
         std::fs::write(dir.path().join("manifest.json"), docker.to_string())?;
     }
     match file.to_str() {

@@ -125,3 +125,92 @@ fn of_an_index_what_is_there_counts() {
     let (_dir, images) = unpacked(&archive).unwrap();
     assert_eq!(images[0].entry, entry(manifest.as_bytes()));
 }
+
+#[test]
+fn an_index_inside_an_index_is_refused() {
+    let path = |bytes: &[u8]| format!("blobs/sha256/{}", hex::encode(Sha256::digest(bytes)));
+    let entry = |bytes: &[u8]| json!({"mediaType": OCI_INDEX, "digest": digest(bytes), "size": bytes.len()});
+    let mut documents = vec![json!({"manifests": []}).to_string()];
+    for depth in 0..2 {
+        documents.push(json!({"manifests": [entry(documents[depth].as_bytes())]}).to_string());
+    }
+    let index = json!({"manifests": [entry(documents[2].as_bytes())]}).to_string();
+    let paths: Vec<String> = documents.iter().map(|d| path(d.as_bytes())).collect();
+    let files = paths.iter().map(String::as_str).zip(documents.iter().map(String::as_bytes));
+    let files: Vec<_> = files.chain([("index.json", index.as_bytes())]).collect();
+    let error = unpacked(&tar(&files)).unwrap_err();
+    assert!(error.contains("an index inside an index"), "{error}");
+}
+
+#[test]
+fn a_layer_may_be_called_anything() {
+    let (config, layer) = (b"{}".as_slice(), b"no JSON".as_slice());
+    let entry =
+        |kind: &str, bytes: &[u8]| json!({"mediaType": kind, "digest": digest(bytes), "size": bytes.len()});
+    let manifest = json!({"config": entry("application/vnd.x.manifest.config", config),
+        "layers": [entry("application/vnd.x.manifest+yaml", layer)]})
+    .to_string();
+    let index = json!({"manifests": [entry(OCI_MANIFEST, manifest.as_bytes())]}).to_string();
+    let path = |bytes: &[u8]| format!("blobs/sha256/{}", hex::encode(Sha256::digest(bytes)));
+    let files = [
+        ("index.json", index.as_bytes()),
+        (&path(manifest.as_bytes()), manifest.as_bytes()),
+        (&path(config), config),
+        (&path(layer), layer),
+    ];
+    assert_eq!(unpacked(&tar(&files)).unwrap().1.len(), 1);
+}
+
+#[test]
+fn no_image_of_many_is_left_out_in_silence() {
+    let config = json!({"rootfs": {"diff_ids": []}}).to_string();
+    let archive = |count: usize| {
+        let images: Vec<Value> = (0..count)
+            .map(|n| json!({"Config": "c", "RepoTags": [format!("a:{n}")], "Layers": []}))
+            .collect();
+        tar(&[("c", config.as_bytes()), ("manifest.json", Value::from(images).to_string().as_bytes())])
+    };
+    assert_eq!(unpacked(&archive(MAX_MANIFESTS)).unwrap().1.len(), MAX_MANIFESTS);
+    let error = unpacked(&archive(MAX_MANIFESTS + 1)).unwrap_err();
+    assert!(error.contains("more than 1024 images"), "{error}");
+}
+
+#[test]
+fn a_layer_of_several_images_is_unpacked_once() {
+    let plain = tar(&[("bin/true", b"#!")]);
+    let packed = gzip(&plain);
+    let config = json!({"rootfs": {"diff_ids": vec![digest(&plain); 3]}}).to_string();
+    let archive = tar(&[
+        ("c", config.as_bytes()),
+        ("l", &packed),
+        ("manifest.json", json!([{"Config": "c", "Layers": ["l", "l", "l"]}]).to_string().as_bytes()),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = Files { called: "x.tar".into(), dir: dir.path().to_owned(), found: HashMap::new() };
+    for sub in ["incoming", "blobs/sha256"] {
+        fs::create_dir_all(dir.path().join(sub)).unwrap();
+    }
+    files.read(archive.as_slice()).unwrap();
+    let image = json!({"Config": "c", "Layers": ["l", "l", "l"]});
+    let mut known = Layers { plain: HashMap::new(), left: plain.len() as u64 * 2 };
+    files.docker_image(&image, &mut known).unwrap();
+    let mut known = Layers { plain: HashMap::new(), left: plain.len() as u64 };
+    let error = files.docker_image(&image, &mut known).unwrap_err().to_string();
+    assert!(error.contains("has layers of more than"), "{error}");
+}
+
+#[test]
+fn docker_is_told_names_with_tags() {
+    let digest = digest(b"x");
+    let blob = |kind: &str| json!({"mediaType": kind, "digest": digest, "size": 1});
+    let manifest = json!({"config": blob("c"), "layers": [blob(OCI_LAYER)]});
+    for (name, tags) in [
+        ("shop", vec!["shop:latest"]),
+        ("team/shop:v1", vec!["team/shop:v1"]),
+        ("ghcr.io/shop:v1", vec!["ghcr.io/shop:v1"]),
+        (&format!("shop@{digest}"), vec![]),
+    ] {
+        let image = docker_manifest(&name.parse().unwrap(), &manifest).unwrap();
+        assert_eq!(image[0]["RepoTags"], json!(tags), "{name}");
+    }
+}

@@ -20,7 +20,7 @@ const MAX_ANSWER: usize = 8 << 20;
 #[derive(Clone)]
 pub(super) struct Client {
     http: reqwest::Client,
-    base: String,
+    scheme: &'static str,
     credentials: Credentials,
     /// Tokens by repository.
     tokens: Arc<Mutex<HashMap<String, String>>>,
@@ -32,11 +32,13 @@ impl Client {
             |e: reqwest::Error| Refusal::Unreachable(format!("setting up the client: {}", causes(&e)));
         super::auth(&source.credentials)?;
         let mut builder = reqwest::Client::builder()
-            .no_proxy()
             .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_secs(10))
             .read_timeout(Duration::from_secs(60))
             .danger_accept_invalid_certs(source.trust.skip_verify);
+        if super::is_loopback(super::host_of(&source.registry)) {
+            builder = builder.no_proxy();
+        }
         let mut more = Vec::new();
         for pem in &source.trust.more_pem {
             more.extend(reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(failed)?);
@@ -48,7 +50,7 @@ impl Client {
         let scheme = if source.tls { "https" } else { "http" };
         Ok(Self {
             http: builder.build().map_err(failed)?,
-            base: format!("{scheme}://{}", source.registry),
+            scheme,
             credentials: source.credentials.clone(),
             tokens: Arc::default(),
         })
@@ -58,7 +60,7 @@ impl Client {
     pub(super) async fn manifest(&self, name: &oci_client::Reference) -> Result<(Bytes, String), Refusal> {
         let key = name.digest().or(name.tag()).unwrap_or("latest");
         let path = format!("manifests/{key}");
-        let answer = self.get(name.repository(), &path, &[(header::ACCEPT, ACCEPT.join(", "))]).await?;
+        let answer = self.get(name, &path, &[(header::ACCEPT, ACCEPT.join(", "))]).await?;
         let bytes = read(answer).await?;
         let digest = format!("sha256:{}", hex::encode(sha2::Sha256::digest(&bytes)));
         match name.digest() {
@@ -80,7 +82,7 @@ impl Client {
             0 => &[],
             offset => &[(header::RANGE, format!("bytes={offset}-"))],
         };
-        let answer = self.get(name.repository(), &format!("blobs/{digest}"), range).await?;
+        let answer = self.get(name, &format!("blobs/{digest}"), range).await?;
         let all = answer.status() != StatusCode::PARTIAL_CONTENT;
         let stream = answer.bytes_stream().map(|piece| piece.map_err(std::io::Error::other));
         Ok((stream.boxed(), all))
@@ -88,11 +90,13 @@ impl Client {
 
     async fn get(
         &self,
-        repository: &str,
+        name: &oci_client::Reference,
         path: &str,
         headers: &[(header::HeaderName, String)],
     ) -> Result<Response, Refusal> {
-        let url = format!("{}/v2/{repository}/{path}", self.base);
+        let repository = name.repository();
+        let namespace = name.namespace().map(|ns| format!("?ns={ns}")).unwrap_or_default();
+        let url = format!("{}://{}/v2/{repository}/{path}{namespace}", self.scheme, name.resolve_registry());
         let ask = async |token: Option<String>| {
             let mut request = self.http.get(&url);
             for (name, value) in headers {

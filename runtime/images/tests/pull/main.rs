@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -25,6 +25,8 @@ struct Content {
     /// The Authorization header that is wanted.
     wanted: Option<String>,
     asked: usize,
+    /// What came after the question mark of each request.
+    queries: Vec<String>,
 }
 
 #[derive(Clone)]
@@ -40,10 +42,12 @@ fn digest(bytes: &[u8]) -> String {
 async fn serve(
     State(content): State<Arc<Mutex<Content>>>,
     Path(path): Path<String>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
     let mut content = content.lock().unwrap();
     content.asked += 1;
+    content.queries.push(query.unwrap_or_default());
     let shown = headers.get("authorization").and_then(|h| h.to_str().ok()).map(str::to_owned);
     if content.wanted.is_some() && shown != content.wanted {
         return (StatusCode::UNAUTHORIZED, [("www-authenticate", "Basic realm=\"r\"")]).into_response();
@@ -66,7 +70,7 @@ async fn serve(
 
 fn router() -> (Arc<Mutex<Content>>, axum::Router) {
     let content = Arc::new(Mutex::new(Content::default()));
-    let root = |state: State<_>, headers| serve(state, Path(String::new()), headers);
+    let root = |state: State<_>, headers| serve(state, Path(String::new()), RawQuery(None), headers);
     let router = axum::Router::new()
         .route("/v2/", get(root))
         .route("/v2/{*path}", get(serve))
@@ -141,6 +145,24 @@ async fn the_first_mirror_that_has_it_wins() {
     let record = puller.pull("hello:v1", Wanted::WasmFirst, &Credentials::Anonymous).await.unwrap();
     assert_eq!(record.id, moved);
     assert!(puller.store().find(&id).unwrap().unwrap().tags.is_empty());
+}
+
+#[tokio::test]
+async fn a_stand_in_is_told_for_whom() {
+    let registry = Registry::start().await;
+    let id = registry.push("hello", "v1", b"component");
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("certs.d/reg.example");
+    std::fs::create_dir_all(&folder).unwrap();
+    let hosts = format!("[host.\"http://{}\"]", registry.address);
+    std::fs::write(folder.join("hosts.toml"), hosts).unwrap();
+    let config = RegistryConfig { host_dirs: vec![dir.path().join("certs.d")], ..RegistryConfig::default() };
+    let puller = Puller::new(Arc::new(Store::open(&dir.path().join("store")).unwrap()), config);
+    let pulled = puller.pull("reg.example/hello:v1", Wanted::WasmFirst, &Credentials::Anonymous).await;
+    assert_eq!(pulled.unwrap().id, id);
+    let content = registry.content.lock().unwrap();
+    let told: Vec<_> = content.queries.iter().filter(|query| !query.is_empty()).collect();
+    assert!(told.len() >= 2 && told.iter().all(|query| *query == "ns=reg.example"), "{:?}", content.queries);
 }
 
 #[tokio::test]
