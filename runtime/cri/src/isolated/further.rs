@@ -21,6 +21,8 @@ pub(super) const FOLDER: &str = "further";
 const MAX_HOSTS: usize = 63;
 /// How long an answer about mappings counts: counting many takes the host a while.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long a new host may take until it answers.
+const START: Duration = Duration::from_secs(30);
 
 /// Which further hosts there are, and how many sandboxes each has.
 #[derive(Default)]
@@ -34,9 +36,16 @@ pub struct Further {
 
 #[derive(Default)]
 struct Used {
-    sandboxes: BTreeMap<u32, usize>,
+    sandboxes: BTreeMap<u32, Sandboxes>,
     /// Numbers are not used again, so that a host that is being ended is in nobody's way.
     last: u32,
+}
+
+/// Those of one host.
+struct Sandboxes {
+    count: usize,
+    /// When the host was asked for, if by this process.
+    since: Option<Instant>,
 }
 
 /// What a further host is known by.
@@ -55,7 +64,8 @@ impl Further {
         let _ = self.threshold.set(threshold);
         let mut used = self.used.lock();
         for sandbox in sandboxes.iter().filter(|s| s.host != 0) {
-            *used.sandboxes.entry(sandbox.host).or_default() += 1;
+            let none = Sandboxes { count: 0, since: None };
+            used.sandboxes.entry(sandbox.host).or_insert(none).count += 1;
             used.last = used.last.max(sandbox.host);
         }
     }
@@ -67,8 +77,8 @@ impl Further {
     /// One more sandbox in this host, unless it is being ended.
     fn enter(&self, number: u32) -> bool {
         match self.used.lock().sandboxes.get_mut(&number) {
-            Some(count) => {
-                *count += 1;
+            Some(sandboxes) => {
+                sandboxes.count += 1;
                 true
             }
             None => number == 0,
@@ -83,16 +93,23 @@ impl Further {
         }
         let next = used.last.checked_add(1)?;
         used.last = next;
-        used.sandboxes.insert(next, 1);
+        used.sandboxes.insert(next, Sandboxes { count: 1, since: Some(Instant::now()) });
         Some(next)
+    }
+
+    /// Whether a host may still be on its way.
+    fn is_new(&self, number: u32) -> bool {
+        let used = self.used.lock();
+        let since = used.sandboxes.get(&number).and_then(|sandboxes| sandboxes.since);
+        since.is_some_and(|since| since.elapsed() < START)
     }
 
     /// One sandbox less; true: it was the last one, and the host ends.
     fn left(&self, number: u32) -> bool {
         let mut used = self.used.lock();
-        let Some(count) = used.sandboxes.get_mut(&number) else { return false };
-        *count = count.saturating_sub(1);
-        let last = *count == 0;
+        let Some(sandboxes) = used.sandboxes.get_mut(&number) else { return false };
+        sandboxes.count = sandboxes.count.saturating_sub(1);
+        let last = sandboxes.count == 0;
         if last {
             used.sandboxes.remove(&number);
         }
@@ -142,6 +159,10 @@ impl Service {
             0 => Some(self.host.clone()),
             number => self.isolated.get(&key(number)),
         };
+        if number != 0 && !host.as_ref().is_some_and(Host::is_attached) {
+            // One that is being started has room: nobody waits for it here, or starts yet another one.
+            return !self.isolated.further.is_new(number);
+        }
         let asked = async {
             let client = host?.client().await.ok()?;
             client.inspect().await.ok()
@@ -163,6 +184,26 @@ impl Service {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_that_was_asked_for_a_moment_ago_is_on_its_way() {
+        let further = Further::default();
+        let restored = SandboxRecord {
+            host: 3,
+            id: "a".into(),
+            config: Default::default(),
+            runtime_handler: String::new(),
+            ready: true,
+            created_at_ns: 0,
+            ip: std::net::Ipv4Addr::LOCALHOST,
+            linux: false,
+            host_network: false,
+        };
+        further.restore(None, &[restored]);
+        assert_eq!(further.another(), Some(4));
+        assert_eq!([3, 4, 5].map(|number| further.is_new(number)), [false, true, false]);
+        assert!(further.left(4) && !further.is_new(4));
+    }
 
     #[test]
     fn a_host_ends_with_its_last_sandbox_and_its_number_is_not_used_again() {

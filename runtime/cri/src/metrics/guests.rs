@@ -153,9 +153,10 @@ mod tests {
             series("orders", SeriesKind::Counter, &[("kind", "tea")]),
             series("orders", SeriesKind::Gauge, &[("area", "north"), ("kind", "")]),
         );
+        let (a, b) = (std::slice::from_ref(&one), std::slice::from_ref(&two));
         let guests = Guests::default();
-        guests.learn(&measured(&[("a", &[one.clone()])]));
-        guests.learn(&measured(&[("a", &[one.clone()]), ("b", &[two.clone()])]));
+        guests.learn(&measured(&[("a", a)]));
+        guests.learn(&measured(&[("a", a), ("b", b)]));
         let described = guests.descriptors();
         assert_eq!(described[0].name, "coracle_guest_orders");
         assert_eq!(described[0].label_keys, ["container", "image", "namespace", "pod", "kind", "area"]);
@@ -163,11 +164,11 @@ mod tests {
             (values(&guests, &one), values(&guests, &two)),
             (vec!["tea".to_owned(), String::new()], vec![String::new(), "north".to_owned()],)
         );
-        let kind = guests.metrics(&[one.clone()], 7, &[])[0].metric_type();
+        let kind = guests.metrics(a, 7, &[])[0].metric_type();
         assert_eq!(kind, v1::MetricType::Gauge);
         // Names are given back: a node lives longer than its containers.
-        guests.learn(&measured(&[("a", &[one.clone()])]));
-        assert_eq!(guests.metrics(&[one], 7, &[])[0].metric_type(), v1::MetricType::Counter);
+        guests.learn(&measured(&[("a", a)]));
+        assert_eq!(guests.metrics(a, 7, &[])[0].metric_type(), v1::MetricType::Counter);
         guests.learn(&Measured::default());
         assert!(guests.descriptors().is_empty());
     }
