@@ -38,13 +38,7 @@ pub(crate) fn answer(headers: &HeaderMap, response: Response<Body>) -> Response<
     parts.headers.remove(CONTENT_LENGTH);
     parts.headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     parts.headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
-    let pieces = body.into_data_stream().flat_map(|piece| {
-        let slices: Vec<Result<Bytes, axum::Error>> = match piece {
-            Ok(bytes) => slices(bytes).map(Ok).collect(),
-            Err(error) => vec![Err(error)],
-        };
-        futures::stream::iter(slices)
-    });
+    let pieces = body.into_data_stream().flat_map(|piece| futures::stream::iter(slices(piece, PIECE)));
     let encoder = GzEncoder::new(Vec::with_capacity(PIECE / 4), Compression::new(LEVEL));
     let compressed =
         futures::stream::unfold((Box::pin(pieces), Some(encoder)), |(mut pieces, encoder)| async {
@@ -71,11 +65,20 @@ pub(crate) fn answer(headers: &HeaderMap, response: Response<Body>) -> Response<
     Response::from_parts(parts, Body::from_stream(compressed))
 }
 
-fn slices(mut bytes: Bytes) -> impl Iterator<Item = Bytes> {
-    std::iter::from_fn(move || {
-        let length = bytes.len().min(PIECE);
-        (length > 0).then(|| bytes.split_to(length))
-    })
+/// A piece of a body as pieces of at most so many bytes, or why there is none.
+pub(crate) fn slices(
+    piece: Result<Bytes, axum::Error>,
+    most: usize,
+) -> impl Iterator<Item = Result<Bytes, axum::Error>> {
+    let (mut bytes, error) = match piece {
+        Ok(bytes) => (bytes, None),
+        Err(error) => (Bytes::new(), Some(Err(error))),
+    };
+    let slices = std::iter::from_fn(move || {
+        let length = bytes.len().min(most);
+        (length > 0).then(|| Ok(bytes.split_to(length)))
+    });
+    slices.chain(error)
 }
 
 #[cfg(test)]

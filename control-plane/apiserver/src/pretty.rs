@@ -7,10 +7,13 @@ use futures::StreamExt;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, USER_AGENT};
 use http::{Request, Response};
 
+use crate::compress::slices;
 use crate::query::Query;
 
 /// Clients behind which a person sits.
 const PEOPLE: [&str; 3] = ["curl", "Wget", "Mozilla/5.0"];
+/// Bytes that are indented in one go: deep nesting makes each byte a line of up to 2 * [`MAX_DEPTH`] more.
+const PIECE: usize = 4 << 10;
 /// Deepest nesting that is indented further.
 const MAX_DEPTH: usize = 128;
 
@@ -45,8 +48,9 @@ pub(crate) fn answer(response: Response<Body>) -> Response<Body> {
     parts.headers.remove(CONTENT_LENGTH);
     parts.extensions.insert(Done);
     let mut indenter = Indenter::default();
-    let pieces = body.into_data_stream().map(move |piece| piece.map(|bytes| indenter.take(&bytes)));
-    Response::from_parts(parts, Body::from_stream(pieces))
+    let pieces = body.into_data_stream().flat_map(|piece| futures::stream::iter(slices(piece, PIECE)));
+    let lines = pieces.map(move |piece| piece.map(|bytes| indenter.take(&bytes)));
+    Response::from_parts(parts, Body::from_stream(lines))
 }
 
 /// Indents as Go's `json.Indent` does, with two spaces.
@@ -120,6 +124,18 @@ mod tests {
             let pieces: Vec<u8> = text.as_bytes().chunks(size).flat_map(|p| indenter.take(p)).collect();
             assert_eq!(String::from_utf8(pieces).unwrap(), wanted, "in pieces of {size}");
         }
+    }
+
+    #[tokio::test]
+    async fn no_piece_of_an_answer_is_large() {
+        let text = format!("{}{}{}", "[".repeat(128), vec!["0"; 100_000].join(","), "]".repeat(128));
+        let response = Response::builder().header(CONTENT_TYPE, "application/json");
+        let mut pieces = answer(response.body(Body::from(text)).unwrap()).into_body().into_data_stream();
+        let mut most = 0;
+        while let Some(piece) = pieces.next().await {
+            most = most.max(piece.unwrap().len());
+        }
+        assert!((1 << 17..=PIECE * (2 * MAX_DEPTH + 2)).contains(&most), "{most} bytes at once");
     }
 
     #[test]

@@ -62,16 +62,16 @@ fn scale_row(obj: &Value, now: Timestamp) -> Vec<Value> {
 /// A Table of one object, of a resource's kind or of another that a subresource has.
 pub(crate) fn of_one(served: &Served, version: &str, obj: &Value, include: Include, now: Timestamp) -> Value {
     let mut table = table(served, version, &[obj], list_meta(obj), include, now);
-    let kind = obj.get("kind").and_then(Value::as_str).unwrap_or(&served.def.kind);
-    let (columns, cells) = match kind {
-        "Scale" => (&SCALE_COLUMNS[..], scale_row(obj, now)),
-        _ => return table,
-    };
+    let says = |field: &str| obj.get(field).and_then(Value::as_str);
+    // A custom kind may have the same name.
+    if (says("apiVersion"), says("kind")) != (Some("autoscaling/v1"), Some("Scale")) {
+        return table;
+    }
     if let Some(definitions) = table.get_mut("columnDefinitions") {
-        *definitions = columns.iter().map(column).collect();
+        *definitions = SCALE_COLUMNS.iter().map(column).collect();
     }
     if let Some(row) = table.pointer_mut("/rows/0/cells") {
-        *row = cells.into();
+        *row = scale_row(obj, now).into();
     }
     table
 }

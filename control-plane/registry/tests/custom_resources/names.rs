@@ -57,3 +57,24 @@ async fn a_definition_that_serves_nothing_takes_its_objects_along() {
     until(&server, &crd, 404).await;
     assert!(store.range(&prefix()).expect("range").kvs.is_empty());
 }
+
+#[tokio::test]
+async fn a_kind_may_be_called_as_that_of_a_subresource() {
+    let server = server().await;
+    let mut scales = definition(vec![version("v1", true)]);
+    scales["metadata"]["name"] = "scales.example.com".into();
+    scales["spec"]["names"] = json!({"plural": "scales", "kind": "Scale"});
+    assert_eq!(call(&server, "POST", CRDS, scales).await.0, 201);
+    let path = "/apis/example.com/v1/namespaces/default/scales";
+    let mut scale = widget("s", json!({"size": 3}));
+    scale["kind"] = "Scale".into();
+    assert_eq!(call(&server, "POST", path, scale).await.0, 201);
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    let heads = async |path: String| {
+        let (_, table) = send(&server, "GET", &path, "", table, String::new()).await;
+        let columns = table["columnDefinitions"].as_array().expect("columns").clone();
+        columns.iter().map(|column| column["name"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(heads(format!("{path}/s")).await, ["Name", "Size", "Phase", "Age"]);
+    assert_eq!(heads(format!("{path}/s/scale")).await, ["Name", "Desired", "Available", "Age"]);
+}
