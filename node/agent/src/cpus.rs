@@ -30,13 +30,13 @@ use set::Set;
 const RECONCILE: Duration = Duration::from_secs(10);
 
 /// What an operator set.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
     /// All share all.
     #[default]
     None,
-    /// Whole processors for those who ask for them; these are nobody's own. Empty: as many as are reserved in all.
-    Static(Set),
+    /// Whole processors for those who ask for them.
+    Static,
 }
 
 /// What a container may run on.
@@ -62,12 +62,19 @@ impl Cpus {
     /// Over the checkpoint in the agent's root directory.
     ///
     /// # Errors
-    /// When the static policy has nothing reserved to work with, or its checkpoint is not of this node.
+    /// When the machine has not the processors that are reserved, the static policy has nothing reserved to work with, or
+    /// its checkpoint is not of this node.
     pub fn open(root: &Path, tuning: &Tuning) -> Result<Self, String> {
-        let Policy::Static(named) = &tuning.cpus else { return Ok(Self(None)) };
+        let named = &tuning.reserved_cpus;
+        if tuning.cpus == Policy::None && named.is_empty() {
+            return Ok(Self(None));
+        }
         let topology = topology::read(Path::new("/sys/devices/system"));
         let milli = tuning.kube_reserved.cpu().saturating_add(tuning.system_reserved.cpu());
         let reserved = reserved(&topology, named, milli)?;
+        if tuning.cpus == Policy::None {
+            return Ok(Self(None));
+        }
         let mut ledger = Ledger { topology, reserved, entries: BTreeMap::new() };
         let path = root.join("cpu_manager_state");
         ledger.read(&path)?;
@@ -82,15 +89,9 @@ impl Cpus {
     pub fn share(&self, pod: &Pod, spec: &Container) -> Result<Option<Share>, String> {
         let Some(inner) = &self.0 else { return Ok(None) };
         let mut ledger = inner.ledger.lock();
-        let Some(count) = whole(pod, spec) else {
-            return Ok(Some(Share { cpus: set::words(&ledger.shared()), exclusive: false }));
-        };
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let main = main_containers(pod).iter().any(|c| c.name == spec.name);
-        let inits = init_containers(pod).iter().filter(|c| main && !is_sidecar(c));
-        let before: Vec<&str> = inits.map(|c| c.name.as_str()).collect();
         let old = ledger.clone();
-        if ledger.give(uid, &spec.name, count, &before)? {
+        if ledger.give(uid, &spec.name, whole(pod, spec).unwrap_or(0), &apart(pod, &spec.name))? {
             if let Err(error) = ledger.write(&inner.path) {
                 *ledger = old;
                 return Err(format!("write {}: {error}", inner.path.display()));
@@ -98,7 +99,8 @@ impl Cpus {
             inner.changed.notify_one();
         }
         let own = ledger.entries.get(uid).and_then(|c| c.get(&spec.name));
-        Ok(own.map(|cpus| Share { cpus: set::words(cpus), exclusive: true }))
+        let cpus = set::words(own.unwrap_or(&ledger.shared()));
+        Ok(Some(Share { cpus, exclusive: own.is_some() }))
     }
 
     /// Whether a container has processors of its own.
@@ -157,6 +159,18 @@ fn whole(pod: &Pod, spec: &Container) -> Option<usize> {
         spec.resources.as_ref()?.requests.as_ref()?.get("cpu").filter(|_| class == Some("Guaranteed"))?;
     let milli = Quantity::parse(&asked.0).ok()?.milli_value();
     (milli > 0 && milli % 1000 == 0).then(|| usize::try_from(milli / 1000).ok()).flatten()
+}
+
+/// The containers of a pod that never run while this one does: an init container that is no sidecar has ended before
+/// anything that comes after it begins.
+fn apart<'a>(pod: &'a Pod, name: &str) -> Vec<&'a str> {
+    let inits = init_containers(pod).iter().map(|c| (c.name.as_str(), !is_sidecar(c)));
+    let order: Vec<(&str, bool)> =
+        inits.chain(main_containers(pod).iter().map(|c| (c.name.as_str(), false))).collect();
+    let mut rest = order.iter().skip_while(|(other, _)| *other != name);
+    let Some((_, ends)) = rest.next() else { return Vec::new() };
+    let before = order.iter().take_while(|(other, _)| *other != name).filter(|(_, ends)| *ends);
+    before.chain(rest.filter(|_| *ends)).map(|(other, _)| *other).collect()
 }
 
 /// Brings running containers to the processors that they are to have, whenever those change.
@@ -220,6 +234,18 @@ mod tests {
             (asks("Guaranteed", "1500m"), asks("Guaranteed", "0"), asks("Burstable", "2")),
             (None, None, None)
         );
+    }
+
+    #[test]
+    fn who_never_runs_beside_whom() {
+        let init = |name: &str| json!({"name": name});
+        let sidecar = |name: &str| json!({"name": name, "restartPolicy": "Always"});
+        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "m"}, {"name": "n"}],
+            "initContainers": [init("a"), sidecar("s"), init("b"), sidecar("t")]}}))
+        .expect("a Pod");
+        let apart = |name: &str| apart(&pod, name).join("");
+        assert_eq!([apart("a"), apart("s"), apart("b")], ["sbtmn", "a", "atmn"]);
+        assert_eq!([apart("t"), apart("m"), apart("n")], ["ab", "ab", "ab"]);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use coracle_api::quantity::Quantity;
 
+use crate::cpus::Policy;
+use crate::cpus::set::Set;
 use crate::eviction::thresholds::Threshold;
 use crate::images::gc;
 use crate::logs::rotate::Limits;
@@ -28,7 +30,21 @@ pub struct Tuning {
     /// The end of the node.
     pub shutdown: Shutdown,
     /// Processors of their own for containers.
-    pub cpus: crate::cpus::Policy,
+    pub cpus: Policy,
+    /// Processors that are nobody's own; empty: as many as are reserved in all.
+    pub reserved_cpus: Set,
+}
+
+impl Tuning {
+    /// Reserves processors by their numbers: how many they are counts instead of every other amount of `cpu`.
+    pub fn reserve(&mut self, cpus: Set) {
+        if !cpus.is_empty() {
+            let count = i64::try_from(cpus.len()).unwrap_or(i64::MAX);
+            self.kube_reserved.0.remove("cpu");
+            self.system_reserved.0.insert("cpu".to_owned(), Quantity::from_value(count));
+        }
+        self.reserved_cpus = cpus;
+    }
 }
 
 /// When pods are evicted.
@@ -138,6 +154,21 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processors_by_number_count_instead_of_amounts() {
+        let reserved = |text: &str| Reserved::parse(text).expect("amounts");
+        let mut tuning = Tuning {
+            kube_reserved: reserved("cpu=100m,memory=1Mi"),
+            system_reserved: reserved("cpu=3"),
+            ..Tuning::default()
+        };
+        tuning.reserve(Set::new());
+        let left = |tuning: &Tuning| crate::node::object::allocatable([8000, 1 << 30, 0], tuning)[0];
+        assert_eq!(left(&tuning), 4900);
+        tuning.reserve(Set::from([0, 5]));
+        assert_eq!((left(&tuning), tuning.kube_reserved.bytes("memory")), (6000, 1 << 20));
+    }
 
     #[test]
     fn reservations_and_durations() {

@@ -68,7 +68,7 @@ pub struct Tuning {
     /// `static` gives containers of Guaranteed Linux pods that ask for whole processors some of their own; `none`.
     #[arg(long, default_value = "none", value_parser = ["none", "static"])]
     pub cpu_manager_policy: String,
-    /// Processors that are nobody's own, `0-1`; without them as many as are reserved.
+    /// Processors that are nobody's own, `0-1`, instead of any `cpu` of the other reservations; without them as many as those say.
     #[arg(long, default_value = "")]
     pub reserved_cpus: String,
     /// How long pods may take to end when the machine shuts down (SIGPWR); 0: they are not ended.
@@ -136,7 +136,7 @@ impl Tuning {
         hard.extend(soft.map_err(wrong("eviction-soft"))?);
         let size = coracle_api::quantity::Quantity::parse(&self.container_log_max_size);
         let size = size.context("--container-log-max-size")?.value();
-        Ok(Agent {
+        let mut agent = Agent {
             kube_reserved: Reserved::parse(&self.kube_reserved).map_err(wrong("kube-reserved"))?,
             system_reserved: Reserved::parse(&self.system_reserved).map_err(wrong("system-reserved"))?,
             eviction: Eviction {
@@ -163,9 +163,10 @@ impl Tuning {
             },
             static_pods: self.pod_manifest_path.clone(),
             cpus: match self.cpu_manager_policy.as_str() {
-                "static" => Policy::Static(set::parse(&self.reserved_cpus).map_err(wrong("reserved-cpus"))?),
+                "static" => Policy::Static,
                 _ => Policy::None,
             },
+            reserved_cpus: Default::default(),
             shutdown: Shutdown {
                 grace: time("shutdown-grace-period", &self.shutdown_grace_period)?,
                 critical: time(
@@ -173,6 +174,8 @@ impl Tuning {
                     &self.shutdown_grace_period_critical_pods,
                 )?,
             },
-        })
+        };
+        agent.reserve(set::parse(&self.reserved_cpus).map_err(wrong("reserved-cpus"))?);
+        Ok(agent)
     }
 }

@@ -43,37 +43,47 @@ impl Ledger {
         self.topology.keys().copied().filter(|cpu| !own.contains(cpu)).collect()
     }
 
-    /// Gives a container processors of its own; what it has, it keeps. Init containers of the pod that have ended
-    /// (`before`) leave theirs to it. Returns whether anything changed.
+    /// Gives a container processors of its own, or none; what it has, it keeps. Containers of the pod that never run at the
+    /// same time (`apart`) leave theirs to it: they are given some again when they run again. Returns whether anything
+    /// changed.
     ///
     /// # Errors
-    /// When there are not enough, in the kubelet's words.
-    pub fn give(
-        &mut self,
-        pod: &str,
-        container: &str,
+    /// When there are not enough, in the kubelet's words; nothing changed then.
+    pub fn give(&mut self, pod: &str, container: &str, count: usize, apart: &[&str]) -> Result<bool, String> {
+        let before = self.entries.get(pod).cloned().unwrap_or_default();
+        let mut after = before.clone();
+        after.retain(|name, _| name != container && !apart.contains(&name.as_str()));
+        let taken = match before.get(container) {
+            Some(has) if has.len() == count => has.clone(),
+            _ => self.take(&before, &after, count)?,
+        };
+        if !taken.is_empty() {
+            after.insert(container.to_owned(), taken);
+        }
+        let changed = before != after;
+        if after.is_empty() {
+            self.entries.remove(pod);
+        } else {
+            self.entries.insert(pod.to_owned(), after);
+        }
+        Ok(changed)
+    }
+
+    /// First of what a pod has `before` and not `after`: nobody else's processors are touched then.
+    fn take(
+        &self,
+        before: &BTreeMap<String, Set>,
+        after: &BTreeMap<String, Set>,
         count: usize,
-        before: &[&str],
-    ) -> Result<bool, String> {
-        let own = self.entries.get(pod);
-        if own.and_then(|c| c.get(container)).is_some_and(|has| has.len() == count) {
-            return Ok(false);
-        }
-        let left: Set = before.iter().filter_map(|name| own?.get(*name)).flatten().copied().collect();
-        let free: Set = self.shared().difference(&self.reserved).copied().collect();
-        // First what the init containers leave: nobody else's processors are touched then.
-        let taken = topology::take(&self.topology, &left, count)
-            .or_else(|| topology::take(&self.topology, &left.union(&free).copied().collect(), count));
-        let taken = taken.ok_or_else(|| {
-            let available = left.union(&free).count();
+    ) -> Result<Set, String> {
+        let kept: Set = after.values().flatten().copied().collect();
+        let left: Set = before.values().flatten().copied().filter(|cpu| !kept.contains(cpu)).collect();
+        let free = left.iter().copied().chain(self.shared().difference(&self.reserved).copied()).collect();
+        let taken = topology::take(&self.topology, &left, count);
+        taken.or_else(|| topology::take(&self.topology, &free, count)).ok_or_else(|| {
+            let available = free.len();
             format!("not enough cpus available to satisfy request: requested={count}, available={available}")
-        })?;
-        let entries = self.entries.entry(pod.to_owned()).or_default();
-        for name in before {
-            entries.remove(*name);
-        }
-        entries.insert(container.to_owned(), taken);
-        Ok(true)
+        })
     }
 
     /// Takes back what pods have that are gone. Returns whether anything changed.
@@ -172,6 +182,46 @@ mod tests {
         assert_eq!(set::words(&ledger.shared()), "0");
         assert!(ledger.retain(|pod| pod == "p"));
         assert_eq!(ledger.shared().len(), 3);
+    }
+
+    #[test]
+    fn init_containers_take_turns() {
+        // Each of them asks for 3 of the 5 that there are.
+        let mut ledger = ledger();
+        assert_eq!(ledger.give("p", "one", 3, &["two", "main"]), Ok(true));
+        let first = has(&ledger, "p", "one");
+        assert_eq!(ledger.give("p", "two", 3, &["one", "main"]), Ok(true));
+        assert_eq!(ledger.give("p", "main", 3, &["one", "two"]), Ok(true));
+        assert_eq!((has(&ledger, "p", "main"), ledger.shared().len()), (first, 3));
+    }
+
+    #[test]
+    fn a_pod_that_begins_anew_has_what_it_had() {
+        let mut ledger = ledger();
+        ledger.give("p", "main", 3, &["init"]).expect("given");
+        let first = has(&ledger, "p", "main");
+        assert_eq!(ledger.give("p", "init", 3, &["main"]), Ok(true));
+        assert_eq!(ledger.give("p", "main", 3, &["init"]), Ok(true));
+        assert_eq!((has(&ledger, "p", "main"), ledger.shared().len()), (first, 3));
+        assert_eq!(ledger.give("p", "main", 3, &["init"]), Ok(false));
+    }
+
+    #[test]
+    fn what_only_an_init_container_needs_is_given_back() {
+        let mut ledger = ledger();
+        ledger.give("p", "sidecar", 1, &[]).expect("given");
+        ledger.give("p", "main", 1, &["init"]).expect("given");
+        ledger.give("p", "init", 4, &["main"]).expect("given");
+        let words = "not enough cpus available to satisfy request: requested=5, available=4";
+        let before = ledger.clone();
+        assert_eq!((ledger.give("p", "main", 5, &["init"]), &ledger), (Err(words.into()), &before));
+        assert_eq!(ledger.give("p", "main", 1, &["init"]), Ok(true));
+        assert_eq!(ledger.shared().len(), 4);
+        // One that shares needs nothing, and takes nothing over.
+        ledger.give("p", "init", 4, &["main"]).expect("given");
+        assert_eq!(ledger.give("p", "main", 0, &["init"]), Ok(true));
+        assert_eq!((ledger.shared().len(), has(&ledger, "p", "sidecar").len()), (5, 1));
+        assert_eq!((ledger.give("q", "main", 0, &[]), ledger.entries.len()), (Ok(false), 1));
     }
 
     #[test]
