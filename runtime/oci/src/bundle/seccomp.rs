@@ -148,6 +148,20 @@ fn from_file(path: &Path) -> Result<Value, Error> {
     ] {
         profile.extend(read.get(field).map(|value| (field.to_owned(), value.clone())));
     }
+    for rule in profile.get("syscalls").and_then(Value::as_array).into_iter().flatten() {
+        // Of the form that Docker reads: without its condition a rule would hold for all containers.
+        let says = |field: &&str| match rule.get(*field) {
+            Some(Value::Object(map)) => !map.is_empty(),
+            Some(value) => !value.is_null(),
+            None => false,
+        };
+        if let Some(field) = ["includes", "excludes"].into_iter().find(says) {
+            let calls = rule.get("names").unwrap_or(&Value::Null);
+            return Err(failed(&format!(
+                "the rule for {calls} holds under a condition ({field:?}), which is not supported"
+            )));
+        }
+    }
     let profile = Value::Object(profile);
     serde_json::from_value::<oci_spec::runtime::LinuxSeccomp>(profile.clone()).map_err(|e| failed(&e))?;
     Ok(profile)

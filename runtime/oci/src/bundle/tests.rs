@@ -216,11 +216,19 @@ fn seccomp_profiles_are_as_asked() {
     given.security().privileged = false;
 
     let file = given.dir.path().join("profile.json");
-    let own = json!({"defaultAction": "SCMP_ACT_ALLOW", "archMap": [], "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}]});
+    let own = json!({"defaultAction": "SCMP_ACT_ALLOW", "archMap": [], "syscalls": [
+        {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "includes": {}, "excludes": null}]});
     std::fs::write(&file, own.to_string()).unwrap();
     given.security().seccomp = Some(asked(ProfileType::Localhost, &file.display().to_string()));
     assert_eq!(given.spec(&[]).unwrap()["linux"]["seccomp"]["syscalls"][0]["names"], json!(["mkdir"]));
-    for (text, words) in [("{", "EOF"), (r#"{"defaultAction": "NONSENSE"}"#, "unknown variant")] {
+    let conditional = r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
+        {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}}]}"#;
+    for (text, words) in [
+        ("{", "EOF"),
+        (r#"{"defaultAction": "NONSENSE"}"#, "unknown variant"),
+        (conditional, r#"the rule for ["mount"] holds under a condition ("includes")"#),
+        (&conditional.replace("includes", "excludes"), "excludes"),
+    ] {
         std::fs::write(&file, text).unwrap();
         let refused = given.spec(&[]).unwrap_err();
         assert!(refused.starts_with("cannot load seccomp profile") && refused.contains(words), "{refused}");

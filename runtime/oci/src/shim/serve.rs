@@ -3,14 +3,13 @@
 mod attach;
 mod create;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -71,9 +70,9 @@ fn ignore_signals() -> anyhow::Result<()> {
 fn hello(words: &Hello) -> anyhow::Result<()> {
     let mut line = serde_json::to_vec(words)?;
     line.push(b'\n');
-    let mut out = std::io::stdout().lock();
-    std::io::Write::write_all(&mut out, &line)?;
-    std::io::Write::flush(&mut out)?;
+    let mut out = io::stdout().lock();
+    io::Write::write_all(&mut out, &line)?;
+    io::Write::flush(&mut out)?;
     let nowhere = std::fs::File::options().write(true).open("/dev/null")?;
     nix::unistd::dup2_stdout(nowhere)?;
     Ok(())
@@ -81,6 +80,18 @@ fn hello(words: &Hello) -> anyhow::Result<()> {
 
 fn record(state: &State) -> anyhow::Result<()> {
     write_whole(Path::new(file::STATE), &serde_json::to_vec(state)?).context("record the state")
+}
+
+/// Waits for a child's end: its exit code, or 128 more than the signal that ended it. Blocking.
+fn wait(pid: i32) -> io::Result<i32> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    let options = rustix::process::WaitOptions::empty();
+    let ended = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), options))?;
+    let code = ended.and_then(|(_, status)| {
+        // Real-time signals too, which have no names.
+        status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal))
+    });
+    code.ok_or_else(|| io::Error::other(format!("{ended:?}")))
 }
 
 /// The streams of the container, as the shim holds them.
@@ -117,8 +128,8 @@ impl ShimProcess {
         if let Some(stderr) = streams.stderr {
             copies.push(tokio::spawn(self.clone().copy(Arc::new(stderr), "stderr")));
         }
-        let pid = Pid::from_raw(self.pid);
-        let waiting = tokio::task::spawn_blocking(move || waitpid(pid, None));
+        let pid = self.pid;
+        let waiting = tokio::task::spawn_blocking(move || wait(pid));
         let answering = tokio::spawn(self.clone().answer_all(listener));
         let ended = waiting.await?;
         // In a process namespace of its own nothing is left. In a shared one others would live on, and hold its output.
@@ -141,11 +152,10 @@ impl ShimProcess {
         Ok(())
     }
 
-    fn ending(&self, ended: nix::Result<WaitStatus>, started_at_ns: i64) -> State {
+    fn ending(&self, ended: io::Result<i32>, started_at_ns: i64) -> State {
         let (exit_code, mut message) = match ended {
-            Ok(WaitStatus::Exited(_, code)) => (code, String::new()),
-            Ok(WaitStatus::Signaled(_, signal, _)) => (128 + signal as i32, String::new()),
-            other => (255, format!("how it ended is not known: {other:?}")),
+            Ok(code) => (code, String::new()),
+            Err(error) => (255, format!("how it ended is not known: {error}")),
         };
         let killed = exit_code != 0 && cgroup::oom_kills(&self.config.cgroup) > 0;
         let reason = match exit_code {
@@ -267,6 +277,20 @@ impl ShimProcess {
                 Ok(Answer::Done)
             }
             Ask::Attach { .. } => Ok(Answer::Done),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_has_its_code() {
+        for (script, code) in [("exit 7", 7), ("kill -9 $$", 137), ("kill -40 $$", 168), ("kill -64 $$", 192)]
+        {
+            let child = std::process::Command::new("sh").args(["-c", script]).spawn().expect("a shell");
+            assert_eq!(wait(i32::try_from(child.id()).expect("a number")).ok(), Some(code), "{script}");
         }
     }
 }
