@@ -29,6 +29,8 @@ pub mod label {
 const LOOK: Duration = Duration::from_secs(10);
 /// How long a call that acts may take: a first start compiles a component.
 const ACT: Duration = Duration::from_secs(240);
+/// The longest that a call may take of which the caller says how long, whatever that is: gRPC has no words for all times.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A client of the CRI service; cheap to clone.
 #[derive(Clone)]
@@ -65,6 +67,10 @@ fn timed<T>(message: T, limit: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(limit);
     request
+}
+
+fn duration(seconds: i64) -> Duration {
+    Duration::from_secs(u64::try_from(seconds).unwrap_or(0)).min(LONGEST)
 }
 
 fn by_uid(uid: &str) -> HashMap<String, String> {
@@ -250,7 +256,7 @@ impl Runtime {
     /// Stops a container within `grace` seconds; one that is gone is fine.
     pub async fn stop_container(&self, id: &str, grace: i64) -> Result<(), Status> {
         let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout: grace };
-        let limit = Duration::from_secs(u64::try_from(grace).unwrap_or(0)) + Duration::from_secs(60);
+        let limit = duration(grace) + Duration::from_secs(60);
         absent_is_fine(self.runtime.clone().stop_container(timed(request, limit)).await)
     }
 
@@ -286,7 +292,7 @@ impl Runtime {
     pub async fn checkpoint(&self, id: &str, location: &str, seconds: i64) -> Result<(), Status> {
         let (container_id, location) = (id.to_owned(), location.to_owned());
         let request = cri::CheckpointContainerRequest { container_id, location, timeout: seconds };
-        let limit = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)) + Duration::from_secs(5);
+        let limit = duration(seconds) + Duration::from_secs(5);
         self.runtime.clone().checkpoint_container(timed(request, limit)).await?;
         Ok(())
     }
@@ -361,7 +367,7 @@ impl Runtime {
         seconds: i64,
     ) -> Result<cri::ExecSyncResponse, Status> {
         let request = cri::ExecSyncRequest { container_id: container.to_owned(), cmd, timeout: seconds };
-        let limit = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)) + Duration::from_secs(5);
+        let limit = duration(seconds) + Duration::from_secs(5);
         Ok(self.runtime.clone().exec_sync(timed(request, limit)).await?.into_inner())
     }
 

@@ -45,7 +45,7 @@ fn size(bytes: u64) -> String {
         1_000_000..1_000_000_000 => (1_000_000, "MB"),
         _ => (1_000_000_000, "GB"),
     };
-    let tenths = bytes * 10 / unit;
+    let tenths = bytes.saturating_mul(10) / unit;
     match tenths % 10 {
         0 => format!("{}{name}", tenths / 10),
         rest => format!("{}.{rest}{name}", tenths / 10),
@@ -59,6 +59,8 @@ mod tests {
     #[test]
     fn sizes_are_for_people() {
         assert_eq!(words(12_550_000, 40_000_000), "12.5MB of 40MB (31%)");
+        // A manifest may say any size.
+        assert_eq!(words(u64::MAX, u64::MAX), "1844674407.3GB of 1844674407.3GB (1%)");
         assert_eq!(words(0, 0), "0kB of 0kB (0%)");
         assert_eq!(words(1_500, 2_000_000_000), "1.5kB of 2GB (0%)");
     }

@@ -10,6 +10,8 @@ use crate::volumes::is_component;
 
 /// What the runtime has for it when the caller does not say, in seconds.
 const SECONDS: i64 = 300;
+/// The most that it has, whatever the caller says: the runtime gives no checkpoint more.
+const MOST_SECONDS: i64 = 3600;
 
 fn refused(code: StatusCode, words: impl Into<String>) -> Response {
     (code, words.into() + "\n").into_response()
@@ -20,7 +22,7 @@ fn timeout(query: Option<&str>) -> Result<i64, String> {
     match pairs.find(|(key, _)| key == "timeout") {
         None => Ok(0),
         Some((_, text)) => match text.parse::<i64>() {
-            Ok(seconds) if seconds >= 0 => Ok(seconds),
+            Ok(seconds) if seconds >= 0 => Ok(seconds.min(MOST_SECONDS)),
             _ => Err("cannot parse value of timeout parameter".to_owned()),
         },
     }
@@ -77,6 +79,7 @@ mod tests {
     #[test]
     fn a_time_is_a_number_of_seconds() {
         assert_eq!((timeout(None), timeout(Some("x=1")), timeout(Some("timeout=7"))), (Ok(0), Ok(0), Ok(7)));
+        assert_eq!(timeout(Some("timeout=9223372036854775807")), Ok(3600));
         assert!(timeout(Some("timeout=soon")).is_err() && timeout(Some("timeout=-1")).is_err());
     }
 }
