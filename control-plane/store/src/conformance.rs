@@ -14,7 +14,7 @@ mod transactions;
 mod watches;
 
 pub use expiry::expires_keys;
-pub use leases::{lease_time, leases};
+pub use leases::{lease_time, leases, leases_granted_again};
 pub use reads::{ranges, reads_at_a_revision};
 pub use transactions::{compares, multi_operation_transactions, refuses_bad_requests, revisions};
 pub use watches::{watch_from_a_revision, watch_under_concurrent_writers, watch_window};
@@ -33,6 +33,7 @@ pub async fn all(make: impl AsyncFn(u64) -> Store) {
     expires_keys(make(1000).await).await;
     leases(make(1000).await).await;
     lease_time(make(1000).await).await;
+    leases_granted_again(make(1000).await).await;
 }
 
 fn key(key: &str) -> Bytes {

@@ -20,7 +20,7 @@ mod read;
 mod tests;
 
 pub(crate) use history::HOT_EVENTS;
-pub(crate) use lease::MAX_LEASES;
+pub(crate) use lease::{Granted, MAX_LEASES};
 pub(crate) use read::Page;
 
 /// The revision of an empty store; the first write gets the next one.
@@ -99,6 +99,8 @@ pub(crate) struct Mvcc {
     ring_bytes: usize,
     expiry: BTreeSet<(i64, Bytes)>,
     leases: BTreeMap<u64, lease::Lease>,
+    /// The number of the last lease.
+    leases_granted: u64,
     /// The version that a member has to speak to understand what is here.
     version: u64,
     window: Window,
@@ -114,6 +116,7 @@ impl Mvcc {
             ring_bytes: 0,
             expiry: BTreeSet::new(),
             leases: BTreeMap::new(),
+            leases_granted: 0,
             version: 1,
             window,
         }

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::{Error, EventKind};
@@ -99,4 +99,43 @@ pub async fn lease_time(store: Store) {
     assert_eq!(ended, [(start + 3, key("/l/a")), (start + 3, key("/l/b"))], "all at once");
     assert!(matches!(store.keep_alive(lease).await, Err(Error::NoLease { .. })));
     assert!(store.leases().is_empty());
+}
+
+/// An id that is granted again is another lease: it has its own time, whatever became of the one before.
+pub async fn leases_granted_again(store: Store) {
+    const ID: u64 = 7;
+    let short = Duration::from_secs(1);
+    for revoked in [true, false] {
+        grant_as(&store, ID, short).await;
+        let watched = store.revision();
+        txn(&store, leased("/l/a", "1", ID)).await;
+        let found = store.keep_alive(ID).await;
+        assert!(found.is_ok_and(|ttl| ttl == short));
+        let ends = Instant::now() + short;
+        if revoked {
+            store.revoke_lease(ID).await.unwrap_or_else(|error| panic!("{error}"));
+        } else {
+            let mut watch = store.watch(key("/l/"), watched + 1).unwrap_or_else(|error| panic!("{error}"));
+            let event = tokio::time::timeout(Duration::from_secs(10), watch.next()).await;
+            assert!(event.is_ok_and(|event| event.is_ok()), "it ends");
+        }
+        grant_as(&store, ID, Duration::from_secs(3600)).await;
+        txn(&store, leased("/l/a", "2", ID)).await;
+        if !revoked {
+            let kept = store.keep_alive(ID).await;
+            assert!(kept.is_ok(), "{kept:?}");
+        }
+        // The end of the one before passes, and is looked for twice.
+        while Instant::now() < ends + Duration::from_millis(1200) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let found = store.lease(ID).await.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((found.ttl, found.keys), (Duration::from_secs(3600), vec![key("/l/a")]));
+        store.revoke_lease(ID).await.unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+async fn grant_as(store: &Store, id: u64, ttl: Duration) {
+    let granted = store.grant_lease(Some(id), ttl).await;
+    assert!(matches!(granted, Ok(granted) if granted == id), "{granted:?}");
 }

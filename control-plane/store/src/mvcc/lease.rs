@@ -9,8 +9,17 @@ pub(crate) const MAX_LEASES: usize = 100_000;
 /// A lease and the keys that end with it.
 #[derive(Debug)]
 pub(super) struct Lease {
-    pub ttl_ms: u64,
+    granted: Granted,
     pub keys: BTreeSet<Bytes>,
+}
+
+/// What was granted under an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Granted {
+    /// Of all leases that were in this memory no two have the same, those of one id neither. Other members count otherwise.
+    pub number: u64,
+    /// Its time to live, in milliseconds.
+    pub ttl_ms: u64,
 }
 
 impl Mvcc {
@@ -24,21 +33,27 @@ impl Mvcc {
         self.version = self.version.max(version);
     }
 
-    /// All leases with their times to live, in milliseconds.
-    pub fn leases(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.leases.iter().map(|(id, lease)| (*id, lease.ttl_ms))
+    /// All leases, in order of their ids.
+    pub fn leases(&self) -> impl Iterator<Item = (u64, Granted)> {
+        self.leases.iter().map(|(id, lease)| (*id, lease.granted))
     }
 
-    /// The time to live of a lease, in milliseconds, and its keys in order.
-    pub fn lease(&self, id: u64) -> Option<(u64, Vec<Bytes>)> {
-        let lease = self.leases.get(&id)?;
-        Some((lease.ttl_ms, lease.keys.iter().cloned().collect()))
+    /// What was granted under an id and has not ended.
+    pub fn granted(&self, id: u64) -> Option<Granted> {
+        self.leases.get(&id).map(|lease| lease.granted)
+    }
+
+    /// The keys of a lease, in order.
+    pub fn lease_keys(&self, id: u64) -> Option<Vec<Bytes>> {
+        self.leases.get(&id).map(|lease| lease.keys.iter().cloned().collect())
     }
 
     /// Takes a lease from disk, before the rows of its keys.
     pub fn restore_lease(&mut self, id: u64, ttl_ms: u64) {
         self.raise(2);
-        self.leases.insert(id, Lease { ttl_ms, keys: BTreeSet::new() });
+        self.leases_granted += 1;
+        let granted = Granted { number: self.leases_granted, ttl_ms };
+        self.leases.insert(id, Lease { granted, keys: BTreeSet::new() });
     }
 
     pub(super) fn has_lease(&self, id: u64) -> bool {
@@ -49,7 +64,7 @@ impl Mvcc {
         self.raise(2);
         let succeeded = self.leases.len() < MAX_LEASES && !self.has_lease(id);
         if succeeded {
-            self.leases.insert(id, Lease { ttl_ms, keys: BTreeSet::new() });
+            self.restore_lease(id, ttl_ms);
             effects.changes.push(Change::Lease { id, ttl_ms: Some(ttl_ms) });
         }
         TxnResponse { succeeded, revision: self.revision, results: Vec::new() }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt, stream};
 
 use super::{Engine, Store};
 use crate::mvcc::{Command, MAX_LEASES};
@@ -12,6 +12,10 @@ use crate::{Error, Lease};
 /// The shortest and the longest time to live of a lease.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(9_000_000_000);
+
+/// How many leases whose time has come are revoked each time that they are looked for, and how many side by side.
+const MOST_ENDED: usize = 4096;
+const ENDED_AT_ONCE: usize = 64;
 
 impl Store {
     /// Makes a lease and returns its id: the one that is given, or one that is free. Keys are put under it with
@@ -41,7 +45,7 @@ impl Store {
             }
         }
         Err(Error::Invalid(match id {
-            Some(id) if self.machine.state.read().lease(id).is_some() => {
+            Some(id) if self.machine.state.read().granted(id).is_some() => {
                 format!("there is a lease {id} already")
             }
             _ => format!("there are too many leases; {MAX_LEASES} at a time are allowed"),
@@ -75,7 +79,9 @@ impl Store {
     /// As [`Self::keep_alive`].
     pub async fn lease(&self, id: u64) -> Result<Lease, Error> {
         let (ttl_ms, remaining_ms) = self.ask_lease(id, false).await?;
-        let (_, keys) = self.machine.state.read().lease(id).ok_or(Error::NoLease { lease: id })?;
+        // Who leads knows it, this member perhaps not yet.
+        self.linearizable().await?;
+        let keys = self.machine.state.read().lease_keys(id).ok_or(Error::NoLease { lease: id })?;
         let (ttl, remaining) = (Duration::from_millis(ttl_ms), Duration::from_millis(remaining_ms));
         Ok(Lease { id, ttl, remaining, keys })
     }
@@ -105,27 +111,31 @@ impl Store {
         found.ok_or(Error::NoLease { lease: id })
     }
 
-    /// Revokes the leases whose time has come. For who leads.
+    /// Revokes leases whose time has come: all, or so many that other work goes on, and the others the next time. For who leads.
     pub(super) async fn end_leases(&self) -> Result<(), Error> {
         let (_, term) = self.leader();
-        for id in self.lessor.due(term) {
-            if !self.lessor.end(id, term) {
-                continue;
-            }
-            let command = Command::Revoke { id };
-            let revoked = match &*self.engine {
-                Engine::Memory(_) => self.propose(command).await.map(drop),
-                // Not at another leader, which may have given it more time.
-                Engine::Raft(node) => node.handle.propose_here(Arc::new(command)).boxed().await.map(drop),
-            };
-            if let Err(error) = revoked {
-                // Of any other failure it may come to pass later: nobody is to be told that it lives on, and it is asked for again.
-                if matches!(error, Error::NotLeader { .. } | Error::Unavailable(_)) {
-                    self.lessor.spare(id);
-                }
-                return Err(error);
-            }
+        let due = self.lessor.due(term, MOST_ENDED);
+        let ended = stream::iter(due).map(|id| self.end_lease(id, term)).buffer_unordered(ENDED_AT_ONCE);
+        // All of them are heard out: of one that failed it has to be known how.
+        ended.fold(Ok(()), async |all, one| all.and(one)).await
+    }
+
+    async fn end_lease(&self, id: u64, term: u64) -> Result<(), Error> {
+        if !self.lessor.end(id, term) {
+            return Ok(());
         }
-        Ok(())
+        let command = Command::Revoke { id };
+        let revoked = match &*self.engine {
+            Engine::Memory(_) => self.propose(command).await,
+            // Not at another leader, which may have given it more time.
+            Engine::Raft(node) => {
+                node.handle.propose_here(Arc::new(command)).boxed().await.map(|done| done.response)
+            }
+        };
+        // Of any other failure it may come to pass later: nobody is to be told that it lives on, and it is asked for again.
+        if let Err(Error::NotLeader { .. } | Error::Unavailable(_)) = revoked {
+            self.lessor.spare(id);
+        }
+        revoked.map(drop)
     }
 }

@@ -124,6 +124,13 @@ impl Members {
         self.cuts.send_modify(|cuts| cuts.extend((1..=MOST).flat_map(|other| [(id, other), (other, id)])));
     }
 
+    /// Nothing passes from one member to another any more.
+    pub fn cut(&self, from: u64, to: u64) {
+        self.cuts.send_modify(|cuts| {
+            cuts.insert((from, to));
+        });
+    }
+
     pub fn heal(&self) {
         self.cuts.send_modify(BTreeSet::clear);
     }
