@@ -9,8 +9,8 @@ pub enum Freshness {
     Linearizable,
     /// This revision; it is waited for if it has not come yet. 0: whatever this member has, however old.
     AtLeast(u64),
-    /// Every write that the leader knew as committed when it last sent word, which has to have come within this time
-    /// before the read; otherwise the next word is waited for. How long it was on its way does not count. Leaders send
-    /// word several times a second.
+    /// Every write that any member had acknowledged at a moment within this time before the read. Nobody is asked: leaders
+    /// send word several times a second, and say how long ago a majority last answered them; how long the word was on its
+    /// way does not count. Where the last word is older the next one is waited for.
     Within(Duration),
 }

@@ -22,6 +22,7 @@ mod state_machine;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+pub(crate) mod word;
 
 openraft::declare_raft_types!(pub(crate) Types: D = Request, R = Response, Node = BasicNode);
 

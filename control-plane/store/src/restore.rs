@@ -8,7 +8,7 @@ use openraft::BasicNode;
 
 use crate::disk::snapshot::Reader;
 use crate::disk::state::{Applied, StateDb};
-use crate::disk::{Directory, NEWEST, Place, row};
+use crate::disk::{Directory, NEWEST, OLDEST, Place, row};
 use crate::mvcc::{Mvcc, Page, Window};
 use crate::raft::{Membership, Vote, log};
 use crate::{Error, Range, Store};
@@ -38,7 +38,7 @@ impl Store {
     /// # Errors
     /// [`Error::Corrupt`] for a damaged one, [`Error::FormatTooNew`], [`Error::Io`].
     pub fn inspect(snapshot: &Path) -> Result<Inspection, Error> {
-        let reader = Reader::open(snapshot)?;
+        let reader = Reader::open(snapshot, NEWEST)?;
         let (applied, format) = (reader.applied.clone(), reader.format);
         let mut keys = HashSet::new();
         for found in reader.rows() {
@@ -82,7 +82,7 @@ fn restore(dir: &Path, snapshot: &Path, node_id: u64) -> Result<u64, Error> {
             return Err(Error::Invalid(format!("{} holds a store already", dir.display())));
         }
     }
-    let reader = Reader::open(snapshot)?;
+    let reader = Reader::open(snapshot, NEWEST)?;
     let (old, revision) = (reader.applied.clone(), reader.applied.revision.saturating_add(GAP));
     let mut state = Mvcc::new(Window { revisions: 1, bytes: usize::MAX });
     // Nothing is left of the history: its revisions are another cluster's.
@@ -114,7 +114,7 @@ fn restore(dir: &Path, snapshot: &Path, node_id: u64) -> Result<u64, Error> {
     let membership = Membership::new(old.log_id, members);
     let applied = Applied { log_id: old.log_id, membership, revision, compacted: revision };
     let database = StateDb::open(&place)?;
-    database.replace(&applied, &leases, rows).map_err(|error| database.error(error))?;
+    database.replace(&applied, OLDEST, &leases, rows).map_err(|error| database.error(error))?;
     database.close();
     // The log begins behind what the snapshot holds, in a later term than any before.
     let term = old.log_id.map_or(0, |id| id.leader_id.term);

@@ -118,7 +118,8 @@ impl Store {
     /// several at once, although there may be no leader yet: reads and writes wait a little for one and then fail.
     ///
     /// # Errors
-    /// As [`Self::open`]; [`Error::Unavailable`] when the others did not let this member in.
+    /// As [`Self::open`]; [`Error::Unavailable`] when the others did not let this member in, [`Error::Invalid`] when they never
+    /// will, as one that speaks no version that they do.
     pub async fn open_member(options: Options, peering: Peering) -> Result<Self, Error> {
         Self::start(options, Some(peering)).await
     }

@@ -131,17 +131,18 @@ impl Persister {
         &self.shared.state
     }
 
-    /// Replaces all rows; what was pending is part of the past.
+    /// Replaces all rows by those of a snapshot of this format; what was pending is part of the past.
     pub fn replace(
         &self,
         applied: &Applied,
+        format: u64,
         leases: &[(u64, u64)],
         rows: impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), redb::Error>>,
     ) -> Result<(), redb::Error> {
         // Held throughout, so that the thread does not write older rows over the new ones.
         let mut pending = self.shared.pending.lock();
         let _writing = self.shared.writing.lock();
-        self.shared.state.replace(applied, leases, rows)?;
+        self.shared.state.replace(applied, format, leases, rows)?;
         let (stop, ended) = (pending.stop, pending.ended);
         *pending = Pending { stop, ended, newest: index(applied), ..Pending::default() };
         let _before = self.shared.durable.send_replace(Ok(index(applied)));

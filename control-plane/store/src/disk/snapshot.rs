@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use redb::ReadableTable;
 
+use super::io_error;
 use super::state::{Applied, View};
-use super::{NEWEST, io_error};
 use crate::{Error, MAX_KEY_BYTES, MAX_TXN_BYTES};
 
 const MAGIC: &[u8; 8] = b"CORACLE\0";
@@ -85,23 +85,23 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Checks the whole file, then opens it for reading its rows.
-    pub fn open(path: &Path) -> Result<Self, Error> {
-        let mut check = Self::start(path)?;
+    /// Checks the whole file, which is of this format at most, then opens it for reading its rows.
+    pub fn open(path: &Path, newest: u64) -> Result<Self, Error> {
+        let mut check = Self::start(path, newest)?;
         while check.row().map_err(|error| check.damaged(&error))?.is_some() {}
-        Self::start(path)
+        Self::start(path, newest)
     }
 
-    fn start(path: &Path) -> Result<Self, Error> {
+    fn start(path: &Path, newest: u64) -> Result<Self, Error> {
         let file = File::open(path).map_err(io_error("opening a snapshot"))?;
         let input = Summed { inner: BufReader::new(file), sum: crc32fast::Hasher::new() };
         let mut reader =
             Self { input, path: path.to_owned(), format: 0, applied: Applied::default(), leases: Vec::new() };
         let format = reader.read_format().map_err(|error| reader.damaged(&error))?;
         reader.format = format;
-        if format > NEWEST {
+        if format > newest {
             let file = path.display().to_string();
-            return Err(Error::FormatTooNew { file, found: format, supported: NEWEST });
+            return Err(Error::FormatTooNew { file, found: format, supported: newest });
         }
         let applied = reader.input.read_block().map_err(|error| reader.damaged(&error))?;
         let applied = postcard::from_bytes(&applied).map_err(io::Error::other);

@@ -114,17 +114,18 @@ impl StateDb {
         self.write(applied, leases, false, |table| write_rows(table, rows))
     }
 
-    /// Replaces everything.
+    /// Replaces everything by what is at least of this format.
     pub fn replace(
         &self,
         applied: &Applied,
+        format: u64,
         leases: &[(u64, u64)],
         rows: impl Iterator<Item = Result<(Vec<u8>, Vec<u8>), redb::Error>>,
     ) -> Result<(), redb::Error> {
         let leases = leases.iter().map(|(id, ttl_ms)| (*id, Some(*ttl_ms))).collect();
         self.write(applied, &leases, true, |table| {
             table.retain(|_, _| false)?;
-            let mut leased = false;
+            let mut leased = format >= 2;
             for row in rows {
                 let (key, value) = row?;
                 leased |= row::is_leased(&value);

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http2::{Builder, SendRequest};
@@ -17,6 +17,7 @@ use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::wire::{CLUSTER, MAX_BODY};
 use super::{Dial, Lost, PeerTls, Peering, Transport, VERSIONS, Versions, Way, wire};
@@ -26,6 +27,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A member that says nothing for so long, while it is asked something, is gone.
 const PING_EVERY: Duration = Duration::from_secs(2);
 const PING_TIMEOUT: Duration = Duration::from_secs(4);
+/// What a member said of itself counts for so long: a dozen heartbeats.
+const LATELY: Duration = Duration::from_secs(2);
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
@@ -36,13 +39,15 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub(crate) enum CallError {
     /// It was never sent.
     Unsent(String),
+    /// The member does not understand this one, or the other way round, and did nothing.
+    Refused(String),
     /// It may have been heard.
     Unknown(String),
 }
 
 impl std::fmt::Display for CallError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Self::Unsent(what) | Self::Unknown(what)) = self;
+        let (Self::Unsent(what) | Self::Refused(what) | Self::Unknown(what)) = self;
         f.write_str(what)
     }
 }
@@ -64,8 +69,8 @@ pub(crate) struct Link {
     cluster: String,
     versions: Versions,
     by: By,
-    /// The newest version that it speaks; 0: it has not said so yet.
-    speaks: AtomicU64,
+    /// The newest version that it speaks, and when it last said so.
+    speaks: Mutex<Option<(u64, Instant)>>,
     open: tokio::sync::Mutex<Option<SendRequest<Body>>>,
     /// Whether it could not be reached when it was last tried.
     lost: AtomicBool,
@@ -108,7 +113,7 @@ impl Peers {
             cluster: self.cluster.clone(),
             versions: self.versions,
             by: self.by.clone(),
-            speaks: AtomicU64::new(0),
+            speaks: Mutex::default(),
             open: tokio::sync::Mutex::default(),
             lost: AtomicBool::new(false),
         }
@@ -123,10 +128,22 @@ impl Link {
         ask: &Q,
         timeout: Duration,
     ) -> Result<A, CallError> {
+        self.call_with(path, ask, None, timeout).await
+    }
+
+    /// The same with a header.
+    pub async fn call_with<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        ask: &Q,
+        header: Option<(&'static str, HeaderValue)>,
+        timeout: Duration,
+    ) -> Result<A, CallError> {
         let body = postcard::to_stdvec(ask).map_err(|error| CallError::Unsent(error.to_string()))?;
         let asked = async {
-            let response = self.send(Method::POST, path, full(body)).await?;
-            read_answer(response).await
+            let mut request = self.request(Method::POST, path, full(body))?;
+            request.headers_mut().extend(header.map(|(name, value)| (HeaderName::from_static(name), value)));
+            read_answer(self.send_request(request).await?).await
         };
         match tokio::time::timeout(timeout, asked).await {
             Ok(answer) => answer,
@@ -141,6 +158,10 @@ impl Link {
         path: &str,
         body: Body,
     ) -> Result<Response<axum::body::Body>, CallError> {
+        self.send_request(self.request(method, path, body)?).await
+    }
+
+    fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, CallError> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("https://{}{path}", PeerTls::name(self.member)))
@@ -150,6 +171,10 @@ impl Link {
         if let Some(versions) = self.versions.header() {
             request.headers_mut().insert(VERSIONS, versions);
         }
+        Ok(request)
+    }
+
+    async fn send_request(&self, request: Request<Body>) -> Result<Response<axum::body::Body>, CallError> {
         let (tls, dial) = match &self.by {
             By::Sockets { tls, dial } => (tls, dial),
             By::Simulated(transport) => {
@@ -172,17 +197,22 @@ impl Link {
         }
     }
 
-    /// The newest version that this member speaks, once it has answered a call.
+    /// The newest version that this member speaks, if it has answered a call lately: it may be back with another one.
     pub fn speaks(&self) -> Option<u64> {
-        Some(self.speaks.load(Ordering::Relaxed)).filter(|version| *version > 0)
+        self.speaks.lock().filter(|(_, at)| at.elapsed() < LATELY).map(|(version, _)| version)
     }
 
     /// Notes what a member says of itself.
     fn heard(&self, response: Response<axum::body::Body>) -> Result<Response<axum::body::Body>, CallError> {
         let theirs = Versions::read(response.headers());
-        self.speaks.store(theirs.newest, Ordering::Relaxed);
-        self.versions.check(theirs).map_err(|why| CallError::Unsent(format!("{self}: {why}")))?;
-        Ok(response)
+        *self.speaks.lock() = Some((theirs.newest, Instant::now()));
+        let apart = self.versions.check(theirs).map_err(|why| format!("{self}: {why}"));
+        match (apart, response.status()) {
+            (Ok(()), _) => Ok(response),
+            (Err(why), StatusCode::UPGRADE_REQUIRED) => Err(CallError::Refused(why)),
+            // One that does not check has done what it understood.
+            (Err(why), _) => Err(CallError::Unknown(why)),
+        }
     }
 
     async fn sender(

@@ -16,6 +16,7 @@ use http::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use openraft::EntryPayload;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use openraft::type_config::alias::SnapshotOf;
 use serde::Serialize;
@@ -23,6 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
@@ -32,15 +34,16 @@ use crate::Error;
 use crate::disk::snapshot::{SnapshotData, private_file};
 use crate::disk::unblock;
 use crate::mvcc::Command;
-use crate::raft::Types;
-use crate::raft::handle::{Handle, Heard};
+use crate::raft::handle::Handle;
+use crate::raft::word::{self, Word};
+use crate::raft::{Entry, Types};
 
 const MAX_CONNECTIONS: usize = 256;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a sender of a snapshot may say nothing.
 const SNAPSHOT_IDLE: Duration = Duration::from_secs(30);
 /// How long the connections may take to end when the member does.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(1);
 const MAX_HEAD: usize = 1 << 20;
 
 /// What the handlers share.
@@ -59,14 +62,14 @@ pub(crate) struct Incoming {
     pub threads: bool,
 }
 
-/// Serves the other members until the future is ready.
+/// Serves the other members until the future is ready. What is returned ends once all that was answered has left, or soon.
 pub(crate) fn serve(
     peering: Peering,
     member: Handle,
     incoming: Incoming,
     versions: Versions,
     stop: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), Error> {
+) -> Result<Option<JoinHandle<()>>, Error> {
     let shared = Shared {
         member,
         cluster: peering.cluster.into(),
@@ -76,11 +79,11 @@ pub(crate) fn serve(
     let (listener, acceptor) = match peering.way {
         Way::Simulated(transport) => {
             transport.serve(&peering.address, router);
-            return Ok(());
+            return Ok(None);
         }
         Way::Sockets { listener, tls, .. } => (listener, TlsAcceptor::from(tls.server_config()?)),
     };
-    tokio::spawn(async move {
+    let serving = tokio::spawn(async move {
         let open = GracefulShutdown::new();
         // Connections end with this set.
         let mut connections = tokio::task::JoinSet::new();
@@ -91,11 +94,13 @@ pub(crate) fn serve(
         // What was answered still leaves.
         let _ = tokio::time::timeout(LAST_WORDS, open.shutdown()).await;
     });
-    Ok(())
+    Ok(Some(serving))
 }
 
 fn router(shared: Shared, versions: Versions, others: Router) -> Router {
     let check = shared.cluster.clone();
+    let since_version_2 = Router::new().route(wire::LEASE, post(lease)).with_state(shared.clone());
+    let since_version_2 = if versions.newest >= 2 { since_version_2 } else { Router::new() };
     Router::new()
         .route(wire::APPEND, post(append))
         .route(wire::VOTE, post(vote))
@@ -107,8 +112,8 @@ fn router(shared: Shared, versions: Versions, others: Router) -> Router {
         .route(wire::ADMIT, post(admit))
         .route(wire::REMOVE, post(remove))
         .route(wire::MEMBERS, post(members))
-        .route(wire::LEASE, post(lease))
         .with_state(shared)
+        .merge(since_version_2)
         .merge(others)
         .layer(axum::middleware::from_fn(move |request: Request<Body>, next: axum::middleware::Next| {
             let check = check.clone();
@@ -170,8 +175,30 @@ async fn accept(
     }
 }
 
+/// Whether a member that speaks these versions can read an entry.
+fn is_known(entry: &Entry, versions: Versions) -> bool {
+    match &entry.payload {
+        EntryPayload::Normal(request) => request.0.version() <= versions.newest,
+        _ => true,
+    }
+}
+
 /// Reads a question, has it answered, writes the answer.
 async fn answer<Q, A, F>(request: Request<Body>, work: impl FnOnce(Q) -> F) -> Response
+where
+    Q: DeserializeOwned,
+    A: Serialize,
+    F: Future<Output = Result<A, String>>,
+{
+    answer_known(request, |_| true, work).await
+}
+
+/// The same for questions that may be of a newer version than those that this member can read.
+async fn answer_known<Q, A, F>(
+    request: Request<Body>,
+    known: impl FnOnce(&Q) -> bool,
+    work: impl FnOnce(Q) -> F,
+) -> Response
 where
     Q: DeserializeOwned,
     A: Serialize,
@@ -185,6 +212,9 @@ where
         Ok(question) => question,
         Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
     };
+    if !known(&question) {
+        return (StatusCode::BAD_REQUEST, "this member does not know what it is asked").into_response();
+    }
     let answered = work(question).await.and_then(|a| postcard::to_stdvec(&a).map_err(|e| e.to_string()));
     match answered {
         Ok(bytes) => bytes.into_response(),
@@ -192,20 +222,18 @@ where
     }
 }
 
-async fn append(State(shared): State<Shared>, request: Request<Body>) -> Response {
-    answer(request, |ask: AppendEntriesRequest<Types>| async move {
-        let (at, committed) = (Instant::now(), ask.leader_commit.map_or(0, |id| id.index));
+async fn append(State(shared): State<Shared>, mut request: Request<Body>) -> Response {
+    let (came, said) = (Instant::now(), request.headers_mut().remove(word::HEADER));
+    let versions = shared.member.versions;
+    let known =
+        move |ask: &AppendEntriesRequest<Types>| ask.entries.iter().all(|entry| is_known(entry, versions));
+    answer_known(request, known, |ask: AppendEntriesRequest<Types>| async move {
+        let word = Word::read(said.as_ref(), &ask.vote, ask.leader_commit);
         let answer = shared.member.raft.append_entries(ask).await.map_err(|error| error.to_string())?;
         // One of an earlier term is refused.
-        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
-            shared.member.heard.send_if_modified(|heard| {
-                // Whichever of two came first may be answered last.
-                let newer = at >= heard.at || heard.committed.is_none();
-                if newer {
-                    *heard = Heard { at, committed: Some(committed) };
-                }
-                newer
-            });
+        let word = word.filter(|_| !matches!(answer, AppendEntriesResponse::HigherVote(_)));
+        if let Some(word) = word {
+            shared.member.heard.send_if_modified(|heard| heard.take(came, word));
         }
         Ok(answer)
     })
@@ -236,7 +264,9 @@ async fn transfer(State(shared): State<Shared>, request: Request<Body>) -> Respo
 }
 
 async fn propose(State(shared): State<Shared>, request: Request<Body>) -> Response {
-    answer(request, |mut command: Command| async move {
+    let versions = shared.member.versions;
+    let known = move |command: &Command| command.version() <= versions.newest;
+    answer_known(request, known, |mut command: Command| async move {
         if let Command::Txn { now_ms, txn } = &mut command {
             if let Err(error) = txn.check() {
                 return Ok(Err(Refusal::from(error)));
@@ -255,8 +285,13 @@ async fn read_index(State(shared): State<Shared>, request: Request<Body>) -> Res
 }
 
 async fn admit(State(shared): State<Shared>, request: Request<Body>) -> Response {
-    let (theirs, ours) = (Versions::read(request.headers()), shared.member.lessor.version());
+    let theirs = Versions::read(request.headers());
     answer(request, |(id, address): (u64, String)| async move {
+        // What is in use may not have come here yet, and whoever leads sees the version of who passes this on.
+        if let Err(error) = shared.member.linearizable().await {
+            return Ok(Err(Refusal::from(error)));
+        }
+        let ours = shared.member.lessor.version();
         if theirs.newest < ours {
             let what =
                 format!("this cluster uses version {ours}, the new member speaks {theirs}: upgrade it");

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use openraft::async_runtime::{Instant as _, WatchReceiver};
+use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::{Raft, ReadPolicy};
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::state_machine::StateMachine;
+use super::word::{Heard, Word};
 use super::{Request, Types};
 use crate::clock::Clock;
 use crate::lease::Lessor;
@@ -50,8 +51,8 @@ pub(crate) struct Handle {
     /// The ways to the others; `None`: there are none.
     pub peers: Option<Arc<Peers>>,
     pub stats: Arc<Stats>,
-    /// When this member last belonged to a majority: heard a leader, or led one. Raft itself remembers who led, not
-    /// whether it still does.
+    /// When this member last belonged to a majority: heard of one by its leader, or led it. Raft itself remembers who
+    /// led, not whether it still does.
     pub heard: Arc<watch::Sender<Heard>>,
     /// What time it is.
     pub clock: Clock,
@@ -63,14 +64,6 @@ pub(crate) struct Handle {
     pub versions: Versions,
     /// Counts the time of leases where this member leads.
     pub lessor: Arc<Lessor>,
-}
-
-/// The last word of a leader.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Heard {
-    pub at: Instant,
-    /// The last entry that it said was committed; `None`: it said nothing yet.
-    pub committed: Option<u64>,
 }
 
 impl Handle {
@@ -89,7 +82,8 @@ impl Handle {
         deadline: Instant,
     ) -> Result<Option<TxnResponse>, Error> {
         let here = || self.propose_here(command.clone());
-        let proposed = self.at_leader(wire::PROPOSE, &command, deadline, here).await?;
+        let path = (wire::PROPOSE, command.version());
+        let proposed = self.at_leader(path, &command, deadline, here).await?;
         if !proposed.here {
             self.applied(proposed.log_id.index, deadline).await?;
         }
@@ -148,7 +142,7 @@ impl Handle {
     pub async fn lease(&self, id: u64, renew: bool) -> Result<Option<(u64, u64)>, Error> {
         self.check_touch()?;
         let deadline = Instant::now() + READ_TIMEOUT;
-        self.at_leader(wire::LEASE, &(id, renew), deadline, || self.lease_here(id, renew)).await
+        self.at_leader((wire::LEASE, 2), &(id, renew), deadline, || self.lease_here(id, renew)).await
     }
 
     /// The same where this member leads.
@@ -177,7 +171,7 @@ impl Handle {
         self.check_touch()?;
         let deadline = Instant::now() + READ_TIMEOUT;
         loop {
-            let asked = self.at_leader(wire::READ_INDEX, &(), deadline, || self.read_index_here()).await;
+            let asked = self.at_leader((wire::READ_INDEX, 1), &(), deadline, || self.read_index_here()).await;
             match asked {
                 // It changes nothing: the next leader may be asked.
                 // Not at once: what fails at once would be asked again without end.
@@ -212,7 +206,9 @@ impl Handle {
                 }
             }
             let last = *heard.borrow_and_update();
-            if let Some(committed) = last.committed.filter(|_| last.at + age >= asked) {
+            if let Some(committed) =
+                last.committed.filter(|_| asked.saturating_duration_since(last.at) <= age)
+            {
                 return self.applied(committed, deadline).await;
             }
             if Instant::now() >= deadline {
@@ -225,13 +221,15 @@ impl Handle {
         }
     }
 
-    /// Has a question answered by the leader: here or by a call. Questions that were surely not heard are asked again.
+    /// Has a question answered by the leader, which has to speak a version: here or by a call. Questions that were surely
+    /// not heard are asked again.
     ///
     /// # Errors
+    /// [`Error::Unavailable`] where the leader does not understand it, or none could be reached;
     /// [`Error::Timeout`] where the leader may have heard it, and did not answer in time or before another led.
     pub(super) async fn at_leader<Q, A, F>(
         &self,
-        path: &str,
+        (path, needed): (&str, u64),
         ask: &Q,
         deadline: Instant,
         here: impl Fn() -> F,
@@ -247,6 +245,10 @@ impl Handle {
             let answer = match leader {
                 Some(id) if id == self.node_id => here().await,
                 Some(id) => match self.link(id) {
+                    Some(link) if link.speaks().is_some_and(|speaks| speaks < needed) => {
+                        let what = format!("version {needed} is needed, and {link} leads; upgrade it");
+                        return Err(Error::Unavailable(what));
+                    }
                     Some(link) => tokio::select! {
                         answer = ask_there(link, path, ask, deadline) => answer,
                         () = self.replaced(id) => Err(Error::Timeout(format!("member {id} no longer leads"))),
@@ -325,13 +327,15 @@ impl Handle {
         if self.peers.is_none() || self.is_alone() {
             return false;
         }
-        let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
-        let acked = acked.and_then(|at| Instant::now().checked_sub(at.into_inner().elapsed()));
-        if let (true, Some(acked)) = (self.raft.is_leader(), acked) {
-            self.heard.send_if_modified(|heard| {
-                heard.at = acked.max(heard.at);
-                false
-            });
+        if self.raft.is_leader() {
+            let vote = self.raft.server_metrics().borrow_watched().vote;
+            if let Some(word) = Word::of(&self.raft.data_metrics().borrow_watched(), &vote) {
+                // Nobody waits for its own word.
+                self.heard.send_if_modified(|heard| {
+                    heard.take(Instant::now(), word);
+                    false
+                });
+            }
         }
         self.heard.borrow().at.elapsed() >= ADRIFT
     }
@@ -368,6 +372,7 @@ fn ask_there<'a, Q: Serialize + Sync, A: DeserializeOwned + Send + 'a>(
                 tracing::debug!(path, why, "the leader did not hear a question");
                 Err(Error::NotLeader { leader: None })
             }
+            Err(CallError::Refused(why)) => Err(Error::Unavailable(why)),
             Err(CallError::Unknown(why)) => Err(Error::Timeout(why)),
         }
     })

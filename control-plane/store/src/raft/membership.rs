@@ -52,13 +52,13 @@ impl Handle {
     pub async fn admit(&self, id: u64, address: String) -> Result<(), Error> {
         let deadline = Instant::now() + CHANGE_TIMEOUT;
         let ask = (id, address.clone());
-        self.at_leader(wire::ADMIT, &ask, deadline, || self.admit_here(id, &address)).await
+        self.at_leader((wire::ADMIT, 1), &ask, deadline, || self.admit_here(id, &address)).await
     }
 
     /// Puts a member out; wherever the leader is.
     pub async fn remove(&self, id: u64) -> Result<(), Error> {
         let deadline = Instant::now() + CHANGE_TIMEOUT;
-        let removed = self.at_leader(wire::REMOVE, &id, deadline, || self.remove_here(id)).await;
+        let removed = self.at_leader((wire::REMOVE, 1), &id, deadline, || self.remove_here(id)).await;
         // A leader that is put out may be gone before it answers.
         let unknown = matches!(removed, Err(Error::Timeout(_)));
         if unknown && self.linearizable().await.is_ok() && self.member(id).is_none() {
@@ -125,7 +125,10 @@ impl Handle {
                 Err(Error::NotLeader { leader: forward.leader_id })
             }
             Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => Err(match error {
-                ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_) => {
+                ChangeMembershipError::InProgress(_)
+                | ChangeMembershipError::UncommittedLeaderLog(_)
+                // Whoever was let in is put out again meanwhile.
+                | ChangeMembershipError::LearnerNotFound(_) => {
                     Error::Unavailable("another change is under way; try again".into())
                 }
                 error => Error::Invalid(error.to_string()),
@@ -135,6 +138,9 @@ impl Handle {
     }
 
     /// Asks members that are known to let this one in, until it votes.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when one says that it never will; [`Error::Unavailable`] when none did in time.
     pub async fn join(&self, known: &[(u64, String)], address: &str, deadline: Instant) -> Result<(), Error> {
         let peers =
             self.peers.as_ref().ok_or_else(|| Error::Invalid("joining needs a way to others".into()))?;
@@ -148,6 +154,9 @@ impl Handle {
                 let link = peers.link(*id, at);
                 match link.call::<_, Result<(), Refusal>>(wire::ADMIT, &ask, CHANGE_TIMEOUT).await {
                     Ok(Ok(())) => {}
+                    Ok(Err(Refusal::Invalid(why))) | Err(CallError::Refused(why)) => {
+                        return Err(Error::Invalid(format!("this member was not let in: {why}")));
+                    }
                     Ok(Err(refusal)) => last = Error::from(refusal).to_string(),
                     Err(CallError::Unsent(why) | CallError::Unknown(why)) => last = why,
                 }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,18 +11,21 @@ use futures::stream;
 use http::Method;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
+use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::metrics::RaftDataMetrics;
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::type_config::alias::SnapshotOf;
+use openraft::type_config::alias::{SnapshotOf, WatchReceiverOf};
 use openraft::{BasicNode, OptionalSend};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
+use super::word::Word;
 use super::{Types, Vote};
 use crate::disk::snapshot::SnapshotData;
 use crate::peer::client::{Body, CallError, Peers, full, read_answer};
@@ -44,7 +47,11 @@ pub(crate) struct Network {
     pub peers: Option<Arc<Peers>>,
     /// Whether snapshots are read by threads.
     pub threads: bool,
+    /// What raft tells of itself, once it runs.
+    pub progress: Arc<OnceLock<Progress>>,
 }
+
+type Progress = WatchReceiverOf<Types, RaftDataMetrics<Types>>;
 
 /// A connection to one member.
 pub(crate) struct Connection {
@@ -52,13 +59,16 @@ pub(crate) struct Connection {
     target: u64,
     address: String,
     threads: bool,
+    progress: Arc<OnceLock<Progress>>,
 }
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Connection;
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Connection {
-        Connection { peers: self.peers.clone(), target, address: node.addr.clone(), threads: self.threads }
+        let Self { peers, threads, progress } = self;
+        let (peers, progress) = (peers.clone(), progress.clone());
+        Connection { peers, target, address: node.addr.clone(), threads: *threads, progress }
     }
 }
 
@@ -96,7 +106,12 @@ impl RaftNetworkV2<Types> for Connection {
         } else {
             APPEND_TIMEOUT
         };
-        self.call(wire::APPEND, &request, timeout).await
+        let word = self.progress.get().and_then(|news| Word::of(&news.borrow_watched(), &request.vote));
+        let sent = async {
+            let link = self.peers()?.link(self.target, &self.address);
+            link.call_with(wire::APPEND, &request, Some(Word::header(word)), timeout).await
+        };
+        sent.await.map_err(|error| RPCError::Unreachable(unreachable(&error)))
     }
 
     async fn vote(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -11,15 +11,17 @@ use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{BasicNode, Config, Raft, RaftState, ReadPolicy, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::Types;
-use super::handle::{Handle, Heard, detached, read_error, stopped};
+use super::handle::{Handle, detached, read_error, stopped};
 use super::log::Log;
 use super::network::Network;
 use super::state_machine::StateMachine;
 use super::upkeep::Upkeep;
+use super::word::Heard;
 use crate::alarm::Alarms;
 use crate::disk::persister::Persister;
 use crate::disk::state::{Applied, StateDb};
@@ -29,7 +31,7 @@ use crate::machine::Machine;
 use crate::metrics::Stats;
 use crate::mvcc::Window;
 use crate::peer::client::Peers;
-use crate::peer::server::Incoming;
+use crate::peer::server::{Incoming, LAST_WORDS};
 use crate::peer::{self, Peering};
 use crate::{Error, Options};
 
@@ -50,6 +52,8 @@ pub(crate) struct Node {
     pub alarms: Alarms,
     /// When a leader was last known, and whether the others have been asked since.
     led: Mutex<Instant>,
+    /// Serves the other members; ends a little after raft.
+    serving: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Node {
@@ -75,10 +79,11 @@ impl Node {
         let watched = Arc::downgrade(&machine);
         let state_machine = StateMachine { machine, persister: persister.clone(), window, applied };
         let config = Arc::new(config(options.snapshot_every.max(1))?);
-        let raft =
-            Raft::new(node_id, config, Network { peers: peers.clone(), threads }, log.clone(), state_machine)
-                .await;
+        let progress = Arc::new(OnceLock::new());
+        let network = Network { peers: peers.clone(), threads, progress: progress.clone() };
+        let raft = Raft::new(node_id, config, network, log.clone(), state_machine).await;
         let raft = raft.map_err(stopped)?;
+        let _ = progress.set(raft.data_metrics());
         let (ending, ended) = watch::channel(None);
         let failure = failure(&raft, &persister);
         tokio::spawn(async move {
@@ -106,8 +111,8 @@ impl Node {
             versions,
             lessor,
         };
-        let (alarms, led) = (Alarms::default(), Mutex::new(Instant::now()));
-        let node = Self { handle, log, upkeep, persister, place, alarms, led };
+        let (alarms, led, serving) = (Alarms::default(), Mutex::new(Instant::now()), Mutex::default());
+        let node = Self { handle, log, upkeep, persister, place, alarms, led, serving };
         if let Err(error) = node.start(fresh, peering).await {
             let _ = node.shutdown().await;
             return Err(error);
@@ -124,7 +129,7 @@ impl Node {
         let end = async move { drop(ended.wait_for(Option::is_some).await) };
         let incoming =
             Incoming { path: self.place.dir.join("incoming.snapshot"), threads: self.place.threads };
-        peer::server::serve(peering, handle.clone(), incoming, handle.versions, end)?;
+        *self.serving.lock() = peer::server::serve(peering, handle.clone(), incoming, handle.versions, end)?;
         // From raft itself: its metrics may not have been told yet.
         let raft = handle.raft.clone();
         let known = detached(async move {
@@ -239,7 +244,13 @@ impl Node {
             place.files.close();
             stopped
         });
-        core.and(files.await?.map_err(Error::Stopped))
+        let files = files.await?.map_err(Error::Stopped);
+        let serving = self.serving.lock().take();
+        if let Some(serving) = serving {
+            // It bounds itself; but what tells it to end may not have come.
+            let _ = tokio::time::timeout(LAST_WORDS * 2, serving).await;
+        }
+        core.and(files)
     }
 }
 

@@ -93,7 +93,8 @@ impl RaftStateMachine<Types> for StateMachine {
                 self.install(meta, &view.applied, (view.format, &view.leases), rows()?, rows()?)
             }
             SnapshotData::File(path) => {
-                let open = || Reader::open(&path).map_err(io::Error::other);
+                let open =
+                    || Reader::open(&path, self.persister.state().place().newest).map_err(io::Error::other);
                 let Reader { applied, format, leases, .. } = open()?;
                 self.install(meta, &applied, (format, &leases), open()?.rows(), open()?.rows())
             }
@@ -138,7 +139,7 @@ impl StateMachine {
         }
         let mut effects = Effects::default();
         state.restored(&mut effects);
-        self.persister.replace(&applied, leases, for_disk).map_err(io::Error::other)?;
+        self.persister.replace(&applied, format, leases, for_disk).map_err(io::Error::other)?;
         self.machine.replace(state);
         self.applied = applied;
         Ok(())

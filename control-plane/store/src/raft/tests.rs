@@ -115,6 +115,26 @@ async fn snapshot_carries_everything_to_another_member() {
     }
 }
 
+/// Once leases were used a member has to know them, although none is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_carries_its_version() {
+    let (_source_dir, _log, mut source) = open();
+    apply(&mut source, 1, "/a", "1".into()).await;
+    for (index, command) in [(2, Command::Grant { id: 7, ttl_ms: 1000 }), (3, Command::Revoke { id: 7 })] {
+        let log_id = LogId::new(*Vote::new_committed(1, 1).leader_id(), index);
+        let entry = Entry::new(log_id, EntryPayload::Normal(Request(Arc::new(command))));
+        source.apply(Box::pin(futures::stream::iter([Ok((entry, None))]))).await.unwrap();
+    }
+    let snapshot = source.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let (dir, _log, mut target) = open();
+    target.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+    assert_eq!(target.machine.version(), 2);
+    target.persister.stop().unwrap();
+    drop(target);
+    let (state, ..) = StateDb::open(&place(&dir)).unwrap().load(WINDOW, &None).unwrap();
+    assert_eq!(state.version(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damaged_snapshot_changes_nothing() {
     let (dir, _log, mut source) = open();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use coracle_store::{Error, Freshness, Range, Store};
 
-use super::members::{Members, put, until_asked};
+use super::members::{Members, put, until, until_asked};
 
 async fn read(store: &Store, freshness: Freshness) -> Result<Option<String>, Error> {
     let found = store.read(&Range::prefix("/fresh"), freshness).await?;
@@ -30,6 +30,7 @@ async fn reads_are_as_fresh_as_asked_without_asking_the_leader() {
                 "{id} {freshness:?} {found:?}"
             );
         }
+        assert!(read(members.store(id), Freshness::Within(Duration::MAX)).await.is_ok());
         // Word of now: everything that was acknowledged before is there.
         let found = read(members.store(id), Freshness::Within(Duration::ZERO)).await.unwrap();
         assert_eq!(found.as_deref(), Some("1"), "member {id}");
@@ -70,5 +71,39 @@ async fn reads_are_as_fresh_as_asked_without_asking_the_leader() {
     });
     let found = found.await;
     assert_eq!(found.as_deref(), Some("3"));
+    members.close_all().await;
+}
+
+/// A leader that is cut off does not know that it was replaced, and goes on sending to a member that is cut off with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_word_of_a_leader_without_a_majority_is_not_fresh() {
+    let mut members = Members::cluster(5).await;
+    let old = members.leader(1).await;
+    let with_it = old % 5 + 1;
+    put(members.store(old), "/fresh", "1").await.unwrap();
+    members.agree().await;
+    let others: Vec<u64> = (1..=5).filter(|id| ![old, with_it].contains(id)).collect();
+    for other in &others {
+        for cut in [old, with_it] {
+            members.cut(cut, *other);
+            members.cut(*other, cut);
+        }
+    }
+    let store = members.store(others[0]);
+    until("another leader", || store.leader().0.filter(|id| others.contains(id))).await;
+    put(store, "/fresh", "2").await.unwrap();
+    for id in [with_it, old] {
+        let stale = read(members.store(id), Freshness::Within(Duration::ZERO)).await;
+        assert!(matches!(stale, Err(Error::Unavailable(_) | Error::Timeout(_))), "member {id}: {stale:?}");
+    }
+    until("they know that they are cut off", || {
+        [old, with_it].iter().all(|id| *members.store(*id).adrift().borrow()).then_some(())
+    })
+    .await;
+    let stale = read(members.store(with_it), Freshness::Within(Duration::from_secs(1))).await;
+    assert!(matches!(stale, Err(Error::Unavailable(_))), "{stale:?}");
+    members.heal();
+    members.agree().await;
+    assert_eq!(read(members.store(with_it), Freshness::AtLeast(0)).await.unwrap().as_deref(), Some("2"));
     members.close_all().await;
 }
