@@ -248,5 +248,7 @@ mod tests {
         let kinds: std::collections::HashSet<_> =
             make(7).iter().map(|fault| std::mem::discriminant(&fault.kind)).collect();
         assert!(kinds.len() >= 9, "{}", kinds.len());
+        // What the behaviours promise of the seed that is run everywhere.
+        assert!(make(1).iter().any(|fault| matches!(fault.kind, Kind::Clock(..))));
     }
 }

@@ -18,6 +18,12 @@ fn two_hundred_seeds() {
     let said = each_alone(Path::new(PROGRAM), from, seeds, &["--count", "2"])
         .unwrap_or_else(|error| panic!("{error:?}"));
     assert_eq!(said.len() as u64, seeds);
+    let kept_alive = |text: &String| {
+        let (_, rest) = text.split_once("kept_alive: ")?;
+        rest.split(',').next()?.parse::<u64>().ok()
+    };
+    let kept_alive: u64 = said.iter().map(|text| kept_alive(text).expect("the report of a run")).sum();
+    assert!(kept_alive > seeds, "leases were hardly ever kept alive: {kept_alive}");
 }
 
 #[test]
