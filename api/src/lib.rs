@@ -12,6 +12,7 @@ pub mod meta;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+pub mod qos;
 pub mod quantity;
 pub mod quota;
 pub mod schema;

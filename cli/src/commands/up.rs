@@ -69,6 +69,9 @@ pub struct Options {
     /// The collector that spans of wasm guests go to (OTLP over HTTP), `http://host:port`.
     #[arg(long)]
     otlp_endpoint: Option<String>,
+    /// The OCI runtime for Linux containers: a program on the PATH, or a path.
+    #[arg(long, default_value = "runc")]
+    oci_runtime: String,
     #[command(flatten)]
     tuning: super::server::tuning::Tuning,
     #[command(flatten)]
@@ -241,6 +244,7 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
                 ("pod-cidr", options.pod_cidr.clone()),
                 ("network", options.network.clone()),
                 ("service-cidr", options.service_cidr.clone()),
+                ("oci-runtime", options.oci_runtime.clone()),
             ],
             options.otlp_endpoint.iter().map(|endpoint| ("otlp-endpoint", endpoint.clone())).collect(),
         ]

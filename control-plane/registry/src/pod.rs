@@ -16,8 +16,8 @@ pub use logs::LogResolver;
 use std::sync::Arc;
 
 use coracle_api::field::{Error, Path};
-use coracle_api::meta;
 use coracle_api::status::Status;
+use coracle_api::{meta, qos};
 use coracle_apiserver::{Column, ResourceDef, Strategy, StrategyContext, Subresource, SubresourceAction};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ impl Strategy for Pod {
     }
 
     async fn prepare_for_create(&self, _cx: &StrategyContext<'_>, obj: &mut Value) -> Result<(), Status> {
-        let class = defaults::qos_class(at(obj, "/spec"));
+        let class = qos::class(at(obj, "/spec"));
         let mut status = json!({"phase": "Pending", "qosClass": class});
         if !items(obj, "/spec/schedulingGates").is_empty() {
             set(

@@ -2,9 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::value::{
-    at, entries, flag, items, items_mut, object, present, set, set_default, set_default_number, text,
-};
+use crate::value::{at, entries, flag, items_mut, object, set, set_default, set_default_number, text};
 
 /// Where the spec is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -186,38 +184,6 @@ fn field_refs(source: &mut Value) {
     }
 }
 
-/// The class of service that a pod's requests and limits make: `Guaranteed`, `Burstable` or `BestEffort`.
-pub fn qos_class(spec: &Value) -> &'static str {
-    let pods = [at(spec, "/resources")];
-    let containers =
-        items(spec, "/containers").iter().chain(items(spec, "/initContainers")).map(|c| at(c, "/resources"));
-    let resources: Vec<&Value> = if present(spec, "/resources/requests") || present(spec, "/resources/limits")
-    {
-        pods.to_vec()
-    } else {
-        containers.collect()
-    };
-    let amount = |r: &Value, kind: &str, name: &str| {
-        let pointer = format!("/{kind}/{name}");
-        let text = text(r, &pointer).to_string();
-        coracle_api::quantity::Quantity::parse(&text).ok().filter(|q| q.sign() != 0)
-    };
-    let mut any = false;
-    let mut guaranteed = true;
-    for r in resources {
-        for name in ["cpu", "memory"] {
-            let (request, limit) = (amount(r, "requests", name), amount(r, "limits", name));
-            any |= request.is_some() || limit.is_some();
-            guaranteed &= limit.is_some() && (request.is_none() || request == limit);
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,26 +199,6 @@ mod tests {
             ("img@sha256:aa", false),
         ] {
             assert_eq!(is_latest(image), latest, "{image}");
-        }
-    }
-
-    #[test]
-    fn classes() {
-        let table = [
-            (json!({"containers": [{}]}), "BestEffort"),
-            (json!({"containers": [{"resources": {"requests": {"cpu": "1"}}}]}), "Burstable"),
-            (json!({"containers": [{"resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}]}), "Guaranteed"),
-            (
-                json!({"containers": [{"resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m", "memory": "1Gi"}}}]}),
-                "Burstable",
-            ),
-            (
-                json!({"containers": [{"resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}, {}]}),
-                "Burstable",
-            ),
-        ];
-        for (spec, class) in table {
-            assert_eq!(qos_class(&spec), class, "{spec}");
         }
     }
 }

@@ -1,11 +1,12 @@
 //! `pods/resize`: other requests and limits for the containers of a pod that is there.
 
 use coracle_api::field::{Error, Path};
+use coracle_api::qos;
 use coracle_apiserver::Strategy;
 use coracle_apiserver::strategy::bump_generation;
 use serde_json::Value;
 
-use super::{defaults, validation};
+use super::validation;
 use crate::value::{at, entries, items, items_mut, present, set, text};
 
 /// The strategy of the subresource.
@@ -35,7 +36,7 @@ impl Strategy for Resize {
     fn validate_update(&self, new: &Value, old: &Value) -> Vec<Error> {
         let path = Path::new("spec");
         let mut errors = validation::pod_spec(at(new, "/spec"), &path);
-        let class = |pod: &Value| defaults::qos_class(at(pod, "/spec"));
+        let class = |pod: &Value| qos::class(at(pod, "/spec"));
         if class(new) != class(old) {
             let words = "Pod QOS Class may not change as a result of resizing";
             return vec![Error::invalid(&path, text(old, "/status/qosClass"), words)];

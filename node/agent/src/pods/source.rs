@@ -57,6 +57,8 @@ impl Taken {
 pub struct Pods {
     entries: Arc<Mutex<HashMap<String, Entry>>>,
     taken: Arc<Mutex<Taken>>,
+    /// The static pods were told: what is in neither their files nor the API is nobody's.
+    files_known: watch::Sender<bool>,
 }
 
 impl Pods {
@@ -130,6 +132,7 @@ impl Pods {
         match entries.values().find(same) {
             Some(entry) if leaving => entry.wanted.send_modify(|w| w.mirrors_lost += 1),
             Some(_) => {}
+            None if !*self.files_known.borrow() => {}
             None => {
                 tokio::spawn(static_pods::remove_mirror(context.client.clone(), pod.clone()));
             }
@@ -160,6 +163,7 @@ impl Pods {
                 self.set(context, uid, Wanted::new(pod, Fate::Runs));
             }
         }
+        self.files_known.send_replace(true);
     }
 
     fn gone(&self, uid: &str) {
@@ -199,7 +203,6 @@ impl Pods {
 
 /// Follows both until `shutdown`.
 pub async fn run(context: Arc<Context>, pods: Pods, shutdown: CancellationToken) {
-    // Before anything is torn down for not being in the API.
     let files = static_pods::Files::new(&context);
     files.look(&context, &pods).await;
     tokio::select! {
@@ -210,13 +213,23 @@ pub async fn run(context: Arc<Context>, pods: Pods, shutdown: CancellationToken)
     }
 }
 
+/// Until the files of static pods were read once, nothing is torn down for being unknown; from then on from a new list.
 async fn follow_api(context: &Arc<Context>, pods: &Pods) {
+    let mut known = pods.files_known.subscribe();
+    tokio::select! {
+        biased;
+        _ = known.wait_for(|known| *known) => {}
+        () = follow_list(context, pods, false) => {}
+    }
+    follow_list(context, pods, true).await;
+}
+
+async fn follow_list(context: &Arc<Context>, pods: &Pods, mut clean_up: bool) {
     let api: Api<Pod> = Api::all(context.client.clone());
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", context.node_name));
     let stream = watcher(api, config).default_backoff();
     futures::pin_mut!(stream);
     let mut listed: HashSet<String> = HashSet::new();
-    let mut first = true;
     while let Some(event) = stream.next().await {
         match event {
             Ok(watcher::Event::Apply(pod)) => pods.apply(context, pod),
@@ -242,7 +255,7 @@ async fn follow_api(context: &Arc<Context>, pods: &Pods) {
                     entry.wanted.send_modify(|w| w.mirrors_lost += 1);
                 });
                 of_api.iter().filter(|uid| !listed.contains(*uid)).for_each(|uid| pods.gone(uid));
-                if std::mem::take(&mut first) {
+                if std::mem::take(&mut clean_up) {
                     let known = |uid: &str| listed.contains(uid) || pods.entries.lock().contains_key(uid);
                     context.cpus.retain(known);
                     if let Err(error) = context.devices.retain(known) {

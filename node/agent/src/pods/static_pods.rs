@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::{Pod, Toleration};
+use coracle_api::qos;
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, Toleration};
 use kube::Api;
 use kube::api::{DeleteParams, Preconditions};
 use parking_lot::Mutex;
@@ -74,12 +75,12 @@ impl Files {
 
     /// Reads them and tells the pods. What cannot be read is told once.
     pub async fn look(&self, context: &Arc<Context>, pods: &Pods) {
-        let Some(path) = self.path.clone() else { return };
+        let Some(path) = self.path.clone() else { return pods.set_static(context, Vec::new()) };
         let node = self.node.clone();
         let read = tokio::task::spawn_blocking(move || read(&path, &node)).await;
         let (wanted, wrong) = match read {
             Ok(Ok(read)) => read,
-            // A directory that cannot be read is no reason to end pods.
+            // A directory that cannot be read is no reason to end pods, now or of an earlier agent.
             Ok(Err(error)) => return self.tell(vec![format!("{error:#}")]),
             Err(_) => return,
         };
@@ -156,8 +157,10 @@ fn pod(file: &Path, node: &str) -> anyhow::Result<Pod> {
     hash.update(object.to_string());
     hash.update(format!("host:{node}file:{}", file.display()));
     let hash = hex::encode(hash.finalize()).get(..32).unwrap_or_default().to_owned();
-    let pod: Pod = serde_json::from_value(object)?;
-    complete(pod, node, hash)
+    let class = object.get("spec").map(qos::class);
+    let mut pod = complete(serde_json::from_value(object)?, node, hash)?;
+    pod.status = Some(PodStatus { qos_class: class.map(str::to_owned), ..Default::default() });
+    Ok(pod)
 }
 
 /// What a kubelet adds to a static pod.
@@ -173,7 +176,6 @@ fn complete(mut pod: Pod, node: &str, hash: String) -> anyhow::Result<Pod> {
     annotations.insert(SOURCE.to_owned(), "file".to_owned());
     annotations.insert(HASH.to_owned(), hash);
     annotations.insert(SEEN.to_owned(), k8s_openapi::jiff::Timestamp::now().to_string());
-    pod.status = None;
     let spec = pod.spec.as_mut().context("has no spec")?;
     anyhow::ensure!(!spec.containers.is_empty(), "has no containers");
     anyhow::ensure!(
@@ -194,6 +196,7 @@ fn complete(mut pod: Pod, node: &str, hash: String) -> anyhow::Result<Pod> {
     spec.dns_policy.get_or_insert_with(|| "ClusterFirst".to_owned());
     spec.termination_grace_period_seconds.get_or_insert(30);
     spec.enable_service_links.get_or_insert(true);
+    spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()).for_each(requests);
     if spec.priority.is_none() {
         spec.priority = match spec.priority_class_name.as_deref() {
             Some("system-node-critical") => Some(2_000_001_000),
@@ -211,9 +214,30 @@ fn complete(mut pod: Pod, node: &str, hash: String) -> anyhow::Result<Pod> {
     Ok(pod)
 }
 
+/// Who says only how much it may use at most asks for that.
+fn requests(container: &mut Container) {
+    let Some(resources) = &mut container.resources else { return };
+    for (name, limit) in resources.limits.iter().flatten() {
+        let requests = resources.requests.get_or_insert_default();
+        requests.entry(name.clone()).or_insert_with(|| limit.clone());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_of_a_file_has_requests_and_a_class() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let text = "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: m, image: i, \
+                    resources: {limits: {cpu: '2', memory: 1Mi}}}]}}";
+        std::fs::write(dir.path().join("a.yaml"), text).expect("written");
+        let (pods, wrong) = read(dir.path(), "node-1").expect("read");
+        let pod = pods.first().unwrap_or_else(|| panic!("{wrong:?}"));
+        assert_eq!(pod.status.as_ref().and_then(|s| s.qos_class.as_deref()), Some("Guaranteed"));
+        assert_eq!(crate::pods::requests::of_pod(pod), [2000, 1 << 20, 0]);
+    }
 
     #[test]
     fn files_become_pods() {

@@ -194,14 +194,23 @@ fn static_pods_run_from_files() -> Result<()> {
     eventually("another mirror", SOON, || Ok(cluster.get(&["pod", &mirror])?["metadata"]["uid"] != uid))?;
     let again = status(&cluster, &mirror, "is ready", super::pods::ready)?;
     ensure!(id(&again) == id(&running), "the container was restarted: {again:#}");
-    // Neither does another agent.
+    // Neither does another agent, nor a directory that is not there when it comes.
+    let away = manifests.with_file_name("away");
+    std::fs::rename(&manifests, &away)?;
     cluster.kill("node")?;
-    write("one")?;
     let until = Instant::now() + Duration::from_secs(3);
     while Instant::now() < until {
         let now = status(&cluster, &mirror, "is there", |_| true)?;
         ensure!(id(&now) == id(&running), "{now:#}");
     }
+    let uid = cluster.get(&["pod", &mirror])?["metadata"]["uid"].take();
+    std::fs::rename(&away, &manifests)?;
+    // From now on the agent knows all pods, and has this one.
+    write("one")?;
+    cluster.kubectl(&["delete", "pod", &mirror, "--wait=false"])?;
+    eventually("another mirror", SOON, || Ok(cluster.get(&["pod", &mirror])?["metadata"]["uid"] != uid))?;
+    let again = status(&cluster, &mirror, "is ready", super::pods::ready)?;
+    ensure!(id(&again) == id(&running), "the container was restarted: {again:#}");
     // Another file is another pod; no file is none.
     write("two")?;
     eventually("the new file's pod", SOON, || Ok(cluster.kubectl(&["logs", &mirror])? == "two\n"))?;
