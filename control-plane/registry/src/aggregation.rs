@@ -2,9 +2,10 @@
 
 mod availability;
 mod backend;
+mod documents;
 mod local;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use coracle_apiserver::{ApiServer, Delegated, Delegates, Follower, Objects, Reso
 use futures::future::join_all;
 use http::{Request, Response};
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use crate::api_service::{GROUP, PLURAL};
 use crate::value::{number, present, text};
@@ -34,19 +36,34 @@ pub struct Aggregator {
     /// Groups and versions of this project's own kinds: nobody takes their place.
     own: HashSet<(String, String)>,
     state: ArcSwap<State>,
+    /// A server says something new of what it serves.
+    news: Notify,
 }
 
 #[derive(Default)]
 struct State {
     backends: HashMap<(String, String), Arc<Backend>>,
+    /// The most important first.
+    ranked: Vec<Arc<Backend>>,
     all: Arc<Vec<Delegated>>,
+}
+
+impl State {
+    /// What these backends say now.
+    fn of(ranked: &[Arc<Backend>]) -> Self {
+        Self {
+            backends: ranked.iter().map(|b| (b.key.clone(), b.clone())).collect(),
+            ranked: ranked.to_vec(),
+            all: Arc::new(ranked.iter().map(|b| b.delegated()).collect()),
+        }
+    }
 }
 
 impl Aggregator {
     /// An aggregator beside these resources.
     pub fn new(resources: &[ResourceDef], identity: Option<Identity>) -> Self {
         let own = resources.iter().map(|def| (def.group.clone(), def.version.clone())).collect();
-        Self { identity, own, state: ArcSwap::default() }
+        Self { identity, own, state: ArcSwap::default(), news: Notify::new() }
     }
 
     /// The servers that the APIServices name; those that are as they were are kept.
@@ -64,13 +81,9 @@ impl Aggregator {
         all
     }
 
-    /// Serves what is known of the backends.
-    fn publish(&self, backends: &[Arc<Backend>]) {
-        let state = State {
-            backends: backends.iter().map(|b| (b.key.clone(), b.clone())).collect(),
-            all: Arc::new(backends.iter().map(|b| b.delegated()).collect()),
-        };
-        self.state.store(Arc::new(state));
+    /// Serves what the backends say now.
+    fn publish(&self) {
+        self.state.rcu(|state| State::of(&state.ranked));
     }
 
     /// Looks at every APIService once.
@@ -81,20 +94,47 @@ impl Aggregator {
         }
         let services = objects.list(GROUP, PLURAL, None).await?;
         let backends = self.backends(&services);
-        self.publish(&backends);
+        self.state.rcu(|_| State::of(&backends));
         let checks = services.iter().map(|service| async {
             let backend = backends.iter().find(|b| b.key == key(service));
-            let verdict = match backend {
+            let (verdict, changed) = match backend {
                 Some(backend) => backend.check(objects).await,
-                None => availability::Verdict::local(),
+                None => (availability::Verdict::local(), false),
             };
+            // One that takes its time keeps nobody else waiting.
+            if changed {
+                self.publish();
+                self.news.notify_one();
+            }
             if let Err(error) = availability::write(objects, service, &verdict).await {
                 tracing::debug!(%error, service = text(service, "/metadata/name"), "availability is written later");
             }
         });
         join_all(checks).await;
-        self.publish(&backends);
         Ok(())
+    }
+
+    /// Reads once what the servers that are there say of their APIs, that of a whole server once for all its groups.
+    async fn describe(&self, objects: &Objects) {
+        let state = self.state.load_full();
+        let mut servers: BTreeMap<String, Vec<Arc<Backend>>> = BTreeMap::new();
+        for backend in state.ranked.iter().filter(|backend| backend.is_there()) {
+            servers.entry(backend.server()).or_default().push(backend.clone());
+        }
+        let publish = |changed: bool| {
+            if changed {
+                self.publish()
+            }
+        };
+        let of_servers = servers.values().map(|all| async {
+            if let Some(first) = all.first() {
+                publish(first.read_v2(objects, all).await);
+            }
+        });
+        let of_groups = servers.values().flatten().map(|backend| async {
+            publish(backend.read_v3(objects).await);
+        });
+        tokio::join!(join_all(of_servers), join_all(of_groups));
     }
 
     async fn watch(&self, server: &ApiServer) -> Result<(), Status> {
@@ -153,11 +193,21 @@ impl Delegates for Aggregator {
 #[async_trait]
 impl Follower for Aggregator {
     async fn follow(&self, server: ApiServer) {
-        loop {
-            if let Err(error) = self.watch(&server).await {
-                tracing::warn!(%error, "APIServices are looked at again in a moment");
+        let watched = async {
+            loop {
+                if let Err(error) = self.watch(&server).await {
+                    tracing::warn!(%error, "APIServices are looked at again in a moment");
+                }
+                tokio::time::sleep(RETRY).await;
             }
-            tokio::time::sleep(RETRY).await;
-        }
+        };
+        let described = async {
+            loop {
+                // Without news it is time all the same.
+                let _ = tokio::time::timeout(INTERVAL, self.news.notified()).await;
+                self.describe(server.objects()).await;
+            }
+        };
+        tokio::join!(watched, described);
     }
 }

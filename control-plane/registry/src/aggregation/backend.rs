@@ -1,5 +1,6 @@
 //! One server behind an APIService.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,21 +11,21 @@ use coracle_api::Status;
 use coracle_apiserver::ca::Identity;
 use coracle_apiserver::delegate::{Remote, Trust};
 use coracle_apiserver::{Delegated, Objects, UserInfo};
-use http::{Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::availability::Verdict;
+use super::documents::{self, Document};
 use super::{key, rank};
 use crate::service::backends;
-use crate::value::{at, flag, items, number, text};
+use crate::value::{at, flag, items, number, remove, text};
 
 /// How long a server may take to say what it serves.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most bytes of a discovery document, and of an OpenAPI document.
+/// Most bytes of a discovery document.
 const DISCOVERY_MAX: usize = 2 << 20;
-const OPENAPI_MAX: usize = 8 << 20;
 /// As whom this server asks what another serves.
 const CHECKER: &str = "system:kube-aggregator";
 
@@ -39,9 +40,11 @@ pub struct Backend {
 
 #[derive(Default)]
 struct Said {
+    /// Null while it is not there.
     resources: Value,
-    openapi: Option<Bytes>,
-    openapi_v2: Option<Bytes>,
+    openapi: Option<Document>,
+    /// Of all that the server serves, not of this group alone.
+    openapi_v2: Option<Document>,
 }
 
 impl Backend {
@@ -72,8 +75,18 @@ impl Backend {
     pub fn delegated(&self) -> Delegated {
         let (group, version) = self.key.clone();
         let said = self.said.lock();
-        let (openapi, openapi_v2) = (said.openapi.clone(), said.openapi_v2.clone());
+        let bytes = |document: &Option<Document>| document.as_ref().map(|d| d.bytes.clone());
+        let (openapi, openapi_v2) = (bytes(&said.openapi), bytes(&said.openapi_v2));
         Delegated { group, version, resources: said.resources.clone(), openapi, openapi_v2 }
+    }
+
+    /// What tells its server from others: several groups and versions may have the same.
+    pub fn server(&self) -> String {
+        let mut spec = self.spec.clone();
+        for own in ["group", "version", "groupPriorityMinimum", "versionPriority"] {
+            remove(&mut spec, own);
+        }
+        spec.to_string()
     }
 
     /// Its addresses, or why there are none.
@@ -130,16 +143,22 @@ impl Backend {
         remote.send((host, *port), user, request).await
     }
 
-    /// Whether it is there, and says what it serves.
-    pub async fn check(&self, objects: &Objects) -> Verdict {
-        let verdict = self.ask(objects).await.unwrap_or_else(|verdict| verdict);
-        if !verdict.available {
-            *self.said.lock() = Said::default();
+    /// Whether it is there and says what it serves; and whether it says something else than before.
+    pub async fn check(&self, objects: &Objects) -> (Verdict, bool) {
+        let (verdict, resources) = match self.ask(objects).await {
+            Ok(resources) => (Verdict::passed(), resources),
+            Err(verdict) => (verdict, Value::Null),
+        };
+        let mut said = self.said.lock();
+        let changed = said.resources != resources;
+        match verdict.available {
+            true => said.resources = resources,
+            false => *said = Said::default(),
         }
-        verdict
+        (verdict, changed)
     }
 
-    async fn ask(&self, objects: &Objects) -> Result<Verdict, Verdict> {
+    async fn ask(&self, objects: &Objects) -> Result<Value, Verdict> {
         let remote = self.remote.as_ref().map_err(|why| Verdict::not("FailedDiscoveryCheck", why.clone()))?;
         let addresses = self.addresses(objects).await?;
         let Some((host, port)) = addresses.first() else { return Err(Verdict::not("MissingEndpoints", "")) };
@@ -149,32 +168,76 @@ impl Backend {
             let words = format!("failing or missing response from https://{host}:{port}{path}: {why}");
             Verdict::not("FailedDiscoveryCheck", words)
         };
-        let document = read(remote, (host, *port), &path, DISCOVERY_MAX).await.map_err(bad)?;
-        let resources: Value = serde_json::from_slice(&document).map_err(|e| bad(e.to_string()))?;
-        // Who has no such document is served all the same.
-        let document = async |path: &str| {
-            let found = read(remote, (host, *port), path, OPENAPI_MAX).await.ok();
-            found.filter(|bytes| serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok())
-        };
-        let openapi = document(&format!("/openapi/v3{path}")).await;
-        let openapi_v2 = document("/openapi/v2").await;
-        *self.said.lock() = Said { resources, openapi, openapi_v2 };
-        Ok(Verdict::passed())
+        let (status, _, document) =
+            read(remote, (host, *port), &path, DISCOVERY_MAX, None).await.map_err(bad)?;
+        if !status.is_success() {
+            return Err(bad(format!("bad status from {path}: {}", status.as_u16())));
+        }
+        serde_json::from_slice(&document).map_err(|e| bad(e.to_string()))
+    }
+
+    /// Reads again the document of its group and version; true if it is another one.
+    pub async fn read_v3(&self, objects: &Objects) -> bool {
+        let (group, version) = &self.key;
+        let known = self.said.lock().openapi.clone();
+        let found = self.read_again(objects, &format!("/openapi/v3/apis/{group}/{version}"), known).await;
+        self.says(|said| said.openapi = found)
+    }
+
+    /// Reads again the document of the whole server, for all that it serves; true if it is another one.
+    pub async fn read_v2(&self, objects: &Objects, all: &[Arc<Self>]) -> bool {
+        let known = all.iter().find_map(|backend| backend.said.lock().openapi_v2.clone());
+        let found = self.read_again(objects, "/openapi/v2", known).await;
+        let mut changed = false;
+        for backend in all {
+            changed |= backend.says(|said| said.openapi_v2.clone_from(&found));
+        }
+        changed
+    }
+
+    async fn read_again(&self, objects: &Objects, path: &str, known: Option<Document>) -> Option<Document> {
+        let Ok(remote) = &self.remote else { return known };
+        let Ok(addresses) = self.addresses(objects).await else { return known };
+        let Some((host, port)) = addresses.first() else { return known };
+        documents::read_again(remote, (host, *port), path, known).await
+    }
+
+    /// Whether it answered when it was asked last.
+    pub fn is_there(&self) -> bool {
+        !self.said.lock().resources.is_null()
+    }
+
+    /// Notes what it says, if it is there; true if that is something else.
+    fn says(&self, change: impl FnOnce(&mut Said)) -> bool {
+        let mut said = self.said.lock();
+        if said.resources.is_null() {
+            return false;
+        }
+        let before = (said.openapi.clone(), said.openapi_v2.clone());
+        change(&mut said);
+        before != (said.openapi.clone(), said.openapi_v2.clone())
     }
 }
 
-/// A document of another server; what is wrong with it, in words.
-async fn read(remote: &Remote, address: (&str, u16), path: &str, max: usize) -> Result<Bytes, String> {
-    let request = Request::builder().uri(path).header(header::ACCEPT, "application/json").body(Body::empty());
-    let request = request.map_err(|e| e.to_string())?;
+/// What another server answers to a read, in full; what is wrong with it, in words.
+pub(super) async fn read(
+    remote: &Remote,
+    address: (&str, u16),
+    path: &str,
+    max: usize,
+    known: Option<HeaderValue>,
+) -> Result<(StatusCode, HeaderMap, Bytes), String> {
+    let mut request = Request::builder().uri(path).header(header::ACCEPT, "application/json");
+    if let Some(etag) = known {
+        request = request.header(header::IF_NONE_MATCH, etag);
+    }
+    let request = request.body(Body::empty()).map_err(|e| e.to_string())?;
     let user = UserInfo::new(CHECKER, &["system:masters"]);
     let work = async {
         let response = remote.send(address, &user, request).await.map_err(|status| status.message)?;
-        if !response.status().is_success() {
-            return Err(format!("bad status from {path}: {}", response.status().as_u16()));
-        }
-        let body = Limited::new(response.into_body(), max).collect().await.map_err(|e| e.to_string())?;
-        Ok(body.to_bytes())
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, max).collect().await.map_err(|e| e.to_string())?;
+        Ok((parts.status, parts.headers, body.to_bytes()))
     };
     tokio::time::timeout(CHECK_TIMEOUT, work).await.unwrap_or_else(|_| Err("it took too long".into()))
 }

@@ -142,6 +142,15 @@ fn another_server_serves_a_group() -> Result<()> {
     ensure!(groups.contains("flowers.example.com/v1"), "{groups}");
     let resources = cluster.kubectl(&["api-resources", "--api-group=flowers.example.com"])?;
     ensure!(resources.contains("roses") && resources.contains("Rose"), "{resources}");
+    eventually("its documents are read", Duration::from_secs(30), || {
+        let documents = [("/openapi/v3", "apis/flowers.example.com/v1"), ("/openapi/v2", "readRose")];
+        for (path, words) in documents {
+            if !cluster.kubectl(&["get", "--raw", path])?.contains(words) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })?;
     let explained = cluster.kubectl(&["explain", "rose.thorns"])?;
     ensure!(explained.contains("How many."), "{explained}");
 
