@@ -289,8 +289,9 @@ mod tests {
     fn every_end_has_its_code() {
         for (script, code) in [("exit 7", 7), ("kill -9 $$", 137), ("kill -40 $$", 168), ("kill -64 $$", 192)]
         {
-            let child = std::process::Command::new("sh").args(["-c", script]).spawn().expect("a shell");
+            let mut child = std::process::Command::new("sh").args(["-c", script]).spawn().expect("a shell");
             assert_eq!(wait(i32::try_from(child.id()).expect("a number")).ok(), Some(code), "{script}");
+            child.wait().expect_err("waited for before");
         }
     }
 }
