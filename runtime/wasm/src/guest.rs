@@ -79,7 +79,8 @@ impl Guest {
         let mut wasi = WasiCtx::builder();
         hosts::cli::prepare(&mut wasi, &grants.spec, &grants.env, &grants.log, streams);
         hosts::filesystem::prepare(&mut wasi, &grants.spec.mounts)?;
-        hosts::sockets::prepare(&mut wasi, &grants.network);
+        let bound = Bound::new(grants.network.clone());
+        hosts::sockets::prepare(&mut wasi, &bound);
         let mut table = ResourceTable::new();
         table.set_max_capacity(max_resources());
         let life = CancellationToken::new();
@@ -97,7 +98,7 @@ impl Guest {
             table,
             memory: Share::new(grants.memory.clone()),
             network: grants.network.clone(),
-            bound: Bound::new(grants.network.clone()),
+            bound,
         };
         let mut store = Store::new(&engine::shared()?.engine, guest);
         store.limiter_async(|guest| &mut guest.memory);

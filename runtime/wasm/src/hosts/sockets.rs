@@ -4,8 +4,16 @@
 mod p2;
 mod p3;
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
+use parking_lot::Mutex;
 use wasmtime::component::{HasData, Linker};
 use wasmtime_wasi::{
     WasiCtxBuilder,
@@ -30,11 +38,12 @@ pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 }
 
 /// What one instance gets.
-pub(crate) fn prepare(wasi: &mut WasiCtxBuilder, network: &Arc<PodNetwork>) {
-    let network = network.clone();
+pub(crate) fn prepare(wasi: &mut WasiCtxBuilder, bound: &Bound) {
+    let (network, accepted) = (bound.network.clone(), bound.accepted.clone());
     wasi.allow_tcp(true).allow_udp(true).allow_ip_name_lookup(false).socket_addr_check(
         move |address, purpose| {
-            let fine = permitted(&network, address, purpose);
+            let accept = matches!(purpose, SocketAddrUse::TcpAccept);
+            let fine = permitted(&network, address, purpose) && (!accept || accepted.enter(&network));
             Box::pin(async move { fine })
         },
     );
@@ -59,13 +68,36 @@ fn permitted(network: &PodNetwork, address: SocketAddr, purpose: SocketAddrUse) 
 pub(crate) struct Bound {
     network: Arc<PodNetwork>,
     ports: HashMap<u32, u16>,
-    open: HashMap<u32, SocketRoom>,
+    open: HashMap<u32, Arc<SocketRoom>>,
+    accepted: Arc<Accepted>,
+}
+
+/// Connections that WASI 0.3 accepts for a guest: it makes their sockets out of sight, so that they have room before they
+/// are known by a number.
+#[derive(Default)]
+struct Accepted {
+    /// WASI 0.2 asks for room itself.
+    counts: AtomicBool,
+    rooms: Mutex<Vec<SocketRoom>>,
+}
+
+impl Accepted {
+    /// Whether there is room for one more, which it has from now on.
+    fn enter(&self, network: &Arc<PodNetwork>) -> bool {
+        if !self.counts.load(Ordering::Relaxed) {
+            return true;
+        }
+        let room = network.room();
+        let fits = room.is_some();
+        self.rooms.lock().extend(room);
+        fits
+    }
 }
 
 impl Bound {
     /// None yet.
     pub fn new(network: Arc<PodNetwork>) -> Bound {
-        Bound { network, ports: HashMap::new(), open: HashMap::new() }
+        Bound { network, ports: HashMap::new(), open: HashMap::new(), accepted: Arc::default() }
     }
 
     fn add(&mut self, socket: u32, port: u16) {
@@ -81,11 +113,23 @@ impl Bound {
     }
 
     fn open(&mut self, socket: u32, room: SocketRoom) {
-        self.open.insert(socket, room);
+        self.open.insert(socket, Arc::new(room));
+    }
+
+    /// The room of a socket, for what outlives it.
+    fn room_of(&mut self, socket: u32) -> Option<Arc<SocketRoom>> {
+        if !self.open.contains_key(&socket) {
+            let room = self.accepted.rooms.lock().pop()?;
+            self.open(socket, room);
+        }
+        self.open.get(&socket).cloned()
     }
 
     fn remove(&mut self, socket: u32) {
-        self.open.remove(&socket);
+        // Who is not known by a number was accepted.
+        if self.open.remove(&socket).is_none() {
+            self.accepted.rooms.lock().pop();
+        }
         if let Some(port) = self.ports.remove(&socket) {
             self.network.unbound(port);
         }

@@ -67,6 +67,48 @@ async fn endless_recursion_ends_the_guest_only() -> Result {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn streams_of_sockets_that_were_let_go_count_too() -> Result {
+    let host = Host::start().await?;
+    let target = TcpListener::bind((address(), 0)).await?;
+    let to = target.local_addr()?.to_string();
+    let sink = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = target.accept().await {
+            held.push(stream);
+        }
+    });
+    let pod = host.pod("threes").await?;
+    let (_, printed) = host.run_in(&pod, host.spec(&pod, "main", "p3-sockets", &["connect", &to])).await?;
+    assert_eq!(printed, format!("first: {SOCKETS}\nagain: {SOCKETS}"));
+    sink.abort();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_a_guest_accepts_count_too() -> Result {
+    const MORE: usize = 20;
+    let host = Host::start().await?;
+    let pod = host.pod("accepts").await?;
+    host.start_container(host.spec(&pod, "main", "p3-sockets", &["accept", "9000"])).await?;
+    host.prints(&pod, "main", &["listens"]).await?;
+    let (mut clients, mut reset) = (tokio::task::JoinSet::new(), 0);
+    // One is the listener's own.
+    for _ in 0..SOCKETS - 1 + MORE {
+        match TcpStream::connect((pod.pod_ip, 9000)).await {
+            Ok(mut stream) => drop(clients.spawn(async move { stream.read(&mut [0]).await })),
+            Err(_) => reset += 1,
+        }
+    }
+    for _ in reset..MORE {
+        tokio::time::timeout(SOON, clients.join_next()).await?;
+    }
+    // All others go on.
+    assert!(tokio::time::timeout(Duration::from_millis(200), clients.join_next()).await.is_err());
+    assert_eq!(clients.len(), SOCKETS - 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_sockets_stops_at_the_pods_limit() -> Result {
     let host = Host::start().await?;
     let at = neighbour(&host).await?;
@@ -80,10 +122,11 @@ async fn a_flood_of_sockets_stops_at_the_pods_limit() -> Result {
     });
     let (pod, volume) = (host.pod("floods").await?, tempfile::tempdir()?);
     let mut ids = Vec::new();
-    // Both containers of a pod share its room.
+    // Both containers of a pod share its room. Alone, each would come to the end of its instance's handles, three a socket.
+    let most = (SOCKETS / 5 * 3).to_string();
     for name in ["one", "two"] {
         let ready = format!("/data/{name}");
-        let mut spec = host.spec(&pod, name, "probe", &["sockets", &to, &ready]);
+        let mut spec = host.spec(&pod, name, "probe", &["sockets", &to, &ready, &most]);
         spec.mounts = vec![mount(volume.path(), "/data", false)];
         ids.push(spec.id.clone());
         host.start_container(spec).await?;

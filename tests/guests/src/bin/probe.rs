@@ -33,7 +33,7 @@ fn main() {
             }
             println!("grown {}", kept.len());
         }
-        "sockets" => sockets(arg(2), arg(3)),
+        "sockets" => sockets(arg(2), arg(3), arg(4)),
         "files" => files(arg(2)),
         "hammer" => hammer(arg(2), arg(3)),
         "sleep" => sleep(arg(2)),
@@ -58,16 +58,17 @@ fn main() {
     }
 }
 
-/// Connects as often as it can and holds the connections; then writes how many they are, and waits.
-fn sockets(to: &str, ready: &str) {
-    let mut held = Vec::new();
-    let error = loop {
+/// Connects as often as it can, or this often, and holds the connections; then writes how many they are, and waits.
+fn sockets(to: &str, ready: &str, most: &str) {
+    let (mut held, most) = (Vec::new(), most.parse().unwrap_or(usize::MAX));
+    let mut error = None;
+    while held.len() < most && error.is_none() {
         match TcpStream::connect(to) {
             Ok(stream) => held.push(stream),
-            Err(error) => break error,
+            Err(why) => error = Some(why.kind()),
         }
-    };
-    println!("held {}: {:?}", held.len(), error.kind());
+    }
+    println!("held {}: {error:?}", held.len());
     report(std::fs::write(ready, held.len().to_string()));
     sleep("600000");
 }

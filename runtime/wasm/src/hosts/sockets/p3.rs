@@ -1,10 +1,16 @@
 //! The 0.3 interfaces: types (tcp and udp sockets) and ip-name-lookup.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+};
 
+use tokio::sync::oneshot;
 use wasmtime::{
-    AsContextMut,
-    component::{Access, Accessor, FutureReader, Resource, StreamReader},
+    AsContextMut, StoreContextMut,
+    component::{Access, Accessor, FutureConsumer, FutureReader, Resource, Source, StreamReader},
 };
 use wasmtime_wasi::{
     p3::{
@@ -68,6 +74,7 @@ impl HostTcpSocketWithStore<Guest> for PodSockets {
     ) -> SocketResult<StreamReader<Resource<TcpSocket>>> {
         let address = view.get().network.address;
         view.get().bind_unbound(this.rep(), address)?;
+        view.get().bound.accepted.counts.store(true, Ordering::Relaxed);
         <WasiSockets as HostTcpSocketWithStore<Guest>>::listen(stock(&mut view), this).await
     }
 
@@ -76,14 +83,54 @@ impl HostTcpSocketWithStore<Guest> for PodSockets {
         this: Resource<TcpSocket>,
         data: StreamReader<u8>,
     ) -> wasmtime::Result<FutureReader<Result<(), ErrorCode>>> {
-        <WasiSockets as HostTcpSocketWithStore<Guest>>::send(stock(&mut view), this, data)
+        let room = view.get().bound.room_of(this.rep());
+        let ended = <WasiSockets as HostTcpSocketWithStore<Guest>>::send(stock(&mut view), this, data)?;
+        holding(&mut view, room, ended)
     }
 
     fn receive(
         mut view: Access<'_, Guest, Self>,
         this: Resource<TcpSocket>,
     ) -> wasmtime::Result<(StreamReader<u8>, FutureReader<Result<(), ErrorCode>>)> {
-        <WasiSockets as HostTcpSocketWithStore<Guest>>::receive(stock(&mut view), this)
+        let room = view.get().bound.room_of(this.rep());
+        let (data, ended) = <WasiSockets as HostTcpSocketWithStore<Guest>>::receive(stock(&mut view), this)?;
+        Ok((data, holding(&mut view, room, ended)?))
+    }
+}
+
+/// What a stream of a socket comes to.
+type Ended = Result<(), ErrorCode>;
+
+/// The end of a stream, which has room until then: a guest may let its socket go before.
+fn holding(
+    view: &mut Access<'_, Guest, PodSockets>,
+    room: Option<Arc<SocketRoom>>,
+    ended: FutureReader<Ended>,
+) -> wasmtime::Result<FutureReader<Ended>> {
+    let (tell, told) = oneshot::channel();
+    ended.pipe(view.as_context_mut(), Holding(Some((tell, room))))?;
+    FutureReader::new(view.as_context_mut(), told)
+}
+
+struct Holding(Option<(oneshot::Sender<Ended>, Option<Arc<SocketRoom>>)>);
+
+impl FutureConsumer<Guest> for Holding {
+    type Item = Ended;
+
+    fn poll_consume(
+        mut self: Pin<&mut Self>,
+        _cx: &mut Context<'_>,
+        store: StoreContextMut<Guest>,
+        mut source: Source<'_, Ended>,
+        _finish: bool,
+    ) -> Poll<wasmtime::Result<()>> {
+        let mut ended = None;
+        source.read(store, &mut ended)?;
+        if let (Some(ended), Some((tell, _room))) = (ended, self.0.take()) {
+            // Nobody listens where the guest does not want to know.
+            let _ = tell.send(ended);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
