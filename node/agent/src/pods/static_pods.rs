@@ -157,9 +157,10 @@ fn pod(file: &Path, node: &str) -> anyhow::Result<Pod> {
     hash.update(object.to_string());
     hash.update(format!("host:{node}file:{}", file.display()));
     let hash = hex::encode(hash.finalize()).get(..32).unwrap_or_default().to_owned();
-    let class = object.get("spec").map(qos::class);
     let mut pod = complete(serde_json::from_value(object)?, node, hash)?;
-    pod.status = Some(PodStatus { qos_class: class.map(str::to_owned), ..Default::default() });
+    // Of the spec as the API would have it: amounts may be numbers in a file.
+    let class = qos::class(&serde_json::to_value(&pod.spec)?);
+    pod.status = Some(PodStatus { qos_class: Some(class.to_owned()), ..Default::default() });
     Ok(pod)
 }
 
@@ -231,7 +232,7 @@ mod tests {
     fn a_pod_of_a_file_has_requests_and_a_class() {
         let dir = tempfile::tempdir().expect("a directory");
         let text = "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: m, image: i, \
-                    resources: {limits: {cpu: '2', memory: 1Mi}}}]}}";
+                    resources: {limits: {cpu: 2, memory: 1Mi}}}]}}";
         std::fs::write(dir.path().join("a.yaml"), text).expect("written");
         let (pods, wrong) = read(dir.path(), "node-1").expect("read");
         let pod = pods.first().unwrap_or_else(|| panic!("{wrong:?}"));
