@@ -49,11 +49,11 @@ impl Container {
             return Ok(applets::run(place, args, stdin, output).await);
         }
         let own = match self.program.kind {
-            Kind::Command => format!("its own program {:?}, ", self.own_name()),
+            Kind::Command => format!("its own program {:?} and, for looking around, ", self.own_name()),
             Kind::HttpHandler | Kind::Library => String::new(),
         };
         let words = format!(
-            "{name}: not found: this is a wasm container, which has {own}and for looking around {}\n",
+            "{name}: not found: this is a wasm container, which has {own}{}\n",
             applets::NAMES.join(", ")
         );
         let _ = output.send(Output::Stderr(words.into())).await;

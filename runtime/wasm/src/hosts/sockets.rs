@@ -76,15 +76,19 @@ pub(crate) struct Bound {
 /// are known by a number.
 #[derive(Default)]
 struct Accepted {
-    /// WASI 0.2 asks for room itself.
+    /// Until a guest listens by WASI 0.3, those of 0.2 ask for room themselves.
     counts: AtomicBool,
     rooms: Mutex<Vec<SocketRoom>>,
 }
 
 impl Accepted {
+    fn counts(&self) -> bool {
+        self.counts.load(Ordering::Relaxed)
+    }
+
     /// Whether there is room for one more, which it has from now on.
     fn enter(&self, network: &Arc<PodNetwork>) -> bool {
-        if !self.counts.load(Ordering::Relaxed) {
+        if !self.counts() {
             return true;
         }
         let room = network.room();

@@ -127,9 +127,12 @@ impl HostTcpSocket for PodSocketsView<'_> {
     }
 
     fn accept(&mut self, this: Resource<TcpSocket>) -> SocketResult<Accepted> {
-        let room = self.room_p2()?;
+        let room = if self.bound.accepted.counts() { None } else { Some(self.room_p2()?) };
         let accepted = HostTcpSocket::accept(&mut self.inner, this)?;
-        self.bound.open(accepted.0.rep(), room);
+        match room {
+            Some(room) => self.bound.open(accepted.0.rep(), room),
+            None => drop(self.bound.room_of(accepted.0.rep())),
+        }
         Ok(accepted)
     }
 
