@@ -139,11 +139,10 @@ async fn push(file: &Path, tag: &str, commands: &[(String, PathBuf)], cluster: &
             bail!("--command is for a .wasm file; {} is a folder", file.display());
         }
         let digest = layout::push(file, tag, access).await?;
-        return super::print(format!("pushed {tag} ({digest})\n"));
+        return super::print(pushed_as(tag, &digest));
     }
     let bytes = wasm(file)?;
     let (reference, client) = (reference(tag, &access)?, client(&access));
-    let digest = sha256(&bytes);
     let os = if is_component(&bytes) { "wasip2" } else { "wasip1" };
     let mut layers = vec![ImageLayer::new(bytes, LAYER_TYPE.into(), None)];
     for (name, file) in commands {
@@ -162,11 +161,12 @@ async fn push(file: &Path, tag: &str, commands: &[(String, PathBuf)], cluster: &
     });
     let config = Config::new(serde_json::to_vec(&config)?, CONFIG_TYPE.into(), None);
     let auth = RegistryAuth::Basic("coracle".into(), access.token);
-    client
-        .push(&reference, &layers, config, &auth, None)
-        .await
-        .with_context(|| format!("push {tag} to {}", access.authority))?;
-    super::print(format!("pushed {tag} ({digest})\n"))
+    let pushed = async {
+        client.push(&reference, &layers, config, &auth, None).await?;
+        client.fetch_manifest_digest(&reference, &auth).await
+    };
+    let digest = pushed.await.with_context(|| format!("push {tag} to {}", access.authority))?;
+    super::print(pushed_as(tag, &digest))
 }
 
 fn wasm(file: &Path) -> Result<Vec<u8>> {
@@ -174,7 +174,17 @@ fn wasm(file: &Path) -> Result<Vec<u8>> {
     if !bytes.starts_with(b"\0asm") || bytes.len() < 8 {
         bail!("{} is not a wasm file (a component or a core module in binary form)", file.display());
     }
+    let mut validator = wasmparser::Validator::new_with_features(wasmparser::WasmFeatures::all());
+    validator.validate_all(&bytes).with_context(|| format!("{} is no whole wasm file", file.display()))?;
     Ok(bytes)
+}
+
+/// What was pushed, and where to if the name tells of another registry: nodes look here first.
+fn pushed_as(tag: &str, digest: &str) -> String {
+    let elsewhere =
+        tag.split_once('/').is_some_and(|(host, _)| host.contains(['.', ':']) || host == "localhost");
+    let to = if elsewhere { " to the cluster's own registry" } else { "" };
+    format!("pushed {tag}{to} ({digest})\n")
 }
 
 fn reference(tag: &str, access: &RegistryAccess) -> Result<Reference> {

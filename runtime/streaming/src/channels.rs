@@ -2,6 +2,7 @@
 //! each message.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -25,6 +26,8 @@ const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 /// "Normal closure".
 const NORMAL: u16 = 1000;
+/// How long a client may take to hang up when it was told the end.
+const HANG_UP: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -137,6 +140,9 @@ pub(crate) async fn serve(socket: WebSocket, closable: bool, backend: Arc<dyn Ba
     let close = CloseFrame { code: NORMAL, reason: "".into() };
     let _ = sender.send(Message::Close(Some(close))).await;
     let _ = sender.close().await;
+    // Closed on input that nobody read, the connection would be reset, and the client might not see how it ended.
+    let unread = async { while let Some(Ok(_)) = receiver.next().await {} };
+    let _ = tokio::time::timeout(HANG_UP, unread).await;
 }
 
 #[cfg(test)]

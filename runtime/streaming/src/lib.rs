@@ -5,9 +5,11 @@
 mod channels;
 pub mod frame;
 mod portforward;
+mod relay;
 pub mod server;
 pub mod spdy;
 pub mod streams;
 
+pub use relay::relay;
 pub use server::{Backend, Call, Dialled, Ended, Server};
 pub use streams::{Far, Near, Output, Size, streams};

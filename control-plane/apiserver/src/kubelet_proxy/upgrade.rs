@@ -41,10 +41,7 @@ impl Asked {
                 Ok(both) => both,
                 Err(error) => return tracing::debug!(%error, "a connection was not upgraded"),
             };
-            let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
-            if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut node).await {
-                tracing::debug!(%error, "an upgraded connection ended");
-            }
+            coracle_streaming::relay(TokioIo::new(client), TokioIo::new(node)).await;
         });
     }
 }

@@ -189,10 +189,7 @@ async fn hand_on(url: &str, mut request: Request) -> Result<Response, Refusal> {
             Ok(both) => both,
             Err(error) => return tracing::debug!(%error, "a connection was not upgraded"),
         };
-        let (mut client, mut runtime) = (TokioIo::new(client), TokioIo::new(runtime));
-        if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut runtime).await {
-            tracing::debug!(%error, "an upgraded connection ended");
-        }
+        coracle_streaming::relay(TokioIo::new(client), TokioIo::new(runtime)).await;
     });
     Ok(back)
 }

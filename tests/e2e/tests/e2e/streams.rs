@@ -104,6 +104,14 @@ fn exec_copy_attach_and_forward_reach_a_wasm_pod() -> Result<()> {
     ensure!(std::fs::read_to_string(&back)? == "one\ntwo\n");
     let refused = cluster.kubectl_fails(&["exec", "web", "--", "false"])?;
     has(&refused, &["command terminated with exit code 1"])?;
+    // Input that a program does not read does not hide how it ended.
+    let unread = cluster.file("unread", &"x".repeat(3_000_000))?;
+    for _ in 0..10 {
+        let mut exec = cluster.command(coracle_e2e::kubectl()?);
+        exec.args(["exec", "-i", "web", "--", "true"]);
+        let ended = exec.stdin(std::fs::File::open(&unread)?).output()?;
+        ensure!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    }
     let absent = cluster.kubectl_fails(&["exec", "web", "-c", "none", "--", "true"])?;
     has(&absent, &["container none is not valid for pod web"])?;
 
