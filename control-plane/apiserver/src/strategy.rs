@@ -297,21 +297,48 @@ pub fn bump_generation(new: &mut Value, old: &Value) {
 /// Keeps the whole old object but takes the new status (and the new `resourceVersion`, so that conflicts are seen).
 pub fn only_status(new: &mut Value, old: &Value) {
     let status = new.get_mut("status").map(Value::take);
-    let version = new.pointer("/metadata/resourceVersion").cloned();
-    let fields = new.pointer("/metadata/managedFields").cloned();
-    let mut result = old.clone();
-    let Some(map) = result.as_object_mut() else { return };
+    restore(new, old, &["metadata"]);
+    if let (Some(metadata), Some(was)) = (new.get_mut("metadata"), old.get("metadata")) {
+        restore(metadata, was, &["resourceVersion", "managedFields"]);
+    }
+    let Some(map) = new.as_object_mut() else { return };
     match status {
         Some(status) => map.insert("status".into(), status),
         None => map.remove("status"),
     };
-    if let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) {
-        if let Some(version) = version {
-            metadata.insert("resourceVersion".into(), version);
-        }
-        if let Some(fields) = fields {
-            metadata.insert("managedFields".into(), fields);
+}
+
+/// Makes an object what it was, but for members of these names that it has. What did not change is not copied.
+fn restore(new: &mut Value, old: &Value, own: &[&str]) {
+    let (Some(new), Some(old)) = (new.as_object_mut(), old.as_object()) else { return };
+    new.retain(|name, _| own.contains(&name.as_str()) || old.contains_key(name));
+    for (name, was) in old {
+        match new.get(name) {
+            Some(is) if is == was || own.contains(&name.as_str()) => {}
+            _ => drop(new.insert(name.clone(), was.clone())),
         }
     }
-    *new = result;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_status_update_changes_status_alone() {
+        let old = json!({"metadata": {"name": "a", "labels": {"l": "1"}, "resourceVersion": "4"}, "spec": {"x": 1}, "status": {"s": 1}});
+        let mut new = json!({
+            "metadata": {"name": "a", "annotations": {}, "resourceVersion": "3", "managedFields": []},
+            "spec": {"x": 2}, "data": {}, "status": {"s": 2},
+        });
+        only_status(&mut new, &old);
+        let metadata =
+            json!({"name": "a", "labels": {"l": "1"}, "resourceVersion": "3", "managedFields": []});
+        assert_eq!(new, json!({"metadata": metadata, "spec": {"x": 1}, "status": {"s": 2}}));
+        let mut none = json!({"metadata": {"name": "a"}});
+        only_status(&mut none, &old);
+        assert_eq!(none, json!({"metadata": old["metadata"], "spec": {"x": 1}}), "a status may go");
+    }
 }

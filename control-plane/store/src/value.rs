@@ -144,6 +144,14 @@ impl Value {
         out.extend_from_slice(tail);
     }
 
+    /// The object's `metadata` alone, out of the same bytes; `None` where it has none, or is closed.
+    pub fn metadata(&self) -> Option<Self> {
+        let at = (self.splice as usize).checked_sub(1).filter(|_| !self.is_closed())?;
+        let mut found = serde_json::Deserializer::from_slice(self.json.get(at..)?).into_iter::<&RawValue>();
+        found.next()?.ok()?;
+        Some(Self::spliced(self.json.slice(at..at + found.byte_offset()), 1))
+    }
+
     /// `None` where nothing is to be inserted; a splice outside the value counts as none.
     fn head_and_tail(&self) -> Option<(&[u8], &[u8])> {
         match self.splice as usize {

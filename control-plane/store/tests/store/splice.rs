@@ -46,6 +46,9 @@ proptest! {
         let served: Json = serde_json::from_slice(&value.with_revision(revision)).unwrap();
         let mut expected = Json::Object(top);
         expected["metadata"]["resourceVersion"] = json!(revision.to_string());
+        let metadata: Json =
+            serde_json::from_slice(&value.metadata().unwrap().with_revision(revision)).unwrap();
+        prop_assert_eq!(&metadata, &expected["metadata"]);
         prop_assert_eq!(served, expected);
         prop_assert_eq!(&value.json[..], text.as_bytes());
     }
@@ -56,6 +59,7 @@ proptest! {
         if json.get("metadata").is_none_or(|metadata| !metadata.is_object()) {
             let value = Value::new(text.clone()).unwrap();
             prop_assert_eq!(value.splice, 0);
+            prop_assert!(value.metadata().is_none());
             prop_assert_eq!(value.with_revision(revision), text);
         }
     }
@@ -68,7 +72,9 @@ proptest! {
             Err(Error::Json(_)) => prop_assert!(!valid),
             Err(_) => {}
         }
-        Value::spliced(bytes, splice).with_revision(revision);
+        let value = Value::spliced(bytes, splice);
+        value.with_revision(revision);
+        value.metadata();
     }
 }
 

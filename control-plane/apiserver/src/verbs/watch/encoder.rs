@@ -37,6 +37,12 @@ impl Encoder {
             return Ok(raw_line(kind, kv, revision));
         }
         let served = &self.target.served;
+        if let Shape::Partial(version) = &self.form
+            && !served.def.strategy.converts()
+            && let Some(metadata) = kv.value.metadata()
+        {
+            return Ok(partial_line(kind, version, &metadata, revision));
+        }
         let obj = codec::decode_at(&served.def, kv, revision).map_err(crate::errors::corrupt)?;
         let object = match &self.form {
             Shape::Table(version, include) => {
@@ -93,6 +99,23 @@ fn raw_line(kind: &str, kv: &KeyValue, revision: u64) -> Bytes {
     out.extend_from_slice(b"\",\"object\":");
     kv.value.write_with_revision(revision, &mut out);
     out.extend_from_slice(b"}\n");
+    out.into()
+}
+
+/// Metadata alone, straight from the stored bytes.
+fn partial_line(kind: &str, version: &str, metadata: &coracle_store::Value, revision: u64) -> Bytes {
+    let mut out = Vec::with_capacity(metadata.json.len() + 160);
+    for part in [
+        "{\"type\":\"",
+        kind,
+        "\",\"object\":{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/",
+        version,
+        "\",\"metadata\":",
+    ] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    metadata.write_with_revision(revision, &mut out);
+    out.extend_from_slice(b"}}\n");
     out.into()
 }
 
