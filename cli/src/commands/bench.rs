@@ -11,7 +11,8 @@ use crate::kubeconfig::Cluster;
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Play nodes that exist in the API only and say of each pod that it runs, in the manner of kubemark and KWOK.
+    /// Play nodes that exist in the API only and say of each pod that it runs, in the manner of kubemark and KWOK. They, and
+    /// the pods made here, go away at the end.
     HollowNodes(HollowNodes),
 }
 
@@ -44,8 +45,8 @@ pub fn run(command: Command) -> Result<()> {
 async fn hollow_nodes(client: kube::Client, options: HollowNodes, shutdown: CancellationToken) -> Result<()> {
     let nodes = hollow::Options { prefix: options.prefix, ..hollow::Options::new(options.count) };
     let (ready, pods) = tokio::sync::oneshot::channel();
-    let stop = shutdown.child_token();
-    let playing = hollow::run(client.clone(), nodes, |pods| drop(ready.send(pods)), stop.clone());
+    let (stop, unplayed) = (CancellationToken::new(), client.clone());
+    let playing = hollow::run(client.clone(), nodes.clone(), |pods| drop(ready.send(pods)), stop.clone());
     let loading = async {
         let pods = pods.await.context("the nodes were not made")?;
         println!("{} hollow nodes are ready", options.count);
@@ -55,8 +56,14 @@ async fn hollow_nodes(client: kube::Client, options: HollowNodes, shutdown: Canc
         };
         let patience = Duration::from_secs(options.patience);
         let load = hollow::Load { pods: number, patience, prefix: "hollow-load".into() };
-        println!("{}", hollow::measure(client, &pods, &load).await?);
-        Ok(())
+        let measured = tokio::select! {
+            measured = hollow::measure(client.clone(), &pods, &load) => measured.map(Some),
+            () = shutdown.cancelled() => Ok(None),
+        };
+        if let Ok(Some(figures)) = &measured {
+            println!("{figures}");
+        }
+        hollow::take_away(client, &pods, &load).await.and(measured.map(drop))
     };
     let ended = async {
         let ended = loading.await;
@@ -64,5 +71,6 @@ async fn hollow_nodes(client: kube::Client, options: HollowNodes, shutdown: Canc
         ended
     };
     let (played, ended): (Result<()>, Result<()>) = tokio::join!(playing, ended);
-    played.and(ended)
+    let removed = hollow::remove(unplayed, &nodes).await;
+    played.and(ended).and(removed)
 }

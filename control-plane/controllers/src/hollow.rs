@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use crate::write::{self, Delete, Writer};
 
 mod load;
 
-pub use load::{Figures, Load, measure};
+pub use load::{Figures, Load, measure, take_away};
 
 /// Label of every hollow node.
 pub const LABEL: &str = "coracle.dev/hollow";
@@ -178,7 +178,18 @@ async fn renew(writer: &Writer, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the nodes, calls `ready`, and plays them until `shutdown`; they stay in the API.
+async fn unmake(writer: &Writer, name: String) -> anyhow::Result<()> {
+    let lease = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}");
+    for path in [format!("/api/v1/nodes/{name}"), lease] {
+        match writer.delete(&path, Delete::default()).await {
+            Err(error) if write::is_not_found(&error) => {}
+            other => drop(other.with_context(|| format!("remove {path}"))?),
+        }
+    }
+    Ok(())
+}
+
+/// Makes the nodes, calls `ready`, and plays them until `shutdown`; they stay in the API until [`remove`].
 ///
 /// # Errors
 /// When a node cannot be made.
@@ -237,4 +248,14 @@ pub async fn run(
         () = shutdown.cancelled() => {}
     }
     Ok(())
+}
+
+/// Takes the nodes away.
+///
+/// # Errors
+/// When the API refuses.
+pub async fn remove(client: kube::Client, options: &Options) -> anyhow::Result<()> {
+    let writer = Writer::new(client);
+    let going: Vec<_> = options.names().map(|name| unmake(&writer, name)).collect();
+    futures::stream::iter(going).buffer_unordered(AT_ONCE).try_collect().await
 }

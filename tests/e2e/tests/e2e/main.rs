@@ -14,6 +14,7 @@ mod deletion;
 mod faults;
 mod hello;
 mod helm;
+mod hollow;
 mod identities;
 mod images;
 mod infer;
