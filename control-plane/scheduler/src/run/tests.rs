@@ -123,3 +123,42 @@ async fn what_is_missing_from_a_new_list_is_forgotten() {
     assert_eq!(it.queue.keys().count(), 0);
     assert!(it.explained.is_empty() && it.snapshot.node_names().is_empty());
 }
+
+#[tokio::test]
+async fn room_is_reserved_while_a_binding_is_written_and_given_back_if_it_fails() {
+    let (mut it, mut endings) = scheduler();
+    it.node_event(watcher::Event::Apply(node("a")), &mut None);
+    let mut second = pod("2", json!({}));
+    second.metadata.name = Some("q".into());
+    it.see(watcher::Event::Apply(pod("1", json!({}))));
+    it.see(watcher::Event::Apply(second));
+    it.decide();
+    assert!(it.placed.contains_key("n/p") && !it.placed.contains_key("n/q"), "the node has room for one pod");
+    let ended = endings.recv().await.unwrap();
+    assert!(matches!(ended, Ended::Unbound(..)));
+    it.ended(ended);
+    assert!(it.placed.is_empty());
+    // Both have failed once, and wait a little.
+    it.queue.tick(Instant::now() + Duration::from_secs(20));
+    it.decide();
+    assert_eq!(it.placed.len(), 1, "the room is given again");
+}
+
+#[tokio::test]
+async fn many_pods_are_bound_at_a_time_and_no_more_than_may_be_under_way() {
+    let (mut it, mut endings) = scheduler();
+    for n in 0..20 {
+        it.node_event(watcher::Event::Apply(node(&format!("node-{n}"))), &mut None);
+        let mut one = pod(&n.to_string(), json!({}));
+        one.metadata.name = Some(format!("p{n}"));
+        it.see(watcher::Event::Apply(one));
+    }
+    it.decide();
+    assert_eq!((it.placed.len(), it.slots.available_permits()), (8, 0));
+    for _ in 0..8 {
+        it.ended(endings.recv().await.unwrap());
+    }
+    assert_eq!(it.slots.available_permits(), 8);
+    it.decide();
+    assert_eq!(it.placed.len(), 8, "the others are bound now");
+}
