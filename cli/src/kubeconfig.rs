@@ -54,6 +54,16 @@ impl Cluster {
         Ok((kube::Client::try_from(config)?, namespace))
     }
 
+    /// What the server serves.
+    ///
+    /// # Errors
+    /// When it does not answer, which names it.
+    pub async fn discover(&self, client: &kube::Client) -> Result<kube::Discovery> {
+        let discovered = kube::Discovery::new(client.clone()).run().await;
+        let server = self.server().await?;
+        discovered.with_context(|| format!("ask {server} what it serves"))
+    }
+
     /// The API server of the current context, `https://host:port`.
     pub async fn server(&self) -> Result<String> {
         Ok(self.config().await?.cluster_url.to_string().trim_end_matches('/').to_owned())

@@ -30,8 +30,7 @@ pub struct Options {
 pub fn run(options: Options) -> Result<()> {
     super::run_client(async move {
         let (client, namespace) = options.cluster.client().await?;
-        let discovery =
-            Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
+        let discovery = options.cluster.discover(&client).await?;
         let asked = options.cluster.namespace.as_deref();
         let mut failures = Failures::default();
         for object in read(&options.files)? {

@@ -34,8 +34,7 @@ pub fn run(options: Options) -> Result<()> {
     super::run_client(async move {
         let end = Instant::now() + Duration::from_secs(options.timeout);
         let (client, namespace) = options.cluster.client().await?;
-        let discovery =
-            Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
+        let discovery = options.cluster.discover(&client).await?;
         let mut targets = Vec::new();
         if !options.files.is_empty() && !options.names.is_empty() {
             bail!("name what to delete by -f FILE or by RESOURCE NAME, not both");

@@ -33,8 +33,7 @@ pub fn run(options: Options) -> Result<()> {
         };
         let (client, namespace) = options.cluster.client().await?;
         let said = coracle_scheduler::explain::of(&client, &configuration, &namespace, name).await?;
-        print!("{said}");
-        Ok(())
+        super::print(said.to_string())
     })
 }
 

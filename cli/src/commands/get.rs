@@ -40,8 +40,7 @@ const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/js
 pub fn run(options: Options) -> Result<()> {
     super::run_client(async move {
         let (client, namespace) = options.cluster.client().await?;
-        let discovery =
-            Discovery::new(client.clone()).run().await.context("discover the server's resources")?;
+        let discovery = options.cluster.discover(&client).await?;
         let mut answers = Vec::new();
         for (word, name) in targets(&options)? {
             let (resource, scope) = find(&discovery, &word)?;

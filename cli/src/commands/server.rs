@@ -140,7 +140,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
     let listener = listen(&options).await?;
     let address = advertised(&options, listener.local_addr()?)?;
     let url = format!("https://{address}");
-    let membership = member_of(&options).await?;
+    let membership = member_of(&options, address).await?;
     let (service_cidr, pod_cidr) =
         (membership.services(options.service_cidr)?, membership.pods(options.pod_cidr)?);
     let ca = ClusterCa::open(options.data_dir.join("pki")).context("the cluster's certificate authority")?;
@@ -295,15 +295,24 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
 }
 
 /// Which cluster this server belongs to: the one it was in before, the one it is to join, or a new one.
-async fn member_of(options: &Options) -> Result<Membership> {
+async fn member_of(options: &Options, address: SocketAddr) -> Result<Membership> {
     if let Some(membership) = Membership::read(&options.data_dir)? {
         return Ok(membership);
     }
     let membership = match &options.join {
-        None => Membership::first(
-            options.service_cidr.unwrap_or(RegistryOptions::default().service_cidr),
-            options.pod_cidr.unwrap_or(RegistryOptions::default().pod_cidr),
-        ),
+        None => {
+            // Before anything is stored: neither can be changed later.
+            let default = RegistryOptions::default();
+            let service_cidr = options.service_cidr.unwrap_or(default.service_cidr);
+            let pod_cidr = options.pod_cidr.unwrap_or(default.pod_cidr);
+            ensure!(
+                pod_cidr.base.is_loopback() || !address.ip().is_loopback(),
+                "--pod-cidr {pod_cidr}: pods of this range do not reach the API server at {address}: give --listen an \
+                 address of the host's network, or take a range in 127.64.0.0/10"
+            );
+            RegistryOptions { service_cidr, pod_cidr, ..default }.check()?;
+            Membership::first(service_cidr, pod_cidr)
+        }
         Some(url) => {
             let token = match (&options.token, &options.token_file) {
                 (Some(token), _) => token.clone(),

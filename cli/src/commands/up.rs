@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use coracle_cri_api::v1::runtime_service_client::RuntimeServiceClient;
 use coracle_cri_api::v1::{ListPodSandboxRequest, RemovePodSandboxRequest, StopPodSandboxRequest};
+use coracle_registry::Cidr;
 use futures::future::select_all;
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Node;
@@ -35,10 +36,10 @@ pub struct Options {
     listen: SocketAddr,
     /// Addresses of Services.
     #[arg(long, default_value = "127.96.0.0/12")]
-    service_cidr: String,
+    service_cidr: Cidr,
     /// Addresses of pods.
     #[arg(long, default_value = "127.64.0.0/11")]
-    pod_cidr: String,
+    pod_cidr: Cidr,
     /// The node's name.
     #[arg(long, default_value = "node-1")]
     node_name: String,
@@ -220,8 +221,8 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
             vec![
                 ("data-dir", shown(dir.server())),
                 ("listen", options.listen.to_string()),
-                ("service-cidr", options.service_cidr.clone()),
-                ("pod-cidr", options.pod_cidr.clone()),
+                ("service-cidr", options.service_cidr.to_string()),
+                ("pod-cidr", options.pod_cidr.to_string()),
                 ("legacy-manifests", options.legacy_manifests.to_string()),
                 ("default-not-ready-toleration-seconds", options.default_toleration_seconds.to_string()),
                 ("default-unreachable-toleration-seconds", options.default_toleration_seconds.to_string()),
@@ -241,9 +242,9 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
                 ("state-dir", shown(dir.runtime())),
                 ("registries", shown(credentials.join("registries.json"))),
                 ("registry-config-dir", shown(options.registry_config_dir.clone())),
-                ("pod-cidr", options.pod_cidr.clone()),
+                ("pod-cidr", options.pod_cidr.to_string()),
                 ("network", options.network.clone()),
-                ("service-cidr", options.service_cidr.clone()),
+                ("service-cidr", options.service_cidr.to_string()),
                 ("oci-runtime", options.oci_runtime.clone()),
             ],
             options.otlp_endpoint.iter().map(|endpoint| ("otlp-endpoint", endpoint.clone())).collect(),
@@ -265,11 +266,11 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
                 ("tls-cert-file", shown(credentials.join("serving.crt"))),
                 ("tls-private-key-file", shown(credentials.join("serving.key"))),
                 ("client-ca-file", shown(credentials.join("ca.crt"))),
-                ("cluster-dns", dns_address(&options.service_cidr)),
+                ("cluster-dns", dns_address(options.service_cidr)),
                 ("dns-port", options.dns_port.to_string()),
                 ("forward-dns", options.forward_dns.to_string()),
                 ("network", options.network.clone()),
-                ("service-cidr", options.service_cidr.clone()),
+                ("service-cidr", options.service_cidr.to_string()),
             ],
         ]
         .concat(),
@@ -277,10 +278,10 @@ fn programs(options: &Options, dir: &DataDir) -> [Program; 3] {
     [server, runtime, node]
 }
 
-/// The tenth address of the Service range, which is the DNS's; empty for a range that cannot be read: the server says so.
-fn dns_address(service_cidr: &str) -> String {
-    let base = service_cidr.split('/').next().and_then(|base| base.parse::<std::net::Ipv4Addr>().ok());
-    let tenth = base.and_then(|base| u32::from(base).checked_add(10));
+/// The tenth address of the Service range, which is the DNS's; empty for IPv6.
+fn dns_address(services: Cidr) -> String {
+    let IpAddr::V4(base) = services.base else { return String::new() };
+    let tenth = u32::from(base).checked_add(10);
     tenth.map(|ip| std::net::Ipv4Addr::from(ip).to_string()).unwrap_or_default()
 }
 

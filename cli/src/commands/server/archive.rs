@@ -89,16 +89,24 @@ pub fn unpack(archive: &Path, state: &Path, passphrase: Option<&str>) -> Result<
     unpacked.with_context(|| format!("{} is no whole snapshot", archive.display()))
 }
 
+/// Reads so many bytes. What a sealed archive says of its passphrase is no early end.
+fn whole(file: &mut dyn Read, bytes: &mut [u8]) -> Result<()> {
+    file.read_exact(bytes).map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => anyhow::anyhow!("it ends too early"),
+        _ => error.into(),
+    })
+}
+
 fn unpack_from(file: &mut impl Read, length: u64, state: &Path) -> Result<Head> {
     let mut sum = Sha256::new();
     let mut take = |file: &mut dyn Read, bytes: &mut [u8]| -> Result<()> {
-        file.read_exact(bytes).context("it ends too early")?;
+        whole(file, bytes)?;
         sum.update(&bytes);
         Ok(())
     };
     let mut magic = [0; MAGIC.len()];
     take(file, &mut magic)?;
-    ensure!(magic == MAGIC, "it does not begin as one");
+    ensure!(magic == MAGIC, "it does not begin as a snapshot of a cluster");
     let mut size = [0; 8];
     take(file, &mut size)?;
     let size = u64::from_le_bytes(size);
@@ -118,7 +126,7 @@ fn unpack_from(file: &mut impl Read, length: u64, state: &Path) -> Result<Head> 
     }
     out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
     let mut expected = [0; SUM as usize];
-    file.read_exact(&mut expected).context("it ends too early")?;
+    whole(file, &mut expected)?;
     if sum.finalize()[..] != expected {
         bail!("its checksum does not match");
     }

@@ -23,7 +23,8 @@ pub struct Tuning {
     /// Seconds between two readings of what nodes and pods use.
     #[arg(long, default_value_t = 15)]
     pub metric_resolution: u64,
-    /// Addresses for Services of type LoadBalancer; none: they get none.
+    /// Addresses for Services of type LoadBalancer. Otherwise they get none, but of `coracle up` on loopback addresses, where
+    /// they get the upper half of the /24 of the node's address.
     #[arg(long)]
     pub load_balancer_cidr: Option<String>,
     /// A KubeSchedulerConfiguration: profiles, plugins and their arguments.
