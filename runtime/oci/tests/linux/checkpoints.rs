@@ -2,9 +2,8 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use crate::host::Host;
+use crate::host::{Host, until};
 
 /// With a CRIU that works on this kernel; it takes its time while `slow` is there, and fails while `broken` is.
 const RUNTIME: &str = r#"#!/bin/sh
@@ -16,16 +15,6 @@ mkdir -p "$2"
 while [ -e slow ]; do echo $$ > pid; sleep 0.05; done
 echo pages > "$2/pages-1.img"
 "#;
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..400 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("not in 20 s: {what}");
-}
 
 fn id(name: &str) -> String {
     format!("{name}-{}", std::process::id())

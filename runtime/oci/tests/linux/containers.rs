@@ -6,7 +6,7 @@ use coracle_cri_api::v1;
 use coracle_oci::State;
 use coracle_streaming::{Output, streams};
 
-use crate::host::Host;
+use crate::host::{Host, until};
 
 fn id(name: &str) -> String {
     format!("{name}-{}", std::process::id())
@@ -39,10 +39,11 @@ async fn a_container_is_stopped_by_signal_and_by_force() {
     let pod = id("pod-b");
     host.pod(&pod, [10, 9, 0, 2]).await;
     let (kind, deaf) = (id("kind"), id("deaf"));
-    let script = "trap 'exit 7' TERM; while true; do sleep 0.05; done";
+    let script = "trap 'exit 7' TERM; : > /tmp/deft; while true; do sleep 0.05; done";
     host.create(&pod, &kind, &["/bin/sh", "-c", script], |_| ()).await.unwrap();
     host.engine.start(&kind).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let deft = host.dir.path().join("state/containers").join(&kind).join("upper/tmp/deft");
+    until("it takes the signal", || deft.exists()).await;
     let ended = host.engine.stop(&kind, 15, Duration::from_secs(10)).await.unwrap();
     assert!(matches!(ended, State::Exited { exit_code: 7, .. }), "{ended:?}");
     host.end().await;
@@ -178,17 +179,11 @@ async fn a_shim_that_dies_takes_its_container() {
     nix::sys::signal::kill(pid("shim.pid"), nix::sys::signal::Signal::SIGKILL).unwrap();
     assert_eq!(host.end().await, (c.clone(), 137, "Error".into()));
     // Whoever inherits it may take its time to reap it.
-    let runs = || {
+    let gone = || {
         let stat = std::fs::read_to_string(format!("/proc/{container}/stat")).unwrap_or_default();
-        !stat.is_empty() && !stat.contains(") Z ")
+        stat.is_empty() || stat.contains(") Z ")
     };
-    for _ in 0..100 {
-        if !runs() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert!(!runs(), "it still runs");
+    until("it runs no more", gone).await;
     host.finish().await;
 }
 

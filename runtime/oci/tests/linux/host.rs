@@ -164,3 +164,14 @@ impl Host {
         assert!(self.engine.layers_in_use().is_empty());
     }
 }
+
+/// Waits until something holds.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..400 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("not in 20 s: {what}");
+}

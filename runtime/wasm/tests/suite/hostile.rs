@@ -66,9 +66,8 @@ async fn endless_recursion_ends_the_guest_only() -> Result {
     answers(at).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn streams_of_sockets_that_were_let_go_count_too() -> Result {
-    let host = Host::start().await?;
+/// Who accepts connections and keeps them, until it is aborted; and where.
+async fn holder() -> Result<(String, tokio::task::JoinHandle<()>)> {
     let target = TcpListener::bind((address(), 0)).await?;
     let to = target.local_addr()?.to_string();
     let sink = tokio::spawn(async move {
@@ -77,6 +76,13 @@ async fn streams_of_sockets_that_were_let_go_count_too() -> Result {
             held.push(stream);
         }
     });
+    Ok((to, sink))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_sockets_that_were_let_go_count_too() -> Result {
+    let host = Host::start().await?;
+    let (to, sink) = holder().await?;
     let pod = host.pod("threes").await?;
     let (_, printed) = host.run_in(&pod, host.spec(&pod, "main", "p3-sockets", &["connect", &to])).await?;
     assert_eq!(printed, format!("first: {SOCKETS}\nagain: {SOCKETS}"));
@@ -112,14 +118,7 @@ async fn connections_that_a_guest_accepts_count_too() -> Result {
 async fn a_flood_of_sockets_stops_at_the_pods_limit() -> Result {
     let host = Host::start().await?;
     let at = neighbour(&host).await?;
-    let target = TcpListener::bind((address(), 0)).await?;
-    let to = target.local_addr()?.to_string();
-    let sink = tokio::spawn(async move {
-        let mut held = Vec::new();
-        while let Ok((stream, _)) = target.accept().await {
-            held.push(stream);
-        }
-    });
+    let (to, sink) = holder().await?;
     let (pod, volume) = (host.pod("floods").await?, tempfile::tempdir()?);
     let mut ids = Vec::new();
     // Both containers of a pod share its room. Alone, each would come to the end of its instance's handles, three a socket.
