@@ -54,6 +54,7 @@ impl Service {
                 Status::internal(format!("creating the log directory {}: {e}", dir.display()))
             })?;
         }
+        self.make_room(&sandbox, &id, config.linux.as_ref().and_then(|l| l.resources.as_ref()));
         let host = self.host_of(&sandbox.id)?.client().await?;
         let made = host.create_container(wanted).await.map_err(refused)?;
 
@@ -269,6 +270,7 @@ impl Service {
             updated.map_err(|e| Status::internal(format!("container {}: {e:#}", record.id)))?;
         } else {
             let (memory, cpu) = (spec::memory_limit(&resources), spec::cpu_millis(&resources));
+            self.make_room(&self.sandbox(&record.sandbox_id)?, &record.id, Some(&resources));
             let host = self.host_of(&record.sandbox_id)?.client().await?;
             host.update_container(&record.id, memory, cpu).await.map_err(refused)?;
         }

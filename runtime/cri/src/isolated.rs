@@ -15,8 +15,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use coracle_cri_api::v1;
 use coracle_wasm::client::HostClient;
-use coracle_wasm::protocol::{ContainerStats, Event, Measured};
+use coracle_wasm::protocol::{ContainerStats, Event, Measured, State};
 pub use group::Group;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -26,6 +27,7 @@ use tonic::Status;
 use crate::host::{self, Host, Lease, Listener, Settings};
 use crate::record::SandboxRecord;
 use crate::service::{Service, refused};
+use crate::state::Filter;
 
 /// The runtime handler.
 pub const HANDLER: &str = "wasm-isolated";
@@ -186,6 +188,30 @@ impl Service {
         let supervision = tokio::spawn(async move { tokio::join!(supervision, tables).0 });
         hosts.insert(key, Own { host: host.clone(), stop, supervision });
         Ok(host)
+    }
+
+    /// Before a container of an isolated sandbox may use this: the group of the host has room for it.
+    pub fn make_room(
+        &self,
+        sandbox: &SandboxRecord,
+        container: &str,
+        resources: Option<&v1::LinuxContainerResources>,
+    ) {
+        if !is_isolated(sandbox) {
+            return;
+        }
+        let by = Filter { sandbox_id: &sandbox.id, ..Filter::default() };
+        let others = self.state.containers(&by).into_iter().filter(|other| {
+            other.id != container && !other.linux && !matches!(other.state, State::Exited { .. })
+        });
+        let all: Vec<_> = others
+            .map(|other| other.config.linux.and_then(|l| l.resources).unwrap_or_default())
+            .chain([resources.cloned().unwrap_or_default()])
+            .collect();
+        let Some(group) = Group::of(sandbox).map(|group| group.with_room_for(all.iter())) else { return };
+        if let Err(error) = group.change() {
+            tracing::warn!(sandbox = sandbox.id, %error, "giving an isolated host other limits");
+        }
     }
 
     /// Ends the host of this sandbox, with whatever runs in it, and removes its files. Again is fine.

@@ -399,10 +399,14 @@ impl Container {
         }
     }
 
-    /// Gives it other limits, which hold at once.
+    /// Gives it other limits, which hold at once; what it holds of memory it keeps, and so a limit below that is refused.
     pub fn update(&self, memory: Option<u64>, cpu_millis: Option<u32>) -> Result<(), HostError> {
         self.grants.memory.set_limit(memory).map_err(|held| {
-            let words = format!("container {} holds {held} bytes of memory already", self.spec().name);
+            let (name, asked) = (&self.spec().name, memory.unwrap_or_default());
+            let words = format!(
+                "cannot decrease memory limits: attempting to set container {name:?} memory limit ({asked}) below current \
+                 usage ({held})"
+            );
             HostError::new(ErrorCode::FailedPrecondition, words)
         })?;
         self.grants.meter.set_limit(cpu_millis);

@@ -51,6 +51,23 @@ impl Group {
         })
     }
 
+    /// The same with room for what these containers may use together, should that be more.
+    pub fn with_room_for<'a>(
+        mut self,
+        containers: impl Iterator<Item = &'a LinuxContainerResources>,
+    ) -> Self {
+        let (mut memory, mut cpu) = (Some(OWN_MEMORY), Some(0_u64));
+        for of in containers {
+            let add = |sum: Option<u64>, more: Option<u64>| Some(sum?.saturating_add(more?));
+            memory = add(memory, crate::spec::memory_limit(of));
+            cpu = add(cpu, crate::spec::cpu_millis(of).map(u64::from));
+        }
+        // One without a limit is bounded by the pod's, as before.
+        self.memory = self.memory.zip(memory).map(|(pod, sum)| pod.max(sum)).or(self.memory);
+        self.cpu_millis = self.cpu_millis.zip(cpu).map(|(pod, sum)| pod.max(sum)).or(self.cpu_millis);
+        self
+    }
+
     fn quota(&self) -> Option<u64> {
         // Less than a hundredth of a period is refused by the kernel.
         self.cpu_millis.map(|millis| (millis * PERIOD / 1000).max(PERIOD / 100))
@@ -107,14 +124,27 @@ impl Group {
             }
             std::fs::create_dir_all(folder)?;
         }
+        self.limit(&folders, unified)?;
+        let entry = |(_, folder): &(_, PathBuf)| open(&folder.join("cgroup.procs"));
+        folders.iter().map(entry).collect()
+    }
+
+    fn limit(&self, folders: &[(&'static str, PathBuf)], unified: bool) -> io::Result<()> {
         for (controller, file, value) in self.settings(unified) {
             let folder = folders.iter().find(|(c, _)| unified || *c == controller);
             if let Some((_, folder)) = folder {
                 write(folder, file, &value)?;
             }
         }
-        let entry = |(_, folder): &(_, PathBuf)| open(&folder.join("cgroup.procs"));
-        folders.iter().map(entry).collect()
+        Ok(())
+    }
+
+    /// Gives the group of a host that runs these limits; one that is not there is fine.
+    pub fn change(&self) -> io::Result<()> {
+        let mut folders = self.folders(Path::new(ROOT));
+        folders.retain(|(_, folder)| folder.is_dir());
+        let unified = folders.iter().any(|(controller, _)| controller.is_empty());
+        self.limit(&folders, unified)
     }
 
     /// Removes it, once nobody is in it; one that is not there is fine.
@@ -167,6 +197,23 @@ mod tests {
             ]
         );
         assert_eq!(Group { name: "a".into(), memory: None, cpu_millis: None }.settings(true), [pids]);
+    }
+
+    #[test]
+    fn there_is_room_for_containers_that_were_given_more() {
+        let group = |memory, cpu_millis| Group { name: "a".into(), memory, cpu_millis };
+        let of = |memory: i64, quota: i64| LinuxContainerResources {
+            memory_limit_in_bytes: memory << 20,
+            cpu_quota: quota,
+            ..Default::default()
+        };
+        let pod = group(Some((64 << 20) + OWN_MEMORY), Some(500));
+        let larger = pod.clone().with_room_for([of(100, 20_000), of(20, 70_000)].iter());
+        assert_eq!(larger, group(Some((120 << 20) + OWN_MEMORY), Some(900)));
+        for little in [&[of(10, 10_000)][..], &[], &[of(0, 0), of(500, 0)]] {
+            assert_eq!(pod.clone().with_room_for(little.iter()), pod);
+        }
+        assert_eq!(group(None, None).with_room_for([of(100, 20_000)].iter()), group(None, None));
     }
 
     #[test]

@@ -157,8 +157,19 @@ async fn an_isolated_host_is_in_a_control_group_of_its_own() {
         false => (3, format!("/sys/fs/cgroup/memory{own}"), "memory.limit_in_bytes"),
     };
     assert_eq!(text.lines().filter(|l| l.ends_with(&own)).count(), groups, "{text}");
-    let limit = std::fs::read_to_string(PathBuf::from(&memory).join(limit)).unwrap();
-    assert_eq!(limit.trim(), ((64_u64 + 256) << 20).to_string());
+    let limit = PathBuf::from(&memory).join(limit);
+    let bytes = || std::fs::read_to_string(&limit).unwrap().trim().parse::<u64>().unwrap();
+    assert_eq!(bytes(), (64 + 256) << 20);
+    // A container that is given more than the pod had has it from the kernel too.
+    let id = running(&pod, &suite).await;
+    let linux = v1::LinuxContainerResources { memory_limit_in_bytes: 600 << 20, ..Default::default() };
+    let update = v1::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    suite.runtime.clone().update_container_resources(update).await.unwrap();
+    assert_eq!(bytes(), (600 + 256) << 20);
     pod.end().await.unwrap();
     assert!(!PathBuf::from(memory).exists(), "the group goes with the pod");
 }

@@ -146,6 +146,53 @@ async fn a_cpu_limit_holds() -> Result {
     Ok(())
 }
 
+/// Limits of what runs change at once, up and down; below what is held they do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_change_while_guests_run() -> Result {
+    let host = Host::start().await?;
+    let pod = host.pod("resized").await?;
+    let (small, large) = (8 << 20, 64 << 20);
+    let mut spins = host.spec(&pod, "spins", "probe", &["spin"]);
+    (spins.cpu_millis, spins.memory_limit_bytes) = (Some(20), Some(small));
+    let mut web = host.spec(&pod, "web", "web", &[]);
+    web.memory_limit_bytes = Some(small);
+    let (spinning, serving) = (spins.id.clone(), web.id.clone());
+    host.start_container(spins).await?;
+    host.start_container(web).await?;
+    // What is used with half a CPU in half the time is far beyond what a fiftieth of one gives, and the other way round.
+    let used = async || -> Result<u64> {
+        let before = host.client.stats(std::slice::from_ref(&spinning)).await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let after = host.client.stats(std::slice::from_ref(&spinning)).await?;
+        let (Some(before), Some(after)) = (before.first(), after.first()) else {
+            anyhow::bail!("no numbers")
+        };
+        Ok((after.cpu_nanos - before.cpu_nanos) / 1_000_000)
+    };
+    assert!(used().await? < 100);
+    host.client.update_container(&spinning, Some(small), Some(500)).await?;
+    let more = used().await?;
+    assert!(more > 100, "{more} ms");
+    host.client.update_container(&spinning, Some(small), Some(20)).await?;
+    let less = used().await?;
+    assert!(less < 100, "{less} ms");
+
+    host.client.update_container(&serving, Some(large), None).await?;
+    let at = std::net::SocketAddrV4::new(pod.pod_ip, 8080);
+    assert_eq!(crate::harness::get(at, "/grow?24").await?.1, "grown 24", "more than it began with");
+    let refused = host.client.update_container(&serving, Some(1 << 20), None).await.err();
+    let words = refused.map(|e| e.to_string()).unwrap_or_default();
+    let told = "cannot decrease memory limits: attempting to set container \"web\" memory limit (1048576) below current usage (";
+    assert!(words.starts_with(told), "{words}");
+    assert_eq!(crate::harness::get(at, "/").await?.0, 200);
+    // What it has not, it does not get any more.
+    let held = host.client.stats(std::slice::from_ref(&serving)).await?.first().map(|s| s.memory_bytes);
+    host.client.update_container(&serving, held.map(|held| held + (1 << 20)), None).await?;
+    let _ = crate::harness::get(at, "/grow?48").await;
+    assert_eq!(exit(&host.ended(&serving).await?), (137, "OOMKilled"));
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn mounts() -> Result {
     let host = Host::start().await?;
