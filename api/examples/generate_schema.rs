@@ -16,16 +16,19 @@ const POINTERS: &str = include_str!("generate_schema/pointers.txt");
 const ALWAYS: &str = include_str!("generate_schema/always.txt");
 /// Defaults that the OpenAPI of version 3 states and that of version 2 does not.
 const DEFAULTS: &str = include_str!("generate_schema/defaults.txt");
+/// Definitions of kinds that Kubernetes serves when it is asked to, and so are in no document that was read off it.
+const ALPHA: &str = include_str!("generate_schema/alpha.json");
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let home = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let input = std::env::args().nth(1).map(PathBuf::from);
     let input = input.unwrap_or_else(|| home.join("../../shared/facts/openapi-1.36.2.json"));
     let document: Value = serde_json::from_slice(&std::fs::read(&input)?)?;
-    let definitions = document["definitions"].as_object().ok_or("no definitions")?;
+    let mut definitions: BTreeMap<String, Value> = serde_json::from_value(document["definitions"].clone())?;
+    definitions.extend(serde_json::from_str::<BTreeMap<String, Value>>(ALPHA)?);
 
     let mut lines = Vec::new();
-    for (name, definition) in definitions {
+    for (name, definition) in &definitions {
         lines.push(format!("{}:{}", json!(name), one_type(name, definition)?));
     }
     let table = format!("{{\n{}\n}}\n", lines.join(",\n"));

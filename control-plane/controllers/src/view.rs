@@ -16,6 +16,7 @@ use crate::cache::Cached;
 
 mod batch;
 mod devices;
+mod gang;
 mod pod;
 mod policy;
 mod service;
@@ -24,6 +25,7 @@ mod workload;
 
 pub use batch::*;
 pub use devices::*;
+pub use gang::*;
 pub use pod::*;
 pub use policy::*;
 pub use service::*;
@@ -95,6 +97,7 @@ resource!(
     "horizontalpodautoscalers"
 );
 resource!(PodDisruptionBudget, "policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets");
+resource!(PodGroup, "scheduling.k8s.io", "v1alpha2", "PodGroup", "podgroups");
 resource!(ResourceQuota, "", "v1", "ResourceQuota", "resourcequotas");
 
 /// What most views are asked.

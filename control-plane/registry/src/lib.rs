@@ -27,6 +27,7 @@ pub mod endpoint_slice;
 pub mod endpoints;
 pub mod event;
 pub mod flow_control;
+pub mod gangs;
 mod go_struct;
 pub mod horizontal_pod_autoscaler;
 pub mod job;
@@ -187,13 +188,9 @@ fn resources(
     all.extend(storage::resources());
     all.extend(admission_webhook::resources());
     all.extend(admission_policy::resources());
-    all.extend([
-        custom_resource_definition::resource(),
-        priority_class::resource(),
-        lease::resource(),
-        runtime_class::resource(),
-        endpoint_slice::resource(options),
-    ]);
+    all.extend([custom_resource_definition::resource(), priority_class::resource()]);
+    all.extend(gangs::resources());
+    all.extend([lease::resource(), runtime_class::resource(), endpoint_slice::resource(options)]);
     all.extend(flow_control::resources());
     all.extend(devices::resources());
     all

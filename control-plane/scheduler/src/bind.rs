@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use coracle_controllers::resource_claim::PROTECTED;
-use coracle_controllers::view::{Meta, PersistentVolumeClaim, ResourceClaim};
+use coracle_controllers::view::{Meta, PersistentVolumeClaim, PodGroup, ResourceClaim};
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim as FullClaim, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
@@ -228,6 +228,27 @@ pub async fn explain(client: &Client, pod: &PodView, why: &str) -> Result<()> {
         .await
         .with_context(|| format!("status of {}", pod.key()))?;
     event(client, pod, "Warning", "FailedScheduling", "Scheduling", why).await
+}
+
+/// Says on a group whether its pods have nodes, and if not, why.
+///
+/// # Errors
+/// When the API cannot be reached or the group is gone.
+pub async fn explain_group(client: &Client, group: &PodGroup, why: Option<&str>) -> Result<()> {
+    let (namespace, name) = (group.namespace(), group.name());
+    let (status, reason) = if why.is_some() { ("False", "Unschedulable") } else { ("True", "Scheduled") };
+    let message = why.unwrap_or("enough pods of the group have nodes");
+    let condition = json!({
+        "type": "PodGroupScheduled", "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": Timestamp::from_second(Timestamp::now().as_second())?,
+    });
+    let body = json!({"metadata": {"uid": group.uid()}, "status": {"conditions": [condition]}});
+    let path = format!("/apis/scheduling.k8s.io/v1alpha2/namespaces/{namespace}/podgroups/{name}/status");
+    let request = http::Request::patch(path)
+        .header("content-type", "application/strategic-merge-patch+json")
+        .body(serde_json::to_vec(&body)?)?;
+    let _: Value = client.request(request).await.with_context(|| format!("podgroup {namespace}/{name}"))?;
+    Ok(())
 }
 
 async fn event(

@@ -68,6 +68,7 @@ struct Plugins {
     filter: PluginSet,
     score: PluginSet,
     post_filter: PluginSet,
+    permit: PluginSet,
 }
 
 #[derive(Default, Deserialize)]
@@ -167,15 +168,17 @@ fn profile(file: &FileProfile) -> Result<Profile, ConfigError> {
         profile.name.clone_from(name);
     }
     profile.percentage_of_nodes = file.percentage_of_nodes_to_score;
-    let Plugins { multi_point, filter, score, post_filter } = &file.plugins;
+    let Plugins { multi_point, filter, score, post_filter, permit } = &file.plugins;
     for one in &multi_point.disabled {
         profile.disable_filter(&one.name);
         profile.disable_score(&one.name);
+        profile.disable_permit(&one.name);
     }
     for one in &multi_point.enabled {
         if let Some(plugin) = plugin(&one.name)? {
             profile.enable_filter(plugin);
             profile.enable_score(plugin, one.weight);
+            profile.enable_permit(plugin);
         }
     }
     filter.disabled.iter().for_each(|one| profile.disable_filter(&one.name));
@@ -185,6 +188,10 @@ fn profile(file: &FileProfile) -> Result<Profile, ConfigError> {
     score.disabled.iter().for_each(|one| profile.disable_score(&one.name));
     for one in &score.enabled {
         plugin(&one.name)?.into_iter().for_each(|plugin| profile.enable_score(plugin, one.weight));
+    }
+    permit.disabled.iter().for_each(|one| profile.disable_permit(&one.name));
+    for one in &permit.enabled {
+        plugin(&one.name)?.into_iter().for_each(|plugin| profile.enable_permit(plugin));
     }
     let preemption = |one: &Named| one.name == "*" || one.name == "DefaultPreemption";
     let off = [multi_point, post_filter].iter().any(|set| set.disabled.iter().any(preemption));
@@ -273,6 +280,7 @@ mod tests {
                       "score": { "disabled": [{ "name": "*" }], "enabled": [{ "name": "NodeResourcesFit", "weight": 5 }] },
                       "multiPoint": { "disabled": [{ "name": "NodePorts" }] },
                       "postFilter": { "disabled": [{ "name": "*" }] },
+                      "permit": { "disabled": [{ "name": "GangScheduling" }] },
                   },
                   "pluginConfig": [{ "name": "NodeResourcesFit", "args": ratio }, { "name": "PodTopologySpread", "args": { "defaultingType": "List" } }] },
             ],
@@ -287,6 +295,8 @@ mod tests {
             (packed.fit.strategy.clone(), packed.fit.resources.clone()),
             (Strategy::MostAllocated, vec![("cpu".into(), 3)])
         );
+        let gangs = |profile: &Profile| profile.has_permit("GangScheduling");
+        assert!(!gangs(packed) && gangs(&read.profiles[0]));
         assert!(packed.spread.is_empty() && packed.percentage_of_nodes == Some(30));
         assert_eq!(read.profiles[0].scores().count(), Profile::default().scores().count());
     }

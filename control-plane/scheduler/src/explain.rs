@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Configuration;
 use crate::cycle::Cycle;
+use crate::plugins::gang_scheduling::{self, Gate};
 use crate::profile::Profile;
 use crate::snapshot::{Room, Snapshot};
 use crate::view::{NodeView, PodView};
@@ -41,12 +42,21 @@ pub struct Explanation {
 /// One point of a score is this much: the best score of a plugin with weight one has a hundred points.
 const POINT: i64 = crate::plugins::BEST / 100;
 
-/// Says for each node what the plugins say. The pod's own room, if it has one, does not count.
-pub fn explain(pod: &PodView, profile: &Profile, snapshot: &Snapshot, world: &World) -> Explanation {
+/// Says for each node what the plugins say. The pod's own room, if it has one, does not count;
+/// `group` is how many pods its group has.
+pub fn explain(
+    pod: &PodView,
+    profile: &Profile,
+    snapshot: &Snapshot,
+    world: &World,
+    group: usize,
+) -> Explanation {
     let bound = Some(pod.node.clone()).filter(|node| !node.is_empty());
     let mut this = Explanation { pod: pod.key(), bound, barred: None, nodes: Vec::new() };
     if pod.gated {
         this.barred = Some("it has scheduling gates, which must be removed first".to_owned());
+    } else if this.bound.is_none() && profile.has_permit("GangScheduling") {
+        this.barred = gang(pod, snapshot, world, group);
     }
     let cycle = match Cycle::of(pod, profile, snapshot, world) {
         Ok(cycle) => cycle,
@@ -81,6 +91,22 @@ pub fn explain(pod: &PodView, profile: &Profile, snapshot: &Snapshot, world: &Wo
     this.nodes.sort_by_key(|(name, verdict)| (std::cmp::Reverse(sum(verdict)), name.clone()));
     this.nodes.extend(refused);
     this
+}
+
+/// What a pod's group makes it wait for.
+fn gang(pod: &PodView, snapshot: &Snapshot, world: &World, pods: usize) -> Option<String> {
+    match gang_scheduling::gate(pod, world, pods) {
+        Gate::Alone => None,
+        Gate::Closed(why) => Some(why),
+        Gate::Together(least) => {
+            let placed = snapshot.nodes().flat_map(|room| room.pods.values());
+            let placed = placed.filter(|one| one.group == pod.group).count();
+            let pods = format!("of its {pods} pods {placed} have a node");
+            (placed < least).then(|| {
+                format!("PodGroup {:?} needs {least} pods with a node at the same time; {pods}", pod.group)
+            })
+        }
+    }
 }
 
 impl fmt::Display for Explanation {
@@ -126,8 +152,10 @@ pub async fn of(
     for node in Api::<Node>::all(client.clone()).list(&ListParams::default()).await.context("list nodes")? {
         snapshot.set_node(NodeView::of(&node));
     }
+    let mut group = 0;
     for other in Api::<Pod>::all(client.clone()).list(&ListParams::default()).await.context("list pods")? {
         let other = PodView::of(&other);
+        group += usize::from(!other.ended && !pod.group.is_empty() && other.group == pod.group);
         if !other.ended && !other.node.is_empty() && other.uid != pod.uid {
             let node = other.node.clone();
             snapshot.take(&node, &Arc::new(other));
@@ -139,7 +167,7 @@ pub async fn of(
     let (world, stop) = (World::default(), CancellationToken::new());
     let (changes, _ignored) = mpsc::unbounded_channel();
     world.start(client, changes, &stop).await;
-    let explanation = explain(&pod, profile, &snapshot, &world);
+    let explanation = explain(&pod, profile, &snapshot, &world, group);
     stop.cancel();
     Ok(explanation)
 }
@@ -166,7 +194,7 @@ mod tests {
         let pod = json!({ "metadata": { "name": "p", "namespace": "n" }, "spec": { "containers": [{ "name": "c", "resources": requests }] } });
         let pod = PodView::of(&serde_json::from_value(pod).unwrap());
         snapshot.take("a", &Arc::new(PodView { name: "other".into(), ..pod.clone() }));
-        let said = explain(&pod, &Profile::default(), &snapshot, &World::default());
+        let said = explain(&pod, &Profile::default(), &snapshot, &World::default(), 0);
         let names: Vec<_> = said.nodes.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["b", "a", "c"], "{said}");
         let text = said.to_string();

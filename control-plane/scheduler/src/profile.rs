@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{NodeSelector, TopologySpreadConstraint};
 
 use crate::plugins::resources_fit::FitArgs;
-use crate::plugins::{Filter, PLUGINS, Plugin, Score};
+use crate::plugins::{Filter, PLUGINS, Permit, Plugin, Score};
 
 /// Plugins that a profile may name and that are no filters or scores: always there, or part of another here.
 pub const OTHERS: [&str; 8] = [
@@ -24,6 +24,7 @@ pub struct Profile {
     pub name: String,
     filters: Vec<(&'static Plugin, Filter)>,
     scores: Vec<(&'static Plugin, Score, i64)>,
+    permits: Vec<(&'static Plugin, Permit)>,
     pub fit: FitArgs,
     /// The constraints of pods that have none; those of Kubernetes unless set.
     pub spread: Vec<TopologySpreadConstraint>,
@@ -49,6 +50,7 @@ impl Default for Profile {
             name: "default-scheduler".to_owned(),
             filters: Vec::new(),
             scores: Vec::new(),
+            permits: Vec::new(),
             fit: FitArgs::default(),
             spread: vec![soft("kubernetes.io/hostname", 3), soft("topology.kubernetes.io/zone", 5)],
             hard_affinity_weight: 1,
@@ -59,6 +61,7 @@ impl Default for Profile {
         for plugin in &PLUGINS {
             profile.enable_filter(plugin);
             profile.enable_score(plugin, None);
+            profile.enable_permit(plugin);
         }
         profile
     }
@@ -73,6 +76,27 @@ impl Profile {
     /// Its scores and their weights.
     pub fn scores(&self) -> impl Iterator<Item = (&'static Plugin, Score, i64)> + '_ {
         self.scores.iter().copied()
+    }
+
+    /// Who says whether a pod with a node may be bound.
+    pub fn permits(&self) -> impl Iterator<Item = Permit> + '_ {
+        self.permits.iter().map(|(_, permit)| *permit)
+    }
+
+    /// Whether a plugin's permit is asked.
+    pub fn has_permit(&self, name: &str) -> bool {
+        self.permits.iter().any(|(plugin, _)| plugin.name == name)
+    }
+
+    /// Adds a plugin's permit, if it has one.
+    pub fn enable_permit(&mut self, plugin: &'static Plugin) {
+        self.disable_permit(plugin.name);
+        self.permits.extend(plugin.permit.map(|permit| (plugin, permit)));
+    }
+
+    /// Takes a permit away; `*` takes all.
+    pub fn disable_permit(&mut self, name: &str) {
+        self.permits.retain(|(plugin, _)| name != "*" && plugin.name != name);
     }
 
     /// Adds a plugin's filter, if it has one.

@@ -87,10 +87,22 @@ impl Queue {
         self.pods.keys()
     }
 
+    /// A pod that waits.
+    pub fn get(&self, key: &str) -> Option<&PodView> {
+        self.pods.get(key).map(|waiting| &waiting.pod)
+    }
+
     /// The next pod to try; it stays in the queue until it is removed or put to sleep.
     pub fn pop(&mut self) -> Option<PodView> {
         let (_, _, key) = self.active.pop_first()?;
         self.pods.get(&key).map(|waiting| waiting.pod.clone())
+    }
+
+    /// A pod that waits, out of its turn; it stays in the queue as after [`Self::pop`].
+    pub fn take(&mut self, key: &str) -> Option<PodView> {
+        let waiting = self.pods.get(key)?;
+        self.active.remove(&order(&waiting.pod));
+        Some(waiting.pod.clone())
     }
 
     // It sleeps no longer.
@@ -148,12 +160,22 @@ impl Queue {
         }
     }
 
-    /// The pod waits for something that will wake it; that is no failure.
-    pub fn park(&mut self, key: &str, now: Instant) {
+    /// Pods by name are tried again once their back-off is over.
+    pub fn wake_all<'a>(&mut self, now: Instant, keys: impl Iterator<Item = &'a String>) {
+        for key in keys {
+            if let Some(at) = self.pods.get(key).map(|waiting| waiting.not_before.max(now)) {
+                self.stir(key);
+                self.set_time(key, at);
+            }
+        }
+    }
+
+    /// The pod waits for one of these changes; that is no failure.
+    pub fn park(&mut self, key: &str, now: Instant, wakes: u32) {
         if let Some(waiting) = self.pods.get_mut(key) {
             waiting.not_before = now;
             self.set_time(key, now + FLUSH);
-            self.fall_asleep(key, crate::wake::ANYTHING);
+            self.fall_asleep(key, wakes);
         }
     }
 

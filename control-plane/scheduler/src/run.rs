@@ -21,6 +21,7 @@ use crate::view::PodView;
 use crate::world::World;
 
 mod decided;
+mod gangs;
 mod watched;
 
 /// How the scheduler runs.
@@ -51,6 +52,7 @@ struct Scheduler {
     placed: HashMap<String, Placed>,
     /// What waiting pods were last told, by their UID.
     explained: HashMap<String, (String, String)>,
+    groups: gangs::Groups,
     /// At which node the next decision begins, where not all nodes are looked at.
     turn: usize,
     slots: Arc<Semaphore>,
@@ -106,6 +108,7 @@ pub async fn run(client: Client, options: Options, shutdown: CancellationToken) 
         queue,
         placed: HashMap::new(),
         explained: HashMap::new(),
+        groups: gangs::Groups::default(),
         slots,
         ended,
     };

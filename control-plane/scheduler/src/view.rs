@@ -34,6 +34,8 @@ pub struct PodView {
     /// The uid of its controller; empty: none.
     pub owner: String,
     pub gated: bool,
+    /// The group, as `namespace/name`, that it is placed with; empty: none.
+    pub group: String,
     pub labels: BTreeMap<String, String>,
     pub spread: Vec<TopologySpreadConstraint>,
     /// Names of its claims, in its namespace.
@@ -113,6 +115,7 @@ impl PodView {
                 .and_then(|status| status.start_time.as_ref())
                 .map_or(0, |time| time.0.as_second()),
             gated: spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()),
+            group: group(pod).unwrap_or_default(),
             ended: matches!(phase, Some("Succeeded" | "Failed")),
             deleting: meta.deletion_timestamp.is_some(),
         }
@@ -136,6 +139,11 @@ fn claims(volumes: &[Volume], pod: &str) -> Vec<String> {
         None => volume.ephemeral.as_ref().map(|_| format!("{pod}-{}", volume.name)),
     };
     volumes.iter().filter_map(claim).collect()
+}
+
+fn group(pod: &Pod) -> Option<String> {
+    let name = pod.spec.as_ref()?.scheduling_group.as_ref()?.pod_group_name.as_ref()?;
+    Some(format!("{}/{name}", pod.metadata.namespace.as_deref()?))
 }
 
 fn devices(pod: &Pod) -> Vec<(String, Option<String>)> {

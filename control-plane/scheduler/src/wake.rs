@@ -20,6 +20,8 @@ pub const VOLUMES: u32 = 1 << 6;
 pub const CLAIMS: u32 = 1 << 7;
 /// Devices, classes of them, and claims of them.
 pub const DEVICES: u32 = 1 << 8;
+/// More pods of a group, or the group itself.
+pub const GROUP: u32 = 1 << 9;
 /// Whatever it is.
 pub const ANYTHING: u32 = u32::MAX;
 

@@ -6,7 +6,7 @@ use coracle_api::labels::Selector;
 use coracle_controllers::cache::{Cache, Cached};
 use coracle_controllers::view::{
     CsiNode, DeviceClass, Meta, Namespace, PersistentVolume, PersistentVolumeClaim, PodDisruptionBudget,
-    ResourceClaim, ResourceSlice, StorageClass,
+    PodGroup, ResourceClaim, ResourceSlice, StorageClass,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Client;
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::devices::Promised;
+use crate::devices::{Grant, Promised};
 
 /// Caches that are read while a node is chosen.
 #[derive(Clone, Default)]
@@ -29,17 +29,19 @@ pub struct World {
     pub resource_claims: Arc<Cache<ResourceClaim>>,
     pub resource_slices: Arc<Cache<ResourceSlice>>,
     pub device_classes: Arc<Cache<DeviceClass>>,
+    pub pod_groups: Arc<Cache<PodGroup>>,
     /// Devices that were decided on and that the API does not show yet.
     pub promised: Arc<Mutex<Promised>>,
 }
 
-/// Something changed that may help a pod: those that wait for volumes or devices, or those with this claim
-/// (`namespace/name`).
+/// Something changed that may help a pod: those that wait for volumes or devices, those with this claim, or those of this
+/// group (`namespace/name`).
 #[derive(Debug, PartialEq)]
 pub enum Changed {
     Volumes,
     Devices,
     Claim(String),
+    Group(String),
 }
 
 impl World {
@@ -73,6 +75,12 @@ impl World {
                 drop(told.send(Changed::Devices));
             }
         });
+        let told = changed.clone();
+        self.pod_groups.on_change(move |_, new| {
+            if let Some(group) = new {
+                drop(told.send(Changed::Group(format!("{}/{}", group.namespace(), group.name()))));
+            }
+        });
         self.claims.on_change(move |old, new| {
             // Claims are written often by others; only what is new, bound or gone may help.
             let bound = |claim: Option<&Arc<PersistentVolumeClaim>>| claim.map(|c| is_bound(c));
@@ -86,7 +94,7 @@ impl World {
             )*};
         }
         follow!(namespaces, volumes, claims, classes, budgets, csi_nodes);
-        follow!(resource_claims, resource_slices, device_classes);
+        follow!(resource_claims, resource_slices, device_classes, pod_groups);
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = async {
@@ -99,8 +107,15 @@ impl World {
                 self.resource_claims.synced().await;
                 self.resource_slices.synced().await;
                 self.device_classes.synced().await;
+                self.pod_groups.synced().await;
             } => {}
         }
+    }
+
+    /// Devices that were decided on are free again.
+    pub fn forget_promises(&self, grants: &[Grant]) {
+        let mut promised = self.promised.lock();
+        grants.iter().for_each(|grant| drop(promised.remove(grant.claim.uid())));
     }
 
     /// Whether a namespace's labels match.

@@ -206,6 +206,15 @@ pub fn pod_only(errors: &mut Vec<Error>, spec: &Value, path: &Path) {
         let name = text(gate, "/name");
         words(errors, &path.child("schedulingGates").index(i), name, rules::qualified_name(name));
     }
+    let group = at(spec, "/schedulingGroup");
+    if !group.is_null() {
+        let (name, path) =
+            (text(group, "/podGroupName"), path.child("schedulingGroup").child("podGroupName"));
+        match name {
+            "" => errors.push(Error::required(&path, "")),
+            name => words(errors, &path, name, rules::dns1123_subdomain(name)),
+        }
+    }
     if present(spec, "/nodeName")
         && !text(spec, "/nodeName").is_empty()
         && !items(spec, "/schedulingGates").is_empty()

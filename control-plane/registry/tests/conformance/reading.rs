@@ -93,7 +93,9 @@ pub async fn tables(client: &Client, kind: &Kind, found: &mut Findings) {
             .iter()
             .map(|c| json!({"name": c["name"], "type": c["type"], "format": c["format"], "priority": c["priority"]}))
             .collect();
-        found.expect(!recorded.is_null(), || "no columns are recorded".into());
+        // Kubernetes serves alpha kinds when it is asked to only, so that nothing of them was recorded.
+        let alpha = kind.path.contains("alpha");
+        found.expect(alpha || !recorded.is_null(), || "no columns are recorded".into());
         found.expect(recorded.is_null() || recorded == json!(bare), || {
             let mut lacking = Vec::new();
             lacks("", &recorded, &json!(bare), &mut lacking);

@@ -1,6 +1,7 @@
 //! Events in, state out; what it would write goes nowhere.
 
 use super::*;
+use crate::world::Changed;
 use serde_json::{Value, json};
 
 fn scheduler() -> (Scheduler, mpsc::UnboundedReceiver<Ended>) {
@@ -15,6 +16,7 @@ fn scheduler() -> (Scheduler, mpsc::UnboundedReceiver<Ended>) {
         queue: Queue::default(),
         placed: HashMap::new(),
         explained: HashMap::new(),
+        groups: gangs::Groups::default(),
         slots: Arc::new(Semaphore::new(8)),
         ended,
     };
@@ -161,4 +163,99 @@ async fn many_pods_are_bound_at_a_time_and_no_more_than_may_be_under_way() {
     assert_eq!(it.slots.available_permits(), 8);
     it.decide();
     assert_eq!(it.placed.len(), 8, "the others are bound now");
+}
+
+/// Makes a group known that needs so many pods at the same time.
+fn group(it: &Scheduler, least: usize) {
+    let group = json!({
+        "metadata": {"name": "g", "namespace": "n", "uid": "g"},
+        "spec": {"schedulingPolicy": {"gang": {"minCount": least}}},
+    });
+    it.world.pod_groups.apply(serde_json::from_value(group).unwrap());
+}
+
+fn member(name: &str) -> watcher::Event<Pod> {
+    let mut one = pod(name, json!({"schedulingGroup": {"podGroupName": "g"}}));
+    one.metadata.name = Some(name.into());
+    watcher::Event::Apply(one)
+}
+
+#[tokio::test]
+async fn a_gang_has_nodes_for_enough_of_its_pods_at_the_same_time_or_none() {
+    let (mut it, _endings) = scheduler();
+    group(&it, 3);
+    for name in ["a", "b"] {
+        it.node_event(watcher::Event::Apply(node(name)), &mut None);
+    }
+    for name in ["p1", "p2", "p3"] {
+        it.see(member(name));
+    }
+    it.queue.tick(Instant::now());
+    it.decide();
+    assert!(it.placed.is_empty() && it.snapshot.nodes().all(|room| room.pods.is_empty()), "two would fit");
+    let words = "PodGroup \"n/g\" needs nodes for 3 pods at the same time, there are 2: 0/2 nodes are available: 2 Too many pods.";
+    assert!(it.explained.values().all(|(_, why)| why == words), "{:?}", it.explained);
+    assert_eq!(it.explained.len(), 3);
+    // Others may have what the gang cannot use.
+    it.see(watcher::Event::Apply(pod("alone", json!({}))));
+    it.decide();
+    assert!(it.placed.contains_key("n/p"));
+    for name in ["c", "d"] {
+        it.node_event(watcher::Event::Apply(node(name)), &mut None);
+    }
+    it.queue.tick(Instant::now() + Duration::from_secs(20));
+    it.decide();
+    assert_eq!(it.placed.len(), 4, "{:?}", it.explained);
+    assert_eq!(it.queue.keys().count(), 0);
+    // One more of them needs no others.
+    it.node_event(watcher::Event::Apply(node("e")), &mut None);
+    it.see(member("p4"));
+    it.decide();
+    assert!(it.placed.contains_key("n/p4"));
+}
+
+#[tokio::test]
+async fn a_gang_is_not_tried_before_its_group_and_enough_of_its_pods_are_there() {
+    let (mut it, _endings) = scheduler();
+    for name in ["a", "b"] {
+        it.node_event(watcher::Event::Apply(node(name)), &mut None);
+    }
+    it.see(member("p1"));
+    it.decide();
+    let why = |it: &Scheduler| it.explained.get("n/p1").map(|(_, why)| why.clone()).unwrap_or_default();
+    assert_eq!(why(&it), "waiting for PodGroup \"n/g\" to appear");
+    group(&it, 2);
+    it.changed(&Changed::Group("n/g".into()));
+    it.queue.tick(Instant::now());
+    it.decide();
+    assert_eq!(why(&it), "waiting for minCount (2) pods of PodGroup \"n/g\" to appear");
+    it.see(member("p2"));
+    it.queue.tick(Instant::now());
+    it.decide();
+    assert_eq!(it.placed.len(), 2, "{:?}", it.explained);
+    it.see(watcher::Event::Delete(pod("other", json!({}))));
+    for name in ["p1", "p2"] {
+        it.forget(&format!("n/{name}"));
+    }
+    assert!(it.groups.pods("n/g").next().is_none(), "what is gone is in no group");
+}
+
+#[tokio::test]
+async fn pods_of_a_group_with_the_basic_policy_and_without_the_plugin_go_alone() {
+    let (mut it, _endings) = scheduler();
+    it.node_event(watcher::Event::Apply(node("a")), &mut None);
+    let basic =
+        json!({"metadata": {"name": "g", "namespace": "n"}, "spec": {"schedulingPolicy": {"basic": {}}}});
+    it.world.pod_groups.apply(serde_json::from_value(basic).unwrap());
+    it.see(member("p1"));
+    it.decide();
+    assert!(it.placed.contains_key("n/p1"));
+    let (mut it, _endings) = scheduler();
+    it.node_event(watcher::Event::Apply(node("a")), &mut None);
+    let profile = Arc::get_mut(it.profiles.first_mut().unwrap()).unwrap();
+    profile.disable_permit("GangScheduling");
+    group(&it, 5);
+    it.see(member("p1"));
+    it.decide();
+    assert!(it.placed.contains_key("n/p1"), "the plugin is off");
 }

@@ -77,6 +77,7 @@ impl Scheduler {
         if pod.ended {
             return self.forget(&key);
         }
+        self.join_group(&pod);
         if !pod.node.is_empty() {
             self.queue.remove(&key);
             self.explained.remove(&key);
@@ -126,6 +127,9 @@ impl Scheduler {
         match change {
             Changed::Volumes => self.queue.wake(now, wake::VOLUMES),
             Changed::Devices => self.queue.wake(now, wake::DEVICES),
+            Changed::Group(group) => {
+                self.queue.wake_all(now, self.groups.pods(group));
+            }
             Changed::Claim(claim) => self.queue.wake_if(now, wake::CLAIMS, |pod| {
                 let mut names = pod.claims.iter().map(|name| format!("{}/{name}", pod.namespace));
                 names.any(|name| name == *claim)
@@ -134,6 +138,7 @@ impl Scheduler {
     }
 
     pub(super) fn forget(&mut self, key: &str) {
+        self.groups.leave(key);
         self.snapshot.withdraw(key);
         self.queue.remove(key);
         self.explained.remove(key);

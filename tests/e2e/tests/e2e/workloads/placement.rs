@@ -39,7 +39,7 @@ fn waits(cluster: &Cluster, name: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Row: scheduler: resources, taints, affinity, spread and priorities decide where a pod goes; a pod that waits says why
+/// Row: scheduler: resources, taints, affinity, spread, priorities and groups decide where a pod goes; a pod that waits says why
 /// Profile: loopback
 #[test]
 fn mission_m03_pods_go_where_they_may_and_say_why_they_wait() -> Result<()> {
@@ -78,6 +78,7 @@ fn mission_m03_pods_go_where_they_may_and_say_why_they_wait() -> Result<()> {
     others(&cluster)?;
     priorities(&cluster)?;
     gates(&cluster)?;
+    gangs(&cluster)?;
     cluster.stop()
 }
 
@@ -144,4 +145,38 @@ fn gates(cluster: &Cluster) -> Result<()> {
         r#"{"spec":{"schedulingGates":null}}"#,
     ])?;
     placed(cluster, "gated").context("after its gate is gone").map(drop)
+}
+
+/// Pods of a gang have nodes at the same time or not at all.
+fn gangs(cluster: &Cluster) -> Result<()> {
+    let slots = |number: &str| json!({"example.com/slot": number});
+    hollow_node(cluster, "rack-1", json!({}), json!([]), slots("2"))?;
+    let mut members: Vec<Value> = (1..=3).map(|n| asking(&format!("worker-{n}"), slots("1"))).collect();
+    for pod in &mut members {
+        pod["spec"]["schedulingGroup"] = json!({"podGroupName": "training"});
+    }
+    apply(cluster, &members)?;
+    waits(cluster, "worker-1", &["waiting for PodGroup \"default/training\" to appear"])?;
+    let group = json!({
+        "apiVersion": "scheduling.k8s.io/v1alpha2", "kind": "PodGroup", "metadata": {"name": "training"},
+        "spec": {"schedulingPolicy": {"gang": {"minCount": 3}}},
+    });
+    apply(cluster, std::slice::from_ref(&group))?;
+    let words = "PodGroup \"default/training\" needs nodes for 3 pods at the same time, there are 2";
+    for name in ["worker-1", "worker-2", "worker-3"] {
+        waits(cluster, name, &[words, "Insufficient example.com/slot"])?;
+    }
+    has(&cluster.kubectl(&["get", "podgroups"])?, &["training", "Gang (3)", "False"])?;
+    let mut fewer = group;
+    fewer["spec"]["schedulingPolicy"]["gang"]["minCount"] = 2.into();
+    let refused = apply(cluster, &[fewer]).err().context("a group's policy was changed")?;
+    has(&format!("{refused:#}"), &["field is immutable"])?;
+    hollow_node(cluster, "rack-2", json!({}), json!([]), slots("1"))?;
+    let nodes = (1..=3).map(|n| placed(cluster, &format!("worker-{n}"))).collect::<Result<Vec<_>>>()?;
+    ensure!(nodes.iter().filter(|node| *node == "rack-1").count() == 2, "{nodes:?}");
+    until(cluster, &["podgroup", "training"], "says that its pods have nodes", |group| {
+        let conditions = group["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|one| one["type"] == "PodGroupScheduled" && one["status"] == "True")
+    })
+    .map(drop)
 }
