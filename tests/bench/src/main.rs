@@ -25,6 +25,10 @@ use coracle_e2e::{Cluster, Profile};
 
 use figures::Figures;
 
+/// As `coracle` has it: what serves our store here allocates as it does there.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(name = "coracle-bench", about = "Measure the coracle binary that CORACLE_BIN names")]
 struct Options {
@@ -45,6 +49,11 @@ struct Options {
     /// Where.
     #[arg(long, hide = true)]
     at: Option<SocketAddr>,
+    #[command(flatten)]
+    cluster: store::Cluster,
+    /// Of the suite `store`, only figures whose names begin so: `put/`, `members/3/put/64`.
+    #[arg(long)]
+    only: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -60,12 +69,12 @@ enum Suite {
 }
 
 fn main() -> Result<()> {
-    let options = Options::parse();
+    let mut options = Options::parse();
     // Another crate of the tree brings a second provider, so that rustls cannot choose by itself.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let (Some(dir), Some(at)) = (&options.serve_store, options.at) {
-        return runtime.block_on(store::serve(dir, at));
+        return runtime.block_on(store::serve(dir, at, std::mem::take(&mut options.cluster)));
     }
     let binary = std::env::var("CORACLE_BIN").context("CORACLE_BIN is not set: run `cargo xtask bench`")?;
     println!("{}", process::machine(&binary));
@@ -95,7 +104,8 @@ fn measure(
     if suite == Suite::Store {
         let etcd = std::env::var("CORACLE_ETCD")
             .context("CORACLE_ETCD is not set: run `cargo xtask bench store`")?;
-        return runtime.block_on(store::run(Path::new(&etcd), lasts, &options.keys, figures));
+        let only = options.only.as_deref();
+        return runtime.block_on(store::run(Path::new(&etcd), lasts, &options.keys, only, figures));
     }
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let measured = match suite {

@@ -1,24 +1,22 @@
 //! The store beside etcd: the same client, over the same API and a socket each, on the same disk. Ours is served by this
 //! program itself, in a process of its own (`--serve-store`).
 
+mod served;
 mod server;
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use tempfile::TempDir;
-use tonic::transport::Channel;
 
 use crate::figures::{Beside, Figures};
-use crate::process;
 use crate::samples::Samples;
 
-pub use server::serve;
+use served::{Program, Served};
+pub use server::{Cluster, serve};
 
 /// etcd's messages and clients.
 pub mod api {
@@ -33,105 +31,10 @@ use api::watch_request::RequestUnion;
 const VALUE: usize = 1024;
 const CLIENTS: [usize; 4] = [1, 16, 64, 256];
 const WATCHERS: [usize; 4] = [1, 10, 100, 1000];
+/// Members of a cluster.
+const MEMBERS: usize = 3;
 /// Calls share a connection, as etcd's own benchmark has it.
 const PER_CONNECTION: usize = 16;
-const START: Duration = Duration::from_secs(120);
-
-/// One of the two, as a process.
-struct Served {
-    child: Child,
-    address: SocketAddr,
-    dir: TempDir,
-    program: Program,
-}
-
-#[derive(Clone)]
-enum Program {
-    Ours,
-    Etcd(PathBuf),
-}
-
-impl Served {
-    async fn start(program: Program) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("coracle-bench-store-").tempdir()?;
-        let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let child = Self::spawn(&program, dir.path(), address)?;
-        let served = Self { child, address, dir, program };
-        served.ready().await?;
-        Ok(served)
-    }
-
-    fn spawn(program: &Program, dir: &Path, address: SocketAddr) -> Result<Child> {
-        let mut command = match program {
-            Program::Ours => {
-                let mut command = Command::new(std::env::current_exe()?);
-                command.arg("--serve-store").arg(dir.join("data")).arg("--at").arg(address.to_string());
-                command
-            }
-            Program::Etcd(etcd) => {
-                let peer = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-                let mut command = Command::new(etcd);
-                command.arg("--data-dir").arg(dir.join("data")).arg("--quota-backend-bytes=8589934592");
-                command.args([
-                    format!("--listen-client-urls=http://{address}"),
-                    format!("--advertise-client-urls=http://{address}"),
-                ]);
-                command.args([
-                    format!("--listen-peer-urls=http://{peer}"),
-                    format!("--initial-advertise-peer-urls=http://{peer}"),
-                ]);
-                command.arg(format!("--initial-cluster=default=http://{peer}"));
-                command
-            }
-        };
-        let log = std::fs::File::create(dir.join("log"))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        command.spawn().with_context(|| format!("start {command:?}"))
-    }
-
-    async fn channel(&self) -> Result<Channel> {
-        Ok(Channel::from_shared(format!("http://{}", self.address))?.tcp_nodelay(true).connect().await?)
-    }
-
-    /// Waits until a read is answered.
-    async fn ready(&self) -> Result<()> {
-        let deadline = Instant::now() + START;
-        loop {
-            if let Ok(channel) = self.channel().await {
-                let asked = api::RangeRequest { key: b"/ready".to_vec(), ..Default::default() };
-                if KvClient::new(channel).range(asked).await.is_ok() {
-                    return Ok(());
-                }
-            }
-            if Instant::now() > deadline {
-                let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-                bail!("it does not start:\n{log}");
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    fn pid(&self) -> i32 {
-        self.child.id() as i32
-    }
-
-    /// Kills it and starts it again; how long that takes until it answers.
-    async fn recover(&mut self) -> Result<Duration> {
-        self.child.kill()?;
-        self.child.wait()?;
-        let started = Instant::now();
-        self.child = Self::spawn(&self.program, self.dir.path(), self.address)?;
-        self.ready().await?;
-        Ok(started.elapsed())
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// What clients do.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -162,11 +65,12 @@ fn value() -> Vec<u8> {
 async fn load(served: &Served, work: Work, clients: usize, lasts: Duration) -> Result<Figure> {
     let (stop, next) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut channels = Vec::new();
-    for _ in 0..clients.div_ceil(PER_CONNECTION) {
-        channels.push(served.channel().await?);
+    // Of a cluster, each member has its clients.
+    for number in 0..clients.div_ceil(PER_CONNECTION) {
+        channels.push(served.channel(number).await?);
     }
     let began = Instant::now();
-    let before = process::cpu(served.pid())?;
+    let before = served.cpu()?;
     let tasks = (0..clients).map(|client| {
         let channel = channels[client % channels.len()].clone();
         let (stop, next) = (stop.clone(), next.clone());
@@ -201,7 +105,7 @@ async fn load(served: &Served, work: Work, clients: usize, lasts: Duration) -> R
     for task in tasks {
         samples.extend(task.await??);
     }
-    let (took, cpu) = (began.elapsed(), process::cpu(served.pid())?.saturating_sub(before));
+    let (took, cpu) = (began.elapsed(), served.cpu()?.saturating_sub(before));
     let calls = samples.len() as f64;
     let millis = |percent| samples.percentile(percent).unwrap_or_default().as_secs_f64() * 1e3;
     let cpu = cpu.as_secs_f64() * 1e3 / calls;
@@ -216,7 +120,7 @@ async fn watch(served: &Served, watchers: usize, lasts: Duration) -> Result<f64>
         if number % 100 == 0 {
             tokio::task::yield_now().await;
         }
-        let channel = served.channel().await?;
+        let channel = served.channel(0).await?;
         let create = api::WatchCreateRequest {
             key: b"/registry/configmaps/".to_vec(),
             range_end: b"/registry/configmaps0".to_vec(),
@@ -247,7 +151,7 @@ async fn fill(served: &Served, keys: u64) -> Result<()> {
     let next = Arc::new(AtomicU64::new(0));
     let mut tasks = Vec::new();
     for _ in 0..256 / PER_CONNECTION {
-        let channel = served.channel().await?;
+        let channel = served.channel(0).await?;
         for _ in 0..PER_CONNECTION {
             let (mut kv, next) = (KvClient::new(channel.clone()), next.clone());
             tasks.push(tokio::spawn(async move {
@@ -272,60 +176,124 @@ async fn fill(served: &Served, keys: u64) -> Result<()> {
     Ok(())
 }
 
-/// Measures both, one after the other for each figure, so that what else the machine does falls on both.
-pub async fn run(etcd: &Path, lasts: Duration, keys: &[u64], figures: &mut Figures) -> Result<()> {
+/// Measures both, one after the other for each figure, so that what else the machine does falls on both. Only figures whose
+/// names begin so are measured, where one is given.
+pub async fn run(
+    etcd: &Path,
+    lasts: Duration,
+    keys: &[u64],
+    only: Option<&str>,
+    figures: &mut Figures,
+) -> Result<()> {
     let version = Command::new(etcd).arg("--version").output().context("run etcd")?;
     let version = String::from_utf8_lossy(&version.stdout);
     let version = version.lines().next().unwrap_or_default().replace(" Version: ", " ");
-    let programs = || [Program::Ours, Program::Etcd(etcd.to_owned())];
-    let beside = |peer: f64, goal: Option<f64>| Beside { peer, version: version.clone(), goal };
-    let mut both = Vec::new();
-    for program in programs() {
-        both.push(Served::start(program).await?);
-    }
-    let [ours, peer] = &both[..] else { bail!("two are measured") };
-    for (work, name) in [(Work::Put, "put"), (Work::Get, "get"), (Work::Range, "range-100")] {
-        for clients in CLIENTS {
-            let a = load(ours, work, clients, lasts).await?;
-            let b = load(peer, work, clients, lasts).await?;
-            let goal = match (work, clients) {
-                (Work::Put, 1) => Some(1.0),
-                (Work::Put, 16) | (Work::Get, 1) => Some(2.0),
-                (Work::Put, 64) | (Work::Get, 64) => Some(3.0),
-                _ => None,
-            };
-            figures.compare("store", format!("{name}/{clients}/rate"), "1/s", a.rate, beside(b.rate, goal));
-            figures.compare("store", format!("{name}/{clients}/p50"), "ms", a.p50, beside(b.p50, None));
-            figures.compare("store", format!("{name}/{clients}/p99"), "ms", a.p99, beside(b.p99, None));
-            figures.compare(
-                "store",
-                format!("{name}/{clients}/server-cpu"),
-                "ms/call",
-                a.cpu,
-                beside(b.cpu, None),
-            );
+    let programs = [Program::Ours, Program::Etcd(etcd.to_owned())];
+    let mut bench = Bench { programs, version, only, lasts, figures };
+    let works = [(Work::Put, "put"), (Work::Get, "get"), (Work::Range, "range-100")];
+    let alone = ["put/", "get/", "range-100/", "watch/"];
+    if alone.iter().any(|group| bench.wants_of(group)) {
+        let [ours, peer] = &bench.start(1).await?;
+        for (work, name) in works {
+            for clients in CLIENTS {
+                let goal = match (work, clients) {
+                    (Work::Put, 1) => Some(1.0),
+                    (Work::Put, 16) | (Work::Get, 1) => Some(2.0),
+                    (Work::Put, 64) | (Work::Get, 64) => Some(3.0),
+                    _ => None,
+                };
+                bench.load([ours, peer], work, &format!("{name}/{clients}"), clients, goal).await?;
+            }
+        }
+        for watchers in WATCHERS {
+            let name = format!("watch/{watchers}/events");
+            if bench.wants(&name) {
+                let (a, b) = (watch(ours, watchers, lasts).await?, watch(peer, watchers, lasts).await?);
+                bench.compare(name, "1/s", [a, b], None);
+            }
         }
     }
-    for watchers in WATCHERS {
-        let (a, b) = (watch(ours, watchers, lasts).await?, watch(peer, watchers, lasts).await?);
-        figures.compare("store", format!("watch/{watchers}/events"), "1/s", a, beside(b, None));
+    if bench.wants_of("members/") {
+        let [ours, peer] = &bench.start(MEMBERS).await?;
+        for clients in [1, 64] {
+            let goal = (clients == 64).then_some(1.5);
+            let name = format!("members/{MEMBERS}/put/{clients}");
+            bench.load([ours, peer], Work::Put, &name, clients, goal).await?;
+        }
     }
-    drop(both);
     for keys in keys {
+        if bench.wants_of("keys/") {
+            bench.recovery(*keys).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What one run measures, and where its rows go.
+struct Bench<'a> {
+    programs: [Program; 2],
+    version: String,
+    only: Option<&'a str>,
+    lasts: Duration,
+    figures: &'a mut Figures,
+}
+
+impl Bench<'_> {
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_none_or(|only| name.starts_with(only))
+    }
+
+    /// Whether any row of a group is wanted.
+    fn wants_of(&self, group: &str) -> bool {
+        self.only.is_none_or(|only| group.starts_with(only) || only.starts_with(group))
+    }
+
+    fn compare(&mut self, name: String, unit: &'static str, [ours, peer]: [f64; 2], goal: Option<f64>) {
+        let beside = Beside { peer, version: self.version.clone(), goal };
+        self.figures.compare("store", name, unit, ours, beside);
+    }
+
+    async fn start(&self, members: usize) -> Result<[Served; 2]> {
+        let [ours, peer] = self.programs.clone();
+        Ok([Served::start(ours, members).await?, Served::start(peer, members).await?])
+    }
+
+    async fn load(
+        &mut self,
+        [ours, peer]: [&Served; 2],
+        work: Work,
+        name: &str,
+        clients: usize,
+        goal: Option<f64>,
+    ) -> Result<()> {
+        if !self.wants(name) {
+            return Ok(());
+        }
+        let a = load(ours, work, clients, self.lasts).await?;
+        let b = load(peer, work, clients, self.lasts).await?;
+        self.compare(format!("{name}/rate"), "1/s", [a.rate, b.rate], goal);
+        self.compare(format!("{name}/p50"), "ms", [a.p50, b.p50], None);
+        self.compare(format!("{name}/p99"), "ms", [a.p99, b.p99], None);
+        self.compare(format!("{name}/server-cpu"), "ms/call", [a.cpu, b.cpu], None);
+        Ok(())
+    }
+
+    /// Memory with so many keys, and how long one that was killed takes until it answers.
+    async fn recovery(&mut self, keys: u64) -> Result<()> {
         let mut seen = Vec::new();
-        for program in programs() {
-            let mut served = Served::start(program).await?;
-            fill(&served, *keys).await?;
-            let memory = process::memory(served.pid())?.rss as f64 / f64::from(1 << 20);
+        for program in self.programs.clone() {
+            let mut served = Served::start(program, 1).await?;
+            fill(&served, keys).await?;
+            let memory = served.memory()? as f64 / f64::from(1 << 20);
             let recovery = served.recover().await?.as_secs_f64();
-            let after = process::memory(served.pid())?.rss as f64 / f64::from(1 << 20);
+            let after = served.memory()? as f64 / f64::from(1 << 20);
             seen.push((memory, recovery, after));
         }
         let [a, b] = seen[..] else { bail!("two are measured") };
-        let goal = (*keys == 1_000_000).then_some(0.5);
-        figures.compare("store", format!("keys/{keys}/memory"), "MiB", a.0, beside(b.0, None));
-        figures.compare("store", format!("keys/{keys}/recovery"), "s", a.1, beside(b.1, goal));
-        figures.compare("store", format!("keys/{keys}/memory-recovered"), "MiB", a.2, beside(b.2, None));
+        let goal = (keys == 1_000_000).then_some(0.5);
+        self.compare(format!("keys/{keys}/memory"), "MiB", [a.0, b.0], None);
+        self.compare(format!("keys/{keys}/recovery"), "s", [a.1, b.1], goal);
+        self.compare(format!("keys/{keys}/memory-recovered"), "MiB", [a.2, b.2], None);
+        Ok(())
     }
-    Ok(())
 }

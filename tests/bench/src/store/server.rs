@@ -1,11 +1,12 @@
 //! The store behind etcd's API, as far as it is measured.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::str::FromStr;
 
-use anyhow::Result;
-use coracle_store::{Error, EventKind, KeyValue, Options, Range, Store, Txn, Value, Watch};
+use anyhow::{Context, Result};
+use coracle_store::{Error, EventKind, KeyValue, Options, Peering, Range, Store, Txn, Value, Watch, Way};
 use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -13,6 +14,7 @@ use super::api::kv_server::{Kv, KvServer};
 use super::api::watch_request::RequestUnion;
 use super::api::watch_server::{Watch as WatchApi, WatchServer};
 use super::api::{self, event};
+use super::served::certificates;
 
 /// Most events of one answer.
 const BATCH: usize = 256;
@@ -114,14 +116,53 @@ async fn next(watch: &mut Watch) -> Result<api::WatchResponse, Error> {
     Ok(api::WatchResponse { header: header(revision), events: events.collect(), ..Default::default() })
 }
 
+/// What a member of a cluster is told; nothing where it is alone.
+#[derive(Default, clap::Args)]
+pub struct Cluster {
+    /// Its id, and where it listens for the others: `ID@ADDRESS`.
+    #[arg(long, hide = true, requires = "certificates")]
+    member: Option<Peer>,
+    /// A member that runs already.
+    #[arg(long, hide = true)]
+    join: Option<Peer>,
+    /// Where its certificates lie.
+    #[arg(long, hide = true)]
+    certificates: Option<PathBuf>,
+}
+
+/// A member and its address.
+#[derive(Clone)]
+struct Peer(u64, String);
+
+impl FromStr for Peer {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (id, address) = text.split_once('@').context("not ID@ADDRESS")?;
+        Ok(Self(id.parse()?, address.to_owned()))
+    }
+}
+
 /// Serves a store until the process ends.
 ///
 /// # Errors
 /// When the store or the address does not open.
-pub async fn serve(dir: &Path, address: SocketAddr) -> Result<()> {
-    let store = Store::open(Options::new(dir)).await?;
-    let server = tonic::transport::Server::builder().tcp_nodelay(true);
-    let mut server = server;
+pub async fn serve(dir: &Path, address: SocketAddr, cluster: Cluster) -> Result<()> {
+    let store = match (cluster.member, cluster.certificates) {
+        (Some(Peer(node_id, peer)), Some(tls)) => {
+            let listener = tokio::net::TcpListener::bind(&peer).await?;
+            let peering = Peering {
+                way: Way::Sockets { listener, tls: certificates(&tls)?, dial: None },
+                address: peer,
+                cluster: "bench".into(),
+                join: cluster.join.into_iter().map(|Peer(id, address)| (id, address)).collect(),
+                routes: Default::default(),
+            };
+            Store::open_member(Options { node_id, ..Options::new(dir) }, peering).await?
+        }
+        _ => Store::open(Options::new(dir)).await?,
+    };
+    let mut server = tonic::transport::Server::builder().tcp_nodelay(true);
     let routes =
         server.add_service(KvServer::new(Served(store.clone()))).add_service(WatchServer::new(Served(store)));
     Ok(routes.serve(address).await?)
