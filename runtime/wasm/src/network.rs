@@ -147,9 +147,18 @@ impl PodNetwork {
         if !routes.policies.may_send(transport, self.address, hop) {
             return Err(Refusal::Policy);
         }
-        // A source in 127/8 is routable only to 127/8.
-        let same = hop.ip().is_loopback() == self.address.is_loopback();
-        Ok(Hop { to: hop.into(), from: same.then_some(self.address) })
+        Ok(self.hop(hop.into()))
+    }
+
+    /// How to make a connection to where [`PodNetwork::connect`] has led.
+    pub fn hop(&self, to: SocketAddr) -> Hop {
+        let from = match to.ip() {
+            IpAddr::V4(ip) if ip == self.loopback && self.netns.is_none() => Some(self.loopback),
+            // A source in 127/8 is routable only to 127/8.
+            IpAddr::V4(ip) => (ip.is_loopback() == self.address.is_loopback()).then_some(self.address),
+            IpAddr::V6(_) => None,
+        };
+        Hop { to, from }
     }
 
     /// Another number whenever policies are others: connections made before are not to be used again.

@@ -241,6 +241,69 @@ async fn services_lead_to_ready_endpoints_without_the_feed() {
     assert!(get(&http(), &format!("{address}:8080")).await.is_err(), "a Service that is gone answers");
 }
 
+/// The listeners of Services are in the first host: pods of others are reached through them, and reach each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_in_other_processes_are_reached_through_services_and_reach_them() {
+    // Every process has more than one mapping: so each pod gets a host of its own.
+    let service = Service::start_with(&["--host-mappings", "1"]).await;
+    service.registry.push("web", "v1", &guest("web"));
+    let suite = service.suite().await;
+    let (one, _) = web_pod(&suite, "one").await;
+    let (two, _) = web_pod(&suite, "two").await;
+    let alone = suite.run_as(suite.pod_config("alone"), "wasm-isolated").await.unwrap();
+    let id = alone.create_as(web_config(&suite, &alone, "web", "").await).await.unwrap();
+    alone.start(&id).await.unwrap();
+    let pods = [(&one, "one"), (&two, "two"), (&alone, "alone")];
+    let address = |n: usize| service.service_address().replace(".7", &format!(".{}", 7 + n));
+    let mut tables = table(1, "", &[]);
+    tables.services.clear();
+    let mut ips = Vec::new();
+    for (n, (pod, name)) in pods.iter().enumerate() {
+        ips.push(pod.ip().await.unwrap());
+        let mut led = table(1, &address(n), &ips[n..=n]).services.remove(0);
+        led.name = format!("default/{name}");
+        tables.services.push(led);
+        let name = format!("{name}.default.svc.cluster.local");
+        tables.names.push(network::Name { name, addresses: vec![address(n)], ..Default::default() });
+    }
+    let applied = feed(&service, tables.clone()).await;
+    assert!(applied.errors.is_empty(), "{applied:?}");
+    // On connections of their own, each led anew: a table reaches the first host before this answers, and the others soon after it.
+    let soon = async |at: String, wanted: String| {
+        let mut last = Err(String::new());
+        for _ in 0..250 {
+            last = get(&http(), &at).await;
+            if last.as_ref() == Ok(&wanted) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{at}: {last:?} instead of {wanted:?}");
+    };
+    for (n, (_, name)) in pods.iter().enumerate() {
+        soon(format!("{}:8080", address(n)), format!("hello from {name}\n")).await;
+        for (from, ip) in pods.iter().zip(&ips) {
+            for to in [address(n), format!("{name}.default.svc.cluster.local")] {
+                let asked = format!("{ip}:8080/fetch?http://{to}:8080");
+                println!("{} asks {to}", from.1);
+                soon(asked, format!("200 hello from {name}\n")).await;
+            }
+        }
+    }
+    // Another table is theirs too: one Service has gone over to another pod.
+    tables.generation = 2;
+    tables.services[0].listeners[0].endpoints[0].address.clone_from(&ips[2]);
+    feed(&service, tables).await;
+    soon(format!("{}:8080", address(0)), "hello from alone\n".into()).await;
+    for ip in &ips {
+        let asked = format!("{ip}:8080/fetch?http://one.default.svc.cluster.local:8080");
+        soon(asked, "200 hello from alone\n".into()).await;
+    }
+    for (pod, _) in pods {
+        pod.end().await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_fails_while_the_service_is_killed() {
     const CONNECTIONS: usize = 32;

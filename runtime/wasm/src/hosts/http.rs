@@ -66,7 +66,7 @@ struct Pools {
 }
 
 fn pools(network: &Arc<PodNetwork>) -> Pools {
-    let connector = Connector { network: network.clone() };
+    let connector = Connector { network: network.clone(), led: true };
     let grpc = pooled().http2_only(true).build(connector.clone());
     Pools { usual: pooled().build(connector), grpc }
 }
@@ -211,10 +211,14 @@ impl Egress {
         }
         let address = resolve(&self.network, request.uri()).await?;
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
-        // The pool keys by address: a Service's connections are shared, each leads to one endpoint.
+        // The pool keys by where it leads: connections of before are of no use to who is led elsewhere now.
+        let hop = self.network.connect(Transport::Tcp, address).map_err(|refusal| match refusal {
+            Refusal::Denied | Refusal::Policy => Error::DestinationIpProhibited,
+            Refusal::NoEndpoint => Error::ConnectionRefused,
+        })?;
         *request.uri_mut() = Uri::builder()
             .scheme("http")
-            .authority(address.to_string())
+            .authority(hop.to.to_string())
             .path_and_query(path)
             .build()
             .map_err(|_| Error::HttpRequestUriInvalid)?;
@@ -267,6 +271,8 @@ fn refused(error: hyper_util::client::legacy::Error) -> Error {
 #[derive(Clone)]
 pub(crate) struct Connector {
     network: Arc<PodNetwork>,
+    /// Its addresses are where [`PodNetwork::connect`] has led already.
+    led: bool,
 }
 
 impl Connector {
@@ -278,13 +284,16 @@ impl Connector {
                 io::Error::new(io::ErrorKind::NotFound, format!("{authority} has no address"))
             })?,
         };
-        let hop = self.network.connect(Transport::Tcp, to).map_err(|refusal| {
-            let kind = match refusal {
-                Refusal::Denied | Refusal::Policy => io::ErrorKind::PermissionDenied,
-                Refusal::NoEndpoint => io::ErrorKind::ConnectionRefused,
-            };
-            io::Error::new(kind, refusal)
-        })?;
+        let hop = match self.led {
+            true => self.network.hop(to),
+            false => self.network.connect(Transport::Tcp, to).map_err(|refusal| {
+                let kind = match refusal {
+                    Refusal::Denied | Refusal::Policy => io::ErrorKind::PermissionDenied,
+                    Refusal::NoEndpoint => io::ErrorKind::ConnectionRefused,
+                };
+                io::Error::new(kind, refusal)
+            })?,
+        };
         let stream = tokio::time::timeout(TIMEOUT, dial_as(&self.network, hop)).await??;
         stream.set_nodelay(true)?;
         Ok(TokioIo::new(stream))

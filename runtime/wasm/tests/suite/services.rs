@@ -104,6 +104,15 @@ async fn guests_reach_services_by_address_and_name() -> Result {
     }
     let (_, body) = get(at, "/fetch?http://elsewhere.example:8080/").await?;
     assert!(body.starts_with("error"), "{body}");
+    // Connections that the host keeps for guests go where the table leads, at once.
+    let other = web(&host, "other").await?;
+    for (generation, (pod, name)) in
+        [(&other, "other"), (&server, "served"), (&other, "other")].iter().enumerate()
+    {
+        host.client.set_services(table(2 + generation as u64, address, &[pod])).await?;
+        let (_, body) = get(at, &format!("/fetch?http://{address}:8080/")).await?;
+        assert_eq!(body, format!("200 hello from {name}\n"));
+    }
     Ok(())
 }
 

@@ -62,7 +62,7 @@ impl Trust {
             .with_tls_config(config(&pem)?)
             .https_only()
             .enable_http1()
-            .wrap_connector(Connector { network: network.clone() });
+            .wrap_connector(Connector { network: network.clone(), led: false });
         let pool: Pool = pooled().build(connector);
         *kept = Some(Kept { pem, epoch, pool: pool.clone() });
         Ok(pool)
