@@ -11,6 +11,7 @@ use crate::eviction::thresholds::Pressure;
 use crate::objects::Objects;
 use crate::pods::requests::Amounts;
 use crate::pods::steps::config::Surroundings;
+use crate::pods::steps::config::security::Profiles;
 use crate::runtime::Runtime;
 use crate::services::Services;
 use crate::tokens::{Issued, Tokens};
@@ -56,7 +57,7 @@ pub struct Context {
     /// Millicores of this machine.
     pub cpu_milli: i64,
     /// Bytes of this machine.
-    pub memory: i64,
+    pub machine_memory: i64,
     /// What pods may have of this machine.
     pub allocatable: Amounts,
     /// Most pods at a time.
@@ -71,6 +72,10 @@ pub struct Context {
     pub claims: crate::claims::Drivers,
     /// Which containers have processors of their own.
     pub cpus: crate::cpus::Cpus,
+    /// Which containers have memory of which memory nodes.
+    pub memory: crate::memory::Memory,
+    /// Gives pods their processors, memory and devices.
+    pub placement: crate::numa::Placement,
     /// What an operator set.
     pub tuning: Tuning,
     /// What the node is short of.
@@ -84,7 +89,12 @@ pub struct Context {
 impl Context {
     /// Whether the runtime has a handler for Linux containers.
     pub fn runs_linux(&self) -> bool {
-        self.handlers.read().iter().any(|h| !matches!(h.as_str(), "" | "wasm" | "wasm-isolated"))
+        self.handlers.read().iter().any(|h| !Self::is_wasm(h))
+    }
+
+    /// Whether sandboxes of a handler have no Linux containers.
+    pub fn is_wasm(handler: &str) -> bool {
+        matches!(handler, "" | "wasm" | "wasm-isolated")
     }
 
     /// What the config of a sandbox says besides the pod.
@@ -93,9 +103,14 @@ impl Context {
             log_directory,
             dns: &self.dns,
             linux,
-            node_memory: self.memory,
-            profiles: &self.profiles,
+            node_memory: self.machine_memory,
+            profiles: self.profiles(),
         }
+    }
+
+    /// Seccomp profiles of this node.
+    pub fn profiles(&self) -> Profiles<'_> {
+        Profiles { folder: &self.profiles, default: self.tuning.seccomp_default }
     }
 
     /// What the downward API says besides the pod's own fields.
@@ -104,7 +119,7 @@ impl Context {
             host_ip: self.node_ip.to_string(),
             pod_ips,
             node_cpu_milli: self.cpu_milli,
-            node_memory: self.memory,
+            node_memory: self.machine_memory,
             tokens: Issued::new(),
         }
     }

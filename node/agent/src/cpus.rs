@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coracle_api::quantity::Quantity;
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::pods::state::{init_containers, is_sidecar, main_containers};
+use crate::numa::hints::{Hint, Mask};
 use crate::runtime::label;
 use crate::tuning::Tuning;
 
@@ -55,8 +56,13 @@ pub struct Cpus(Option<Arc<Inner>>);
 struct Inner {
     path: PathBuf,
     ledger: Mutex<Ledger>,
+    /// Not written down yet.
+    dirty: AtomicBool,
     changed: Notify,
 }
+
+/// What containers of a pod have, by their names.
+type Held = BTreeMap<String, Set>;
 
 impl Cpus {
     /// Over the checkpoint in the agent's root directory.
@@ -69,7 +75,7 @@ impl Cpus {
         if tuning.cpus == Policy::None && named.is_empty() {
             return Ok(Self(None));
         }
-        let topology = topology::read(Path::new("/sys/devices/system"));
+        let topology = topology::read(Path::new(crate::numa::SYSTEM));
         let milli = tuning.kube_reserved.cpu().saturating_add(tuning.system_reserved.cpu());
         let reserved = reserved(&topology, named, milli)?;
         if tuning.cpus == Policy::None {
@@ -79,28 +85,83 @@ impl Cpus {
         let path = root.join("cpu_manager_state");
         ledger.read(&path)?;
         ledger.write(&path).map_err(|e| format!("write {}: {e}", path.display()))?;
-        Ok(Self(Some(Arc::new(Inner { path, ledger: Mutex::new(ledger), changed: Notify::new() }))))
+        Ok(Self::over(path, ledger))
+    }
+
+    /// Over a ledger that is written to `path`.
+    pub fn over(path: PathBuf, ledger: Ledger) -> Self {
+        let (ledger, changed) = (Mutex::new(ledger), Notify::new());
+        Self(Some(Arc::new(Inner { path, ledger, dirty: AtomicBool::new(false), changed })))
+    }
+
+    /// Whether the static policy is on.
+    pub fn is_static(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Where a container of a pod gets so many processors of its own that starts after those `before` it (each with whether
+    /// it has ended by then). `None`: it asks for none.
+    pub fn hints(&self, uid: &str, count: usize, before: &[(&str, bool)]) -> Option<Vec<Hint>> {
+        let ledger = self.0.as_ref().filter(|_| count > 0)?.ledger.lock();
+        Some(ledger.hints(count, &ledger.left(uid, before)))
+    }
+
+    /// See [`Ledger::give`]. It is on disk when [`Self::commit`] returns.
+    ///
+    /// # Errors
+    /// When there are not enough processors.
+    pub fn give(
+        &self,
+        of: (&str, &str),
+        count: usize,
+        before: &[(&str, bool)],
+        nodes: Option<Mask>,
+    ) -> Result<bool, String> {
+        let Some(inner) = &self.0 else { return Ok(false) };
+        let mut ledger = inner.ledger.lock();
+        let left = ledger.left(of.0, before);
+        let changed = ledger.give(of, count, &left, nodes)?;
+        inner.dirty.fetch_or(changed, Ordering::Relaxed);
+        Ok(changed)
+    }
+
+    /// Writes down who has what, where that has changed.
+    ///
+    /// # Errors
+    /// When that cannot be.
+    pub fn commit(&self) -> Result<(), String> {
+        let Some(inner) = &self.0 else { return Ok(()) };
+        let ledger = inner.ledger.lock();
+        if inner.dirty.load(Ordering::Relaxed) {
+            ledger.write(&inner.path).map_err(|e| format!("write {}: {e}", inner.path.display()))?;
+            inner.dirty.store(false, Ordering::Relaxed);
+            inner.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// What a pod has.
+    pub fn held(&self, uid: &str) -> Option<Held> {
+        self.0.as_ref()?.ledger.lock().entries.get(uid).cloned()
+    }
+
+    /// Puts back what a pod had.
+    pub fn restore(&self, uid: &str, before: Option<Held>) {
+        let Some(inner) = &self.0 else { return };
+        let mut ledger = inner.ledger.lock();
+        let has = match before.clone() {
+            Some(before) => ledger.entries.insert(uid.to_owned(), before),
+            None => ledger.entries.remove(uid),
+        };
+        inner.dirty.fetch_or(has != before, Ordering::Relaxed);
     }
 
     /// What a Linux container of a pod runs on; `None`: the policy does not say.
-    ///
-    /// # Errors
-    /// When there are not enough processors, or the checkpoint cannot be written.
-    pub fn share(&self, pod: &Pod, spec: &Container) -> Result<Option<Share>, String> {
-        let Some(inner) = &self.0 else { return Ok(None) };
-        let mut ledger = inner.ledger.lock();
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let old = ledger.clone();
-        if ledger.give(uid, &spec.name, whole(pod, spec).unwrap_or(0), &apart(pod, &spec.name))? {
-            if let Err(error) = ledger.write(&inner.path) {
-                *ledger = old;
-                return Err(format!("write {}: {error}", inner.path.display()));
-            }
-            inner.changed.notify_one();
-        }
-        let own = ledger.entries.get(uid).and_then(|c| c.get(&spec.name));
+    pub fn share(&self, uid: &str, container: &str) -> Option<Share> {
+        let ledger = self.0.as_ref()?.ledger.lock();
+        let own = ledger.entries.get(uid).and_then(|c| c.get(container));
         let cpus = set::words(own.unwrap_or(&ledger.shared()));
-        Ok(Some(Share { cpus, exclusive: own.is_some() }))
+        Some(Share { cpus, exclusive: own.is_some() })
     }
 
     /// Whether a container has processors of its own.
@@ -109,23 +170,15 @@ impl Cpus {
         inner.ledger.lock().entries.get(uid).is_some_and(|c| c.contains_key(container))
     }
 
-    /// Takes back what pods have that are gone.
-    pub fn retain(&self, keep: impl Fn(&str) -> bool) {
+    /// Takes back what pods and containers have that are not to be kept.
+    pub fn retain(&self, keep: impl Fn(&str, &str) -> bool) {
         let Some(inner) = &self.0 else { return };
-        let mut ledger = inner.ledger.lock();
-        if ledger.retain(keep) {
-            // Written late at worst: what is given next is written with it.
-            if let Err(error) = ledger.write(&inner.path) {
-                tracing::warn!(%error, path = %inner.path.display(), "the CPU manager's checkpoint could not be written");
-            }
-            inner.changed.notify_one();
+        let changed = inner.ledger.lock().retain(keep);
+        inner.dirty.fetch_or(changed, Ordering::Relaxed);
+        // Written late at worst: what is given next is written with it.
+        if changed && let Err(error) = self.commit() {
+            tracing::warn!(error, "the CPU manager's checkpoint could not be written");
         }
-    }
-
-    fn wanted(&self, uid: &str, container: &str) -> Option<String> {
-        let ledger = self.0.as_ref()?.ledger.lock();
-        let own = ledger.entries.get(uid).and_then(|c| c.get(container)).cloned();
-        Some(set::words(&own.unwrap_or_else(|| ledger.shared())))
     }
 }
 
@@ -153,24 +206,12 @@ fn reserved(topology: &topology::Topology, named: &Set, milli: i64) -> Result<Se
 }
 
 /// How many processors of its own a container is to have: a whole number of them in a pod of class Guaranteed.
-fn whole(pod: &Pod, spec: &Container) -> Option<usize> {
+pub fn whole(pod: &Pod, spec: &Container) -> Option<usize> {
     let class = pod.status.as_ref().and_then(|s| s.qos_class.as_deref());
     let asked =
         spec.resources.as_ref()?.requests.as_ref()?.get("cpu").filter(|_| class == Some("Guaranteed"))?;
     let milli = Quantity::parse(&asked.0).ok()?.milli_value();
     (milli > 0 && milli % 1000 == 0).then(|| usize::try_from(milli / 1000).ok()).flatten()
-}
-
-/// The containers of a pod that never run while this one does: an init container that is no sidecar has ended before
-/// anything that comes after it begins.
-fn apart<'a>(pod: &'a Pod, name: &str) -> Vec<&'a str> {
-    let inits = init_containers(pod).iter().map(|c| (c.name.as_str(), !is_sidecar(c)));
-    let order: Vec<(&str, bool)> =
-        inits.chain(main_containers(pod).iter().map(|c| (c.name.as_str(), false))).collect();
-    let mut rest = order.iter().skip_while(|(other, _)| *other != name);
-    let Some((_, ends)) = rest.next() else { return Vec::new() };
-    let before = order.iter().take_while(|(other, _)| *other != name).filter(|(_, ends)| *ends);
-    before.chain(rest.filter(|_| *ends)).map(|(other, _)| *other).collect()
 }
 
 /// Brings running containers to the processors that they are to have, whenever those change.
@@ -200,7 +241,8 @@ async fn reconcile(context: &Context, applied: &mut HashMap<String, String>) -> 
     applied.retain(|id, _| containers.iter().any(|c| c.id == *id));
     for container in containers.iter().filter(|c| c.state == running && linux(&c.pod_sandbox_id)) {
         let of = |key: &str| container.labels.get(key).map(String::as_str).unwrap_or_default();
-        let Some(cpus) = context.cpus.wanted(of(label::POD_UID), of(label::CONTAINER_NAME)) else { continue };
+        let share = context.cpus.share(of(label::POD_UID), of(label::CONTAINER_NAME));
+        let Some(cpus) = share.map(|share| share.cpus) else { continue };
         if applied.get(&container.id) == Some(&cpus) {
             continue;
         }
@@ -234,18 +276,6 @@ mod tests {
             (asks("Guaranteed", "1500m"), asks("Guaranteed", "0"), asks("Burstable", "2")),
             (None, None, None)
         );
-    }
-
-    #[test]
-    fn who_never_runs_beside_whom() {
-        let init = |name: &str| json!({"name": name});
-        let sidecar = |name: &str| json!({"name": name, "restartPolicy": "Always"});
-        let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "m"}, {"name": "n"}],
-            "initContainers": [init("a"), sidecar("s"), init("b"), sidecar("t")]}}))
-        .expect("a Pod");
-        let apart = |name: &str| apart(&pod, name).join("");
-        assert_eq!([apart("a"), apart("s"), apart("b")], ["sbtmn", "a", "atmn"]);
-        assert_eq!([apart("t"), apart("m"), apart("n")], ["ab", "ab", "ab"]);
     }
 
     #[test]

@@ -21,7 +21,9 @@ pub mod eviction;
 pub mod hooks;
 pub mod images;
 pub mod logs;
+pub mod memory;
 pub mod node;
+pub mod numa;
 pub mod objects;
 pub mod pods;
 pub mod probes;
@@ -79,8 +81,18 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     let (services, follow_services) = services::Services::new(options.client.clone(), shutdown.clone());
     let cpus =
         cpus::Cpus::open(&root, &options.tuning).map_err(|words| anyhow::anyhow!("CPU manager: {words}"))?;
+    let [_, left, _] = node::object::allocatable([0, machine.memory, 0], &options.tuning);
+    let kept = u64::try_from(machine.memory.saturating_sub(left)).unwrap_or(0);
+    let memory = memory::Memory::open(&root, &options.tuning, &machine.nodes, kept)
+        .map_err(|words| anyhow::anyhow!("memory manager: {words}"))?;
+    let nodes = numa::hints::Mask::of(machine.nodes.keys().copied());
+    let managers = (cpus.clone(), memory.clone(), devices.clone());
+    let placement = numa::Placement::new(options.tuning.topology, nodes, managers)
+        .map_err(|words| anyhow::anyhow!("topology manager: {words}"))?;
     let context = Arc::new(context::Context {
         cpus,
+        memory,
+        placement,
         profiles: root.join("seccomp"),
         client: options.client.clone(),
         runtime: runtime::Runtime::new(&options.runtime_endpoint)?,
@@ -91,13 +103,10 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         node_name: options.node_name.clone(),
         node_ip: options.node_ip,
         root,
-        allocatable: node::object::allocatable(
-            [machine.cpus.saturating_mul(1000), machine.memory, machine.storage],
-            &options.tuning,
-        ),
+        allocatable: node::object::for_pods(&machine, &options.tuning),
         max_pods: options.max_pods,
         cpu_milli: machine.cpus.saturating_mul(1000),
-        memory: machine.memory,
+        machine_memory: machine.memory,
         dns: options.dns.clone(),
         devices: devices.clone(),
         csi: Default::default(),

@@ -1,12 +1,14 @@
 //! The runtime as the agent sees it: CRI v1 over one channel that reconnects by itself.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cri_api::v1 as cri;
 use coracle_cri_api::v1::image_service_client::ImageServiceClient;
 use coracle_cri_api::v1::runtime_service_client::RuntimeServiceClient;
 use coracle_cri_api::{EndpointError, MAX_MESSAGE_BYTES, annotation};
+use tokio::sync::OnceCell;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
@@ -37,6 +39,7 @@ const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 pub struct Runtime {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    name: Arc<OnceCell<String>>,
 }
 
 /// An image that the runtime has.
@@ -93,7 +96,14 @@ impl Runtime {
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            name: Arc::default(),
         })
+    }
+
+    /// What the runtime calls itself; it is asked once.
+    pub async fn name(&self) -> Result<&str, Status> {
+        let ask = || async { Ok(self.version().await?.runtime_name) };
+        self.name.get_or_try_init(ask).await.map(String::as_str)
     }
 
     /// Name and version of the runtime.
@@ -129,7 +139,7 @@ impl Runtime {
         let filter = cri::PodSandboxFilter { label_selector: by_uid(uid), ..Default::default() };
         let request = cri::ListPodSandboxRequest { filter: Some(filter) };
         let sandboxes = client.list_pod_sandbox(timed(request, LOOK)).await?.into_inner().items;
-        let mut state = PodState::default();
+        let mut state = PodState { runtime: self.name().await?.to_owned(), ..Default::default() };
         for sandbox in sandboxes {
             state.sandboxes.extend(self.sandbox(&sandbox).await?);
         }

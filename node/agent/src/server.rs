@@ -19,7 +19,9 @@ use tokio_util::sync::CancellationToken;
 use crate::Options;
 use crate::context::Context;
 use crate::cpus::Policy;
+use crate::memory;
 use crate::pods::source::Pods;
+use crate::tuning::Tuning;
 
 mod cadvisor;
 mod checkpoint;
@@ -168,12 +170,22 @@ async fn configz(State(shared): State<Shared>) -> Response {
         "cpuManagerPolicy": match tuning.cpus { Policy::None => "none", Policy::Static => "static" },
         "cpuManagerReconcilePeriod": "10s",
         "reservedSystemCPUs": Some(&tuning.reserved_cpus).filter(|set| !set.is_empty()).map(crate::cpus::set::words),
-        "topologyManagerPolicy": "none",
-        "memoryManagerPolicy": "None",
+        "topologyManagerPolicy": tuning.topology.0.word(),
+        "topologyManagerScope": tuning.topology.1.word(),
+        "memoryManagerPolicy": match tuning.memory { memory::Policy::None => "None", memory::Policy::Static => "Static" },
+        "reservedMemory": Some(reserved_memory(tuning)).filter(|list| !list.is_empty()),
+        "seccompDefault": tuning.seccomp_default,
         "nodeStatusReportFrequency": "5m0s",
         "nodeLeaseDurationSeconds": 40,
     });
     axum::Json(json!({"kubeletconfig": config})).into_response()
+}
+
+fn reserved_memory(tuning: &Tuning) -> Vec<serde_json::Value> {
+    let words = |of: &memory::machine::Amounts| -> std::collections::BTreeMap<String, String> {
+        of.iter().map(|(name, bytes)| (name.clone(), memory::words(*bytes))).collect()
+    };
+    tuning.reserved_memory.iter().map(|(node, of)| json!({"numaNode": node, "limits": words(of)})).collect()
 }
 
 async fn pods(State(shared): State<Shared>) -> Response {

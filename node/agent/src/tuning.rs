@@ -11,6 +11,7 @@ use crate::cpus::set::Set;
 use crate::eviction::thresholds::Threshold;
 use crate::images::gc;
 use crate::logs::rotate::Limits;
+use crate::{memory, numa};
 
 /// All of it; the default is a kubelet's.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +34,14 @@ pub struct Tuning {
     pub cpus: Policy,
     /// Processors that are nobody's own; empty: as many as are reserved in all.
     pub reserved_cpus: Set,
+    /// Memory of chosen memory nodes for containers.
+    pub memory: memory::Policy,
+    /// Memory of those nodes that is not for containers.
+    pub reserved_memory: memory::Reserved,
+    /// How close together what containers get is to be, and what is counted together.
+    pub topology: (numa::hints::Policy, numa::Scope),
+    /// Containers that name no seccomp profile get the runtime's.
+    pub seccomp_default: bool,
 }
 
 impl Tuning {

@@ -2,7 +2,7 @@
 //! time; who has it is written to a checkpoint before the container is made, so that a restart gives nothing twice.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,21 +11,22 @@ use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Status};
 
 use crate::plugin::{channel, listen};
 use crate::v1beta1::device_plugin_client::DevicePluginClient;
-use crate::v1beta1::registration_server::{Registration, RegistrationServer};
+use crate::v1beta1::registration_server::RegistrationServer;
 use crate::v1beta1::{
-    AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse, Empty, PreStartContainerRequest,
-    RegisterRequest,
+    AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse,
+    ContainerPreferredAllocationRequest, Device, Empty, PreStartContainerRequest, PreferredAllocationRequest,
 };
-use crate::{HEALTHY, KUBELET_SOCKET, VERSION};
+use crate::{HEALTHY, KUBELET_SOCKET};
 
 mod checkpoint;
 mod ledger;
+mod registration;
 
-pub use ledger::{Holder, Ledger};
+pub use ledger::{Choice, Holder, Known, Ledger, Seen};
 
 /// Resources at a time.
 const MAX_RESOURCES: usize = 256;
@@ -79,6 +80,8 @@ pub struct Amount {
 struct Plugin {
     endpoint: String,
     pre_start: bool,
+    /// It says which devices go well together.
+    prefers: bool,
     /// The plugin's stream is open.
     connected: bool,
     /// Which registration; an older stream changes nothing.
@@ -177,8 +180,13 @@ impl Manager {
         self.inner.state.lock().ledger.held(holder)
     }
 
+    /// The devices of a resource, as a container sees them that begins when init containers of its pod have `ended`.
+    pub fn seen(&self, holder: &Holder, resource: &str, ended: &[&str]) -> Vec<Seen> {
+        self.inner.state.lock().ledger.seen(holder, resource, ended)
+    }
+
     /// Gives devices to a container, `wanted` of each resource, and asks their plugins what the container gets.
-    /// A container that has devices keeps them.
+    /// A container that has devices keeps them; it may have what init containers of its pod have that `ended` before it.
     ///
     /// # Errors
     /// When fewer are free, or a plugin does not answer. Nothing was given then.
@@ -186,12 +194,12 @@ impl Manager {
         &self,
         holder: &Holder,
         wanted: &BTreeMap<String, usize>,
+        ended: &[&str],
     ) -> Result<ContainerAllocateResponse, Error> {
         let _one = self.inner.allocating.lock().await;
         let before = self.inner.state.lock().ledger.clone();
-        let given = self.inner.state.lock().ledger.give(holder, wanted)?;
         let result = async {
-            self.write()?;
+            let given = self.give(holder, wanted, None, ended).await?;
             let mut all = ContainerAllocateResponse::default();
             for (resource, ids) in &given {
                 merge(&mut all, self.ask(resource, ids).await?);
@@ -205,6 +213,81 @@ impl Manager {
             self.write()?;
         }
         result
+    }
+
+    /// Keeps devices for a container that is made later, those near these memory nodes first; its plugins are asked what it
+    /// gets when it is made.
+    ///
+    /// # Errors
+    /// When fewer are free. Nothing was given then.
+    pub async fn reserve(
+        &self,
+        holder: &Holder,
+        wanted: &BTreeMap<String, usize>,
+        near: Option<&BTreeSet<u32>>,
+        ended: &[&str],
+    ) -> Result<(), Error> {
+        let _one = self.inner.allocating.lock().await;
+        self.give(holder, wanted, near, ended).await.map(drop)
+    }
+
+    /// One at a time: see `allocating`. Nothing changed where it fails before the end.
+    async fn give(
+        &self,
+        holder: &Holder,
+        wanted: &BTreeMap<String, usize>,
+        near: Option<&BTreeSet<u32>>,
+        ended: &[&str],
+    ) -> Result<BTreeMap<String, BTreeSet<String>>, Error> {
+        let mut given = BTreeMap::new();
+        for (resource, count) in wanted {
+            let choice = self.inner.state.lock().ledger.choose(holder, (resource, *count), near, ended)?;
+            let preferred = self.preferred(resource, &choice).await;
+            given.insert(resource.clone(), choice.fill(&preferred));
+        }
+        let changed = {
+            let mut state = self.inner.state.lock();
+            let before = state.ledger.held(holder);
+            state.ledger.give(holder, &given);
+            before != state.ledger.held(holder)
+        };
+        if changed {
+            self.write()?;
+        }
+        Ok(given)
+    }
+
+    /// What the plugin would choose; nothing where it does not say, or there is nothing to choose.
+    async fn preferred(&self, resource: &str, choice: &Choice) -> Vec<String> {
+        let endpoint = {
+            let state = self.inner.state.lock();
+            let plugin = state.plugins.get(resource).filter(|p| p.connected && p.prefers);
+            plugin.map(|p| p.endpoint.clone())
+        };
+        let open = choice.missing > 0 && choice.missing < choice.pool.len();
+        let Some(endpoint) = endpoint.filter(|_| open) else { return Vec::new() };
+        let size = choice.must.len().saturating_add(choice.missing);
+        let asked = ContainerPreferredAllocationRequest {
+            available_device_i_ds: choice.must.iter().chain(&choice.pool).cloned().collect(),
+            must_include_device_i_ds: choice.must.iter().cloned().collect(),
+            allocation_size: i32::try_from(size).unwrap_or(i32::MAX),
+        };
+        let mut request = Request::new(PreferredAllocationRequest { container_requests: vec![asked] });
+        request.set_timeout(CALL);
+        match self.client(&endpoint).get_preferred_allocation(request).await {
+            Ok(answer) => {
+                let first = answer.into_inner().container_responses.into_iter().next();
+                first.map(|one| one.device_i_ds).unwrap_or_default()
+            }
+            Err(status) => {
+                tracing::warn!(
+                    resource,
+                    message = status.message(),
+                    "a device plugin does not say what it prefers"
+                );
+                Vec::new()
+            }
+        }
     }
 
     /// Takes back what pods have that are not in `alive` (uids).
@@ -264,7 +347,7 @@ impl Manager {
         if let Some(mut lists) = lists {
             while let Ok(Some(list)) = lists.message().await {
                 let devices = list.devices.into_iter().take(MAX_DEVICES);
-                let devices: BTreeMap<String, bool> = devices.map(|d| (d.id, d.health == HEALTHY)).collect();
+                let devices: BTreeMap<String, Known> = devices.map(known).collect();
                 let mut state = self.inner.state.lock();
                 let Some(plugin) = state.plugins.get_mut(&resource) else { return };
                 if plugin.generation != generation {
@@ -289,6 +372,12 @@ impl Manager {
     }
 }
 
+fn known(device: Device) -> (String, Known) {
+    let nodes = device.topology.into_iter().flat_map(|t| t.nodes);
+    let nodes = nodes.filter_map(|node| u32::try_from(node.id).ok()).collect();
+    (device.id, Known { healthy: device.health == HEALTHY, nodes })
+}
+
 /// Adds what one plugin gives to what others gave.
 fn merge(all: &mut ContainerAllocateResponse, one: ContainerAllocateResponse) {
     all.envs.extend(one.envs);
@@ -299,61 +388,6 @@ fn merge(all: &mut ContainerAllocateResponse, one: ContainerAllocateResponse) {
         // Two plugins may grant capabilities: both hold.
         let entry = all.annotations.entry(key).or_default();
         *entry = if entry.is_empty() { value } else { format!("{entry},{value}") };
-    }
-}
-
-/// Whether a name is one of an extended resource, `domain/name`.
-fn is_resource(name: &str) -> bool {
-    name.split_once('/').is_some_and(|(domain, rest)| {
-        !domain.is_empty()
-            && domain != "kubernetes.io"
-            && !domain.ends_with(".kubernetes.io")
-            && !rest.is_empty()
-            && rest.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-    })
-}
-
-#[tonic::async_trait]
-impl Registration for Manager {
-    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<Empty>, Status> {
-        let request = request.into_inner();
-        if request.version != VERSION {
-            return Err(Status::invalid_argument(format!(
-                "version {:?} of the device-plugin API is not spoken; {VERSION} is",
-                request.version
-            )));
-        }
-        if !is_resource(&request.resource_name) {
-            return Err(Status::invalid_argument(format!(
-                "the ResourceName {:?} is invalid",
-                request.resource_name
-            )));
-        }
-        let inside = Path::new(&request.endpoint).file_name().is_some_and(|f| f == request.endpoint.as_str());
-        if !inside {
-            return Err(Status::invalid_argument(format!(
-                "endpoint {:?} is no file name in the plugin directory",
-                request.endpoint
-            )));
-        }
-        let mut state = self.inner.state.lock();
-        if state.plugins.len() >= MAX_RESOURCES && !state.plugins.contains_key(&request.resource_name) {
-            return Err(Status::resource_exhausted("too many resources"));
-        }
-        state.generation += 1;
-        let generation = state.generation;
-        let plugin = Plugin {
-            endpoint: request.endpoint.clone(),
-            pre_start: request.options.as_ref().is_some_and(|o| o.pre_start_required),
-            connected: false,
-            generation,
-        };
-        state.plugins.insert(request.resource_name.clone(), plugin);
-        state.ledger.register(&request.resource_name);
-        drop(state);
-        self.write().map_err(|e| Status::internal(e.to_string()))?;
-        tokio::spawn(self.clone().follow(request.resource_name, request.endpoint, generation));
-        Ok(Response::new(Empty {}))
     }
 }
 

@@ -16,8 +16,9 @@ use tonic::{Request, Response, Status};
 use crate::v1beta1::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use crate::v1beta1::registration_client::RegistrationClient;
 use crate::v1beta1::{
-    AllocateRequest, AllocateResponse, ContainerAllocateResponse, Device, DevicePluginOptions, Empty,
-    ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
+    AllocateRequest, AllocateResponse, ContainerAllocateResponse, ContainerPreferredAllocationRequest,
+    ContainerPreferredAllocationResponse, Device, DevicePluginOptions, Empty, ListAndWatchResponse,
+    PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
     PreferredAllocationResponse, RegisterRequest,
 };
 use crate::{KUBELET_SOCKET, VERSION};
@@ -32,6 +33,17 @@ pub trait Describe: Send + Sync + 'static {
     /// # Errors
     /// Words, where an id is unknown.
     fn describe(&self, ids: &[String]) -> Result<ContainerAllocateResponse, String>;
+
+    /// Which devices it would rather give out.
+    fn preference(&self) -> Option<&dyn Prefer> {
+        None
+    }
+}
+
+/// Says which devices go well together.
+pub trait Prefer: Send + Sync {
+    /// So many of the available ones, with all that must be among them.
+    fn choose(&self, available: &[String], must: &[String], size: usize) -> Vec<String>;
 }
 
 struct Service<D> {
@@ -48,7 +60,7 @@ impl<D: Describe> DevicePlugin for Service<D> {
         &self,
         _: Request<Empty>,
     ) -> Result<Response<DevicePluginOptions>, Status> {
-        Ok(Response::new(DevicePluginOptions::default()))
+        Ok(Response::new(abilities(&self.describe)))
     }
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
@@ -59,9 +71,20 @@ impl<D: Describe> DevicePlugin for Service<D> {
 
     async fn get_preferred_allocation(
         &self,
-        _: Request<PreferredAllocationRequest>,
+        request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
-        Err(Status::unimplemented("this plugin prefers no device over another"))
+        let prefer = self.describe.preference();
+        let prefer =
+            prefer.ok_or_else(|| Status::unimplemented("this plugin prefers no device over another"))?;
+        let choose = |one: ContainerPreferredAllocationRequest| ContainerPreferredAllocationResponse {
+            device_i_ds: prefer.choose(
+                &one.available_device_i_ds,
+                &one.must_include_device_i_ds,
+                usize::try_from(one.allocation_size).unwrap_or(0),
+            ),
+        };
+        let container_responses = request.into_inner().container_requests.into_iter().map(choose).collect();
+        Ok(Response::new(PreferredAllocationResponse { container_responses }))
     }
 
     async fn allocate(
@@ -81,6 +104,13 @@ impl<D: Describe> DevicePlugin for Service<D> {
         _: Request<PreStartContainerRequest>,
     ) -> Result<Response<PreStartContainerResponse>, Status> {
         Ok(Response::new(PreStartContainerResponse {}))
+    }
+}
+
+fn abilities(describe: &impl Describe) -> DevicePluginOptions {
+    DevicePluginOptions {
+        get_preferred_allocation_available: describe.preference().is_some(),
+        ..Default::default()
     }
 }
 
@@ -126,26 +156,27 @@ pub async fn run<D: Describe>(
 ) -> std::io::Result<()> {
     std::fs::create_dir_all(&options.directory)?;
     let listener = listen(&options.directory.join(&options.socket))?;
+    let abilities = abilities(&describe);
     let service = DevicePluginServer::new(Service { devices, describe, shutdown: shutdown.clone() });
     let serve = Server::builder()
         .add_service(service)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.clone().cancelled_owned());
     tokio::select! {
         served = serve => served.map_err(std::io::Error::other),
-        () = keep_registered(&options) => Ok(()),
+        () = keep_registered(&options, abilities) => Ok(()),
         () = shutdown.cancelled() => Ok(()),
     }
 }
 
 /// Registers whenever the agent's socket is a new one. Never ends.
-async fn keep_registered(options: &Options) {
+async fn keep_registered(options: &Options, abilities: DevicePluginOptions) {
     let path = options.directory.join(KUBELET_SOCKET);
     let mut known = None;
     let mut said = false;
     loop {
         let now = identity(&path);
         if now.is_some() && now != known {
-            match register(options, &path).await {
+            match register(options, abilities, &path).await {
                 Ok(()) => {
                     tracing::info!(resource = options.resource, "registered with the node agent");
                     (known, said) = (now, false);
@@ -168,12 +199,12 @@ fn identity(path: &Path) -> Option<(u64, std::time::SystemTime)> {
     Some((metadata.ino(), metadata.modified().ok()?))
 }
 
-async fn register(options: &Options, agent: &Path) -> Result<(), Status> {
+async fn register(options: &Options, abilities: DevicePluginOptions, agent: &Path) -> Result<(), Status> {
     let request = RegisterRequest {
         version: VERSION.to_owned(),
         endpoint: options.socket.clone(),
         resource_name: options.resource.clone(),
-        options: Some(DevicePluginOptions::default()),
+        options: Some(abilities),
     };
     let mut request = Request::new(request);
     request.set_timeout(Duration::from_secs(10));

@@ -8,6 +8,9 @@ use coracle_agent::cpus::{Policy, set};
 use coracle_agent::eviction::thresholds;
 use coracle_agent::images::gc;
 use coracle_agent::logs::rotate;
+use coracle_agent::memory;
+use coracle_agent::numa::Scope;
+use coracle_agent::numa::hints::Policy as Closeness;
 use coracle_agent::tuning::{Eviction, Reserved, Shutdown, Tuning as Agent, duration};
 
 /// Reservations, eviction, image collection, logs, static pods, shutdown.
@@ -71,6 +74,23 @@ pub struct Tuning {
     /// Processors that are nobody's own, `0-1`, instead of any `cpu` of the other reservations; without them as many as those say.
     #[arg(long, default_value = "")]
     pub reserved_cpus: String,
+    /// `Static` gives containers of Guaranteed Linux pods their memory and huge pages of chosen memory nodes; `None`.
+    #[arg(long, default_value = "None", value_parser = ["None", "Static"])]
+    pub memory_manager_policy: String,
+    /// What of each memory node's memory is not for pods, `0:memory=1Gi,hugepages-2Mi=64Mi`; may be repeated. In all it has
+    /// to be what the other reservations and --eviction-hard keep from pods.
+    #[arg(long)]
+    pub reserved_memory: Vec<String>,
+    /// How close together processors, memory and devices of a container are to be: `none`, `best-effort`, `restricted` or
+    /// `single-numa-node`.
+    #[arg(long, default_value = "none", value_parser = ["none", "best-effort", "restricted", "single-numa-node"])]
+    pub topology_manager_policy: String,
+    /// What is placed together: each `container`, or a whole `pod`.
+    #[arg(long, default_value = "container", value_parser = ["container", "pod"])]
+    pub topology_manager_scope: String,
+    /// Linux containers that name no seccomp profile get the runtime's default one.
+    #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    pub seccomp_default: bool,
     /// How long pods may take to end when the machine shuts down (SIGPWR); 0: they are not ended.
     #[arg(long, default_value = "0")]
     pub shutdown_grace_period: String,
@@ -98,11 +118,16 @@ impl Tuning {
             ("container-log-monitor-interval", self.container_log_monitor_interval.clone()),
             ("cpu-manager-policy", self.cpu_manager_policy.clone()),
             ("reserved-cpus", self.reserved_cpus.clone()),
+            ("memory-manager-policy", self.memory_manager_policy.clone()),
+            ("topology-manager-policy", self.topology_manager_policy.clone()),
+            ("topology-manager-scope", self.topology_manager_scope.clone()),
+            ("seccomp-default", self.seccomp_default.to_string()),
             ("shutdown-grace-period", self.shutdown_grace_period.clone()),
             ("shutdown-grace-period-critical-pods", self.shutdown_grace_period_critical_pods.clone()),
         ];
         let path =
             |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string();
+        flags.extend(self.reserved_memory.iter().map(|text| ("reserved-memory", text.clone())));
         flags.extend(self.eviction_hard.iter().map(|text| ("eviction-hard", text.clone())));
         flags.extend(self.image_gc_high_threshold.iter().map(|n| ("image-gc-high-threshold", n.to_string())));
         flags.extend(self.eviction_signals_file.iter().map(|file| ("eviction-signals-file", path(file))));
@@ -116,6 +141,13 @@ impl Tuning {
         tuning.eviction_hard.get_or_insert_with(|| "memory.available<100Mi".to_owned());
         tuning.image_gc_high_threshold.get_or_insert(100);
         tuning
+    }
+
+    fn topology(&self) -> (Closeness, Scope) {
+        let named = |(word, _): &&(&str, Closeness)| *word == self.topology_manager_policy;
+        let policy = Closeness::WORDS.iter().find(named).map(|(_, policy)| *policy);
+        let scope = if self.topology_manager_scope == "pod" { Scope::Pod } else { Scope::Container };
+        (policy.unwrap_or_default(), scope)
     }
 
     /// As the agent takes it.
@@ -167,6 +199,14 @@ impl Tuning {
                 _ => Policy::None,
             },
             reserved_cpus: Default::default(),
+            memory: match self.memory_manager_policy.as_str() {
+                "Static" => memory::Policy::Static,
+                _ => memory::Policy::None,
+            },
+            reserved_memory: memory::parse(&self.reserved_memory.join(";"))
+                .map_err(wrong("reserved-memory"))?,
+            topology: self.topology(),
+            seccomp_default: self.seccomp_default,
             shutdown: Shutdown {
                 grace: time("shutdown-grace-period", &self.shutdown_grace_period)?,
                 critical: time(

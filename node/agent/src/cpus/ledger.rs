@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::set::{self, Set};
 use super::topology::{self, Topology};
+use crate::numa::hints::{self, Hint, Mask};
 
 /// The largest checkpoint that is read, in bytes.
 const MAX_BYTES: u64 = 16 << 20;
@@ -43,54 +44,87 @@ impl Ledger {
         self.topology.keys().copied().filter(|cpu| !own.contains(cpu)).collect()
     }
 
-    /// Gives a container processors of its own, or none; what it has, it keeps. Containers of the pod that never run at the
-    /// same time (`apart`) leave theirs to it: they are given some again when they run again. Returns whether anything
-    /// changed.
+    /// What containers of a pod leave that came `before` one: those of init containers that have ended by then (true), but
+    /// for what others took over.
+    pub fn left(&self, pod: &str, before: &[(&str, bool)]) -> Set {
+        let of = |name: &str| self.entries.get(pod).and_then(|c| c.get(name));
+        let mut left = Set::new();
+        for (name, ends) in before {
+            for cpu in of(name).into_iter().flatten() {
+                let _ = if *ends { left.insert(*cpu) } else { left.remove(cpu) };
+            }
+        }
+        left
+    }
+
+    /// The memory nodes of all processors.
+    pub fn mask(&self) -> Mask {
+        Mask::of(self.topology.values().map(|place| place.node))
+    }
+
+    /// Where so many processors are to be had, with what is `left` of the pod's own; preferred are the fewest nodes that
+    /// have so many at all.
+    pub fn hints(&self, count: usize, left: &Set) -> Vec<Hint> {
+        let on = |mask: Mask, cpu: &u32| self.topology.get(cpu).is_some_and(|place| mask.has(place.node));
+        let free = self.free(left);
+        let there = |mask| self.topology.keys().filter(|cpu| on(mask, cpu)).count();
+        hints::counted(self.mask(), count, there, |mask| free.iter().filter(|cpu| on(mask, cpu)).count())
+    }
+
+    fn free(&self, left: &Set) -> Set {
+        left.iter().copied().chain(self.shared().difference(&self.reserved).copied()).collect()
+    }
+
+    /// Gives a container processors of its own, for as long as its pod is there: first of what is `left` of the pod's own,
+    /// of these nodes as far as they have any. What it has, it keeps. Returns whether anything changed.
     ///
     /// # Errors
     /// When there are not enough, in the kubelet's words; nothing changed then.
-    pub fn give(&mut self, pod: &str, container: &str, count: usize, apart: &[&str]) -> Result<bool, String> {
-        let before = self.entries.get(pod).cloned().unwrap_or_default();
-        let mut after = before.clone();
-        after.retain(|name, _| name != container && !apart.contains(&name.as_str()));
-        let taken = match before.get(container) {
-            Some(has) if has.len() == count => has.clone(),
-            _ => self.take(&before, &after, count)?,
-        };
-        if !taken.is_empty() {
-            after.insert(container.to_owned(), taken);
-        }
-        let changed = before != after;
-        if after.is_empty() {
-            self.entries.remove(pod);
-        } else {
-            self.entries.insert(pod.to_owned(), after);
-        }
-        Ok(changed)
-    }
-
-    /// First of what a pod has `before` and not `after`: nobody else's processors are touched then.
-    fn take(
-        &self,
-        before: &BTreeMap<String, Set>,
-        after: &BTreeMap<String, Set>,
+    pub fn give(
+        &mut self,
+        (pod, container): (&str, &str),
         count: usize,
-    ) -> Result<Set, String> {
-        let kept: Set = after.values().flatten().copied().collect();
-        let left: Set = before.values().flatten().copied().filter(|cpu| !kept.contains(cpu)).collect();
-        let free = left.iter().copied().chain(self.shared().difference(&self.reserved).copied()).collect();
-        let taken = topology::take(&self.topology, &left, count);
-        taken.or_else(|| topology::take(&self.topology, &free, count)).ok_or_else(|| {
-            let available = free.len();
-            format!("not enough cpus available to satisfy request: requested={count}, available={available}")
-        })
+        left: &Set,
+        nodes: Option<Mask>,
+    ) -> Result<bool, String> {
+        let has = self.entries.get(pod).and_then(|c| c.get(container)).map_or(0, Set::len);
+        if count == 0 || has == count {
+            return Ok(false);
+        }
+        let taken = self.take(count, left, nodes)?;
+        self.entries.entry(pod.to_owned()).or_default().insert(container.to_owned(), taken);
+        Ok(true)
     }
 
-    /// Takes back what pods have that are gone. Returns whether anything changed.
-    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) -> bool {
-        let before = self.entries.len();
-        self.entries.retain(|pod, _| keep(pod));
-        self.entries.len() != before
+    fn take(&self, count: usize, left: &Set, nodes: Option<Mask>) -> Result<Set, String> {
+        let free = self.free(left);
+        let near = |cpu: &u32| {
+            let place = self.topology.get(cpu);
+            place.is_none_or(|place| nodes.is_none_or(|mask| mask.has(place.node)))
+        };
+        let (aligned, others): (Set, Set) = free.iter().partition(|cpu| near(cpu));
+        let own: Set = aligned.intersection(left).copied().collect();
+        let first = count.min(aligned.len());
+        let taken = topology::take(&self.topology, &own, first);
+        let mut taken = taken.or_else(|| topology::take(&self.topology, &aligned, first)).unwrap_or_default();
+        taken.extend(
+            topology::take(&self.topology, &others, count.saturating_sub(first)).into_iter().flatten(),
+        );
+        if taken.len() == count {
+            return Ok(taken);
+        }
+        let available = free.len();
+        Err(format!("not enough cpus available to satisfy request: requested={count}, available={available}"))
+    }
+
+    /// Takes back what pods and containers have that are not to be kept. Returns whether anything changed.
+    pub fn retain(&mut self, keep: impl Fn(&str, &str) -> bool) -> bool {
+        let before = self.entries.clone();
+        for (pod, containers) in &mut self.entries {
+            containers.retain(|name, _| keep(pod, name));
+        }
+        self.entries.retain(|_, containers| !containers.is_empty());
+        self.entries != before
     }
 
     /// What was written last is read into the ledger.
@@ -163,65 +197,83 @@ mod tests {
         ledger.entries.get(pod).and_then(|c| c.get(container)).map(set::words).unwrap_or_default()
     }
 
+    /// Gives to one of the containers of a pod, each with whether it ends before the next begins.
+    fn give(
+        ledger: &mut Ledger,
+        pod: &str,
+        order: &[(&str, bool)],
+        at: usize,
+        count: usize,
+    ) -> Result<bool, String> {
+        let left = ledger.left(pod, &order[..at]);
+        ledger.give((pod, order[at].0), count, &left, None)
+    }
+
     #[test]
     fn containers_get_processors_of_their_own() {
         let mut ledger = ledger();
-        assert_eq!(ledger.give("p", "init", 2, &[]), Ok(true));
+        let order = [("init", true), ("main", false)];
+        assert_eq!(give(&mut ledger, "p", &order, 0, 2), Ok(true));
         assert_eq!(
             (has(&ledger, "p", "init"), set::words(&ledger.shared())),
             ("2-3".into(), "0-1,4-5".into())
         );
-        // Restarted, it has the same; its main container takes them over, and one more where it needs more.
-        assert_eq!(ledger.give("p", "init", 2, &[]), Ok(false));
-        assert_eq!(ledger.give("p", "main", 3, &["init"]), Ok(true));
-        assert_eq!((has(&ledger, "p", "init"), has(&ledger, "p", "main")), (String::new(), "1-3".into()));
+        // Asked again, it has the same; its main container has those too, and one more where it needs more.
+        assert_eq!(give(&mut ledger, "p", &order, 0, 2), Ok(false));
+        assert_eq!(give(&mut ledger, "p", &order, 1, 3), Ok(true));
+        assert_eq!((has(&ledger, "p", "init"), has(&ledger, "p", "main")), ("2-3".into(), "1-3".into()));
         let words = "not enough cpus available to satisfy request: requested=3, available=2";
-        assert_eq!(ledger.give("q", "main", 3, &[]), Err(words.into()));
+        let main = [("main", false)];
+        assert_eq!(give(&mut ledger, "q", &main, 0, 3), Err(words.into()));
         // Processor 0 is reserved: it is shared, and nobody's own.
-        assert_eq!(ledger.give("q", "main", 2, &[]), Ok(true));
+        assert_eq!(give(&mut ledger, "q", &main, 0, 2), Ok(true));
         assert_eq!(set::words(&ledger.shared()), "0");
-        assert!(ledger.retain(|pod| pod == "p"));
+        assert!(ledger.retain(|pod, _| pod == "p"));
         assert_eq!(ledger.shared().len(), 3);
     }
 
     #[test]
     fn init_containers_take_turns() {
-        // Each of them asks for 3 of the 5 that there are.
+        // Each of them asks for 3 of the 5 that there are; one that shares needs nothing.
         let mut ledger = ledger();
-        assert_eq!(ledger.give("p", "one", 3, &["two", "main"]), Ok(true));
-        let first = has(&ledger, "p", "one");
-        assert_eq!(ledger.give("p", "two", 3, &["one", "main"]), Ok(true));
-        assert_eq!(ledger.give("p", "main", 3, &["one", "two"]), Ok(true));
-        assert_eq!((has(&ledger, "p", "main"), ledger.shared().len()), (first, 3));
+        let order = [("one", true), ("two", true), ("none", false), ("main", false)];
+        assert_eq!(give(&mut ledger, "p", &order, 0, 3), Ok(true));
+        assert_eq!(give(&mut ledger, "p", &order, 1, 3), Ok(true));
+        assert_eq!(give(&mut ledger, "p", &order, 2, 0), Ok(false));
+        assert_eq!(give(&mut ledger, "p", &order, 3, 3), Ok(true));
+        assert_eq!((has(&ledger, "p", "main"), ledger.shared().len()), (has(&ledger, "p", "one"), 3));
     }
 
     #[test]
-    fn a_pod_that_begins_anew_has_what_it_had() {
+    fn sidecars_keep_theirs_beside_those_after_them() {
         let mut ledger = ledger();
-        ledger.give("p", "main", 3, &["init"]).expect("given");
-        let first = has(&ledger, "p", "main");
-        assert_eq!(ledger.give("p", "init", 3, &["main"]), Ok(true));
-        assert_eq!(ledger.give("p", "main", 3, &["init"]), Ok(true));
-        assert_eq!((has(&ledger, "p", "main"), ledger.shared().len()), (first, 3));
-        assert_eq!(ledger.give("p", "main", 3, &["init"]), Ok(false));
+        let order = [("init", true), ("sidecar", false), ("next", true), ("main", false)];
+        for (at, count) in [(0, 2), (1, 1), (2, 2), (3, 2)] {
+            assert_eq!(give(&mut ledger, "p", &order, at, count), Ok(true), "{at}");
+        }
+        let of = |name: &str| ledger.entries["p"][name].clone();
+        assert!(of("init").is_superset(&of("sidecar")));
+        assert!(of("main").is_disjoint(&of("sidecar")) && of("next").is_disjoint(&of("sidecar")));
+        assert!(of("main").is_subset(&of("init").union(&of("next")).copied().collect()));
     }
 
     #[test]
-    fn what_only_an_init_container_needs_is_given_back() {
-        let mut ledger = ledger();
-        ledger.give("p", "sidecar", 1, &[]).expect("given");
-        ledger.give("p", "main", 1, &["init"]).expect("given");
-        ledger.give("p", "init", 4, &["main"]).expect("given");
-        let words = "not enough cpus available to satisfy request: requested=5, available=4";
-        let before = ledger.clone();
-        assert_eq!((ledger.give("p", "main", 5, &["init"]), &ledger), (Err(words.into()), &before));
-        assert_eq!(ledger.give("p", "main", 1, &["init"]), Ok(true));
-        assert_eq!(ledger.shared().len(), 4);
-        // One that shares needs nothing, and takes nothing over.
-        ledger.give("p", "init", 4, &["main"]).expect("given");
-        assert_eq!(ledger.give("p", "main", 0, &["init"]), Ok(true));
-        assert_eq!((ledger.shared().len(), has(&ledger, "p", "sidecar").len()), (5, 1));
-        assert_eq!((ledger.give("q", "main", 0, &[]), ledger.entries.len()), (Ok(false), 1));
+    fn processors_are_of_the_nodes_that_were_chosen() {
+        // Two nodes of four.
+        let topology = (0..8).map(|cpu| (cpu, Place { node: cpu / 4, core: cpu / 2 })).collect();
+        let mut ledger = Ledger { topology, reserved: Set::from([0]), entries: BTreeMap::new() };
+        let hint =
+            |nodes: &[u32], preferred| Hint { nodes: Some(Mask::of(nodes.iter().copied())), preferred };
+        let none = Set::new();
+        assert_eq!(ledger.hints(4, &none), [hint(&[1], true), hint(&[0, 1], false)]);
+        assert_eq!(ledger.hints(2, &none), [hint(&[0], true), hint(&[1], true), hint(&[0, 1], false)]);
+        assert_eq!(ledger.hints(5, &none), [hint(&[0, 1], true)]);
+        assert_eq!(ledger.hints(8, &none), []);
+        assert_eq!(ledger.give(("p", "a"), 2, &none, Some(Mask::of([1]))), Ok(true));
+        assert_eq!(has(&ledger, "p", "a"), "4-5");
+        // More than that node has: the others are of elsewhere.
+        assert_eq!(ledger.give(("p", "b"), 3, &none, Some(Mask::of([1]))), Ok(true));
+        assert_eq!(has(&ledger, "p", "b"), "1,6-7");
     }
 
     #[test]
@@ -229,7 +281,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("cpu_manager_state");
         let mut before = ledger();
-        before.give("p", "main", 2, &[]).expect("given");
+        before.give(("p", "main"), 2, &Set::new(), None).expect("given");
         before.write(&path).expect("written");
         let mut after = ledger();
         after.read(&path).expect("read");

@@ -1,5 +1,9 @@
 //! What this machine is, from /proc and /etc. What cannot be read is empty, never an error.
 
+use std::collections::BTreeMap;
+
+use crate::memory::machine::{self as nodes, Amounts, MEMORY};
+
 /// A machine.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
@@ -17,6 +21,20 @@ pub struct Machine {
     pub machine_id: String,
     /// Changes with every boot.
     pub boot_id: String,
+    /// The memory of each of its memory nodes.
+    pub nodes: BTreeMap<u32, Amounts>,
+}
+
+impl Machine {
+    /// Bytes of huge pages of each size, by the name of the resource.
+    pub fn huge_pages(&self) -> Amounts {
+        let mut all = Amounts::new();
+        for (name, bytes) in self.nodes.values().flatten().filter(|(name, _)| *name != MEMORY) {
+            let sum = all.entry(name.clone()).or_default();
+            *sum = sum.saturating_add(*bytes);
+        }
+        all
+    }
 }
 
 fn read_line(path: &str) -> String {
@@ -39,6 +57,10 @@ pub fn read(root: &std::path::Path) -> Machine {
         os_image: name.unwrap_or_default().trim_matches('"').to_owned(),
         machine_id: read_line("/etc/machine-id"),
         boot_id: read_line("/proc/sys/kernel/random/boot_id"),
+        nodes: nodes::read(
+            std::path::Path::new(crate::numa::SYSTEM),
+            u64::try_from(kib).unwrap_or(0).saturating_mul(1024),
+        ),
     }
 }
 

@@ -112,7 +112,10 @@ pub fn status(node: &Node, facts: &Facts<'_>) -> NodeStatus {
     let old = node.status.clone().unwrap_or_default();
     let machine = facts.machine;
     // What others advertise on this Node (`kubectl patch --subresource=status`) stays.
-    let with_devices = |old: Option<BTreeMap<String, Quantity>>, own: [i64; 3], of: fn(&Amount) -> usize| {
+    let with_devices = |old: Option<BTreeMap<String, Quantity>>,
+                        own: [i64; 3],
+                        huge: Vec<(String, u64)>,
+                        of: fn(&Amount) -> usize| {
         let mut all: BTreeMap<String, Quantity> =
             old.unwrap_or_default().into_iter().filter(|(name, _)| name.contains('/')).collect();
         let [cpu, memory, storage] = own;
@@ -122,13 +125,25 @@ pub fn status(node: &Node, facts: &Facts<'_>) -> NodeStatus {
         all.insert("memory".to_owned(), kibibytes(memory));
         all.insert("ephemeral-storage".to_owned(), kibibytes(storage));
         all.insert("pods".to_owned(), Quantity(facts.max_pods.to_string()));
+        all.extend(huge.into_iter().map(|(name, bytes)| (name, Quantity(crate::memory::words(bytes)))));
         all.extend(facts.devices.iter().map(|d| (d.resource.clone(), Quantity(of(d).to_string()))));
         all
     };
     let has = [machine.cpus.saturating_mul(1000), machine.memory, machine.storage];
-    let capacity = with_devices(old.capacity.clone(), has, |d| d.capacity);
+    let huge = machine.huge_pages();
+    let reserved = |name: &str| -> u64 {
+        facts
+            .tuning
+            .reserved_memory
+            .values()
+            .filter_map(|of| of.get(name))
+            .fold(0, |a, b| a.saturating_add(*b))
+    };
+    let left =
+        huge.iter().map(|(name, bytes)| (name.clone(), bytes.saturating_sub(reserved(name)))).collect();
+    let capacity = with_devices(old.capacity.clone(), has, huge.into_iter().collect(), |d| d.capacity);
     let allocatable =
-        with_devices(old.allocatable.clone(), allocatable(has, facts.tuning), |d| d.allocatable);
+        with_devices(old.allocatable.clone(), for_pods(machine, facts.tuning), left, |d| d.allocatable);
     let address = |kind: &str, address: &str| NodeAddress { type_: kind.into(), address: address.into() };
     let before = old.node_info.as_ref().map(|i| i.container_runtime_version.clone()).unwrap_or_default();
     NodeStatus {
@@ -160,6 +175,14 @@ pub fn status(node: &Node, facts: &Facts<'_>) -> NodeStatus {
         volumes_attached: None,
         ..old
     }
+}
+
+/// What pods may have of a machine: memory that is huge pages is counted as those.
+pub fn for_pods(machine: &Machine, tuning: &Tuning) -> [i64; 3] {
+    let has = [machine.cpus.saturating_mul(1000), machine.memory, machine.storage];
+    let [cpu, memory, storage] = allocatable(has, tuning);
+    let huge = machine.huge_pages().values().fold(0, |a: u64, b| a.saturating_add(*b));
+    [cpu, memory.saturating_sub(i64::try_from(huge).unwrap_or(i64::MAX)).max(0), storage]
 }
 
 /// What pods may have of millicores, bytes of memory and bytes of disk: all but what is reserved and what has to stay free.

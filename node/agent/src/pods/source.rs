@@ -59,6 +59,8 @@ pub struct Pods {
     taken: Arc<Mutex<Taken>>,
     /// The static pods were told: what is in neither their files nor the API is nobody's.
     files_known: watch::Sender<bool>,
+    /// What pods have that are gone was taken back: what is not free now is in use.
+    listed: watch::Sender<bool>,
 }
 
 impl Pods {
@@ -99,6 +101,13 @@ impl Pods {
         } else if let Some(before) = before {
             taken.add(uid, before);
         }
+    }
+
+    /// Whether what pods have that left while nobody watched was taken back. Waits a moment for it.
+    pub async fn settled(&self, moment: Duration) -> bool {
+        let mut listed = self.listed.subscribe();
+        let settled = tokio::time::timeout(moment, listed.wait_for(|listed| *listed)).await;
+        settled.is_ok_and(|listed| listed.is_ok())
     }
 
     /// What a pod asked for is free again.
@@ -257,10 +266,8 @@ async fn follow_list(context: &Arc<Context>, pods: &Pods, mut clean_up: bool) {
                 of_api.iter().filter(|uid| !listed.contains(*uid)).for_each(|uid| pods.gone(uid));
                 if std::mem::take(&mut clean_up) {
                     let known = |uid: &str| listed.contains(uid) || pods.entries.lock().contains_key(uid);
-                    context.cpus.retain(known);
-                    if let Err(error) = context.devices.retain(known) {
-                        tracing::warn!(%error, "devices of pods that are gone could not be taken back");
-                    }
+                    context.placement.retain(known);
+                    pods.listed.send_replace(true);
                     tokio::spawn(adopt_orphans(context.clone(), pods.clone(), listed.clone()));
                 }
             }

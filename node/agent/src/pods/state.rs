@@ -11,6 +11,8 @@ use crate::runtime::Image;
 /// The sandboxes and containers of one pod, newest first.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PodState {
+    /// What the runtime calls itself.
+    pub runtime: String,
     /// Newest first.
     pub sandboxes: Vec<Sandbox>,
     /// Newest first.
@@ -146,7 +148,7 @@ pub struct Probed {
 /// Why a resize has not happened.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unresized {
-    /// `Infeasible`: never on this node. `Deferred`: not yet.
+    /// `Infeasible`: never on this node. `Deferred`: not yet. `Error`: it was begun and failed, and is tried again.
     pub reason: &'static str,
     /// For people.
     pub message: String,
@@ -209,6 +211,8 @@ pub struct Memory {
     pub refused: Option<(String, String)>,
     /// The node has taken the pod.
     pub admitted: bool,
+    /// What it gets of processors, memory and devices is decided when its images are known.
+    pub unplaced: bool,
 }
 
 /// The pod left the API without its node's consent, or is on its way out.

@@ -65,8 +65,8 @@ fn pod_ips(input: Input<'_>, old: &PodStatus) -> Vec<String> {
     }
 }
 
-/// Set while a resize cannot be done.
-const RESIZE: &str = "PodResizePending";
+/// Set while a resize cannot be done, or fails.
+const RESIZES: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 struct Verdict {
     kind: &'static str,
@@ -105,7 +105,7 @@ fn conditions(
     let resize = refused.map(|why| Verdict {
         reason: Some(why.reason),
         message: Some(why.message.clone()),
-        ..verdict(RESIZE, true)
+        ..verdict(RESIZES[usize::from(why.reason == "Error")], true)
     });
     let disrupted = input.memory.failed.as_ref().filter(|f| f.disrupted).map(|failed| Verdict {
         reason: Some("TerminationByKubelet"),
@@ -116,7 +116,9 @@ fn conditions(
         .extend(resize.into_iter().chain(disrupted).map(|v| condition(v, &existing, input.pod, input.now)));
     // Conditions of others (readiness gates, the disruption controller) stay as they are.
     let ours: Vec<String> = conditions.iter().map(|c| c.type_.clone()).collect();
-    conditions.extend(existing.into_iter().filter(|c| !ours.contains(&c.type_) && c.type_ != RESIZE));
+    conditions.extend(
+        existing.into_iter().filter(|c| !ours.contains(&c.type_) && !RESIZES.contains(&c.type_.as_str())),
+    );
     conditions
 }
 

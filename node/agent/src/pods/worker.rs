@@ -199,7 +199,9 @@ impl Worker {
         {
             self.memory.ending_since = Some(Timestamp::now());
         }
-        self.admit();
+        if !self.admit().await {
+            return Ok(Done::Wait(Timestamp::now().saturating_add(SignedDuration::from_secs(1)).ok()));
+        }
         let Plan { actions, wake } = plan(self.input());
         let mut acted = false;
         for action in actions {
@@ -312,6 +314,8 @@ impl Worker {
                 self.remove_files().await?;
             }
             Action::Delete => {
+                // Who takes its place finds all of it free.
+                self.free_devices();
                 self.write_status().await?;
                 self.delete().await?;
             }
@@ -371,7 +375,8 @@ impl Worker {
         };
         match made {
             Ok(()) => self.memory.sandbox_error = None,
-            Err(error) => {
+            Err(sandbox::Failure::Refused(refusal)) => self.reject(refusal.reason, refusal.message),
+            Err(sandbox::Failure::Again(error)) => {
                 let message = format!("Failed to create pod sandbox: {error}");
                 self.context.recorder.pod(&self.pod, None, true, "FailedCreatePodSandBox", message.clone());
                 let before = self.memory.sandbox_error.as_ref();

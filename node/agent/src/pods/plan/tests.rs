@@ -20,6 +20,7 @@ fn at(seconds: i64) -> Timestamp {
 
 fn state(containers: &[(&str, u32, Phase, i32)]) -> PodState {
     let mut state = PodState {
+        runtime: "coracle".into(),
         sandboxes: vec![Sandbox { id: "s".into(), ready: true, ..Default::default() }],
         containers: containers
             .iter()

@@ -11,8 +11,10 @@ use crate::pods::backoff::Backoff;
 use crate::pods::plan::{self, Input, backoff_message};
 use crate::pods::state::{Container, Fate, Phase, init_containers, restarts};
 
-/// The scheme of container ids in a status, before `://`.
-pub const ID_SCHEME: &str = "coracle";
+/// How a status names a container: with the runtime that has it, `containerd://...`.
+fn id(input: Input<'_>, container: &Container) -> String {
+    format!("{}://{}", input.state.runtime, container.id)
+}
 
 /// The status of one container; `init` says in which list it stands.
 pub fn status(input: Input<'_>, spec: &Spec, init: bool) -> ContainerStatus {
@@ -49,13 +51,13 @@ fn from_container(
     container: &Container,
     status: &mut ContainerStatus,
 ) {
-    status.container_id = Some(format!("{ID_SCHEME}://{}", container.id));
+    status.container_id = Some(id(input, container));
     status.image_id = container.image_ref.clone();
     status.restart_count = i32::try_from(container.attempt).unwrap_or(i32::MAX);
     status.stop_signal = Some(container.stop_signal.clone()).filter(|s| !s.is_empty());
     status.started = Some(false);
     let previous = input.state.previous(&spec.name).filter(|p| p.phase == Phase::Exited);
-    status.last_state = previous.map(terminated);
+    status.last_state = previous.map(|previous| terminated(input, previous));
     match container.phase {
         Phase::Running => {
             status.resources = input.memory.resources.get(&container.id).cloned();
@@ -70,7 +72,7 @@ fn from_container(
         }
         Phase::Exited => {
             status.ready = init && container.exit_code == 0;
-            let dead = terminated(container);
+            let dead = terminated(input, container);
             match why_waiting(input, spec, container) {
                 Some(why) => {
                     status.last_state = Some(dead);
@@ -147,7 +149,7 @@ fn ready(input: Input<'_>, spec: &Spec, container: &Container) -> bool {
         return ready;
     }
     // A new agent has no results yet: what the API says of this very container holds until the first probe.
-    let id = format!("{ID_SCHEME}://{}", container.id);
+    let id = id(input, container);
     old_status(input, &spec.name)
         .is_some_and(|old| old.ready && old.container_id.as_deref() == Some(id.as_str()))
 }
@@ -160,7 +162,7 @@ fn waiting(reason: &str, message: Option<String>) -> ContainerState {
     }
 }
 
-fn terminated(container: &Container) -> ContainerState {
+fn terminated(input: Input<'_>, container: &Container) -> ContainerState {
     let reason = match (container.reason.as_str(), container.exit_code) {
         ("", 0) => "Completed",
         ("", _) => "Error",
@@ -168,7 +170,7 @@ fn terminated(container: &Container) -> ContainerState {
     };
     ContainerState {
         terminated: Some(ContainerStateTerminated {
-            container_id: Some(format!("{ID_SCHEME}://{}", container.id)),
+            container_id: Some(id(input, container)),
             exit_code: container.exit_code,
             reason: Some(reason.to_owned()),
             message: (!container.message.is_empty()).then(|| container.message.clone()),

@@ -27,7 +27,7 @@ fn container(phase: Phase, exit_code: i32, attempt: u32) -> Container {
 fn observe(pod: &Pod, containers: Vec<Container>, memory: &Memory) -> Value {
     let sandbox =
         Sandbox { id: "s".into(), ready: true, ips: vec!["127.64.0.2".into()], ..Default::default() };
-    let state = PodState { sandboxes: vec![sandbox], containers };
+    let state = PodState { runtime: "coracle".into(), sandboxes: vec![sandbox], containers };
     let now = Timestamp::from_second(105).expect("a time");
     let input = Input { pod, fate: Fate::Runs, state: &state, memory, now };
     serde_json::to_value(status(input, "127.0.1.1")).expect("JSON")
@@ -38,7 +38,11 @@ fn a_pod_on_its_way_out_has_come_to_its_end() {
     let pod = pod(json!({"restartPolicy": "Always", "containers": [{"name": "a", "image": "app:v1"}]}));
     let phase = |fate, phase, code| {
         let sandbox = Sandbox { id: "s".into(), ..Default::default() };
-        let state = PodState { sandboxes: vec![sandbox], containers: vec![container(phase, code, 0)] };
+        let state = PodState {
+            runtime: "r".into(),
+            sandboxes: vec![sandbox],
+            containers: vec![container(phase, code, 0)],
+        };
         let now = Timestamp::from_second(105).expect("a time");
         let memory = Memory::default();
         let input = Input { pod: &pod, fate, state: &state, memory: &memory, now };

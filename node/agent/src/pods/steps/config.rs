@@ -1,7 +1,7 @@
 //! Pure: the CRI messages that make a pod's sandbox and containers.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use coracle_cri_api::{annotation, signal, v1 as cri};
 use coracle_devices::annotation as granted;
@@ -19,7 +19,7 @@ mod dns;
 pub mod resources;
 pub mod security;
 
-use security::ImageUser;
+use security::{ImageUser, Profiles};
 
 /// What a sandbox's config says besides the pod.
 pub struct Surroundings<'a> {
@@ -31,8 +31,8 @@ pub struct Surroundings<'a> {
     pub linux: bool,
     /// Bytes of this machine.
     pub node_memory: i64,
-    /// Where seccomp profiles of the node lie.
-    pub profiles: &'a Path,
+    /// Seccomp profiles of the node.
+    pub profiles: Profiles<'a>,
 }
 
 /// The config of a sandbox; the same for every call that needs it.
@@ -108,7 +108,7 @@ fn port_mappings(pod: &Pod) -> Vec<cri::PortMapping> {
 
 /// What a container's config says besides its spec.
 #[derive(Default)]
-pub struct Ingredients {
+pub struct Ingredients<'a> {
     /// 0 for the first.
     pub attempt: u32,
     /// What CreateContainer is to use.
@@ -125,19 +125,22 @@ pub struct Ingredients {
     pub devices: ContainerAllocateResponse,
     /// Bytes of this machine.
     pub node_memory: i64,
-    /// Where seccomp profiles of the node lie.
-    pub profiles: PathBuf,
+    /// Seccomp profiles of the node.
+    pub profiles: Profiles<'a>,
     /// The processors that it runs on; `None`: all.
     pub cpus: Option<Share>,
+    /// The memory nodes that it has memory of, in the kernel's words; empty: all.
+    pub mems: String,
 }
 
 /// The config of a container.
 ///
 /// # Errors
 /// The words of a `CreateContainerConfigError`.
-pub fn container(pod: &Pod, spec: &Container, of: Ingredients) -> Result<cri::ContainerConfig, String> {
-    let Ingredients { attempt, image, user, mut env, mounts, target, devices, node_memory, profiles, cpus } =
+pub fn container(pod: &Pod, spec: &Container, of: Ingredients<'_>) -> Result<cri::ContainerConfig, String> {
+    let Ingredients { attempt, image, user, mut env, mounts, target, devices, node_memory, profiles, .. } =
         of;
+    let (cpus, mems) = (of.cpus, of.mems);
     // What a plugin sets, nobody overrides.
     env.retain(|(name, _)| !devices.envs.contains_key(name));
     env.extend(devices.envs);
@@ -181,8 +184,8 @@ pub fn container(pod: &Pod, spec: &Container, of: Ingredients) -> Result<cri::Co
         stdin_once: spec.stdin_once.unwrap_or(false),
         tty: spec.tty.unwrap_or(false),
         linux: Some(cri::LinuxContainerConfig {
-            resources: Some(resources::on(cpus, resources::container(pod, spec, node_memory)?)),
-            security_context: Some(security::into(target, security::container(pod, spec, &user, &profiles)?)),
+            resources: Some(resources::on(cpus, mems, resources::container(pod, spec, node_memory)?)),
+            security_context: Some(security::into(target, security::container(pod, spec, &user, profiles)?)),
         }),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
         stop_signal: stop_signal(spec)?.into(),

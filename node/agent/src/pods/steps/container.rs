@@ -158,9 +158,14 @@ async fn make_config(
     let claimed = crate::claims::devices(context, pod, spec)?.into_iter();
     devices.cdi_devices.extend(claimed.map(|name| coracle_devices::v1beta1::CdiDevice { name }));
     // A wasm container runs on its host's threads.
-    let cpus = if linux { context.cpus.share(pod, spec)? } else { None };
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    if !linux {
+        context.placement.release(uid, &spec.name);
+    }
+    let cpus = context.cpus.share(uid, &spec.name).filter(|_| linux);
     let of = Ingredients {
         cpus,
+        mems: context.memory.nodes(uid, &spec.name).unwrap_or_default(),
         attempt,
         image: image.id,
         user: image.user,
@@ -168,8 +173,8 @@ async fn make_config(
         mounts,
         target,
         devices,
-        node_memory: context.memory,
-        profiles: context.profiles.clone(),
+        node_memory: context.machine_memory,
+        profiles: context.profiles(),
     };
     config::container(pod, spec, of)
 }

@@ -8,15 +8,22 @@ use coracle_devices::v1beta1::ContainerAllocateResponse;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::context::Context;
+use crate::pods::state::{init_containers, is_sidecar};
 
 /// How many of which resource a container asks for; whole numbers of extended resources only.
-fn wanted(spec: &Container) -> BTreeMap<String, usize> {
+pub fn wanted(spec: &Container) -> BTreeMap<String, usize> {
     let limits = spec.resources.iter().flat_map(|r| r.limits.iter().flatten());
     let count = |(name, amount): (&String, &k8s_openapi::apimachinery::pkg::api::resource::Quantity)| {
         let count = usize::try_from(Quantity::parse(&amount.0).ok()?.value()).ok()?;
         (name.contains('/') && count > 0).then(|| (name.clone(), count))
     };
     limits.filter_map(count).collect()
+}
+
+/// Init containers of the pod that have ended when a container begins.
+fn ended<'a>(pod: &'a Pod, name: &str) -> Vec<&'a str> {
+    let before = init_containers(pod).iter().take_while(|spec| spec.name != name);
+    before.filter(|spec| !is_sidecar(spec)).map(|spec| spec.name.as_str()).collect()
 }
 
 /// Gives the container its devices, and says what it gets with them. A resource that no plugin ever served here is a
@@ -36,7 +43,11 @@ pub async fn allocate(
         return Ok(ContainerAllocateResponse::default());
     }
     let holder = Holder { pod: pod.metadata.uid.clone().unwrap_or_default(), container: spec.name.clone() };
-    let mut given = context.devices.allocate(&holder, &wanted).await.map_err(|e| e.to_string())?;
+    let mut given = context
+        .devices
+        .allocate(&holder, &wanted, &ended(pod, &spec.name))
+        .await
+        .map_err(|e| e.to_string())?;
     tracing::info!(pod = pod.metadata.name, container = spec.name, held = ?context.devices.held(&holder), "devices");
     if !linux {
         // A wasm container has no device nodes: its capabilities are in the annotations.

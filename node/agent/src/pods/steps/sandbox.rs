@@ -1,5 +1,7 @@
 //! Making a sandbox: which handler, and whether for Linux containers.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
@@ -7,10 +9,14 @@ use kube::Api;
 use super::config::sandbox;
 use super::container;
 use crate::context::Context;
+use crate::numa::Refusal;
 use crate::pods::state::{Memory, init_containers, main_containers};
 
 /// Handlers of the runtime that need no RuntimeClass object: a class of the same name means them.
 const OWN: [&str; 3] = ["wasm", "wasm-isolated", "runc"];
+
+/// What our runtime calls itself: of all others every container is a Linux container.
+const OWN_NAME: &str = "coracle";
 
 /// The handler that the pod's RuntimeClass names; empty: the default.
 ///
@@ -44,19 +50,71 @@ async fn has_linux(context: &Context, pod: &Pod, memory: &mut Memory) -> bool {
     linux
 }
 
+/// The names of the containers that run as Linux containers. `None`: that is seen when their images are here.
+pub async fn linux_containers(context: &Context, pod: &Pod) -> Option<BTreeSet<String>> {
+    let all = || init_containers(pod).iter().chain(main_containers(pod));
+    let every = || all().map(|spec| spec.name.clone()).collect();
+    let handler = handler(context, pod).await.ok()?;
+    let name = context.runtime.name().await.ok()?;
+    match handler.as_str() {
+        "wasm" | "wasm-isolated" => return Some(BTreeSet::new()),
+        "" if name == OWN_NAME => {}
+        _ => return Some(every()),
+    }
+    let handlers = context.runtime.handlers().await.ok()?;
+    if handlers.iter().all(|h| Context::is_wasm(h)) {
+        return Some(BTreeSet::new());
+    }
+    let mut linux = BTreeSet::new();
+    for spec in all() {
+        let image = context.runtime.image(spec.image.as_deref().unwrap_or_default(), "").await.ok()??;
+        if image.user.linux {
+            linux.insert(spec.name.clone());
+        }
+    }
+    Some(linux)
+}
+
+/// Those whose images are known to be none of Linux left out, once the images were looked at.
+fn linux_or_unknown(pod: &Pod, memory: &Memory) -> BTreeSet<String> {
+    let all = init_containers(pod).iter().chain(main_containers(pod));
+    let linux = all.filter(|spec| memory.images.get(&spec.name).is_none_or(|image| image.user.linux));
+    linux.map(|spec| spec.name.clone()).collect()
+}
+
+/// Why there is no sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The words of a `FailedCreatePodSandBox` Event: it is tried again.
+    Again(String),
+    /// The node does not take the pod, now that its images are known.
+    Refused(Refusal),
+}
+
+impl From<String> for Failure {
+    fn from(words: String) -> Self {
+        Self::Again(words)
+    }
+}
+
 /// Makes the sandbox of a pod.
 ///
 /// # Errors
-/// The words of a `FailedCreatePodSandBox` Event.
-pub async fn run(context: &Context, pod: &Pod, attempt: u32, memory: &mut Memory) -> Result<(), String> {
+/// See [`Failure`].
+pub async fn run(context: &Context, pod: &Pod, attempt: u32, memory: &mut Memory) -> Result<(), Failure> {
     let handler = handler(context, pod).await?;
     let linux = match handler.as_str() {
         "wasm" | "wasm-isolated" => false,
         "" => context.runs_linux() && has_linux(context, pod, memory).await,
         _ => true,
     };
+    if memory.unplaced {
+        let linux = linux_or_unknown(pod, memory);
+        context.placement.place(pod, &linux).await.map_err(Failure::Refused)?;
+        memory.unplaced = false;
+    }
     let logs = context.log_directory(pod);
     let config = sandbox(pod, attempt, &context.surroundings(&logs, linux));
     let made = context.runtime.run_sandbox(config, &handler).await;
-    made.map(drop).map_err(|status| container::words(&status))
+    made.map(drop).map_err(|status| Failure::Again(container::words(&status)))
 }

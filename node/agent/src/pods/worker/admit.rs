@@ -1,15 +1,20 @@
 //! Whether the node takes a pod at all: not one that would make a shortage worse, and none while it is being shut down.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 
 use super::Worker;
 use crate::eviction::rank::is_critical;
 use crate::eviction::thresholds::Pressure;
+use crate::numa::Refusal;
 use crate::pods::requests::{self, Amounts};
 use crate::pods::state::{Failed, Fate};
+use crate::pods::steps::sandbox;
 
+/// How long what is in use is waited for to be known.
+const SETTLED: Duration = Duration::from_secs(5);
 const TAINT: &str = "node.kubernetes.io/memory-pressure";
 
 /// Pure: why a new pod is not taken, reason and words.
@@ -35,10 +40,11 @@ fn rejected(pod: &Pod, pressure: Pressure, shutting_down: bool) -> Option<(&'sta
 }
 
 impl Worker {
-    /// Decides once, before anything of the pod is there. A pod that began before an agent's restart was taken.
-    pub(super) fn admit(&mut self) {
+    /// Decides once, before anything of the pod is there. A pod that began before an agent's restart was taken. False:
+    /// that cannot be decided yet.
+    pub(super) async fn admit(&mut self) -> bool {
         if self.memory.admitted || self.fate != Fate::Runs {
-            return;
+            return true;
         }
         self.memory.admitted = true;
         let statuses = self
@@ -51,7 +57,11 @@ impl Worker {
         let ended = crate::pods::plan::ended(self.input());
         let asked = requests::of_pod(&self.pod);
         if began || ended || !self.state.sandboxes.is_empty() {
-            return self.pods.take(&uid, asked, |_, _| !ended);
+            self.pods.take(&uid, asked, |_, _| !ended);
+            if !ended {
+                self.complete().await;
+            }
+            return true;
         }
         let shutting_down = self.context.shutting_down.load(Ordering::Relaxed);
         let pressure = *self.context.pressure.borrow();
@@ -63,9 +73,47 @@ impl Worker {
                 refused.is_none()
             });
         }
+        if refused.is_none() && self.place().await.is_err() {
+            // What pods have that left meanwhile may not be free again yet.
+            if !self.pods.settled(SETTLED).await {
+                self.memory.admitted = false;
+                return false;
+            }
+            refused = self.place().await.err().map(|refusal| (refusal.reason, refusal.message));
+        }
         if let Some((reason, message)) = refused {
-            self.context.recorder.pod(&self.pod, None, true, reason, message.clone());
-            self.memory.failed = Some(Failed { reason: reason.to_owned(), message, ..Default::default() });
+            self.reject(reason, message);
+        }
+        true
+    }
+
+    /// The node does not take the pod.
+    pub(super) fn reject(&mut self, reason: &'static str, message: String) {
+        self.context.recorder.pod(&self.pod, None, true, reason, message.clone());
+        self.memory.failed = Some(Failed { reason: reason.to_owned(), message, ..Default::default() });
+    }
+
+    /// Gives it processors, memory and devices where the node's policies say so. What its containers are has to be known
+    /// for that: where it is not, that is done when their images are here.
+    async fn place(&mut self) -> Result<(), Refusal> {
+        let context = self.context.clone();
+        if !context.placement.decides() {
+            return Ok(());
+        }
+        match sandbox::linux_containers(&context, &self.pod).await {
+            Some(linux) => context.placement.place(&self.pod, &linux).await,
+            None => {
+                self.memory.unplaced = true;
+                Ok(())
+            }
+        }
+    }
+
+    async fn complete(&self) {
+        if self.context.placement.decides()
+            && let Some(linux) = sandbox::linux_containers(&self.context, &self.pod).await
+        {
+            self.context.placement.complete(&self.pod, &linux).await;
         }
     }
 }

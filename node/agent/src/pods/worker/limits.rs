@@ -95,10 +95,7 @@ impl Worker {
         if !running && (self.fate != Fate::Runs || plan::ended(self.input())) {
             let uid = self.pod.metadata.uid.clone().unwrap_or_default();
             self.pods.release(&uid);
-            self.context.cpus.retain(|pod| pod != uid);
-            if let Err(error) = self.context.devices.retain(|pod| pod != uid) {
-                tracing::warn!(%error, "devices of an ended pod could not be taken back");
-            }
+            self.context.placement.retain(|pod| pod != uid);
         }
     }
 }

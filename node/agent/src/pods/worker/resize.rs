@@ -38,23 +38,35 @@ impl Worker {
             return Ok(false);
         }
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
-        if changes.iter().any(|(_, spec, ..)| self.context.cpus.has_own(&uid, &spec.name)) {
-            let words = "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy";
-            self.unresized("Infeasible", "ResizeInfeasible", words.to_owned(), None);
+        let own = |has: &dyn Fn(&str) -> bool| changes.iter().any(|(_, spec, ..)| has(&spec.name));
+        let manager = if own(&|name| self.context.cpus.has_own(&uid, name)) {
+            Some("CPU")
+        } else if own(&|name| self.context.memory.has_own(&uid, name)) {
+            Some("Memory")
+        } else {
+            None
+        };
+        if let Some(manager) = manager {
+            let words =
+                format!("Resize is infeasible for Guaranteed Pods alongside {manager} Manager static policy");
+            self.unresized("Infeasible", "ResizeInfeasible", words, None);
             return Ok(false);
         }
         if !self.has_room() {
             return Ok(false);
         }
-        let mut restarts = Vec::new();
+        let (mut restarts, mut all) = (Vec::new(), true);
         for (id, spec, has, wanted) in changes {
             if needs_restart(&spec, &has, &wanted) {
                 let why = format!("Container {} resize requires restart", spec.name);
                 let grace = grace_seconds(&self.pod, self.fate);
                 restarts.push(Ending { id, name: spec.name.clone(), why, grace, turn: 0 });
             } else {
-                self.apply(id, &spec, wanted).await;
+                all &= self.apply(id, &spec, wanted).await;
             }
+        }
+        if all {
+            self.memory.unresized = None;
         }
         if restarts.is_empty() {
             return Ok(false);
@@ -87,27 +99,33 @@ impl Worker {
         false
     }
 
-    async fn apply(&mut self, id: String, spec: &Spec, wanted: ResourceRequirements) {
+    /// Gives one container its resources; false: it has not got them, which is told.
+    async fn apply(&mut self, id: String, spec: &Spec, wanted: ResourceRequirements) -> bool {
         let before = self.memory.unresized.as_ref().and_then(|u| u.refused.as_ref());
         if before == Some(&wanted) {
-            return;
+            return false;
         }
-        let asked = match resources::container(&self.pod, spec, self.context.memory) {
+        let asked = match resources::container(&self.pod, spec, self.context.machine_memory) {
             Ok(limits) => self.context.runtime.update_resources(&id, limits).await,
             Err(words) => Err(tonic::Status::invalid_argument(words)),
         };
         match asked {
             Ok(()) => {
-                self.memory.unresized = None;
                 self.memory.resources.insert(id, wanted);
                 let words = format!("container {} has its new resources", spec.name);
                 self.context.recorder.pod(&self.pod, Some(&spec.name), false, "ResizeCompleted", words);
+                return true;
             }
-            Err(status) => {
+            Err(status) if never(&status) => {
                 let words = status.message().to_owned();
                 self.unresized("Infeasible", "ResizeInfeasible", words, Some(wanted));
             }
+            Err(status) => {
+                let words = status.message().to_owned();
+                self.unresized("Error", "ResizeError", words, None);
+            }
         }
+        false
     }
 
     /// Remembers what keeps the pod from its resources, and tells it once.
@@ -119,10 +137,13 @@ impl Worker {
         refused: Option<ResourceRequirements>,
     ) {
         let unresized = Unresized { reason, message, refused };
-        if self.memory.unresized.as_ref() != Some(&unresized) {
+        let before = self.memory.unresized.as_ref();
+        // What fails is tried again and again, and may have other numbers to tell each time.
+        if before.is_none_or(|before| before.reason != reason || (reason != "Error" && *before != unresized))
+        {
             self.context.recorder.pod(&self.pod, None, true, event, unresized.message.clone());
-            self.memory.unresized = Some(unresized);
         }
+        self.memory.unresized = Some(unresized);
     }
 
     /// What the API last had as the resources of this very container: those of before the agent was restarted.
@@ -131,6 +152,11 @@ impl Worker {
         let same = old.container_id.as_deref().is_some_and(|of| of.rsplit('/').next() == Some(id));
         old.resources.clone().filter(|_| same)
     }
+}
+
+/// Pure: whether a runtime that answers so will never do it.
+fn never(status: &tonic::Status) -> bool {
+    matches!(status.code(), tonic::Code::Unimplemented | tonic::Code::InvalidArgument)
 }
 
 /// Pure: whether a container has to start anew for these resources.

@@ -28,6 +28,17 @@ fn oom_score(pod: &Pod, spec: &Container, node_memory: i64) -> i64 {
     }
 }
 
+/// The huge pages that a container asks for, in the words of control groups: `2MB`.
+fn huge_pages(spec: &Container) -> Vec<cri::HugepageLimit> {
+    let limits = spec.resources.iter().flat_map(|r| r.limits.iter().flatten());
+    let of = limits.filter_map(|(name, amount)| {
+        let size = name.strip_prefix("hugepages-")?.strip_suffix('i')?;
+        let limit = u64::try_from(Quantity::parse(&amount.0).ok()?.value()).ok()?;
+        Some(cri::HugepageLimit { page_size: format!("{size}B"), limit })
+    });
+    of.collect()
+}
+
 /// What a container may use.
 ///
 /// # Errors
@@ -48,12 +59,19 @@ pub fn container(
         // No swap beyond the limit.
         memory_swap_limit_in_bytes: memory,
         oom_score_adj: oom_score(pod, spec, node_memory),
+        hugepage_limits: huge_pages(spec),
         ..Default::default()
     })
 }
 
-/// The same on these processors. Who has some of its own may use them up: a quota would only hold it back.
-pub fn on(cpus: Option<Share>, mut resources: cri::LinuxContainerResources) -> cri::LinuxContainerResources {
+/// The same on these processors and with memory of these memory nodes (empty: all). Who has processors of its own may use
+/// them up: a quota would only hold it back.
+pub fn on(
+    cpus: Option<Share>,
+    mems: String,
+    mut resources: cri::LinuxContainerResources,
+) -> cri::LinuxContainerResources {
+    resources.cpuset_mems = mems;
     if let Some(share) = cpus {
         resources.cpuset_cpus = share.cpus;
         if share.exclusive {
@@ -88,6 +106,16 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    fn huge_pages_are_limited_by_their_size() {
+        let spec: Container = serde_json::from_value(json!({"name": "a", "resources":
+            {"limits": {"hugepages-2Mi": "64Mi", "hugepages-1Gi": "1Gi", "memory": "1Gi"}}}))
+        .expect("a container");
+        let made = huge_pages(&spec);
+        let made: Vec<_> = made.iter().map(|one| (one.page_size.as_str(), one.limit)).collect();
+        assert_eq!(made, [("1GB", 1 << 30), ("2MB", 64 << 20)]);
+    }
+
+    #[test]
     fn limits_become_cgroup_values() {
         let limited =
             json!({"limits": {"cpu": "1", "memory": "4Gi"}, "requests": {"cpu": "0.5", "memory": "500Mi"}});
@@ -104,6 +132,10 @@ mod tests {
         assert_eq!((made.cpu_quota, made.cpu_period, made.cpu_shares), (100_000, 100_000, 512));
         assert_eq!((made.memory_limit_in_bytes, made.oom_score_adj), (4 << 30, 500));
         assert_eq!(sandbox(&one, 1 << 30).memory_limit_in_bytes, 4 << 30);
+        let share = Share { cpus: "2-3".into(), exclusive: true };
+        let placed = on(Some(share), "1".into(), made);
+        assert_eq!((placed.cpuset_cpus.as_str(), placed.cpuset_mems.as_str()), ("2-3", "1"));
+        assert_eq!((placed.cpu_quota, placed.memory_limit_in_bytes), (0, 4 << 30));
         let two = pod(json!([{"name": "a", "resources": limited}, {"name": "b"}]));
         let both = sandbox(&two, 1 << 30);
         assert_eq!((both.memory_limit_in_bytes, both.cpu_quota, both.cpu_shares), (0, 0, 514));

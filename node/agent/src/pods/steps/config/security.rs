@@ -24,6 +24,21 @@ const MASKED: [&str; 11] = [
 /// Paths of /proc that a container cannot write.
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// The node's seccomp profiles.
+#[derive(Clone, Copy, Debug)]
+pub struct Profiles<'a> {
+    /// Where those lie that pods name.
+    pub folder: &'a Path,
+    /// Who names none has the runtime's; without it, none.
+    pub default: bool,
+}
+
+impl Default for Profiles<'_> {
+    fn default() -> Self {
+        Self { folder: Path::new(""), default: false }
+    }
+}
+
 /// Whom an image's own configuration says to run as.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageUser {
@@ -64,7 +79,7 @@ pub fn namespaces(pod: &Pod) -> cri::NamespaceOption {
 }
 
 /// The sandbox's part.
-pub fn sandbox(pod: &Pod, profiles: &Path) -> cri::LinuxSandboxSecurityContext {
+pub fn sandbox(pod: &Pod, profiles: Profiles<'_>) -> cri::LinuxSandboxSecurityContext {
     let context = pod_context(pod);
     let privileged =
         pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
@@ -93,17 +108,17 @@ fn groups(context: &PodSecurityContext) -> Vec<i64> {
     all.collect()
 }
 
-/// A profile of the node lies below `profiles`; the API takes paths that stay there only.
-fn seccomp(profile: Option<&SeccompProfile>, profiles: &Path) -> cri::SecurityProfile {
+/// A profile of the node lies below its folder; the API takes paths that stay there only.
+fn seccomp(profile: Option<&SeccompProfile>, profiles: Profiles<'_>) -> cri::SecurityProfile {
     use cri::security_profile::ProfileType;
     let (kind, path) = match profile.map(|p| (p.type_.as_str(), p.localhost_profile.as_deref())) {
         Some(("RuntimeDefault", _)) => (ProfileType::RuntimeDefault, String::new()),
         Some(("Localhost", path)) => {
             let inside = |p: &&str| Path::new(p).components().all(|c| matches!(c, Component::Normal(_)));
-            let path = path.filter(inside).map(|p| profiles.join(p).to_string_lossy().into_owned());
+            let path = path.filter(inside).map(|p| profiles.folder.join(p).to_string_lossy().into_owned());
             (ProfileType::Localhost, path.unwrap_or_default())
         }
-        // The kubelet's default without --seccomp-default.
+        None if profiles.default => (ProfileType::RuntimeDefault, String::new()),
         _ => (ProfileType::Unconfined, String::new()),
     };
     cri::SecurityProfile { profile_type: kind.into(), localhost_ref: path }
@@ -145,7 +160,7 @@ pub fn container(
     pod: &Pod,
     spec: &Container,
     image: &ImageUser,
-    profiles: &Path,
+    profiles: Profiles<'_>,
 ) -> Result<cri::LinuxContainerSecurityContext, String> {
     let shared = pod_context(pod);
     let own = spec.security_context.clone().unwrap_or_default();
@@ -221,7 +236,12 @@ mod tests {
     }
 
     fn of(pod: &Pod, image: &ImageUser) -> Result<cri::LinuxContainerSecurityContext, String> {
-        container(pod, &pod.spec.as_ref().expect("a spec").containers[0], image, Path::new("/node/seccomp"))
+        on(pod, image, false)
+    }
+
+    fn on(pod: &Pod, image: &ImageUser, default: bool) -> Result<cri::LinuxContainerSecurityContext, String> {
+        let profiles = Profiles { folder: Path::new("/node/seccomp"), default };
+        container(pod, &pod.spec.as_ref().expect("a spec").containers[0], image, profiles)
     }
 
     #[test]
@@ -253,6 +273,23 @@ mod tests {
         assert_eq!((named("../x"), named("/etc/x")), (String::new(), String::new()));
         let kind = cri::security_profile::ProfileType::RuntimeDefault;
         assert_eq!(asked(json!({"type": "RuntimeDefault"})).profile_type(), kind);
+    }
+
+    #[test]
+    fn who_names_no_profile_has_the_runtimes_where_the_node_says_so() {
+        use cri::security_profile::ProfileType;
+        let kinds = |pod: &Pod, default| {
+            let made = on(pod, &ImageUser::default(), default).expect("a context");
+            let profiles = Profiles { default, ..Profiles::default() };
+            let both = [made.seccomp, sandbox(pod, profiles).seccomp];
+            both.map(|profile| profile.expect("a profile").profile_type())
+        };
+        let plain = pod(json!({}), json!({}));
+        assert_eq!(kinds(&plain, false), [ProfileType::Unconfined; 2]);
+        assert_eq!(kinds(&plain, true), [ProfileType::RuntimeDefault; 2]);
+        // Who says that it wants none has none.
+        let free = pod(json!({"seccompProfile": {"type": "Unconfined"}}), json!({}));
+        assert_eq!(kinds(&free, true), [ProfileType::Unconfined; 2]);
     }
 
     #[test]
