@@ -94,7 +94,12 @@ impl World {
             )*};
         }
         follow!(namespaces, volumes, claims, classes, budgets, csi_nodes);
-        follow!(resource_claims, resource_slices, device_classes, pod_groups);
+        follow!(resource_claims, resource_slices, device_classes);
+        // Kubernetes serves groups of pods when it is asked to; who may not even ask for them does not wait for them.
+        let groups = served(client, "scheduling.k8s.io/v1alpha2").await;
+        if groups {
+            follow!(pod_groups);
+        }
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = async {
@@ -107,7 +112,9 @@ impl World {
                 self.resource_claims.synced().await;
                 self.resource_slices.synced().await;
                 self.device_classes.synced().await;
-                self.pod_groups.synced().await;
+                if groups {
+                    self.pod_groups.synced().await;
+                }
             } => {}
         }
     }
@@ -122,6 +129,12 @@ impl World {
     pub fn namespace_matches(&self, selector: &Selector, namespace: &str) -> bool {
         self.namespaces.get(namespace).is_some_and(|n| selector.matches(|key| n.label(key)))
     }
+}
+
+/// Whether the server has a version of a group; assumed where it cannot be asked.
+async fn served(client: &Client, version: &str) -> bool {
+    let found = client.list_api_group_resources(version).await;
+    !matches!(found, Err(kube::Error::Api(status)) if status.code == 404)
 }
 
 /// Whether a claim has its volume and both agree.

@@ -75,8 +75,8 @@ impl Strategy for PodGroup {
     }
 
     fn row(&self, obj: &Value, now: Timestamp) -> Vec<Value> {
-        let scheduled = items(obj, "/status/conditions").iter();
-        let scheduled = scheduled.filter(|one| text(one, "/type") == "PodGroupScheduled").next_back();
+        let mut conditions = items(obj, "/status/conditions").iter();
+        let scheduled = conditions.rfind(|one| text(one, "/type") == "PodGroupScheduled");
         vec![
             table::name(obj),
             super::shown(at(obj, "/spec/schedulingPolicy")).into(),

@@ -47,7 +47,7 @@ impl Scheduler {
             match self.gate(&pod, &profile) {
                 Gate::Alone => match self.reserve(pod, &profile) {
                     Ok(reserved) => self.commit(reserved, Some(slot)),
-                    Err(refused) => self.refuse(refused, &profile, Some(slot)),
+                    Err(refused) => self.refuse(*refused, &profile, Some(slot)),
                 },
                 Gate::Together(least) => {
                     drop(slot);
@@ -63,19 +63,20 @@ impl Scheduler {
     }
 
     /// Chooses a node for a pod and takes its room there.
-    pub(super) fn reserve(&mut self, pod: PodView, profile: &Profile) -> Result<Reserved, Refused> {
+    pub(super) fn reserve(&mut self, pod: PodView, profile: &Profile) -> Result<Reserved, Box<Refused>> {
         self.turn = self.turn.wrapping_add(1);
         let node = match choose(&pod, profile, &self.snapshot, &self.world, self.turn) {
             Choice::Node(node) => node,
             Choice::None { why, curable, nodes, wakes } => {
-                return Err(Refused { pod, why, curable, nodes, wakes });
+                return Err(Box::new(Refused { pod, why, curable, nodes, wakes }));
             }
         };
         let volumes = bind::volumes(&pod, &node, &self.snapshot, &self.world);
         let grants = if volumes.is_empty() { self.grants(&pod, &node) } else { Some(Vec::new()) };
         let Some(grants) = grants else {
             let why = "the devices of its claims have just been given to others".to_owned();
-            return Err(Refused { pod, why, curable: Vec::new(), nodes: 0, wakes: wake::DEVICES });
+            let refused = Refused { pod, why, curable: Vec::new(), nodes: 0, wakes: wake::DEVICES };
+            return Err(Box::new(refused));
         };
         let pod = Arc::new(pod);
         self.snapshot.take(&node, &pod);

@@ -88,7 +88,7 @@ impl Scheduler {
                     placed += 1;
                     reserved.push(one);
                 }
-                Err(one) => refused.push(one),
+                Err(one) => refused.push(*one),
             }
         }
         if reserved.iter().all(|one| profile.permits().all(|permit| permit(&one.pod, &self.world, placed))) {

@@ -28,6 +28,8 @@ fn controller(name: &str, rules: Value) -> [Value; 2] {
 /// What Kubernetes leaves to the tool that sets a cluster up, in the form of the table's lines.
 pub fn own() -> Vec<Value> {
     const CSR: &str = "certificates.k8s.io";
+    const SCHEDULING: &str = "scheduling.k8s.io";
+    let groups = json!(["podgroups", "workloads"]);
     let read = json!(["get", "list", "watch"]);
     let mut own = vec![
         // kube-public is there to be read by all, `cluster-info` above all.
@@ -62,10 +64,24 @@ pub fn own() -> Vec<Value> {
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read},
                 {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies", "ingresses", "ingressclasses"], "verbs": read},
                 {"apiGroups": ["networking.internal.knative.dev"], "resources": ["ingresses"], "verbs": read},
-                {"apiGroups": ["networking.internal.knative.dev"], "resources": ["ingresses"], "verbs": read},
             ]),
         ),
         binding("coracle:node-network", "coracle:node-network", &["system:nodes"]),
+        // Groups of pods, which Kubernetes' roles do not know.
+        role(
+            "coracle:pod-groups",
+            json!([
+                {"apiGroups": [SCHEDULING], "resources": ["podgroups"], "verbs": read},
+                {"apiGroups": [SCHEDULING], "resources": ["podgroups/status"], "verbs": ["patch"]},
+            ]),
+        ),
+        json!({"kind": "ClusterRoleBinding", "name": "coracle:pod-groups",
+            "subjects": [{"kind": "User", "name": "system:kube-scheduler", "apiGroup": GROUP}],
+            "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": "coracle:pod-groups"}}),
+        json!({"kind": "ClusterRole", "name": "coracle:aggregate-pod-groups-to-view", "aggregateTo": "view",
+            "rules": [{"apiGroups": [SCHEDULING], "resources": groups, "verbs": read}]}),
+        json!({"kind": "ClusterRole", "name": "coracle:aggregate-pod-groups-to-edit", "aggregateTo": "edit",
+            "rules": [{"apiGroups": [SCHEDULING], "resources": groups, "verbs": ["create", "delete", "deletecollection", "patch", "update"]}]}),
         // CronJobs that call a handler do so through the proxy of Services.
         role(
             "coracle:invoker",
@@ -74,9 +90,6 @@ pub fn own() -> Vec<Value> {
         json!({"kind": "ClusterRoleBinding", "name": "coracle:invoker",
             "subjects": [{"kind": "ServiceAccount", "name": "cronjob-controller", "namespace": "kube-system"}],
             "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": "coracle:invoker"}}),
-        // Servers that join prove themselves by the secret that they send.
-        role("coracle:join", json!([{"nonResourceURLs": ["/coracle/join"], "verbs": ["post"]}])),
-        binding("coracle:join", "coracle:join", &["system:authenticated", "system:unauthenticated"]),
         // A server that joins shows a secret of its own.
         role("coracle:join", json!([{"nonResourceURLs": ["/coracle/join"], "verbs": ["post"]}])),
         binding("coracle:join", "coracle:join", &["system:authenticated", "system:unauthenticated"]),

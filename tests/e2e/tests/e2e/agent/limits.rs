@@ -44,7 +44,7 @@ fn ephemeral_storage_is_limited() -> Result<()> {
     node_cluster.stop()
 }
 
-/// Row: pods: a resize restarts a container where its resizePolicy asks for that; what does not fit is told; a pod that never fits is refused
+/// Row: pods: containers are resized in place, or restarted where their resizePolicy asks for that; what does not fit is told; a pod that never fits is refused
 #[test]
 fn pods_are_resized_in_place() -> Result<()> {
     let (mut node_cluster, node) = cluster(&[])?;
@@ -57,29 +57,33 @@ fn pods_are_resized_in_place() -> Result<()> {
         {"resourceName": "cpu", "restartPolicy": "RestartContainer"},
         {"resourceName": "memory", "restartPolicy": "RestartContainer"},
     ]);
+    let mut grows = steps(&node, "grows", "Always", &["sleep 600000"]);
+    grows["spec"]["containers"][0]["resources"] = pod["spec"]["containers"][0]["resources"].clone();
     let mut huge = steps(&node, "huge", "Always", &["sleep 600000"]);
     huge["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "1000"}});
-    apply(cluster, &[pod, huge])?;
+    apply(cluster, &[pod, grows, huge])?;
     let refused = status(cluster, "huge", "is refused", |status| status["phase"] == "Failed")?;
     ensure!(refused["reason"] == "OutOfcpu", "{refused:#}");
     let words = "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: ";
     has(&refused["message"].to_string(), &[words])?;
 
     let first = status(cluster, "sized", "is ready", ready)?;
-    let resize = |resources: Value| -> Result<()> {
+    let resize_of = |pod: &str, resources: Value| -> Result<()> {
         let patch = json!({"spec": {"containers": [{"name": "main", "resources": resources}]}}).to_string();
-        cluster.kubectl(&["patch", "pod", "sized", "--subresource=resize", "-p", &patch]).map(drop)
+        cluster.kubectl(&["patch", "pod", pod, "--subresource=resize", "-p", &patch]).map(drop)
     };
+    let resize = |resources: Value| resize_of("sized", resources);
     resize(json!({"limits": {"memory": "96Mi"}}))?;
     let restarted = status(cluster, "sized", "has more memory after a restart", |status| {
         main(status)["restartCount"] == 1 && main(status)["resources"]["limits"]["memory"] == "96Mi"
     })?;
     ensure!(main(&restarted)["containerID"] != main(&first)["containerID"], "{restarted:#}");
     resize(json!({"requests": {"cpu": "1000"}, "limits": {"cpu": "1000"}}))?;
-    let pending = |status: &Value| {
+    let of_kind = |status: &Value, kind: &str| {
         let all = status["conditions"].as_array().cloned().unwrap_or_default();
-        all.into_iter().find(|c| c["type"] == "PodResizePending")
+        all.into_iter().find(|c| c["type"] == kind)
     };
+    let pending = |status: &Value| of_kind(status, "PodResizePending");
     let waits = status(cluster, "sized", "cannot grow so far", |status| pending(status).is_some())?;
     let told = pending(&waits).unwrap_or_default();
     ensure!(told["reason"] == "Infeasible" && told["status"] == "True", "{told:#}");
@@ -88,6 +92,31 @@ fn pods_are_resized_in_place() -> Result<()> {
     ensure!(main(&waits)["restartCount"] == 1, "{waits:#}");
     resize(json!({"requests": {"cpu": "10m"}, "limits": {"cpu": "100m"}}))?;
     status(cluster, "sized", "is content", |status| pending(status).is_none())?;
+
+    // In place, which is what happens where the policy says nothing.
+    let before = status(cluster, "grows", "is ready", ready)?;
+    resize_of("grows", json!({"requests": {"cpu": "20m"}, "limits": {"cpu": "200m", "memory": "96Mi"}}))?;
+    let grown = status(cluster, "grows", "has more", |status| {
+        let now = &main(status)["resources"];
+        now["limits"] == json!({"cpu": "200m", "memory": "96Mi"}) && now["requests"]["cpu"] == "20m"
+    })?;
+    ensure!(main(&grown)["containerID"] == main(&before)["containerID"], "{grown:#}");
+    ensure!(main(&grown)["restartCount"] == 0, "{grown:#}");
+    // Less than it holds it cannot get: that is told, and tried again.
+    let running = |status: &Value| of_kind(status, "PodResizeInProgress");
+    resize_of("grows", json!({"requests": {"memory": "64Ki"}, "limits": {"memory": "64Ki"}}))?;
+    let fails =
+        status(cluster, "grows", "cannot have less than it holds", |status| running(status).is_some())?;
+    let told = running(&fails).unwrap_or_default();
+    ensure!(told["reason"] == "Error" && pending(&fails).is_none(), "{fails:#}");
+    let words = "attempting to set container \"main\" memory limit (65536) below current usage (";
+    has(told["message"].as_str().unwrap_or_default(), &[words])?;
+    ensure!(main(&fails)["resources"]["limits"]["memory"] == "96Mi", "{fails:#}");
+    resize_of("grows", json!({"requests": {"memory": "16Mi"}, "limits": {"memory": "32Mi"}}))?;
+    let shrunk = status(cluster, "grows", "has less", |status| {
+        main(status)["resources"]["limits"]["memory"] == "32Mi" && running(status).is_none()
+    })?;
+    ensure!(main(&shrunk)["containerID"] == main(&before)["containerID"], "{shrunk:#}");
     node_cluster.stop()
 }
 
