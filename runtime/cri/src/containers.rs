@@ -45,9 +45,13 @@ impl Service {
         let nowhere = std::path::Path::new("");
         spec::container(&id, &sandbox.id, nowhere, &config, &sandbox.config)?;
         let artifact = self.code(&asked, &image, Some(&sandbox.config)).await?;
+        let code = match spec::program(&config, &asked, artifact.kind, &image.commands)? {
+            Some((name, layer)) => self.command(name, layer).await?,
+            None => artifact.path,
+        };
         let reservation =
             self.state.reserve_container(&sandbox.id, &config.metadata.clone().unwrap_or_default())?;
-        let wanted = spec::container(&id, &sandbox.id, &artifact.path, &config, &sandbox.config)?;
+        let wanted = spec::container(&id, &sandbox.id, &code, &config, &sandbox.config)?;
         let log_path = wanted.log_path.clone();
         if let Some(dir) = log_path.parent() {
             tokio::fs::create_dir_all(dir).await.map_err(|e| {

@@ -1,5 +1,7 @@
 //! From what CRI asks to what a wasm host understands: pure translation, with every refusal in words.
 
+mod program;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Component, Path, PathBuf};
@@ -10,6 +12,7 @@ use serde::Deserialize;
 use tonic::Status;
 
 use crate::links;
+pub use program::program;
 
 /// The annotation by which the kubelet tells which ports a container declares.
 pub const PORTS_ANNOTATION: &str = "io.kubernetes.container.ports";

@@ -138,6 +138,46 @@ async fn a_command_of_the_image_is_run_in_its_container() {
     assert!(said.exit_code == 0 && printed.contains("POD=tools"), "{said:?}");
     assert_eq!(exec(&["look", "print", "hello"]).await.stdout, b"hello\nno newline");
     assert_eq!(exec(&["other"]).await.exit_code, 127);
+
+    // As a container of its own too, to its end.
+    let mut config = web_config(&suite, &pod, "prints", "").await;
+    config.command = vec!["look".into(), "print".into()];
+    config.args = vec!["of its own".into()];
+    let id = pod.create_as(config).await.unwrap();
+    pod.start(&id).await.unwrap();
+    let ended = suite.exited(&id).await.unwrap();
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (0, "Completed"));
+    assert_eq!(suite.log(&ended.log_path, 3).await.unwrap()[0].1, "of its own");
+    pod.end().await.unwrap();
+}
+
+/// What a Deployment says of `command` and `args` reaches a handler, or is refused by name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_is_told_its_arguments_and_takes_no_other_command() {
+    let service = Service::start().await;
+    service.registry.push("web", "v1", &guest("web"));
+    let (suite, http) = (service.suite().await, http());
+    let pod = suite.pod("told").await.unwrap();
+    let ip = pod.ip().await.unwrap();
+    let words = |all: &[&str]| all.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+    for (port, command, args, told) in [
+        ("9001", &[][..], &["--color", "red"][..], "web --color red"),
+        ("9002", &["/web.wasm"], &["--color", "blue"], "/web.wasm --color blue"),
+    ] {
+        let ports = format!(r#"[{{"containerPort":{port}}}]"#);
+        let mut config = web_config(&suite, &pod, "web", &ports).await;
+        (config.command, config.args) = (words(command), words(args));
+        config.metadata.as_mut().unwrap().attempt = port.parse().unwrap();
+        let id = pod.create_as(config).await.unwrap();
+        pod.start(&id).await.unwrap();
+        assert_eq!(get(&http, &format!("{ip}:{port}/args?")).await.unwrap(), told);
+    }
+    let mut config = web_config(&suite, &pod, "sleeps", r#"[{"containerPort":9003}]"#).await;
+    config.command = words(&["sleep", "3600"]);
+    let status = pod.create_as(config).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let told = "container sleeps: command \"sleep\" is not in image web:v1, which has no commands beside it";
+    assert!(status.message().starts_with(told), "{status:?}");
     pod.end().await.unwrap();
 }
 

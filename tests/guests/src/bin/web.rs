@@ -41,6 +41,7 @@ async fn main(request: Request<Body>) -> Result<Response<Body>, Error> {
             text("printed".into())
         }
         "/fetch" => fetch(&query).await,
+        "/args" => text(std::env::args().collect::<Vec<_>>().join(" ")),
         "/env" => text(std::env::var(&query).unwrap_or_default()),
         _ => text(format!("hello from {}\n", std::env::var("POD").unwrap_or_default())),
     }
