@@ -166,7 +166,13 @@ pub fn unsupported(pod: &Pod) -> Option<Error> {
             || volume.nfs.is_some()
             || volume.csi.is_some();
         let known = claimed || mounted || plugin(volume).is_some();
-        (!known).then(|| Error::Unsupported { volume: volume.name.clone(), kind: kind(volume) })
+        let medium = volume.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).unwrap_or_default();
+        let kind = match (known, medium.starts_with("HugePages")) {
+            (true, false) => return None,
+            (true, true) => format!("emptyDir with medium {medium}"),
+            (false, _) => kind(volume),
+        };
+        Some(Error::Unsupported { volume: volume.name.clone(), kind })
     })
 }
 

@@ -194,6 +194,11 @@ pub fn limits(asked: &v1::LinuxContainerResources) -> Value {
     if let Some(limit) = positive(asked.memory_limit_in_bytes) {
         resources["memory"] = json!({"limit": limit});
     }
+    let huge = asked.hugepage_limits.iter();
+    let huge: Vec<Value> = huge.map(|one| json!({"pageSize": one.page_size, "limit": one.limit})).collect();
+    if !huge.is_empty() {
+        resources["hugepageLimits"] = Value::Array(huge);
+    }
     if !asked.unified.is_empty() {
         resources["unified"] = json!(asked.unified);
     }

@@ -28,6 +28,8 @@ pub struct Machines {
     dir: TempDir,
     bin: PathBuf,
     cni: Option<PathBuf>,
+    /// Further flags of nodes.
+    flags: Vec<String>,
     /// The hosts: 0 is the server's, N is the one of node N.
     pub network: Network,
 }
@@ -48,14 +50,16 @@ impl Machines {
         Self::start_all(1, nodes, server, cni)
     }
 
-    /// A server, and one node over a runtime that is not ours: `runtime` starts it in a folder and on a host, and answers the
-    /// socket that it serves CRI on.
+    /// A server, and one node with further flags over a runtime that is not ours: `runtime` starts it in a folder and on a
+    /// host, and answers the socket that it serves CRI on.
     pub fn start_over<T>(
+        node: &[&str],
         runtime: impl FnOnce(&std::path::Path, &Host) -> Result<(PathBuf, T)>,
     ) -> Result<(Self, T)> {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
         let (bin, network) = (program::coracle()?, Network::new(2)?);
-        let mut machines = Self { nodes: 1, processes: Vec::new(), dir, bin, cni: None, network };
+        let flags = node.iter().map(|flag| (*flag).to_owned()).collect();
+        let mut machines = Self { nodes: 1, processes: Vec::new(), dir, bin, cni: None, flags, network };
         let folder = machines.path("peer");
         std::fs::create_dir(&folder)?;
         let (socket, peer) = runtime(&folder, machines.network.host(1)?)?;
@@ -74,7 +78,8 @@ impl Machines {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
         let bin = program::coracle()?;
         let network = Network::new(nodes + servers)?;
-        let mut machines = Self { nodes, processes: Vec::new(), dir, bin, cni: None, network };
+        let flags = Vec::new();
+        let mut machines = Self { nodes, processes: Vec::new(), dir, bin, cni: None, flags, network };
         if let Some(configuration) = cni {
             let folder = machines.path("cni");
             std::fs::create_dir(&folder)?;
@@ -206,6 +211,7 @@ impl Machines {
             format!("--service-cidr={SERVICES}"),
             "--network=routed".into(),
         ];
+        args.extend(self.flags.iter().cloned());
         // (Its first start alone names the server that it joins.)
         if !self.path(&format!("node-{index}")).is_dir() {
             let token = succeed(self.client(&self.bin)?.args(["token", "create", "--token-only"]))?;

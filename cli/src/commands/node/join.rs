@@ -142,8 +142,29 @@ async fn connect(
     failover::client(config, Some(home.memory())).await
 }
 
+/// Whether a text is a bootstrap token, `ID.SECRET`, which Kubernetes has as 6 and 16 lowercase letters and digits.
+fn check(token: &str) -> Result<()> {
+    let is = |text: &str, length| {
+        text.len() == length && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    let good = token.split_once('.').is_some_and(|(id, secret)| is(id, 6) && is(secret, 16));
+    ensure!(
+        good,
+        "the token is malformed: a node joins with 6 and 16 lowercase letters and digits and a dot between, as `coracle \
+         token create` makes them{}",
+        if token.len() > 100 { "; this looks like a token that servers join with" } else { "" }
+    );
+    Ok(())
+}
+
 /// Joins, or takes up what was joined before.
 pub async fn member(home: &Home, wish: &Wish<'_>) -> Result<Member> {
+    // A node that belongs to its cluster already needs none.
+    if let Some(token) =
+        wish.token.filter(|_| home.read("ca.crt").is_err() || home.identity("client").is_none())
+    {
+        check(token.trim())?;
+    }
     let servers = home.servers(wish);
     let first =
         servers.first().context("which cluster? Name a server with --join, or a --kubeconfig")?.clone();
@@ -294,6 +315,17 @@ async fn request(client: Client, user: &str, signer: &str, names: Vec<String>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn malformed_tokens_are_told_from_good_ones() {
+        assert!(check("abc123.0123456789abcdef").is_ok());
+        let servers = format!("{}.{}", "0".repeat(64), "0".repeat(64));
+        for wrong in ["", "x", "abc123", "ABC123.0123456789abcdef", "abc123.0123456789abcde", &servers] {
+            let words = check(wrong).unwrap_err().to_string();
+            assert!(words.contains("is malformed") && words.contains("coracle token create"), "{words}");
+        }
+        assert!(check(&servers).unwrap_err().to_string().contains("servers join with"));
+    }
 
     #[test]
     fn certificates_are_renewed_before_they_end() {

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod container;
+pub mod debug;
 pub mod devices;
 pub mod hosts;
 pub mod sandbox;

@@ -91,6 +91,10 @@ fn what_is_missing_is_named() {
             "volume \"v\": volumes of kind iscsi are not supported by this node",
         ),
         (
+            json!([{"name": "v", "emptyDir": {"medium": "HugePages-2Mi"}}]),
+            "volume \"v\": volumes of kind emptyDir with medium HugePages-2Mi are not supported by this node",
+        ),
+        (
             json!([{"name": "v", "configMap": {"name": "config", "items": [{"key": "k", "path": "k"}]}}]),
             "MountVolume.SetUp failed for volume \"v\" : configmap references non-existent config key: k",
         ),

@@ -96,6 +96,9 @@ fn image_and_pod_make_a_process() {
         cpu_quota: 50_000,
         cpu_period: 100_000,
         memory_limit_in_bytes: 1 << 26,
+        cpuset_cpus: "2-3".into(),
+        cpuset_mems: "1".into(),
+        hugepage_limits: vec![v1::HugepageLimit { page_size: "2MB".into(), limit: 1 << 21 }],
         ..Default::default()
     });
     let spec = given.spec(&[]).unwrap();
@@ -107,7 +110,10 @@ fn image_and_pod_make_a_process() {
     assert_eq!((&spec["process"]["user"]["uid"], &spec["process"]["user"]["gid"]), (&json!(1000), &json!(0)));
     assert_eq!(spec["process"]["capabilities"]["bounding"], json!(["CAP_NET_ADMIN"]));
     assert_eq!(spec["linux"]["resources"]["memory"]["limit"], 1 << 26);
-    assert_eq!(spec["linux"]["resources"]["cpu"]["quota"], 50_000);
+    let cpu = json!({"quota": 50_000, "period": 100_000, "cpus": "2-3", "mems": "1"});
+    assert_eq!(spec["linux"]["resources"]["cpu"], cpu);
+    let huge = json!([{"pageSize": "2MB", "limit": 1 << 21}]);
+    assert_eq!(spec["linux"]["resources"]["hugepageLimits"], huge);
 }
 
 #[test]

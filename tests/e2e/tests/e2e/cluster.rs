@@ -323,6 +323,13 @@ fn servers_join_with_a_token_and_are_removed() -> Result<()> {
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         ensure!(!out.status.success() && said.contains(words), "{token}: {said}");
     }
+    // A node does not try for long with what no server could know.
+    let mut join = servers.command("timeout");
+    join.arg("20").arg(servers.binary()).args(["node", "--runtime-endpoint=unix:///none", "--token=x.y"]);
+    join.arg("--root-dir").arg(servers.dir().join("strange-node"));
+    let out = join.arg(format!("--join={}", servers.url(0))).output()?;
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(out.status.code() == Some(1) && said.contains("the token is malformed"), "{said}");
     let third = servers.add()?;
     // Services made at all servers at the same time.
     let made: Vec<_> = std::thread::scope(|scope| {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use tonic::Status;
 
 use super::config::{self, Ingredients};
-use super::{devices, hosts, volumes};
+use super::{debug, devices, hosts, volumes};
 use crate::context::Context;
 use crate::env;
 use crate::hooks;
@@ -70,10 +70,15 @@ pub async fn start(
         recorder.pod(pod, Some(&spec.name), true, "Failed", format!("Error: {}", error.reason));
     })?;
     if image.user.linux && !sandbox.linux && context.runs_linux() {
-        return Ok(Outcome::NeedsLinux);
+        if !debug::is_ephemeral(pod, spec) {
+            return Ok(Outcome::NeedsLinux);
+        }
+        let message = debug::needs_another_sandbox(spec.image.as_deref().unwrap_or_default());
+        recorder.pod(pod, Some(&spec.name), true, "Failed", format!("Error: {message}"));
+        return Err(failure("CreateContainerError", message));
     }
-    let made = match target(pod, state, spec, &image) {
-        Ok(target) => make_config(context, pod, spec, attempt, image, sandbox, target).await,
+    let made = match debug::sight(pod, state, spec, image.user.linux) {
+        Ok(sight) => make_config(context, pod, spec, attempt, image, sandbox, sight).await,
         Err(words) => Err(words),
     };
     let made = made.map_err(|message| {
@@ -123,16 +128,6 @@ async fn post_start(
     Err(failure("PostStartHookError", message))
 }
 
-/// The id of the container that an ephemeral container is to look into. Wasm containers have no processes to be seen.
-fn target(pod: &Pod, state: &PodState, spec: &Container, image: &Image) -> Result<Option<String>, String> {
-    let added = pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default();
-    let named = added.iter().find(|e| e.name == spec.name).and_then(|e| e.target_container_name.as_deref());
-    let Some(name) = named.filter(|name| !name.is_empty() && image.user.linux) else { return Ok(None) };
-    let found = state.current(name).filter(|c| c.phase == Phase::Running);
-    let found = found.ok_or_else(|| format!("unable to find target container \"{name}\""))?;
-    Ok(Some(found.id.clone()))
-}
-
 async fn make_config(
     context: &Context,
     pod: &Pod,
@@ -140,15 +135,21 @@ async fn make_config(
     attempt: u32,
     image: Image,
     sandbox: &Sandbox,
-    target: Option<String>,
+    sight: debug::Sight,
 ) -> Result<cri::ContainerConfig, String> {
     let sources = volumes::read(context, pod, env::references(spec)).await.map_err(|e| e.to_string())?;
     let services = context.services.env(pod).await;
     let facts = context.facts(sandbox.ips.clone());
-    let env = env::build(pod, spec, services, &sources, &facts).map_err(|e| e.to_string())?;
+    let env = env::build(pod, spec, services.clone(), &sources, &facts).map_err(|e| e.to_string())?;
     let dir = volumes::place(context, pod).await.map_err(|e| e.to_string())?;
     let linux = image.user.linux;
     let mut mounts = container_mounts(pod, spec, &dir, &env)?;
+    if let Some(target) = &sight.volumes {
+        // Its variables name its paths.
+        let sources = volumes::read(context, pod, env::references(target)).await.map_err(|e| e.to_string())?;
+        let theirs = env::build(pod, target, services, &sources, &facts).map_err(|e| e.to_string())?;
+        mounts = debug::joined(mounts, container_mounts(pod, target, &dir, &theirs)?);
+    }
     mounts.extend(termination::mount(&dir, spec, attempt, linux)?);
     if linux {
         mounts.extend(hosts::mount(pod, spec, &dir, &sandbox.ips)?);
@@ -171,7 +172,7 @@ async fn make_config(
         user: image.user,
         env,
         mounts,
-        target,
+        target: sight.processes,
         devices,
         node_memory: context.machine_memory,
         profiles: context.profiles(),

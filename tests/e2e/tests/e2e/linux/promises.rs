@@ -18,7 +18,7 @@ fn shell(name: &str, script: &str) -> Value {
     json!({"name": name, "image": "busybox:v1", "command": ["/bin/sh", "-c", script]})
 }
 
-/// Row: Linux containers: stop signals, a shared process namespace, seccomp profiles, a probe's own grace, processors of their own, checkpoints
+/// Row: Linux containers: stop signals, a shared process namespace, seccomp profiles, a probe's own grace, processors and memory of their own, checkpoints
 #[test]
 fn linux_pods_are_promised_signals_processes_and_profiles() -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -26,7 +26,16 @@ fn linux_pods_are_promised_signals_processes_and_profiles() -> Result<()> {
     std::fs::write(&runtime, CHECKPOINTS)?;
     std::fs::set_permissions(&runtime, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let runtime = format!("--oci-runtime={}", runtime.display());
-    let mut cluster = cluster_with(&["--cpu-manager-policy=static", "--kube-reserved=cpu=500m", &runtime])?;
+    let mut cluster = cluster_with(&[
+        "--cpu-manager-policy=static",
+        "--kube-reserved=cpu=500m,memory=100Mi",
+        "--memory-manager-policy=Static",
+        "--reserved-memory=0:memory=200Mi",
+        "--topology-manager-policy=best-effort",
+        "--topology-manager-scope=pod",
+        "--seccomp-default",
+        &runtime,
+    ])?;
     let profiles = cluster.data_dir().join("node/seccomp/own");
     std::fs::create_dir_all(&profiles)?;
     let own = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
@@ -65,6 +74,7 @@ fn linux_pods_are_promised_signals_processes_and_profiles() -> Result<()> {
             pod("told", told),
             pod("shared", shared),
             pod("default", profiled(json!({"type": "RuntimeDefault"}))),
+            pod("unnamed", profiled(Value::Null)),
             pod("free", profiled(json!({"type": "Unconfined"}))),
             pod("own", profiled(json!({"type": "Localhost", "localhostProfile": "own/no-folders.json"}))),
             pod("lost", profiled(json!({"type": "Localhost", "localhostProfile": "own/none.json"}))),
@@ -95,9 +105,12 @@ fn linux_pods_are_promised_signals_processes_and_profiles() -> Result<()> {
     ready(&cluster, "wasm")?;
     processors(&cluster)?;
     checkpoints(&cluster)?;
-    for (name, filter, made) in
-        [("default", "Seccomp:\t2", true), ("free", "Seccomp:\t0", true), ("own", "Seccomp:\t2", false)]
-    {
+    for (name, filter, made) in [
+        ("default", "Seccomp:\t2", true),
+        ("unnamed", "Seccomp:\t2", true),
+        ("free", "Seccomp:\t0", true),
+        ("own", "Seccomp:\t2", false),
+    ] {
         says(&cluster, name, "c", "done")?;
         let log = cluster.kubectl(&["logs", name])?;
         ensure!(log.contains(filter) && log.contains("made\n") == made, "{name}: {log}");
@@ -147,11 +160,11 @@ fn processes(cluster: &Cluster) -> Result<()> {
 
 /// Who asks for whole processors in a Guaranteed pod has them alone; the others share the rest, and get them back.
 fn processors(cluster: &Cluster) -> Result<()> {
-    let allowed = |pod: &str| -> Result<String> {
-        let status =
-            cluster.kubectl(&["exec", pod, "--", "grep", "Cpus_allowed_list", "/proc/self/status"])?;
+    let told = |pod: &str, key: &str| -> Result<String> {
+        let status = cluster.kubectl(&["exec", pod, "--", "grep", key, "/proc/self/status"])?;
         Ok(status.split_whitespace().last().unwrap_or_default().to_owned())
     };
+    let allowed = |pod: &str| told(pod, "Cpus_allowed_list");
     let before = allowed("free")?;
     let mut exact = shell("c", "exec sleep 100000");
     exact["resources"] = json!({"limits": {"cpu": "1", "memory": "32Mi"}});
@@ -162,12 +175,19 @@ fn processors(cluster: &Cluster) -> Result<()> {
     // What others share is updated while they run.
     let file = cluster.data_dir().join("node/cpu_manager_state");
     let state = || -> Result<Value> { Ok(serde_json::from_str(&std::fs::read_to_string(&file)?)?) };
+    let memory = cluster.data_dir().join("node/memory_manager_state");
+    let memory = || -> Result<Value> { Ok(serde_json::from_str(&std::fs::read_to_string(&memory)?)?) };
+    let uid = cluster.get(&["pod", "exact"])?["metadata"]["uid"].take();
+    let block = memory()?["entries"][uid.as_str().unwrap_or_default()]["c"][0].take();
+    ensure!(block == json!({"numaAffinity": [0], "type": "memory", "size": 32 << 20}), "{}", memory()?);
+    ensure!(told("exact", "Mems_allowed_list")? == "0");
     let shared = state()?["defaultCpuSet"].as_str().context("no shared processors")?.to_owned();
     ensure!(shared != before, "{shared}");
     eventually("the others are elsewhere", SOON, || Ok(allowed("free")? == shared))?;
     cluster.kubectl(&["delete", "pod", "exact", "--timeout=30s"])?;
     eventually("the others have it back", SOON, || Ok(allowed("free")? == before))?;
     ensure!(state()?["entries"] == json!({}), "{}", state()?);
+    ensure!(memory()?["entries"] == json!({}), "{}", memory()?);
     Ok(())
 }
 
