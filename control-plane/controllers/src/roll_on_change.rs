@@ -36,6 +36,7 @@ macro_rules! content {
         #[derive(Clone, Debug, Default, Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct $view {
+            #[serde(deserialize_with = "crate::view::slim")]
             metadata: ObjectMeta,
             #[serde(default)]
             data: Value,

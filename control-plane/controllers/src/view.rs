@@ -20,6 +20,7 @@ mod gang;
 mod pod;
 mod policy;
 mod service;
+mod slim;
 mod storage;
 mod workload;
 
@@ -29,6 +30,7 @@ pub use gang::*;
 pub use pod::*;
 pub use policy::*;
 pub use service::*;
+pub use slim::{Head, slim};
 pub use storage::*;
 pub use workload::*;
 
@@ -175,6 +177,7 @@ pub fn condition<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Con
 /// A Node.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Node {
+    #[serde(deserialize_with = "slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: NodeSpec,
@@ -212,6 +215,7 @@ impl Cached for Node {}
 /// A Lease of a node.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Lease {
+    #[serde(deserialize_with = "slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: LeaseSpec,
@@ -229,6 +233,7 @@ impl Cached for Lease {}
 /// A Namespace.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Namespace {
+    #[serde(deserialize_with = "slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: NamespaceSpec,
@@ -256,6 +261,7 @@ impl Cached for Namespace {}
 /// A ServiceAccount.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ServiceAccount {
+    #[serde(deserialize_with = "slim")]
     pub metadata: ObjectMeta,
 }
 
@@ -264,6 +270,7 @@ impl Cached for ServiceAccount {}
 /// A ConfigMap.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ConfigMap {
+    #[serde(deserialize_with = "slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub data: BTreeMap<String, String>,

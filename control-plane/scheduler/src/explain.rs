@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use crate::cycle::Cycle;
 use crate::plugins::gang_scheduling::{self, Gate};
 use crate::profile::Profile;
 use crate::snapshot::{Room, Snapshot};
-use crate::view::{NodeView, PodView};
+use crate::view::{NodeView, Pod, PodView};
 use crate::world::World;
 
 /// What is said of a node.
@@ -143,7 +143,8 @@ pub async fn of(
     name: &str,
 ) -> Result<Explanation> {
     let what = || format!("read pod {namespace}/{name}");
-    let pod = Api::<Pod>::namespaced(client.clone(), namespace).get(name).await.with_context(what)?;
+    let pod =
+        Api::<Pod>::namespaced_with(client.clone(), namespace, &()).get(name).await.with_context(what)?;
     let pod = PodView::of(&pod);
     let profile = configuration.profiles.iter().find(|profile| profile.name == pod.scheduler);
     let profile =

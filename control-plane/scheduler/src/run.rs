@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tokio::sync::{Semaphore, mpsc};
@@ -17,7 +17,7 @@ use crate::config::Configuration;
 use crate::profile::Profile;
 use crate::queue::Queue;
 use crate::snapshot::Snapshot;
-use crate::view::PodView;
+use crate::view::{Pod, PodView};
 use crate::world::World;
 
 mod decided;

@@ -1,16 +1,72 @@
 //! What the scheduler keeps of pods and nodes: little, so that 150,000 pods fit.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use coracle_api::quantity::Quantity;
+use coracle_controllers::view::slim;
 use k8s_openapi::api::core::v1::{
-    Affinity, Container, Node, Pod, PodSpec, Taint, Toleration, TopologySpreadConstraint, Volume,
+    Affinity, Container, Node, PodResourceClaimStatus, PodSpec, Taint, Toleration, TopologySpreadConstraint,
+    Volume,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Resource;
+use kube::core::{DynamicResourceScope, ObjectMeta};
+use serde::Deserialize;
 
 use crate::plugins::node_ports::{ANY, HostPort};
 
 /// What pods ask for and nodes have, in each resource's base unit (CPU in thousandths).
 pub type Resources = BTreeMap<String, i64>;
+
+/// A pod as the API tells of it: what is read here.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Pod {
+    #[serde(deserialize_with = "slim")]
+    pub metadata: ObjectMeta,
+    pub spec: PodSpec,
+    pub status: PodStatus,
+}
+
+/// What is read of a pod's status.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatus {
+    phase: Option<String>,
+    nominated_node_name: Option<String>,
+    start_time: Option<Time>,
+    resource_claim_statuses: Option<Vec<PodResourceClaimStatus>>,
+}
+
+impl Resource for Pod {
+    type DynamicType = ();
+    type Scope = DynamicResourceScope;
+
+    fn kind(_: &()) -> Cow<'_, str> {
+        "Pod".into()
+    }
+
+    fn group(_: &()) -> Cow<'_, str> {
+        "".into()
+    }
+
+    fn version(_: &()) -> Cow<'_, str> {
+        "v1".into()
+    }
+
+    fn plural(_: &()) -> Cow<'_, str> {
+        "pods".into()
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
 
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,9 +124,7 @@ pub struct NodeView {
 impl PodView {
     /// Keeps what matters.
     pub fn of(pod: &Pod) -> Self {
-        let none = PodSpec::default();
-        let (meta, spec) = (&pod.metadata, pod.spec.as_ref().unwrap_or(&none));
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let (meta, spec, status) = (&pod.metadata, &pod.spec, &pod.status);
         let owner = meta.owner_references.iter().flatten().find(|one| one.controller == Some(true));
         let ports = spec.containers.iter().flat_map(|one| one.ports.iter().flatten());
         let host_ports = ports
@@ -104,19 +158,11 @@ impl PodView {
             ),
             devices: devices(pod),
             preempts: spec.preemption_policy.as_deref() != Some("Never"),
-            nominated: pod
-                .status
-                .as_ref()
-                .and_then(|status| status.nominated_node_name.clone())
-                .unwrap_or_default(),
-            started: pod
-                .status
-                .as_ref()
-                .and_then(|status| status.start_time.as_ref())
-                .map_or(0, |time| time.0.as_second()),
+            nominated: status.nominated_node_name.clone().unwrap_or_default(),
+            started: status.start_time.as_ref().map_or(0, |time| time.0.as_second()),
             gated: spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()),
             group: group(pod).unwrap_or_default(),
-            ended: matches!(phase, Some("Succeeded" | "Failed")),
+            ended: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             deleting: meta.deletion_timestamp.is_some(),
         }
     }
@@ -142,15 +188,15 @@ fn claims(volumes: &[Volume], pod: &str) -> Vec<String> {
 }
 
 fn group(pod: &Pod) -> Option<String> {
-    let name = pod.spec.as_ref()?.scheduling_group.as_ref()?.pod_group_name.as_ref()?;
+    let name = pod.spec.scheduling_group.as_ref()?.pod_group_name.as_ref()?;
     Some(format!("{}/{name}", pod.metadata.namespace.as_deref()?))
 }
 
 fn devices(pod: &Pod) -> Vec<(String, Option<String>)> {
-    let made = pod.status.iter().flat_map(|status| status.resource_claim_statuses.iter().flatten());
+    let made = pod.status.resource_claim_statuses.iter().flatten();
     let made: BTreeMap<&str, Option<&String>> =
         made.map(|one| (one.name.as_str(), one.resource_claim_name.as_ref())).collect();
-    let entries = pod.spec.iter().flat_map(|spec| spec.resource_claims.iter().flatten());
+    let entries = pod.spec.resource_claims.iter().flatten();
     let claim =
         |name: &str, named: Option<&String>| named.or_else(|| made.get(name).copied().flatten()).cloned();
     // An entry for which no claim was made on purpose needs none.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::core::{DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
@@ -20,6 +19,7 @@ use crate::cache::Key;
 use crate::discovery::{Served, deletable};
 use crate::queue::WorkQueue;
 use crate::reconcile::Reconciler;
+use crate::view::Head;
 use crate::write::{self, Delete, Writer};
 
 const DISCOVERY_PERIOD: Duration = Duration::from_secs(30);
@@ -98,7 +98,7 @@ impl GarbageCollector {
     }
 
     async fn follow(self: Arc<Self>, client: Client, served: Arc<Served>, shutdown: CancellationToken) {
-        let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client, &served.resource);
+        let api = Api::<Head>::all_with(client, &served.resource);
         let mut events = watcher::watcher(api, watcher::Config::default()).boxed();
         let mut listed: HashSet<String> = HashSet::new();
         let mut failures: u32 = 0;
@@ -122,12 +122,7 @@ impl GarbageCollector {
         }
     }
 
-    fn take(
-        &self,
-        served: &Arc<Served>,
-        event: watcher::Event<PartialObjectMeta<DynamicObject>>,
-        listed: &mut HashSet<String>,
-    ) {
+    fn take(&self, served: &Arc<Served>, event: watcher::Event<Head>, listed: &mut HashSet<String>) {
         match event {
             watcher::Event::Init => listed.clear(),
             watcher::Event::InitApply(object) => {

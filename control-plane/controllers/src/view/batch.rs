@@ -14,6 +14,7 @@ use crate::cache::Cached;
 /// A Job.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Job {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: JobSpec,
@@ -155,6 +156,7 @@ impl Cached for Job {
 /// A CronJob.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct CronJob {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: CronJobSpec,

@@ -13,6 +13,7 @@ use crate::cache::Cached;
 /// A ResourceClaim.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ResourceClaim {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: ResourceClaimSpec,
@@ -38,6 +39,7 @@ impl Cached for ResourceClaim {
 /// A ResourceClaimTemplate; what claims are made from stays as it is written.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ResourceClaimTemplate {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: Value,
@@ -48,6 +50,7 @@ impl Cached for ResourceClaimTemplate {}
 /// A ResourceSlice.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ResourceSlice {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: ResourceSliceSpec,
@@ -58,6 +61,7 @@ impl Cached for ResourceSlice {}
 /// A DeviceClass.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct DeviceClass {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: DeviceClassSpec,

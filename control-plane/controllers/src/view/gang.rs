@@ -8,6 +8,7 @@ use crate::cache::Cached;
 /// A PodGroup of `scheduling.k8s.io/v1alpha2`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct PodGroup {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: PodGroupSpec,

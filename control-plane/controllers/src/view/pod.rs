@@ -24,6 +24,7 @@ const KEPT: [&str; 4] = [
 /// A Pod.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Pod {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: PodSpec,

@@ -17,6 +17,7 @@ use crate::cache::Cached;
 /// A HorizontalPodAutoscaler (autoscaling/v2).
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct HorizontalPodAutoscaler {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: HorizontalPodAutoscalerSpec,
@@ -49,6 +50,7 @@ impl Cached for HorizontalPodAutoscaler {}
 /// A PodDisruptionBudget.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct PodDisruptionBudget {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: PodDisruptionBudgetSpec,
@@ -87,6 +89,7 @@ impl Cached for PodDisruptionBudget {
 /// A ResourceQuota.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ResourceQuota {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: ResourceQuotaSpec,

@@ -12,6 +12,7 @@ use crate::cache::Cached;
 /// A Service.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Service {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: ServiceSpec,
@@ -87,6 +88,7 @@ impl Cached for Service {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSlice {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     pub address_type: String,
     #[serde(default, deserialize_with = "null_is_empty")]
@@ -187,6 +189,7 @@ impl Cached for EndpointSlice {
 /// An Endpoints object, as this crate writes it too.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Endpoints {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default, deserialize_with = "null_is_empty")]
     pub subsets: Vec<serde_json::Value>,
@@ -197,6 +200,7 @@ impl Cached for Endpoints {}
 /// A ServiceCIDR.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ServiceCidr {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: ServiceCidrSpec,
@@ -224,6 +228,7 @@ impl Cached for ServiceCidr {}
 /// An IPAddress: its name is an address that is in use.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct IpAddress {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
 }
 

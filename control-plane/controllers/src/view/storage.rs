@@ -13,6 +13,7 @@ use crate::cache::Cached;
 /// A PersistentVolume.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct PersistentVolume {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: PersistentVolumeSpec,
@@ -45,6 +46,7 @@ pub struct CsiVolume {
 /// The CSI drivers of a node.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct CsiNode {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: CsiNodeSpec,
@@ -109,6 +111,7 @@ impl Cached for PersistentVolume {
 /// A PersistentVolumeClaim.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct PersistentVolumeClaim {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: PersistentVolumeClaimSpec,
@@ -154,6 +157,7 @@ impl Cached for PersistentVolumeClaim {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StorageClass {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub provisioner: String,
@@ -170,6 +174,7 @@ impl Cached for StorageClass {}
 /// A CSIDriver.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct CsiDriver {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: CsiDriverSpec,
@@ -187,6 +192,7 @@ impl Cached for CsiDriver {}
 /// A VolumeAttachment.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct VolumeAttachment {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: VolumeAttachmentSpec,

@@ -13,6 +13,7 @@ use crate::cache::{Cached, trim_meta};
 /// A ReplicaSet.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ReplicaSet {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: ReplicaSetSpec,
@@ -63,6 +64,7 @@ impl Cached for ReplicaSet {
 /// A Deployment.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Deployment {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: DeploymentSpec,
@@ -139,6 +141,7 @@ impl Cached for Deployment {
 /// A ReplicationController: a ReplicaSet whose selector is a plain map.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ReplicationController {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: ReplicaSetSpec,
@@ -162,6 +165,7 @@ impl Cached for ReplicationController {
 /// A StatefulSet.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct StatefulSet {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: StatefulSetSpec,
@@ -257,6 +261,7 @@ impl Cached for StatefulSet {
 /// A DaemonSet.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct DaemonSet {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: DaemonSetSpec,
@@ -300,6 +305,7 @@ impl Cached for DaemonSet {
 /// A ControllerRevision: a template as it once was.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ControllerRevision {
+    #[serde(deserialize_with = "super::slim")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub data: Arc<Value>,

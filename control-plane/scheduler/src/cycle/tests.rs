@@ -6,8 +6,8 @@ mod volumes;
 use super::{Choice, PodView, Profile, Snapshot, World};
 use crate::plugins::resources_fit::{FitArgs, Strategy};
 use crate::preemption::preempt;
-use crate::view::NodeView;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use crate::view::{NodeView, Pod};
+use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
 /// The node, or why there is none.

@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use kube::runtime::watcher;
 
 use super::{Placed, Scheduler};
-use crate::view::{NodeView, PodView};
+use crate::view::{NodeView, Pod, PodView};
 use crate::wake;
 use crate::world::Changed;
 
