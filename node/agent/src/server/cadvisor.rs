@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
+use coracle_cri_api::VALUE_LABEL;
 use coracle_cri_api::v1::{Metric, MetricDescriptor, MetricType, PodSandboxMetrics};
 
 use super::*;
@@ -56,9 +57,11 @@ fn text(descriptors: &[MetricDescriptor], pods: Vec<PodSandboxMetrics>) -> Strin
 }
 
 fn sample(text: &mut String, descriptor: &MetricDescriptor, metric: &Metric) {
-    let labels = descriptor.label_keys.iter().zip(&metric.label_values);
-    let labels: Vec<_> = labels.map(|(key, value)| format!("{key}=\"{}\"", escaped(value))).collect();
-    let value = metric.value.as_ref().map_or(0, |v| v.value);
+    let labels = || descriptor.label_keys.iter().zip(&metric.label_values);
+    let exact = labels().find(|(key, _)| *key == VALUE_LABEL).and_then(|(_, text)| text.parse::<f64>().ok());
+    let labels: Vec<_> = labels().filter(|(key, _)| *key != VALUE_LABEL).map(|(key, value)| format!("{key}=\"{}\"", escaped(value))).collect();
+    let whole = metric.value.as_ref().map_or(0, |v| v.value);
+    let value = exact.map_or_else(|| whole.to_string(), |exact| exact.to_string());
     let milliseconds = metric.timestamp / 1_000_000;
     let _ = writeln!(text, "{}{{{}}} {value} {milliseconds}", metric.name, labels.join(","));
 }
@@ -92,7 +95,7 @@ mod tests {
         };
         let descriptors = [
             descriptor("took_bucket", &["pod", "le"]),
-            descriptor("took_sum", &["pod"]),
+            descriptor("took_sum", &["pod", VALUE_LABEL]),
             descriptor("held", &["pod"]),
             descriptor("ice_bucket", &["pod"]),
         ];
@@ -109,7 +112,7 @@ mod tests {
                 metrics: vec![
                     metric("took_bucket", &[pod, "+Inf"], 3, MetricType::Counter),
                     metric("held", &[pod], 9, MetricType::Gauge),
-                    metric("took_sum", &[pod], 4, MetricType::Counter),
+                    metric("took_sum", &[pod, "4.25"], 4, MetricType::Counter),
                     metric("ice_bucket", &[pod], 2, MetricType::Counter),
                     metric("unknown", &[], 1, MetricType::Counter),
                 ],
@@ -120,7 +123,7 @@ mod tests {
             # HELP ice_bucket what it is\n# TYPE ice_bucket counter\nice_bucket{pod=\"a\"} 2 5\n\
             ice_bucket{pod=\"b\\\"\"} 2 5\n\
             # HELP took what it is\n# TYPE took histogram\ntook_bucket{pod=\"a\",le=\"+Inf\"} 3 5\n\
-            took_sum{pod=\"a\"} 4 5\ntook_bucket{pod=\"b\\\"\",le=\"+Inf\"} 3 5\ntook_sum{pod=\"b\\\"\"} 4 5\n";
+            took_sum{pod=\"a\"} 4.25 5\ntook_bucket{pod=\"b\\\"\",le=\"+Inf\"} 3 5\ntook_sum{pod=\"b\\\"\"} 4.25 5\n";
         assert_eq!(text(&descriptors, vec![of("a"), of("b\"")]), expected);
     }
 }

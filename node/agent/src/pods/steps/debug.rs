@@ -57,7 +57,7 @@ pub fn needs_another_sandbox(image: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pods::state::Container as Seen;
+    use crate::pods::state::{Container as Seen, Sandbox};
     use serde_json::json;
 
     #[test]
@@ -70,8 +70,16 @@ mod tests {
             ],
         }}))
         .expect("a pod");
-        let running = Seen { id: "c1".into(), name: "web".into(), phase: Phase::Running, ..Seen::default() };
-        let state = PodState { containers: vec![running], ..PodState::default() };
+        let sandbox = Sandbox { id: "s".into(), ready: true, ..Sandbox::default() };
+        let running = Seen {
+            id: "c1".into(),
+            sandbox: "s".into(),
+            name: "web".into(),
+            phase: Phase::Running,
+            ..Seen::default()
+        };
+        let (sandboxes, containers) = (vec![sandbox], vec![running]);
+        let state = PodState { sandboxes, containers, ..PodState::default() };
         let see = |name: &str, linux: bool| {
             let spec = find_container(&pod, name).expect("a container");
             assert_eq!(is_ephemeral(&pod, &spec), name != "web");
