@@ -1,5 +1,5 @@
 //! What lies on disk: two redb databases, `log.redb` (raft) and `state.redb` (keys and their versions), each with the
-//! version of its format. Every entry and every row carries a checksum of its own beside those of redb's pages.
+//! version of its format, and `log.wal`, where entries wait for the first. Every entry and every row carries a checksum of its own beside those of redb's pages.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -23,9 +23,11 @@ pub(crate) mod state;
 
 pub use files::{Directory, Files};
 
-/// The newest version of files and of what members say to each other. Version 2 knows leases. What is written bears the
-/// lowest version that can say it, so that members are upgraded, and taken back, one after the other.
+/// The newest version of files and of what members say to each other. Version 2 knows leases and the log's journal. What is
+/// written bears the lowest version that can say it, so that members are upgraded, and taken back, one after the other.
 pub(crate) const NEWEST: u64 = 2;
+/// The version of a log that counts on its journal; without it, as after an orderly end, it bears a lower one.
+pub(crate) const JOURNALED: u64 = 2;
 /// The oldest.
 pub(crate) const OLDEST: u64 = 1;
 /// redb's page cache; the values are in memory anyway.

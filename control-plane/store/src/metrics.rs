@@ -51,6 +51,8 @@ pub(crate) struct Stats {
     pub log_syncs: Histogram,
     pub state_syncs: Histogram,
     pub slow_syncs: AtomicU64,
+    /// Connections of whoever is no member.
+    pub strangers: AtomicU64,
 }
 
 /// What is known besides the counters.
@@ -96,7 +98,7 @@ impl Stats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (gauge, counter) = ("gauge", "counter");
         let (members, watchers) = (facts.members as u64, facts.watchers as u64);
-        let rows: [(&str, &str, &str, u64); 13] = [
+        let rows: [(&str, &str, &str, u64); 14] = [
             ("revision", gauge, "The last applied revision.", facts.revision),
             ("compacted_revision", gauge, "Reads and watches reach back to here.", facts.compacted),
             ("members", gauge, "Members of the cluster.", members),
@@ -104,7 +106,7 @@ impl Stats {
             ("is_leader", gauge, "Whether this member leads.", facts.is_leader.into()),
             ("term", gauge, "Raft's term.", facts.term),
             ("state_bytes", gauge, "Bytes of the file that holds the keys.", facts.state_bytes),
-            ("log_bytes", gauge, "Bytes of the file that holds raft's log.", facts.log_bytes),
+            ("log_bytes", gauge, "Bytes of the files that hold raft's log.", facts.log_bytes),
             ("watchers", gauge, "Watches that are open.", watchers),
             ("watch_lag_revisions", gauge, "How far the slowest watcher is behind.", facts.watch_lag),
             (
@@ -119,6 +121,12 @@ impl Stats {
                 counter,
                 "Syncs of the disk that took more than a second.",
                 load(&self.slow_syncs),
+            ),
+            (
+                "refused_members_total",
+                counter,
+                "Connections refused, for whoever made them is no member.",
+                load(&self.strangers),
             ),
         ];
         for (name, kind, help, value) in rows {

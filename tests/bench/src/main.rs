@@ -72,6 +72,8 @@ fn main() -> Result<()> {
     let mut options = Options::parse();
     // Another crate of the tree brings a second provider, so that rustls cannot choose by itself.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    // Without one, spans are made for a logger that is not there.
+    let _ = tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::default());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let (Some(dir), Some(at)) = (&options.serve_store, options.at) {
         return runtime.block_on(store::serve(dir, at, std::mem::take(&mut options.cluster)));

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -33,6 +34,7 @@ use super::{Peering, VERSIONS, Versions, Way};
 use crate::Error;
 use crate::disk::snapshot::{SnapshotData, private_file};
 use crate::disk::unblock;
+use crate::metrics::Stats;
 use crate::mvcc::Command;
 use crate::raft::handle::Handle;
 use crate::raft::word::{self, Word};
@@ -75,6 +77,7 @@ pub(crate) fn serve(
         cluster: peering.cluster.into(),
         incoming: Arc::new(tokio::sync::Mutex::new(incoming)),
     };
+    let stats = shared.member.stats.clone();
     let router = router(shared, versions, peering.routes);
     let (listener, acceptor) = match peering.way {
         Way::Simulated(transport) => {
@@ -88,7 +91,7 @@ pub(crate) fn serve(
         // Connections end with this set.
         let mut connections = tokio::task::JoinSet::new();
         tokio::select! {
-            () = accept(listener, acceptor, router, &open, &mut connections) => {}
+            () = accept(listener, acceptor, router, &stats, (&open, &mut connections)) => {}
             () = stop => {}
         }
         // What was answered still leaves.
@@ -138,8 +141,8 @@ async fn accept(
     listener: TcpListener,
     acceptor: TlsAcceptor,
     router: Router,
-    open: &GracefulShutdown,
-    connections: &mut tokio::task::JoinSet<()>,
+    stats: &Arc<Stats>,
+    (open, connections): (&GracefulShutdown, &mut tokio::task::JoinSet<()>),
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -154,13 +157,16 @@ async fn accept(
             }
         };
         let (acceptor, service) = (acceptor.clone(), TowerToHyperService::new(router.clone()));
-        let open = open.watcher();
+        let (open, stats) = (open.watcher(), stats.clone());
         connections.spawn(async move {
             let _slot = slot;
             let _ = stream.set_nodelay(true);
             let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
                 Ok(Ok(tls)) => tls,
-                Ok(Err(error)) => return tracing::warn!(%peer, %error, "refused: not a member"),
+                Ok(Err(error)) => {
+                    stats.strangers.fetch_add(1, Ordering::Relaxed);
+                    return tracing::warn!(%peer, %error, "refused: not a member");
+                }
                 Err(_) => return,
             };
             let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())

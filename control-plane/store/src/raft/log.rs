@@ -1,7 +1,8 @@
-//! The raft log: `log.redb`, written by a thread of its own, with the newest entries kept in memory.
+//! The raft log: `log.redb` and the journal before it, written by a thread of its own, with the newest entries kept in memory.
 //!
-//! The thread takes all that waits, writes it in one transaction and syncs once, then tells everyone. After a failed
-//! write it accepts nothing more: nobody knows what is on disk then.
+//! The thread takes all that waits, writes it into the journal and syncs once, then tells everyone. The database takes over
+//! when the journal is full, and what is more than appending goes there at once. After a failed write nothing more is
+//! accepted: nobody knows what is on disk then.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -18,14 +19,16 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{Entry, LogId, Types, Vote};
 use crate::Error;
-use crate::disk::Place;
 use crate::disk::persister::Persister;
+use crate::disk::{JOURNALED, Place};
 use crate::mvcc::Command;
 
 mod database;
+mod journal;
 mod writer;
 
-use database::{Batch, LogDb};
+use database::{Batch, Found, LogDb, Mark};
+use journal::Journal;
 use writer::{Job, Step, Writer};
 
 /// Entries kept in memory, and their bytes, whichever bound is met first.
@@ -67,7 +70,7 @@ struct Tail {
     bytes: usize,
     last: Option<LogId>,
     purged: Option<LogId>,
-    /// Entries up to here are on disk.
+    /// Entries before this index are in the database.
     written: u64,
 }
 
@@ -80,11 +83,36 @@ pub(crate) fn begin(place: &Place, vote: &Vote, purged: Option<&LogId>) -> Resul
     Ok(())
 }
 
+/// Opens the journal; what it holds goes into the database. Also says whether it counts.
+fn resume(place: &Place, database: &LogDb, found: &mut Found) -> Result<(Journal, bool), Error> {
+    let (mut journal, mut entries) = Journal::open(place, found.journal)?;
+    let next = found.last.or(found.purged).map_or(0, |id| id.index + 1);
+    entries.retain(|entry| found.purged.is_none_or(|purged| entry.log_id.index > purged.index));
+    for (index, entry) in (next..).zip(&entries) {
+        if entry.log_id.index != index {
+            return Err(place.corrupt("log.wal", &format!("log entry {index} is missing")));
+        }
+        found.last = Some(entry.log_id);
+    }
+    let Some(Mark { counts: true, .. }) = found.journal else { return Ok((journal, false)) };
+    let generation = journal.generation() + 1;
+    let mark = Some(Mark { generation, counts: true });
+    let batch = Batch { entries: entries.iter().collect(), journal: mark, ..Batch::default() };
+    let written = database.commit(&batch, &mut Vec::new());
+    written.map_err(|error| place.error("log.redb", error))?;
+    journal.restart(generation);
+    Ok((journal, true))
+}
+
 impl Log {
     /// Opens the log, checks every entry, and starts its thread.
     pub fn open(place: &Place, persister: Option<Arc<Persister>>) -> Result<Self, Error> {
-        let (database, found) = LogDb::open(place)?;
-        let written = found.last.map_or(0, |id| id.index);
+        let (database, mut found) = LogDb::open(place)?;
+        let (journal, counts) = match place.newest >= JOURNALED {
+            true => resume(place, &database, &mut found).map(|(journal, counts)| (Some(journal), counts))?,
+            false => (None, false),
+        };
+        let written = found.last.or(found.purged).map_or(0, |id| id.index + 1);
         let tail =
             Tail { last: found.last.or(found.purged), purged: found.purged, written, ..Tail::default() };
         let shared = Arc::new(Shared {
@@ -98,7 +126,7 @@ impl Log {
             wake_task: Notify::new(),
         });
         let (jobs, queue) = mpsc::channel();
-        let (worker, writer) = (shared.clone(), Writer::new(&shared, found.leftover));
+        let (worker, writer) = (shared.clone(), Writer::new(&shared, found.leftover, (journal, counts)));
         if place.threads {
             let run = move || writer.run(&worker, &queue);
             let thread = std::thread::Builder::new().name("store-log".into()).spawn(run);
@@ -113,6 +141,18 @@ impl Log {
 
     /// Gives free pages back to the disk.
     pub fn defragment(&self) -> Result<(), Error> {
+        let (done, mut wait) = oneshot::channel();
+        let failed = crate::disk::io_error("emptying the log's journal");
+        self.send(Job::Empty { done }).map_err(&failed)?;
+        let closed = || io::Error::other("the log is closed");
+        let emptied = match &mut *self.shared.task.lock() {
+            Some((writer, queue)) => {
+                while writer.step(&self.shared, queue, None) == Step::Done {}
+                wait.try_recv().map_err(|_| closed())
+            }
+            None => wait.blocking_recv().map_err(|_| closed()),
+        };
+        emptied.flatten().map_err(failed)?;
         self.shared.database.defragment()
     }
 
@@ -179,12 +219,21 @@ impl Tail {
     fn shrink(&mut self) {
         while self.entries.len() > TAIL_ENTRIES || self.bytes > TAIL_BYTES {
             let written = self.written;
-            let Some((_, weight)) = self.entries.pop_front_if(|(entry, _)| entry.log_id.index <= written)
+            let Some((_, weight)) = self.entries.pop_front_if(|(entry, _)| entry.log_id.index < written)
             else {
                 return;
             };
             self.bytes = self.bytes.saturating_sub(weight);
         }
+    }
+
+    /// Entries before `end` that the database does not have.
+    fn journaled(&self, end: u64) -> Vec<Entry> {
+        let behind = |(entry, _): &&(Entry, usize)| entry.log_id.index >= self.written;
+        let wanted = self.entries.iter().rev().take_while(behind).map(|(entry, _)| entry);
+        let mut entries: Vec<_> = wanted.filter(|entry| entry.log_id.index < end).cloned().collect();
+        entries.reverse();
+        entries
     }
 
     /// Entries from `start` up to, not including, `end`; `None` when some are on disk only.
@@ -298,20 +347,18 @@ impl RaftLogStorage<Types> for Log {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         let keep = last.map_or(0, |id| id.index + 1);
-        {
-            let mut tail = self.shared.tail.write();
-            if tail.last.is_none_or(|newest| newest.index < keep) {
-                return Ok(());
-            }
-            while let Some((_, weight)) = tail.entries.pop_back_if(|(entry, _)| entry.log_id.index >= keep) {
-                tail.bytes = tail.bytes.saturating_sub(weight);
-            }
-            tail.last = last;
+        if self.shared.tail.read().last.is_none_or(|newest| newest.index < keep) {
+            return Ok(());
         }
+        // Until then the writer may look here for entries on their way into the database, and expects no gap.
         self.done(|done| Job::Truncate { keep, done }).await?;
-        // Entries that come now are not on disk although older ones with their indexes were.
         let mut tail = self.shared.tail.write();
-        tail.written = tail.written.min(keep.saturating_sub(1));
+        while let Some((_, weight)) = tail.entries.pop_back_if(|(entry, _)| entry.log_id.index >= keep) {
+            tail.bytes = tail.bytes.saturating_sub(weight);
+        }
+        tail.last = last;
+        // Entries that come now are not in the database although older ones with their indexes were.
+        tail.written = tail.written.min(keep);
         Ok(())
     }
 

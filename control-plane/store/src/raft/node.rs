@@ -201,7 +201,7 @@ impl Node {
     pub fn room(&self) -> (u64, u64, Option<u64>) {
         let files = &self.place.files;
         let size = |name| files.size(name).unwrap_or_default();
-        (size("state.redb"), size("log.redb"), files.free())
+        (size("state.redb"), size("log.redb") + size("log.wal"), files.free())
     }
 
     /// Makes the files as small as what they hold; returns their bytes before and after.

@@ -84,6 +84,11 @@ impl Members {
         members
     }
 
+    /// Certificates as a member gets them.
+    pub fn issue(&self, id: u64) -> PeerTls {
+        self.authority.issue(id)
+    }
+
     /// Opens a member over its directory; a new one joins those that run.
     pub async fn open(&mut self, id: u64) {
         self.try_open(id).await.unwrap();
@@ -223,4 +228,11 @@ pub fn dump(store: &Store) -> Vec<KeyValue> {
 pub async fn put(store: &Store, key: &str, value: &str) -> Result<u64, coracle_store::Error> {
     let txn = Txn::put(key.to_owned().into(), Value::raw(value.to_owned()));
     store.txn(txn).await.map(|response| response.revision)
+}
+
+/// The value of a metric.
+pub fn metric(store: &Store, name: &str) -> u64 {
+    let text = store.metrics();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name} is not in\n{text}"))
 }

@@ -7,17 +7,10 @@ use std::time::Duration;
 use coracle_simulation::disk::Disk;
 use coracle_store::{Error, Op, Options, Store, Txn};
 
-use super::members::{put, until};
+use super::members::{metric, put, until};
 
 fn alarm(store: &Store, name: &str) -> bool {
     store.status().alarms.iter().any(|alarm| alarm.name == name && alarm.on)
-}
-
-/// The value of a metric.
-fn metric(store: &Store, name: &str) -> u64 {
-    let text = store.metrics();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name} is not in\n{text}"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -113,6 +113,42 @@ async fn damage_is_never_served() {
     assert!(found >= 30, "damage was found {found} times");
 }
 
+/// Any bit of the journal after a power failure: all is there, it is said that it is damaged, or, where the bit is of the last
+/// write of all, that one is as if its sync had never come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_of_the_journal_is_found() {
+    let (mut found, mut last) = (0, 0);
+    for case in 0..40_usize {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(Disk::new(false));
+        let options = Options { files: Some(disk.clone()), ..Options::new(dir.path()) };
+        let store = Store::open(options.clone()).await.unwrap();
+        for n in 0..20 {
+            put(&store, &format!("/{n:02}"), &"x".repeat(500)).await;
+        }
+        let before = dump(&store);
+        disk.cut();
+        let _ = store.shutdown().await;
+        disk.restart(0);
+        disk.damage("log.wal", case, 40);
+        match Store::open(options.clone()).await {
+            Ok(store) => {
+                let after = dump(&store);
+                assert_eq!(after[..], before[..after.len()], "case {case}");
+                assert!(after.len() >= before.len() - 1, "case {case}: {} are left", after.len());
+                last += before.len() - after.len();
+                store.shutdown().await.unwrap();
+            }
+            Err(Error::Corrupt { .. }) => {
+                assert!(matches!(Store::open(options.clone()).await, Err(Error::Corrupt { .. })), "{case}");
+                found += 1;
+            }
+            Err(error) => panic!("case {case}: {error}"),
+        }
+    }
+    assert!(found >= 30 && last <= 4, "found {found} times, {last} last writes were lost");
+}
+
 /// One of the two files is gone, or comes from another time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_of_the_data_is_refused() {

@@ -3,8 +3,10 @@
 //! There is one build. A member of an older version is this build told to speak that version alone: it writes that version's
 //! files, says nothing of versions, and refuses what is newer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_simulation::disk::Disk;
 use coracle_store::{Error, Op, Options, Store, Txn, Value, Versions};
 
 use super::members::{Members, put, until, until_asked};
@@ -149,4 +151,31 @@ async fn a_file_is_upgraded_when_something_needs_it() {
     let refused = open(ONE).await;
     assert!(matches!(refused, Err(Error::FormatTooNew { found: 2, supported: 1, .. })), "{refused:?}");
     assert_eq!(open(TWO).await.unwrap().leases().len(), 1);
+}
+
+/// What waits in the log's journal is nothing to a member of version 1: it opens the files only after an orderly end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_counts_on_its_journal_is_not_opened_by_an_older_member() {
+    let (dir, disk) = (tempfile::tempdir().unwrap(), Arc::new(Disk::new(false)));
+    let open = async |versions| {
+        Store::open(Options { versions, files: Some(disk.clone()), ..Options::new(dir.path()) }).await
+    };
+    for round in 0..3 {
+        let store = open(TWO).await.unwrap();
+        put(&store, "/a", &format!("{round}")).await.unwrap();
+        disk.cut();
+        let _ = store.shutdown().await;
+        disk.restart(round);
+        let refused = open(ONE).await;
+        assert!(matches!(refused, Err(Error::FormatTooNew { found: 2, supported: 1, .. })), "{refused:?}");
+        let store = open(TWO).await.unwrap();
+        assert_eq!(&store.get(b"/a").unwrap().value.json[..], format!("{round}").as_bytes());
+        store.shutdown().await.unwrap();
+        let store = open(ONE).await.unwrap();
+        put(&store, "/b", &format!("{round}")).await.unwrap();
+        store.shutdown().await.unwrap();
+    }
+    let store = open(TWO).await.unwrap();
+    assert_eq!(&store.get(b"/b").unwrap().value.json[..], b"2");
+    store.shutdown().await.unwrap();
 }

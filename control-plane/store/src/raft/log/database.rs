@@ -1,4 +1,4 @@
-//! `log.redb`: entries by index, and the vote and the purge mark in `meta`.
+//! `log.redb`: entries by index, and the vote, the purge mark and the journal's generation in `meta`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -6,10 +6,11 @@ use std::time::Instant;
 use openraft::EntryPayload;
 use parking_lot::RwLock;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
 
 use super::{Entry, LogId, Vote};
 use crate::Error;
-use crate::disk::{FORMAT, OLDEST, Place, guarded, read_meta, write_meta};
+use crate::disk::{FORMAT, JOURNALED, OLDEST, Place, guarded, read_meta, write_meta};
 
 const NAME: &str = "log.redb";
 const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
@@ -17,8 +18,9 @@ const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 pub(super) struct LogDb {
     place: Place,
     database: RwLock<Option<Database>>,
-    /// The format that the file bears.
+    /// The format that the file bears, and the lowest that can say what lies in it without the journal.
     format: AtomicU64,
+    lowest: AtomicU64,
 }
 
 /// What the log holds when it is opened.
@@ -28,6 +30,18 @@ pub(super) struct Found {
     pub vote: Option<Vote>,
     /// First index of entries that were purged but are still there.
     pub leftover: Option<u64>,
+    /// The journal, if there ever was one.
+    pub journal: Option<Mark>,
+    /// The newest version that an entry needs.
+    version: u64,
+}
+
+/// Which batches of the journal count.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Mark {
+    pub generation: u64,
+    /// Whether there may be any.
+    pub counts: bool,
 }
 
 /// Changes of one transaction.
@@ -40,6 +54,8 @@ pub(super) struct Batch<'a> {
     pub purged: Option<&'a LogId>,
     /// Entries from the first index up to, not including, the second go.
     pub remove: Option<(u64, u64)>,
+    /// From now on these batches of the journal count.
+    pub journal: Option<Mark>,
 }
 
 impl LogDb {
@@ -48,8 +64,11 @@ impl LogDb {
         let found = guarded(|| scan(&database)).unwrap_or_else(|panic| Err(redb::Error::Corrupted(panic)));
         let found = found.map_err(|error| place.error(NAME, error))?;
         let format = read_meta(&database, FORMAT).map_err(|error| place.error(NAME, error))?;
-        let format = AtomicU64::new(format.unwrap_or(OLDEST));
-        Ok((Self { place: place.clone(), database: RwLock::new(Some(database)), format }, found))
+        let format = format.unwrap_or(OLDEST);
+        let lowest = if found.journal.is_some_and(|mark| mark.counts) { found.version } else { format };
+        let database = RwLock::new(Some(database));
+        let (format, lowest) = (AtomicU64::new(format), AtomicU64::new(lowest));
+        Ok((Self { place: place.clone(), database, format, lowest }, found))
     }
 
     pub fn close(&self) {
@@ -66,7 +85,7 @@ impl LogDb {
             let rows = table.range(start..end)?;
             rows.map(|row| {
                 let (index, bytes) = row?;
-                decode(index.value(), bytes.value())
+                decode_row(index.value(), bytes.value())
             })
             .collect()
         })
@@ -74,27 +93,44 @@ impl LogDb {
 
     /// Writes a batch and syncs it.
     pub fn commit(&self, batch: &Batch<'_>, scratch: &mut Vec<u8>) -> Result<(), redb::Error> {
-        let started = Instant::now();
         let format = batch.entries.iter().map(|entry| version(entry)).max().unwrap_or(OLDEST);
-        let raised = format > self.format.load(Ordering::Relaxed);
-        let done = self.with(|database| {
-            let mut txn = database.begin_write()?;
-            txn.set_durability(Durability::Immediate)?;
-            if let Some(vote) = batch.vote {
-                write_meta(&txn, "vote", vote)?;
-            }
-            if let Some(purged) = batch.purged {
-                write_meta(&txn, "purged", purged)?;
-            }
-            if raised {
-                write_meta(&txn, FORMAT, &format)?;
-            }
-            write_entries(&txn, batch, scratch)?;
-            Ok(txn.commit()?)
+        let lowest = self.lowest.fetch_max(format, Ordering::Relaxed).max(format);
+        let before = self.format.load(Ordering::Relaxed);
+        let format = match batch.journal {
+            Some(Mark { counts: true, .. }) => lowest.max(JOURNALED),
+            Some(Mark { counts: false, .. }) => lowest,
+            None => lowest.max(before),
+        };
+        let done = self.timed(|| {
+            self.with(|database| {
+                let mut txn = database.begin_write()?;
+                txn.set_durability(Durability::Immediate)?;
+                if let Some(vote) = batch.vote {
+                    write_meta(&txn, "vote", vote)?;
+                }
+                if let Some(purged) = batch.purged {
+                    write_meta(&txn, "purged", purged)?;
+                }
+                if let Some(mark) = batch.journal {
+                    write_meta(&txn, "journal", &mark)?;
+                }
+                if format != before {
+                    write_meta(&txn, FORMAT, &format)?;
+                }
+                write_entries(&txn, batch, scratch)?;
+                Ok(txn.commit()?)
+            })
         });
-        if raised && done.is_ok() {
+        if done.is_ok() {
             self.format.store(format, Ordering::Relaxed);
         }
+        done
+    }
+
+    /// Counts how long it takes until something is synced.
+    pub fn timed<T>(&self, write: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let done = write();
         self.place.synced(NAME, &self.place.stats.log_syncs, started.elapsed());
         done
     }
@@ -124,6 +160,7 @@ fn write_entries(
         table.retain_in(keep.., |_, _| false)?;
     }
     for entry in &batch.entries {
+        scratch.clear();
         encode(entry, scratch)?;
         table.insert(entry.log_id.index, scratch.as_slice())?;
     }
@@ -141,26 +178,30 @@ fn version(entry: &Entry) -> u64 {
     }
 }
 
-/// Checksum (CRC-32, little-endian) and postcard.
-fn encode(entry: &Entry, out: &mut Vec<u8>) -> Result<(), redb::Error> {
-    out.clear();
+/// Appends an entry: checksum (CRC-32, little-endian) and postcard.
+pub(super) fn encode(entry: &Entry, out: &mut Vec<u8>) -> Result<(), redb::Error> {
+    let start = out.len();
     out.extend_from_slice(&[0; 4]);
     let encoded = postcard::to_extend(entry, std::mem::take(out));
     *out = encoded.map_err(|error| redb::Error::Corrupted(format!("encoding an entry: {error}")))?;
-    let sum = crc32fast::hash(out.get(4..).unwrap_or_default());
-    if let Some(head) = out.first_chunk_mut() {
-        *head = sum.to_le_bytes();
+    if let Some((head, rest)) = out.get_mut(start..).and_then(<[u8]>::split_first_chunk_mut) {
+        *head = crc32fast::hash(rest).to_le_bytes();
     }
     Ok(())
 }
 
-fn decode(index: u64, bytes: &[u8]) -> Result<Entry, redb::Error> {
-    let fail = |what: &str| redb::Error::Corrupted(format!("log entry {index}: {what}"));
-    let (sum, rest) = bytes.split_first_chunk().ok_or_else(|| fail("it is too short"))?;
+/// Reads what [`encode`] wrote.
+pub(super) fn decode(bytes: &[u8]) -> Result<Entry, String> {
+    let (sum, rest) = bytes.split_first_chunk().ok_or("it is too short")?;
     if u32::from_le_bytes(*sum) != crc32fast::hash(rest) {
-        return Err(fail("checksum does not match"));
+        return Err("checksum does not match".into());
     }
-    let entry: Entry = postcard::from_bytes(rest).map_err(|error| fail(&error.to_string()))?;
+    postcard::from_bytes(rest).map_err(|error| error.to_string())
+}
+
+fn decode_row(index: u64, bytes: &[u8]) -> Result<Entry, redb::Error> {
+    let fail = |what: &str| redb::Error::Corrupted(format!("log entry {index}: {what}"));
+    let entry = decode(bytes).map_err(|what| fail(&what))?;
     if entry.log_id.index != index { Err(fail("it names another index")) } else { Ok(entry) }
 }
 
@@ -168,7 +209,8 @@ fn decode(index: u64, bytes: &[u8]) -> Result<Entry, redb::Error> {
 fn scan(database: &Database) -> Result<Found, redb::Error> {
     let purged: Option<LogId> = read_meta(database, "purged")?;
     let vote = read_meta(database, "vote")?;
-    let mut found = Found { last: None, purged, vote, leftover: None };
+    let journal = read_meta(database, "journal")?;
+    let mut found = Found { last: None, purged, vote, leftover: None, journal, version: OLDEST };
     let table = match database.begin_read()?.open_table(ENTRIES) {
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(found),
         table => table?,
@@ -184,7 +226,9 @@ fn scan(database: &Database) -> Result<Found, redb::Error> {
         if index != next {
             return Err(redb::Error::Corrupted(format!("log entry {next} is missing")));
         }
-        found.last = Some(decode(index, bytes.value())?.log_id);
+        let entry = decode_row(index, bytes.value())?;
+        found.version = found.version.max(version(&entry));
+        found.last = Some(entry.log_id);
         next = index + 1;
     }
     Ok(found)
@@ -209,13 +253,13 @@ mod tests {
         let entry = Entry::new(log_id, EntryPayload::Normal(Request(Arc::new(command))));
         let mut bytes = Vec::new();
         encode(&entry, &mut bytes).unwrap();
-        let again = decode(9, &bytes).unwrap();
+        let again = decode_row(9, &bytes).unwrap();
         assert_eq!(format!("{again:?}"), format!("{entry:?}"));
-        assert!(decode(8, &bytes).is_err());
+        assert!(decode_row(8, &bytes).is_err());
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode(9, &damaged).is_err(), "bit {bit}");
+            assert!(decode_row(9, &damaged).is_err(), "bit {bit}");
         }
     }
 }
