@@ -30,7 +30,8 @@ impl Service {
         }
         let mut config =
             request.config.ok_or_else(|| Status::invalid_argument("the container has no config"))?;
-        let asked = config.image.clone().unwrap_or_default().image;
+        let v1::ImageSpec { image: asked, user_specified_image, .. } =
+            config.image.clone().unwrap_or_default();
         let image = self.image_for(&asked, &sandbox.runtime_handler)?;
         let id = new_id();
         if image.platform == Platform::Linux {
@@ -45,7 +46,8 @@ impl Service {
         let nowhere = std::path::Path::new("");
         spec::container(&id, &sandbox.id, nowhere, &config, &sandbox.config)?;
         let artifact = self.code(&asked, &image, Some(&sandbox.config)).await?;
-        let code = match spec::program(&config, &asked, artifact.kind, &image.commands)? {
+        let named = if user_specified_image.is_empty() { &asked } else { &user_specified_image };
+        let code = match spec::program(&config, named, artifact.kind, &image.commands)? {
             Some((name, layer)) => self.command(name, layer).await?,
             None => artifact.path,
         };
@@ -98,6 +100,16 @@ impl Service {
         let metadata = config.metadata.clone().unwrap_or_default();
         if metadata.name.is_empty() {
             return Err(Status::invalid_argument("the container metadata has no name"));
+        }
+        let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+        let target = security.and_then(|s| s.namespace_options.as_ref()).map(|n| n.target_id.as_str());
+        if let Some(target) = target.and_then(|id| self.state.container(id)).filter(|target| !target.linux) {
+            return Err(Status::invalid_argument(format!(
+                "container {}: its target, container {}, is a wasm container, which has no processes to be seen: leave \
+                 targetContainerName out (--target of kubectl debug)",
+                metadata.name,
+                target.name()
+            )));
         }
         let log_path = spec::log_path(&sandbox.config, &config)?;
         if let Some(dir) = log_path.parent() {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use coracle_wasm::client::{Events, HostClient};
+use coracle_wasm::client::{Error as HostFailure, Events, HostClient};
 use coracle_wasm::protocol::{Event, State};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 use tokio_util::sync::CancellationToken;
@@ -174,6 +174,16 @@ async fn connect_or_spawn(settings: &Settings) -> anyhow::Result<(HostClient, Ev
             start(settings).await?
         }
         Ok(client) => client,
+        Err(error @ HostFailure::Version { pid, .. }) => {
+            tracing::warn!(
+                %error,
+                pid,
+                "the wasm host that lives is of another build, whose protocol this one does not speak: it is ended, and its \
+                 containers with it, and another one is started"
+            );
+            end_stranger(&settings.state_dir, pid).await?;
+            start(settings).await?
+        }
         Err(error) => {
             tracing::info!(%error, "no wasm host lives: starting one");
             start(settings).await?
@@ -183,6 +193,24 @@ async fn connect_or_spawn(settings: &Settings) -> anyhow::Result<(HostClient, Ev
     tracing::info!(pid = info.pid, version = info.version, "wasm host attached");
     let events = client.subscribe().await?;
     Ok((client, events, info.pid))
+}
+
+/// Ends a host that cannot be spoken to: by SIGTERM, which stops its containers in order, and then by force.
+async fn end_stranger(state_dir: &Path, pid: Option<i32>) -> anyhow::Result<()> {
+    use nix::sys::signal::{Signal, kill};
+    let pid = pid.filter(|pid| *pid > 0).context("the kernel does not say which process it is")?;
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        // Who holds the life line is the process that listens.
+        if lives(state_dir) {
+            let _ = kill(nix::unistd::Pid::from_raw(pid), signal);
+        }
+        for _ in 0..2 {
+            if ended(state_dir).await {
+                return Ok(());
+            }
+        }
+    }
+    anyhow::bail!("process {pid}, a wasm host of another build, does not end")
 }
 
 /// Whether a host of another engine can be replaced without stopping anything.
@@ -302,6 +330,7 @@ pub async fn shutdown(state_dir: &Path, grace: Duration) -> anyhow::Result<()> {
     let socket = socket(&state_dir);
     let client = match HostClient::connect(&socket).await {
         Ok(client) => client,
+        Err(HostFailure::Version { pid, .. }) => return end_stranger(&state_dir, pid).await,
         Err(_) if lives(&state_dir) => wait_for(&state_dir).await?,
         Err(_) => return Ok(()),
     };
@@ -313,4 +342,23 @@ pub async fn shutdown(state_dir: &Path, grace: Duration) -> anyhow::Result<()> {
     tokio::time::timeout(grace + Duration::from_secs(5), client.closed())
         .await
         .context("the wasm host did not end within its grace")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_host_that_cannot_be_spoken_to_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let alive = life_line(dir.path()).unwrap();
+        alive.lock().unwrap();
+        let mut stranger = std::process::Command::new("sleep").arg("600").stdin(alive).spawn().unwrap();
+        assert!(lives(dir.path()));
+        assert!(end_stranger(dir.path(), None).await.is_err());
+        end_stranger(dir.path(), Some(stranger.id().cast_signed())).await.unwrap();
+        assert!(!lives(dir.path()));
+        use std::os::unix::process::ExitStatusExt as _;
+        assert_eq!(stranger.wait().unwrap().signal(), Some(nix::sys::signal::Signal::SIGTERM as i32));
+    }
 }

@@ -194,7 +194,9 @@ fn check_container(config: &v1::ContainerConfig) -> Result<(), Status> {
     }
     let refuse = |what: &str| Err(Status::unimplemented(format!("container {}: {what}", metadata.name)));
     if config.tty {
-        return refuse("a wasm container has no terminal (tty)");
+        return refuse(
+            "a wasm container has no terminal: leave `tty` out (-t of kubectl run and kubectl debug; -i alone serves)",
+        );
     }
     // A GPU is a capability for a wasm container: what Linux containers get beside it is of no use.
     let capable = list(config, CAPABILITIES_ANNOTATION).next().is_some();

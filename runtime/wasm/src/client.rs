@@ -23,7 +23,7 @@ use crate::{
     frame,
     protocol::{
         Call, ContainerSpec, ContainerStats, ContainerStatus, Ended, ErrorCode, Event, HostError, HostInfo,
-        ListenerError, Listing, Measured, Message, Request, Response, SandboxSpec, ServiceTable,
+        ListenerError, Listing, Measured, Message, PREAMBLE, Request, Response, SandboxSpec, ServiceTable,
     },
 };
 
@@ -32,6 +32,9 @@ use crate::{
 pub enum Error {
     #[error("connecting to the wasm host at {path}: {source}")]
     Connect { path: PathBuf, source: io::Error },
+    /// A host of another build, to which this one cannot speak.
+    #[error("the wasm host at {path} speaks version {theirs} of the protocol, this build {own}", own = PREAMBLE[3])]
+    Version { path: PathBuf, theirs: u8, pid: Option<i32> },
     #[error("the connection to the wasm host is gone")]
     Disconnected,
     /// The host understood and refused.
@@ -54,14 +57,28 @@ pub struct HostClient {
     waiting: Waiting,
     events: broadcast::Sender<Event>,
     closed: tokio_util::sync::CancellationToken,
+    /// The version of the protocol that the host speaks.
+    version: u8,
+}
+
+/// From this version on the series of guests are as they are now.
+const SERIES_SINCE: u8 = 0x0b;
+
+/// A connection, and the version that is spoken on it.
+async fn open(path: &Path) -> Result<(UnixStream, u8), Error> {
+    frame::connect(path).await.map_err(|source| {
+        let stranger = source.get_ref().and_then(|e| e.downcast_ref::<frame::Stranger>());
+        match stranger.filter(|s| s.theirs[..3] == PREAMBLE[..3]) {
+            Some(other) => Error::Version { path: path.into(), theirs: other.theirs[3], pid: other.pid },
+            None => Error::Connect { path: path.into(), source },
+        }
+    })
 }
 
 impl HostClient {
-    /// Connects to the socket of a host and checks that it speaks this protocol.
+    /// Connects to the socket of a host and checks that it speaks this protocol, or an older version that serves.
     pub async fn connect(path: &Path) -> Result<HostClient, Error> {
-        let fail = |source| Error::Connect { path: path.into(), source };
-        let mut stream = UnixStream::connect(path).await.map_err(fail)?;
-        frame::handshake(&mut stream).await.map_err(fail)?;
+        let (stream, version) = open(path).await?;
         let (mut reader, mut writer) = stream.into_split();
         let (calls, mut outbox) = mpsc::channel::<Vec<u8>>(64);
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
@@ -97,7 +114,7 @@ impl HostClient {
                 }
             }
         });
-        Ok(HostClient { calls, next_id: Arc::default(), waiting, events, closed })
+        Ok(HostClient { calls, next_id: Arc::default(), waiting, events, closed, version })
     }
 
     /// Ends when the connection is gone.
@@ -194,6 +211,10 @@ impl HostClient {
 
     /// What the guests of running containers measure of themselves.
     pub async fn series(&self) -> Result<Measured, Error> {
+        // An older host's have another shape: they are left out as long as it lives.
+        if self.version < SERIES_SINCE {
+            return Ok(Measured::default());
+        }
         match self.call(Request::Series).await? {
             Response::Series(measured) => Ok(measured),
             _ => Err(Error::Mismatch("Series")),
@@ -257,8 +278,7 @@ pub async fn attach(path: &Path, id: &str, stdin: bool, near: coracle_streaming:
 
 async fn stream(path: &Path, request: Request, near: coracle_streaming::Near) -> Result<i32, Error> {
     let fail = |source| Error::Connect { path: path.into(), source };
-    let mut stream = UnixStream::connect(path).await.map_err(fail)?;
-    frame::handshake(&mut stream).await.map_err(fail)?;
+    let (stream, _) = open(path).await?;
     let (mut reader, mut writer) = stream.into_split();
     frame::write(&mut writer, &Call { id: 0, request }).await.map_err(fail)?;
     match frame::read::<Message>(&mut reader).await.map_err(fail)? {
@@ -300,5 +320,56 @@ impl Events {
             self,
             |mut events| async move { events.next().await.map(|event| (event, events)) },
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{io::AsyncReadExt, net::UnixListener};
+
+    /// A host that speaks this version alone, and knows one question.
+    fn host(dir: &Path, version: u8) -> PathBuf {
+        let path = dir.join(format!("{version}.sock"));
+        let listener = UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let words = [b'C', b'W', b'H', version];
+                stream.write_all(&words).await.unwrap();
+                let mut theirs = [0; 4];
+                if stream.read_exact(&mut theirs).await.is_err() || theirs != words {
+                    continue;
+                }
+                let (mut reader, mut writer) = stream.into_split();
+                while let Ok(Some(call)) = frame::read::<Call>(&mut reader).await {
+                    assert!(matches!(call.request, Request::List), "{:?}", call.request);
+                    let answer =
+                        Message::Response { id: call.id, result: Ok(Response::Listing(Listing::default())) };
+                    frame::write(&mut writer, &answer).await.unwrap();
+                }
+            }
+        });
+        path
+    }
+
+    #[tokio::test]
+    async fn an_older_host_is_spoken_to_in_its_version_and_a_stranger_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for version in [PREAMBLE[3], crate::protocol::OLDEST] {
+            let client = HostClient::connect(&host(dir.path(), version)).await.unwrap();
+            assert_eq!(client.version, version);
+            assert_eq!(client.list().await.unwrap(), Listing::default());
+        }
+        let old =
+            HostClient::connect(&dir.path().join(format!("{}.sock", crate::protocol::OLDEST))).await.unwrap();
+        assert_eq!(old.series().await.unwrap(), Measured::default(), "not asked");
+        for version in [crate::protocol::OLDEST - 1, PREAMBLE[3] + 1] {
+            match HostClient::connect(&host(dir.path(), version)).await {
+                Err(Error::Version { theirs, pid, .. }) => {
+                    assert_eq!((theirs, pid), (version, Some(std::process::id().cast_signed())));
+                }
+                other => panic!("{:?}", other.map(drop)),
+            }
+        }
     }
 }

@@ -1,11 +1,46 @@
 //! Frames on a stream: a big-endian `u32` length and a postcard body of at most [`MAX_FRAME`] bytes.
 
-use std::io;
+use std::{io, path::Path};
 
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::UnixStream,
+};
 
-use crate::protocol::{MAX_FRAME, PREAMBLE};
+use crate::protocol::{MAX_FRAME, OLDEST, PREAMBLE};
+
+/// The other side speaks another version, which this one does not.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the other side speaks {theirs:02x?}, this one {PREAMBLE:02x?}: not a wasm host, or one of another version"
+)]
+pub(crate) struct Stranger {
+    pub theirs: [u8; 4],
+    /// The process that listens, where the kernel says so.
+    pub pid: Option<i32>,
+}
+
+/// Connects to a host, in the version that both speak: this one's, or an older one that still serves.
+pub(crate) async fn connect(path: &Path) -> io::Result<(UnixStream, u8)> {
+    let mut words = PREAMBLE;
+    loop {
+        let mut stream = UnixStream::connect(path).await?;
+        stream.write_all(&words).await?;
+        let mut theirs = [0; 4];
+        stream.read_exact(&mut theirs).await?;
+        let ([.., asked], [.., version]) = (words, theirs);
+        if theirs == words {
+            return Ok((stream, version));
+        }
+        let known = theirs[..3] == PREAMBLE[..3] && version >= OLDEST && version < asked;
+        if !known {
+            let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+            return Err(io::Error::other(Stranger { theirs, pid }));
+        }
+        words = theirs;
+    }
+}
 
 /// Says which protocol this side speaks, and checks what the other says.
 pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::Result<()> {
@@ -13,9 +48,7 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S)
     let mut theirs = [0; 4];
     stream.read_exact(&mut theirs).await?;
     if theirs != PREAMBLE {
-        return Err(io::Error::other(format!(
-            "the other side speaks {theirs:02x?}, this one {PREAMBLE:02x?}: not a wasm host, or one of another version"
-        )));
+        return Err(io::Error::other(Stranger { theirs, pid: None }));
     }
     Ok(())
 }

@@ -9,13 +9,17 @@ mod services;
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-pub use series::{Measured, Series, SeriesKind};
+pub use series::{Measured, Number, Series, SeriesKind};
 pub use services::{
     Block, Dns, ListenerError, Name, Policy, Ports, Rule, ServiceEntry, ServiceTable, Srv, Transport,
 };
 
-/// What each side writes first; the last byte is the version of this protocol.
-pub const PREAMBLE: [u8; 4] = *b"CWH\x0a";
+/// What each side writes first; the last byte is the version of this protocol. A change that an older host would not
+/// understand makes a new version, and what [`crate::client`] still does with a host of an older one is written there.
+pub const PREAMBLE: [u8; 4] = *b"CWH\x0b";
+
+/// The oldest version of a host that a client of this one speaks to.
+pub const OLDEST: u8 = 0x0a;
 
 /// The longest frame that either side accepts, in bytes.
 pub const MAX_FRAME: usize = 16 << 20;

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use coracle_cri_api::v1;
-use coracle_wasm::protocol::{Measured, Series, SeriesKind};
+use coracle_cri_api::{VALUE_LABEL, v1};
+use coracle_wasm::protocol::{Measured, Number, Series, SeriesKind};
 use parking_lot::Mutex;
 
 use super::LABELS;
@@ -31,6 +31,8 @@ struct Known {
 
 struct Shape {
     kind: SeriesKind,
+    /// Some of its values are not whole: each is told in a label of its own too.
+    fractions: bool,
     /// In an order that stays while the metric is known: values are told in another message than names.
     labels: Vec<String>,
 }
@@ -38,6 +40,11 @@ struct Shape {
 impl Shape {
     fn has(&self, series: &Series) -> bool {
         series.labels.iter().all(|(key, _)| self.labels.contains(key))
+    }
+
+    /// A label's name as it is shown: of a histogram's bucket `le` is what it means everywhere.
+    fn shown(&self, key: &str) -> String {
+        if self.kind == SeriesKind::Bucket && key == "le" { key.to_owned() } else { own(key) }
     }
 }
 
@@ -49,10 +56,12 @@ impl Guests {
         let mut left_out = measured.left_out.clone();
         for series in measured.series.values().flatten() {
             let first = seen.insert(series.name.as_str());
-            let shape = known
-                .metrics
-                .entry(series.name.clone())
-                .or_insert_with(|| Shape { kind: series.kind, labels: Vec::new() });
+            let shape = known.metrics.entry(series.name.clone()).or_insert_with(|| Shape {
+                kind: series.kind,
+                fractions: false,
+                labels: Vec::new(),
+            });
+            shape.fractions |= matches!(series.value, Number::Fraction(_));
             if first || shape.kind != series.kind {
                 shape.kind = if first { series.kind } else { SeriesKind::Gauge };
             }
@@ -84,7 +93,8 @@ impl Guests {
             label_keys: LABELS
                 .iter()
                 .map(|key| (*key).to_owned())
-                .chain(shape.labels.iter().map(|key| own(key)))
+                .chain(shape.labels.iter().map(|key| shape.shown(key)))
+                .chain(shape.fractions.then(|| VALUE_LABEL.to_owned()))
                 .collect(),
         });
         described.collect()
@@ -103,11 +113,24 @@ impl Guests {
                 name: format!("{PREFIX}{}", series.name),
                 timestamp: at_ns,
                 metric_type: match shape.kind {
-                    SeriesKind::Counter => v1::MetricType::Counter.into(),
+                    SeriesKind::Counter | SeriesKind::Bucket => v1::MetricType::Counter.into(),
                     SeriesKind::Gauge => v1::MetricType::Gauge.into(),
                 },
-                label_values: labels.iter().cloned().chain(shape.labels.iter().map(value)).collect(),
-                value: Some(v1::UInt64Value { value: series.value }),
+                label_values: labels
+                    .iter()
+                    .cloned()
+                    .chain(shape.labels.iter().map(value))
+                    .chain(shape.fractions.then(|| match series.value {
+                        Number::Whole(value) => value.to_string(),
+                        Number::Fraction(bits) => f64::from_bits(bits).to_string(),
+                    }))
+                    .collect(),
+                value: Some(v1::UInt64Value {
+                    value: match series.value {
+                        Number::Whole(value) => value,
+                        Number::Fraction(bits) => f64::from_bits(bits) as u64,
+                    },
+                }),
             })
         };
         series.iter().filter_map(metric).collect()
@@ -132,7 +155,7 @@ mod tests {
 
     fn series(name: &str, kind: SeriesKind, labels: &[(&str, &str)]) -> Series {
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Series { name: name.into(), labels, kind, value: 3 }
+        Series { name: name.into(), labels, kind, value: Number::Whole(3) }
     }
 
     fn measured(containers: &[(&str, &[Series])]) -> Measured {
@@ -183,6 +206,26 @@ mod tests {
         let unlike: BTreeSet<_> = described.iter().collect();
         assert!(unlike.len() == 4 + keys.len() && !described.contains(&"le".to_owned()), "{described:?}");
         assert!(described.contains(&"exported_kind".to_owned()), "{described:?}");
+    }
+
+    #[test]
+    fn buckets_have_bounds_and_fractions_a_label() {
+        let guests = Guests::default();
+        let bucket = series("took_bucket", SeriesKind::Bucket, &[("path", "/"), ("le", "0.5")]);
+        let mut sum = series("took_sum", SeriesKind::Counter, &[("path", "/")]);
+        sum.value = Number::from(2.25);
+        guests.learn(&measured(&[("a", &[bucket.clone(), sum.clone()])]));
+        let keys: Vec<Vec<String>> =
+            guests.descriptors().into_iter().map(|d| d.label_keys[4..].to_vec()).collect();
+        assert_eq!(keys, [vec!["path", "le"], vec!["path", VALUE_LABEL]]);
+        assert_eq!(
+            (values(&guests, &bucket), values(&guests, &sum)),
+            (vec!["/".to_owned(), "0.5".to_owned()], vec!["/".to_owned(), "2.25".to_owned()],)
+        );
+        // Somebody else's gauge of that name: it is no histogram any more.
+        let other = series("took_bucket", SeriesKind::Gauge, &[]);
+        guests.learn(&measured(&[("a", &[bucket]), ("b", &[other])]));
+        assert!(guests.descriptors()[0].label_keys.contains(&"exported_le".to_owned()));
     }
 
     #[test]

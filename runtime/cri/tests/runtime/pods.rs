@@ -215,6 +215,37 @@ async fn handlers_are_served_on_the_ports_they_declare() {
     drop(outside);
 }
 
+/// A guest has no signals: SIGKILL ends it at once, any other asks it to end, and so how it ended tells them apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_the_signals_that_stop_a_container_sigkill_alone_is_told_apart() {
+    let service = Service::start().await;
+    let suite = service.suite().await;
+    let pod = suite.pod("signals").await.unwrap();
+    let program = suite.target.programs.sleeps.clone();
+    let image = suite.pull(&program.image).await.unwrap();
+    for (name, signal, code) in [
+        ("kill", v1::Signal::Sigkill, 137),
+        ("usr1", v1::Signal::Sigusr1, 143),
+        ("term", v1::Signal::Sigterm, 143),
+        ("none", v1::Signal::RuntimeDefault, 143),
+    ] {
+        let mut config = pod.container_config(name, &program, &image);
+        config.set_stop_signal(signal);
+        let id = pod.create_as(config).await.unwrap();
+        pod.start(&id).await.unwrap();
+        let stop = v1::StopContainerRequest { container_id: id.clone(), timeout: 600 };
+        tokio::time::timeout(Duration::from_secs(60), suite.runtime.clone().stop_container(stop))
+            .await
+            .expect("stopped long before its grace ends")
+            .unwrap();
+        let ended = suite.status(&id).await.unwrap();
+        assert_eq!(ended.exit_code, code, "{name}: {ended:?}");
+        let told = if signal == v1::Signal::RuntimeDefault { v1::Signal::Sigterm } else { signal };
+        assert_eq!(ended.stop_signal(), told, "{name}");
+    }
+    pod.end().await.unwrap();
+}
+
 fn table(generation: u64, address: &str, endpoints: &[String]) -> network::Table {
     let endpoint = |ip: &String| network::Endpoint { address: ip.clone(), port: 8080 };
     network::Table {

@@ -4,16 +4,13 @@
 //! span says. What is beyond is refused (measurements) or left out (spans).
 
 mod export;
+mod measured;
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
-use parking_lot::Mutex;
 use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
 
 use super::Granted;
@@ -23,6 +20,7 @@ use crate::{
     protocol::{Capabilities, ContainerSpec, SandboxSpec, Series, SeriesKind},
 };
 pub(crate) use export::start;
+use measured::{Labels, Measurements};
 
 /// How it is granted.
 pub(super) const GRANTED: Granted = (
@@ -31,13 +29,7 @@ pub(super) const GRANTED: Granted = (
     |capabilities| capabilities.observe,
 );
 
-/// The most series of a container.
-const MAX_SERIES: usize = 200;
-/// The longest name of a metric or label, in bytes.
-const MAX_NAME: usize = 64;
-/// The most labels of a series.
-const MAX_LABELS: usize = 8;
-/// The longest text otherwise, in bytes; spans' texts are cut.
+/// The longest text, in bytes; spans' texts are cut.
 const MAX_TEXT: usize = 256;
 /// The most spans of a container that have not ended.
 const MAX_OPEN: usize = 1024;
@@ -61,13 +53,11 @@ pub(crate) type Context = Option<Arc<Observed>>;
 
 /// The measurements of a container, and who it is.
 pub(crate) struct Observed {
-    series: Mutex<BTreeMap<(String, Labels), (SeriesKind, u64)>>,
+    series: Measurements,
     open: AtomicUsize,
     /// Attributes of everything that it says, in OpenTelemetry's words.
     resource: Arc<Vec<(&'static str, String)>>,
 }
-
-type Labels = Vec<(String, String)>;
 
 /// What the instances of a container share.
 pub(crate) fn prepare(capabilities: &Capabilities, spec: &ContainerSpec, pod: &SandboxSpec) -> Context {
@@ -82,7 +72,7 @@ pub(crate) fn prepare(capabilities: &Capabilities, spec: &ContainerSpec, pod: &S
         ];
         let resource = resource.map(|(key, value)| (key, value.clone())).to_vec();
         Arc::new(Observed {
-            series: Mutex::default(),
+            series: Measurements::default(),
             open: AtomicUsize::new(0),
             resource: Arc::new(resource),
         })
@@ -92,63 +82,8 @@ pub(crate) fn prepare(capabilities: &Capabilities, spec: &ContainerSpec, pod: &S
 impl Observed {
     /// The measurements as they are now.
     pub fn read(&self) -> Vec<Series> {
-        let series = self.series.lock();
-        let series = series.iter();
-        series
-            .map(|((name, labels), (kind, value))| Series {
-                name: name.clone(),
-                labels: labels.clone(),
-                kind: *kind,
-                value: *value,
-            })
-            .collect()
+        self.series.read()
     }
-
-    fn measure(&self, name: String, mut labels: Labels, kind: SeriesKind, value: u64) -> Result<(), String> {
-        check_name(&name)?;
-        if labels.len() > MAX_LABELS {
-            return Err(format!("{name} has more than {MAX_LABELS} labels"));
-        }
-        labels.sort();
-        for (index, (key, value)) in labels.iter().enumerate() {
-            check_name(key)?;
-            if value.len() > MAX_TEXT {
-                return Err(format!("the label {key} of {name} has more than {MAX_TEXT} bytes"));
-            }
-            if labels.get(index + 1).is_some_and(|(next, _)| next == key) {
-                return Err(format!("the label {key} of {name} is given twice"));
-            }
-        }
-        let mut series = self.series.lock();
-        let others = || series.iter().filter(|((other, _), _)| *other == name);
-        if others().any(|(_, (other, _))| *other != kind) {
-            return Err(format!("{name} is both a counter and a gauge"));
-        }
-        if others().any(|((_, other), _)| !other.iter().map(|l| &l.0).eq(labels.iter().map(|l| &l.0))) {
-            return Err(format!("{name} has had other labels before"));
-        }
-        if series.len() >= MAX_SERIES && !series.contains_key(&(name.clone(), labels.clone())) {
-            return Err(format!("there are more than {MAX_SERIES} series"));
-        }
-        let (_, now) = series.entry((name, labels)).or_insert((kind, 0));
-        *now = match kind {
-            SeriesKind::Counter => now.saturating_add(value),
-            SeriesKind::Gauge => value,
-        };
-        Ok(())
-    }
-}
-
-/// As Prometheus wants names; two underscores in front are its own.
-fn check_name(name: &str) -> Result<(), String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let first = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-    let fits = first && name.len() <= MAX_NAME && name.chars().all(plain) && !name.starts_with("__");
-    let words = || {
-        let shown: String = name.chars().take(MAX_NAME).collect();
-        format!("{shown:?} is no name: letters, digits and underscores, at most {MAX_NAME}")
-    };
-    if fits { Ok(()) } else { Err(words()) }
 }
 
 /// A span that a guest holds.
@@ -237,11 +172,37 @@ impl View<'_> {
 
 impl metrics::Host for View<'_> {
     fn add(&mut self, name: String, labels: Labels, value: u64) -> wasmtime::Result<Result<(), String>> {
-        Ok(self.granted()?.measure(name, labels, SeriesKind::Counter, value))
+        Ok(self.granted()?.series.whole(name, labels, SeriesKind::Counter, value))
     }
 
     fn set(&mut self, name: String, labels: Labels, value: u64) -> wasmtime::Result<Result<(), String>> {
-        Ok(self.granted()?.measure(name, labels, SeriesKind::Gauge, value))
+        Ok(self.granted()?.series.whole(name, labels, SeriesKind::Gauge, value))
+    }
+
+    fn add_number(
+        &mut self,
+        name: String,
+        labels: Labels,
+        value: f64,
+    ) -> wasmtime::Result<Result<(), String>> {
+        Ok(self.granted()?.series.fraction(name, labels, SeriesKind::Counter, value))
+    }
+
+    fn set_number(
+        &mut self,
+        name: String,
+        labels: Labels,
+        value: f64,
+    ) -> wasmtime::Result<Result<(), String>> {
+        Ok(self.granted()?.series.fraction(name, labels, SeriesKind::Gauge, value))
+    }
+
+    fn histogram(&mut self, name: String, bounds: Vec<f64>) -> wasmtime::Result<Result<(), String>> {
+        Ok(self.granted()?.series.histogram(name, bounds))
+    }
+
+    fn observe(&mut self, name: String, labels: Labels, value: f64) -> wasmtime::Result<Result<(), String>> {
+        Ok(self.granted()?.series.observe(name, labels, value))
     }
 }
 
@@ -310,33 +271,6 @@ impl tracing::HostSpan for View<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn observed() -> Observed {
-        Observed { series: Mutex::default(), open: AtomicUsize::new(0), resource: Arc::default() }
-    }
-
-    #[test]
-    fn what_is_no_measurement_is_refused_in_words() {
-        let observed = observed();
-        let label = |key: &str| vec![(key.to_owned(), "x".to_owned())];
-        observed.measure("orders".into(), label("kind"), SeriesKind::Counter, 2).unwrap();
-        observed.measure("orders".into(), label("kind"), SeriesKind::Counter, 3).unwrap();
-        assert_eq!(observed.read()[0].value, 5);
-        for (name, labels, kind, words) in [
-            ("orders", label("kind"), SeriesKind::Gauge, "both a counter and a gauge"),
-            ("orders", label("other"), SeriesKind::Counter, "other labels before"),
-            ("9lives", label("kind"), SeriesKind::Counter, "no name"),
-            ("__own", label("kind"), SeriesKind::Counter, "no name"),
-            ("a", [label("k"), label("k")].concat(), SeriesKind::Counter, "given twice"),
-            ("a", label("a-b"), SeriesKind::Counter, "no name"),
-        ] {
-            let error = observed.measure(name.into(), labels, kind, 1).unwrap_err();
-            assert!(error.contains(words), "{words}: {error}");
-        }
-        let more = (0..MAX_SERIES + 5)
-            .filter(|n| observed.measure(format!("m{n}"), Vec::new(), SeriesKind::Gauge, 1).is_ok());
-        assert_eq!(more.count(), MAX_SERIES - 1);
-    }
 
     #[test]
     fn parents_are_what_the_standard_says() {

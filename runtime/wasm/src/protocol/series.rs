@@ -47,7 +47,21 @@ pub struct Series {
     /// Sorted by their names.
     pub labels: Vec<(String, String)>,
     pub kind: SeriesKind,
-    pub value: u64,
+    pub value: Number,
+}
+
+/// What was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Number {
+    Whole(u64),
+    /// The bits of an `f64`, which is finite.
+    Fraction(u64),
+}
+
+impl From<f64> for Number {
+    fn from(value: f64) -> Number {
+        Number::Fraction(value.to_bits())
+    }
 }
 
 /// Whether a measurement only grows.
@@ -55,6 +69,8 @@ pub struct Series {
 pub enum SeriesKind {
     Counter,
     Gauge,
+    /// A bucket of a histogram: a counter whose last label, `le`, is where it ends.
+    Bucket,
 }
 
 #[cfg(test)]
@@ -66,7 +82,12 @@ mod tests {
     fn those_with_the_most_series_are_left_out() {
         let series = |n: usize| {
             let labels = vec![("k".repeat(64), "v".repeat(256)); 8];
-            let one = Series { name: "n".repeat(64), labels, kind: SeriesKind::Gauge, value: u64::MAX };
+            let one = Series {
+                name: "n".repeat(64),
+                labels,
+                kind: SeriesKind::Gauge,
+                value: Number::Whole(u64::MAX),
+            };
             vec![one; n]
         };
         let mut measured = Measured::default();

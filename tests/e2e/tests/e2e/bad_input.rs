@@ -202,7 +202,7 @@ struct Unfit {
 }
 
 /// Port 8099 is taken on every pod address; see [`take_ports`].
-const UNFIT: [Unfit; 7] = [
+const UNFIT: [Unfit; 8] = [
     Unfit {
         name: "lost",
         containers: "[{name: a, image: 'nowhere:v1'}]",
@@ -249,6 +249,15 @@ const UNFIT: [Unfit; 7] = [
         logs: "",
     },
     Unfit {
+        name: "sleeps",
+        containers: "[{name: a, image: 'web:v1', command: [sleep, '3600']}]",
+        waiting: "CreateContainerError",
+        ended: None,
+        event: "Failed",
+        words: "container a: command \"sleep\" is not in image web:v1",
+        logs: "is waiting to start: CreateContainerError",
+    },
+    Unfit {
         name: "twice",
         containers: "[{name: a, image: 'web:v1', ports: [{containerPort: 8080}]}, {name: b, image: 'web:v1', ports: [{containerPort: 8080}]}]",
         waiting: "CreateContainerError",
@@ -268,7 +277,7 @@ const UNFIT: [Unfit; 7] = [
     },
 ];
 
-/// Row: bad input: pods that cannot run say why: no such image, no such ConfigMap, a trap (CrashLoopBackOff, exit code), too much memory, a port that is taken
+/// Row: bad input: pods that cannot run say why: no such image, no such ConfigMap, a trap (CrashLoopBackOff, exit code), too much memory, a command that a handler has not, a port that is taken
 #[test]
 fn pods_that_cannot_run_say_why() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;

@@ -137,6 +137,7 @@ fn guests_are_observed(cluster: &Cluster, node: &str, collector: &Collector) -> 
         Ok(log.contains("00-"))
     })?;
     ensure!(log.starts_with("Ok(())\nOk(())\nOk(())\nOk(())\nOk(())\nErr("), "{log}");
+    ensure!(log.matches("Ok(())").count() == 10 && log.matches("Err(").count() == 1, "{log}");
     let text = cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/metrics/cadvisor")])?;
     for (words, value) in [
         (["coracle_guest_orders_total{", "pod=\"seen\"", "kind=\"book\""], 5),
@@ -146,6 +147,21 @@ fn guests_are_observed(cluster: &Cluster, node: &str, collector: &Collector) -> 
         ensure!(sample(&text, &words) == Some(value), "{words:?} is not {value} in\n{text}");
     }
     ensure!(text.contains("# TYPE coracle_guest_orders_total counter"), "{text}");
+    // A histogram is one, with bounds that are numbers; what has fractions keeps them.
+    ensure!(text.contains("# TYPE coracle_guest_took_seconds histogram"), "{text}");
+    for (name, label, value) in [
+        ("took_seconds_bucket", "le=\"0.1\"} 1 ", 1),
+        ("took_seconds_bucket", "le=\"1\"} 2 ", 2),
+        ("took_seconds_bucket", "le=\"+Inf\"} 3 ", 3),
+        ("took_seconds_count", "kind=\"book\"} 3 ", 3),
+    ] {
+        let words = [&format!("coracle_guest_{name}{{"), "pod=\"seen\"", label];
+        ensure!(sample(&text, &words) == Some(value), "{words:?} in\n{text}");
+    }
+    for (name, value) in [("took_seconds_sum", "} 20.8 "), ("load", "} 0.25 ")] {
+        let found = text.lines().find(|line| line.starts_with(&format!("coracle_guest_{name}{{")));
+        ensure!(found.is_some_and(|line| line.contains(value) && !line.contains("__value__")), "{found:?}");
+    }
     eventually("the spans have come", SOON, || {
         Ok(collector.span("order").is_some() && collector.span("payment").is_some())
     })?;

@@ -112,6 +112,25 @@ fn exec_copy_attach_and_forward_reach_a_wasm_pod() -> Result<()> {
         let ended = exec.stdin(std::fs::File::open(&unread)?).output()?;
         ensure!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     }
+    // A debug container sees the volumes of the one that it looks into; what it cannot have is told.
+    let debug = |name: &str, more: &[&str]| {
+        let args = ["debug", "web", "--image=steps:v1", "--target=web", "-c", name];
+        cluster.kubectl(&[&args[..], more, &["--", "steps", "read /state/ready"]].concat())
+    };
+    debug("looks", &[])?;
+    eventually("the debug container has read the volume", SOON, || {
+        Ok(cluster
+            .kubectl(&["logs", "web", "-c", "looks"])
+            .is_ok_and(|said| said == "/state/ready: one\ntwo\n"))
+    })?;
+    debug("types", &["-it", "--attach=false"])?;
+    status(&cluster, "web", "has no terminal to give", |status| {
+        let all = status["ephemeralContainerStatuses"].as_array().cloned().unwrap_or_default();
+        let waits = all.iter().find(|c| c["name"] == "types").map(|c| &c["state"]["waiting"]);
+        let words = waits.and_then(|w| w["message"].as_str()).unwrap_or_default();
+        words.contains("a wasm container has no terminal") && words.contains("-i alone serves")
+    })?;
+    ensure!(cluster.get(&["pod", "web"])?["status"]["containerStatuses"][0]["restartCount"] == 0);
     let absent = cluster.kubectl_fails(&["exec", "web", "-c", "none", "--", "true"])?;
     has(&absent, &["container none is not valid for pod web"])?;
 

@@ -12,6 +12,11 @@ fn main() {
     println!("{:?}", metrics::set("queue_depth", &[], 9));
     println!("{:?}", metrics::set("queue_depth", &[], 7));
     println!("{:?}", metrics::set("queue depth", &[], 7));
+    println!("{:?}", metrics::set_number("load", &[], 0.25));
+    println!("{:?}", metrics::histogram("took_seconds", &[0.1, 1.0]));
+    for seconds in [0.05, 0.5, 20.25] {
+        println!("{:?}", metrics::observe("took_seconds", &[kind("book")], seconds));
+    }
     {
         let order = Span::new("order", None);
         order.set("customer", "ann");
