@@ -5,6 +5,7 @@
 //! network namespaces that the test makes.
 
 pub mod layout;
+pub mod left;
 pub mod load;
 pub mod machines;
 pub mod netns;

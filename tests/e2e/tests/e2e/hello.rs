@@ -1,7 +1,7 @@
 //! The main job: a manifest becomes a running wasm service.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, root};
+use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, left, root};
 
 /// Pushes hello:v1 and applies the example.
 pub fn deploy(cluster: &Cluster) -> Result<()> {
@@ -33,7 +33,7 @@ pub fn service_address(cluster: &Cluster) -> Result<String> {
     Ok(format!("{ip}:8080"))
 }
 
-/// Row: workloads: a Deployment, its pods and its Service from manifests: tables, describe, logs, scale, replacement, deletion
+/// Row: workloads: a Deployment, its pods and its Service from manifests: tables, describe, logs, scale, replacement, deletion, after which nothing is held on to
 #[test]
 fn mission_m29_a_manifest_becomes_a_running_wasm_service() -> Result<()> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
@@ -81,7 +81,25 @@ fn mission_m29_a_manifest_becomes_a_running_wasm_service() -> Result<()> {
     ensure!(cluster.coracle(&["apply", "-f", &manifests(&cluster)])?.contains("unchanged"));
 
     cluster.kubectl(&["delete", "-f", &manifests(&cluster), "--timeout=60s"])?;
-    let left = cluster.kubectl(&["get", "all", "-A"])?;
-    ensure!(!left.contains("hello"), "left behind:\n{left}");
+    let rest = cluster.kubectl(&["get", "all", "-A"])?;
+    ensure!(!rest.contains("hello"), "left behind:\n{rest}");
+    nothing_is_held(&cluster)?;
     cluster.stop()
+}
+
+/// Whoever comes and goes again, more of them than before, leaves nothing behind: caches and pools are filled by now.
+fn nothing_is_held(cluster: &Cluster) -> Result<()> {
+    let before = left::count(cluster)?;
+    cluster.kubectl(&["apply", "-f", &manifests(cluster)])?;
+    cluster.kubectl(&["-n", "hello", "scale", "deploy/hello", "--replicas=24"])?;
+    cluster.kubectl(&["-n", "hello", "rollout", "status", "deploy/hello", "--timeout=60s"])?;
+    let address = service_address(cluster)?;
+    eventually("the Service answers again", SOON, || {
+        Ok(curl(&format!("http://{address}/"))?.starts_with("Hello from hello-"))
+    })?;
+    let held = left::count(cluster)?;
+    let more = |kind: &str| held.get(kind) > before.get(kind);
+    ensure!(more("descriptors of hosts") && more("files of node"), "{before:?} {held:?}");
+    cluster.kubectl(&["delete", "-f", &manifests(cluster), "--timeout=60s"])?;
+    left::settles(cluster, &before)
 }
