@@ -49,6 +49,8 @@ pub(crate) struct Place {
     pub threads: bool,
     /// The newest format that is read.
     pub newest: u64,
+    /// Bytes of log entries after which they are to become fewer.
+    pub log_bytes: u64,
     /// Counts what the disk does.
     pub stats: Arc<Stats>,
 }

@@ -75,8 +75,9 @@ impl Store {
 fn restore(dir: &Path, snapshot: &Path, node_id: u64) -> Result<u64, Error> {
     let io = crate::disk::io_error("making the data directory");
     let files = Arc::new(Directory::new(dir).map_err(io)?);
+    let (dir_of, newest, log_bytes) = (dir.to_owned(), NEWEST, 0);
     let place =
-        Place { dir: dir.to_owned(), files, node_id, threads: true, newest: NEWEST, stats: Arc::default() };
+        Place { dir: dir_of, files, node_id, threads: true, newest, log_bytes, stats: Arc::default() };
     for name in ["state.redb", "log.redb"] {
         if place.files.exists(name).map_err(crate::disk::io_error("looking for the store's files"))? {
             return Err(Error::Invalid(format!("{} holds a store already", dir.display())));

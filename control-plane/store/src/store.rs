@@ -134,7 +134,8 @@ impl Store {
         };
         let (node_id, threads) = (options.node_id, options.threads);
         let (dir, newest) = (options.data_dir.clone(), options.versions.newest);
-        let place = Place { dir, files, node_id, threads, newest, stats: Arc::default() };
+        let log_bytes = options.log_bytes;
+        let place = Place { dir, files, node_id, threads, newest, log_bytes, stats: Arc::default() };
         let machine = Arc::new(Machine::new(options.window(), options.sealer.clone()));
         let lessor = Arc::new(Lessor::new(machine.clone()));
         let node = Node::open(place, &options, machine.clone(), lessor.clone(), peering).boxed().await?;

@@ -128,6 +128,7 @@ impl Cluster {
             node_id: id,
             // Small, so that snapshots, purging and sending of snapshots take part.
             snapshot_every: 60,
+            log_bytes: 256 << 10,
             files: Some(disk.clone()),
             threads: false,
             clock: Arc::new(Clock { began: self.began, offset }),

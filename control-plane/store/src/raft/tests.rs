@@ -23,7 +23,8 @@ struct Builder;
 
 fn place(dir: &TempDir) -> Place {
     let files = Arc::new(Directory::new(dir.path()).unwrap());
-    Place { dir: dir.path().into(), files, node_id: 1, threads: true, newest: NEWEST, stats: Arc::default() }
+    let (dir, newest, log_bytes) = (dir.path().into(), NEWEST, 4096);
+    Place { dir, files, node_id: 1, threads: true, newest, log_bytes, stats: Arc::default() }
 }
 
 fn open_with(guarded: bool) -> (TempDir, Log, StateMachine) {

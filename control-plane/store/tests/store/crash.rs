@@ -32,8 +32,14 @@ struct Model {
 }
 
 fn options(dir: &Path, disk: &Arc<Disk>) -> Options {
-    // Small, so that snapshots, purging and trimming take part.
-    Options { history: 60, snapshot_every: 40, files: Some(disk.clone()), ..Options::new(dir) }
+    // Small, so that snapshots, purging and trimming take part, and a journal that is full.
+    Options {
+        history: 60,
+        snapshot_every: 40,
+        log_bytes: 64 << 10,
+        files: Some(disk.clone()),
+        ..Options::new(dir)
+    }
 }
 
 /// Lets the power fail at `points` points in turn, on one disk. An error says what was wrong after which.

@@ -21,10 +21,6 @@ const MAGIC: [u8; 4] = *b"CWAL";
 const SECTOR: usize = 512;
 /// It grows by so much at a time: what overwrites itself is synced without a word to the file system's own journal.
 const GROW: u64 = 256 << 10;
-/// With so many bytes it is full.
-const MOST: u64 = 24 << 20;
-/// With so many it is worth emptying when most of its entries are not needed any more.
-const MUCH: u64 = 8 << 20;
 /// The buffer of a batch keeps no more than this.
 const KEEP: usize = 1 << 20;
 
@@ -35,6 +31,10 @@ pub(super) struct Journal {
     number: u64,
     end: u64,
     length: u64,
+    /// With so many bytes it is full.
+    most: u64,
+    /// With so many it is worth emptying when most of its entries are not needed any more.
+    much: u64,
     /// The batch that is being written.
     bytes: Vec<u8>,
 }
@@ -106,7 +106,9 @@ impl Journal {
             file.read(0, &mut bytes).map_err(io_error("reading the store's files"))?;
             entries = replay(&bytes, generation).map_err(|detail| place.corrupt(NAME, &detail))?;
         }
-        Ok((Self { file, generation, number: 0, end: 0, length, bytes: Vec::new() }, entries))
+        let (most, much) = (place.log_bytes / 8 * 3, place.log_bytes / 8);
+        let (number, end, bytes) = (0, 0, Vec::new());
+        Ok((Self { file, generation, number, end, length, most, much, bytes }, entries))
     }
 
     /// The generation of the batches that are written.
@@ -121,7 +123,7 @@ impl Journal {
 
     /// Whether the database has to take over, or may well do so, for entries were just purged.
     pub fn is_due(&self, purged: bool) -> bool {
-        self.end >= if purged { MUCH } else { MOST }
+        self.end >= if purged { self.much } else { self.most }
     }
 
     /// Writes entries and syncs them. False where they are too much for it: nothing was written then.
@@ -137,7 +139,7 @@ impl Journal {
             if let Some(field) = self.bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
                 *field = length.to_le_bytes();
             }
-            if self.bytes.len() as u64 > MOST {
+            if self.bytes.len() as u64 > self.most {
                 return Ok(false);
             }
         }
@@ -256,6 +258,7 @@ mod tests {
             node_id: 1,
             threads: true,
             newest: NEWEST,
+            log_bytes: 80_000,
             stats: Arc::default(),
         };
         let (mut journal, found) = Journal::open(&place, None).unwrap();
@@ -281,7 +284,7 @@ mod tests {
         assert_eq!(format!("{:?}", found[3]), format!("{:?}", entry(13, 1500)));
         assert!(Journal::open(&place, mark(6)).unwrap().1.is_empty());
         assert!(replay(&bytes, 4).is_err(), "its first batches are gone");
-        let too_much = entry(14, MOST as usize);
+        let too_much = entry(14, 30_000);
         let mut journal = Journal::open(&place, mark(6)).unwrap().0;
         assert!(!journal.append([&too_much].into_iter()).unwrap());
         assert!(journal.is_empty());
