@@ -391,8 +391,14 @@ impl Container {
             });
             return;
         }
-        self.stop.term.cancel();
         let exited = |state: &State| matches!(state, State::Exited { .. });
+        // Without a grace it is killed, and not asked to end first.
+        if grace.is_zero() {
+            self.stop.kill.cancel();
+            let _ = state.wait_for(exited).await;
+            return;
+        }
+        self.stop.term.cancel();
         if tokio::time::timeout(grace, state.wait_for(exited)).await.is_err() {
             self.stop.kill.cancel();
             let _ = state.wait_for(exited).await;

@@ -153,29 +153,37 @@ async fn limits_change_while_guests_run() -> Result {
     let pod = host.pod("resized").await?;
     let (small, large) = (8 << 20, 64 << 20);
     let mut spins = host.spec(&pod, "spins", "probe", &["spin"]);
-    (spins.cpu_millis, spins.memory_limit_bytes) = (Some(20), Some(small));
+    (spins.cpu_millis, spins.memory_limit_bytes) = (Some(1), Some(small));
     let mut web = host.spec(&pod, "web", "web", &[]);
     web.memory_limit_bytes = Some(small);
     let (spinning, serving) = (spins.id.clone(), web.id.clone());
     host.start_container(spins).await?;
     host.start_container(web).await?;
-    // What is used with half a CPU in half the time is far beyond what a fiftieth of one gives, and the other way round.
     let used = async || -> Result<u64> {
-        let before = host.client.stats(std::slice::from_ref(&spinning)).await?;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let after = host.client.stats(std::slice::from_ref(&spinning)).await?;
-        let (Some(before), Some(after)) = (before.first(), after.first()) else {
-            anyhow::bail!("no numbers")
-        };
-        Ok((after.cpu_nanos - before.cpu_nanos) / 1_000_000)
+        let stats = host.client.stats(std::slice::from_ref(&spinning)).await?;
+        Ok(stats.first().map_or(0, |s| s.cpu_nanos / 1_000_000))
     };
-    assert!(used().await? < 100);
+    // What it gets soon with half a CPU takes minutes with a thousandth.
     host.client.update_container(&spinning, Some(small), Some(500)).await?;
-    let more = used().await?;
-    assert!(more > 100, "{more} ms");
-    host.client.update_container(&spinning, Some(small), Some(20)).await?;
-    let less = used().await?;
-    assert!(less < 100, "{less} ms");
+    let before = used().await?;
+    let more = async {
+        while used().await? < before + 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(SOON, more).await??;
+    host.client.update_container(&spinning, Some(small), Some(1)).await?;
+    let less = async {
+        loop {
+            let before = used().await?;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            if used().await? - before < 50 {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(SOON, less).await??;
 
     host.client.update_container(&serving, Some(large), None).await?;
     let at = std::net::SocketAddrV4::new(pod.pod_ip, 8080);
