@@ -11,6 +11,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "observe")]
+pub mod observe;
 pub mod pod;
 
 use std::future::Future;

@@ -1,8 +1,6 @@
 //! Measures and traces through coracle:observe, prints what came of it, and stays until it is ended.
 
-wit_bindgen::generate!({ path: "../../runtime/wasm/wit/observe", world: "imports" });
-
-use coracle::observe::{metrics, tracing::Span};
+use coracle_sdk::observe::{Histogram, Span, metrics};
 
 fn main() {
     let kind = |value: &str| ("kind".to_owned(), value.to_owned());
@@ -13,9 +11,10 @@ fn main() {
     println!("{:?}", metrics::set("queue_depth", &[], 7));
     println!("{:?}", metrics::set("queue depth", &[], 7));
     println!("{:?}", metrics::set_number("load", &[], 0.25));
-    println!("{:?}", metrics::histogram("took_seconds", &[0.1, 1.0]));
+    let took = Histogram::new("took_seconds", &[0.1, 1.0]);
+    println!("{:?}", took.as_ref().map(|_| ()));
     for seconds in [0.05, 0.5, 20.25] {
-        println!("{:?}", metrics::observe("took_seconds", &[kind("book")], seconds));
+        println!("{:?}", took.as_ref().map(|took| took.observe(&[("kind", "book")], seconds)));
     }
     {
         let order = Span::new("order", None);
