@@ -59,7 +59,10 @@ fn text(descriptors: &[MetricDescriptor], pods: Vec<PodSandboxMetrics>) -> Strin
 fn sample(text: &mut String, descriptor: &MetricDescriptor, metric: &Metric) {
     let labels = || descriptor.label_keys.iter().zip(&metric.label_values);
     let exact = labels().find(|(key, _)| *key == VALUE_LABEL).and_then(|(_, text)| text.parse::<f64>().ok());
-    let labels: Vec<_> = labels().filter(|(key, _)| *key != VALUE_LABEL).map(|(key, value)| format!("{key}=\"{}\"", escaped(value))).collect();
+    let labels: Vec<_> = labels()
+        .filter(|(key, _)| *key != VALUE_LABEL)
+        .map(|(key, value)| format!("{key}=\"{}\"", escaped(value)))
+        .collect();
     let whole = metric.value.as_ref().map_or(0, |v| v.value);
     let value = exact.map_or_else(|| whole.to_string(), |exact| exact.to_string());
     let milliseconds = metric.timestamp / 1_000_000;

@@ -146,7 +146,8 @@ async fn make_config(
     let mut mounts = container_mounts(pod, spec, &dir, &env)?;
     if let Some(target) = &sight.volumes {
         // Its variables name its paths.
-        let sources = volumes::read(context, pod, env::references(target)).await.map_err(|e| e.to_string())?;
+        let sources =
+            volumes::read(context, pod, env::references(target)).await.map_err(|e| e.to_string())?;
         let theirs = env::build(pod, target, services, &sources, &facts).map_err(|e| e.to_string())?;
         mounts = debug::joined(mounts, container_mounts(pod, target, &dir, &theirs)?);
     }
