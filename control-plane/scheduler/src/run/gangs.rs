@@ -91,10 +91,11 @@ impl Scheduler {
                 Err(one) => refused.push(*one),
             }
         }
-        if reserved.iter().all(|one| profile.permits().all(|permit| permit(&one.pod, &self.world, placed))) {
-            if placed >= least {
-                self.tell_group(group, None);
-            }
+        let permitted =
+            |one: &Reserved| profile.permits().all(|permit| permit(&one.pod, &self.world, placed));
+        // Where none has a node there is nobody to ask for.
+        if placed >= least && reserved.iter().all(permitted) {
+            self.tell_group(group, None);
             reserved.into_iter().for_each(|one| self.commit(one, None));
             return refused.into_iter().for_each(|one| self.refuse(one, profile, None));
         }

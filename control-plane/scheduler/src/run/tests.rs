@@ -259,3 +259,26 @@ async fn pods_of_a_group_with_the_basic_policy_and_without_the_plugin_go_alone()
     it.decide();
     assert!(it.placed.contains_key("n/p1"), "the plugin is off");
 }
+
+#[tokio::test]
+async fn a_gang_of_which_no_pod_fits_stops_no_others() {
+    let (mut it, _endings) = scheduler();
+    group(&it, 2);
+    it.node_event(watcher::Event::Apply(node("a")), &mut None);
+    it.see(watcher::Event::Apply(pod("lowly", json!({"nodeName": "a", "priority": 0}))));
+    for name in ["p1", "p2"] {
+        let watcher::Event::Apply(mut one) = member(name) else { unreachable!() };
+        one.spec.priority = Some(100);
+        it.see(watcher::Event::Apply(one));
+    }
+    it.decide();
+    assert_eq!(it.queue.keys().count(), 2);
+    let words = "PodGroup \"n/g\" needs nodes for 2 pods at the same time, there are 0: 0/1 nodes are available: 1 Too many pods.";
+    assert!(it.explained.values().all(|(_, why)| why == words), "{:?}", it.explained);
+    let alone = |it: &Scheduler| {
+        it.snapshot
+            .room("a")
+            .is_some_and(|room| it.snapshot.seen_by(&PodView::default(), room).pods.len() == 1)
+    };
+    assert!(alone(&it), "nothing is nominated");
+}
