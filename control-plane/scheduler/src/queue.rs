@@ -134,10 +134,10 @@ impl Queue {
 
     /// No node would take it; only these changes may help.
     pub fn sleep(&mut self, key: &str, now: Instant, wakes: u32) {
+        let Some(attempts) = self.pods.get(key).map(|waiting| waiting.attempts + 1) else { return };
+        let not_before = now + self.pause(attempts);
         let Some(waiting) = self.pods.get_mut(key) else { return };
-        waiting.attempts += 1;
-        let delay = self.first_delay * 2_u32.saturating_pow(waiting.attempts.min(16) - 1);
-        waiting.not_before = now + delay.min(self.longest_delay);
+        (waiting.attempts, waiting.not_before) = (attempts, not_before);
         self.set_time(key, now + FLUSH);
         self.fall_asleep(key, wakes);
     }
@@ -168,6 +168,21 @@ impl Queue {
                 self.set_time(key, at);
             }
         }
+    }
+
+    /// The pod is tried again at this time and not before; that is no failure.
+    pub fn rest(&mut self, key: &str, until: Instant) {
+        self.stir(key);
+        if let Some(waiting) = self.pods.get_mut(key) {
+            waiting.not_before = until;
+            self.set_time(key, until);
+        }
+    }
+
+    /// How long to wait after so many failures.
+    pub fn pause(&self, failures: u32) -> Duration {
+        let delay = self.first_delay * 2_u32.saturating_pow(failures.clamp(1, 16) - 1);
+        delay.min(self.longest_delay)
     }
 
     /// The pod waits for one of these changes; that is no failure.

@@ -73,6 +73,8 @@ enum Ended {
     Done,
     Unbound(PodView, String),
     Unexplained(PodView, String),
+    /// The group, and why.
+    GroupUntold(String, String),
 }
 
 /// The pods and nodes of a list under way.

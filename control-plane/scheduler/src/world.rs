@@ -9,8 +9,9 @@ use coracle_controllers::view::{
     PodGroup, ResourceClaim, ResourceSlice, StorageClass,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::Client;
+use kube::api::ListParams;
 use kube::runtime::watcher::Config;
+use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -94,12 +95,9 @@ impl World {
             )*};
         }
         follow!(namespaces, volumes, claims, classes, budgets, csi_nodes);
-        follow!(resource_claims, resource_slices, device_classes);
-        // Kubernetes serves groups of pods when it is asked to; who may not even ask for them does not wait for them.
-        let groups = served(client, "scheduling.k8s.io/v1alpha2").await;
-        if groups {
-            follow!(pod_groups);
-        }
+        follow!(resource_claims, resource_slices, device_classes, pod_groups);
+        // Kubernetes serves groups of pods when it is asked to; where they cannot be had they are not waited for.
+        let groups = may_list_groups(client).await;
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = async {
@@ -122,7 +120,10 @@ impl World {
     /// Devices that were decided on are free again.
     pub fn forget_promises(&self, grants: &[Grant]) {
         let mut promised = self.promised.lock();
-        grants.iter().for_each(|grant| drop(promised.remove(grant.claim.uid())));
+        // A grant without an allocation shares what was promised to another pod.
+        for grant in grants.iter().filter(|grant| grant.allocation.is_some()) {
+            promised.remove(grant.claim.uid());
+        }
     }
 
     /// Whether a namespace's labels match.
@@ -131,10 +132,10 @@ impl World {
     }
 }
 
-/// Whether the server has a version of a group; assumed where it cannot be asked.
-async fn served(client: &Client, version: &str) -> bool {
-    let found = client.list_api_group_resources(version).await;
-    !matches!(found, Err(kube::Error::Api(status)) if status.code == 404)
+/// Whether the server has groups of pods and shows them; assumed where it cannot be asked.
+async fn may_list_groups(client: &Client) -> bool {
+    let found = Api::<PodGroup>::all(client.clone()).list_metadata(&ListParams::default().limit(1)).await;
+    !matches!(found, Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404))
 }
 
 /// Whether a claim has its volume and both agree.

@@ -51,7 +51,7 @@ impl Scheduler {
                 },
                 Gate::Together(least) => {
                     drop(slot);
-                    self.decide_together(&pod.group, least, &profile);
+                    self.decide_together(&pod, least, &profile);
                 }
                 Gate::Closed(why) => {
                     self.queue.park(&pod.key(), Instant::now(), wake::GROUP);
@@ -218,6 +218,10 @@ impl Scheduler {
                 if self.explained.get(&key).is_some_and(|(uid, _)| *uid == pod.uid) {
                     self.explained.remove(&key);
                 }
+            }
+            Ended::GroupUntold(group, error) => {
+                tracing::debug!(group, error, "say how a group fares");
+                self.groups.forget_told(&group);
             }
             Ended::Unbound(pod, error) => {
                 let key = pod.key();

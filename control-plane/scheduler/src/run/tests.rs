@@ -183,6 +183,7 @@ fn member(name: &str) -> watcher::Event<Pod> {
 #[tokio::test]
 async fn a_gang_has_nodes_for_enough_of_its_pods_at_the_same_time_or_none() {
     let (mut it, _endings) = scheduler();
+    it.queue = Queue::new(Duration::ZERO, Duration::ZERO);
     group(&it, 3);
     for name in ["a", "b"] {
         it.node_event(watcher::Event::Apply(node(name)), &mut None);
@@ -281,4 +282,71 @@ async fn a_gang_of_which_no_pod_fits_stops_no_others() {
             .is_some_and(|room| it.snapshot.seen_by(&PodView::default(), room).pods.len() == 1)
     };
     assert!(alone(&it), "nothing is nominated");
+}
+
+#[tokio::test]
+async fn a_gang_that_failed_is_not_tried_again_at_once() {
+    let (mut it, _endings) = scheduler();
+    group(&it, 2);
+    for event in [member("p1"), member("p2")] {
+        it.see(event);
+    }
+    it.queue.tick(Instant::now());
+    it.decide();
+    for name in ["a", "b", "c"] {
+        it.node_event(watcher::Event::Apply(node(name)), &mut None);
+    }
+    it.see(member("p3"));
+    it.queue.tick(Instant::now());
+    it.decide();
+    assert!(it.placed.is_empty(), "one more of it does not make it try");
+    assert_eq!(it.queue.keys().count(), 3);
+}
+
+#[tokio::test]
+async fn the_volumes_of_a_gang_are_bound_before_any_of_its_pods() {
+    let (mut it, _endings) = scheduler();
+    it.queue = Queue::new(Duration::ZERO, Duration::ZERO);
+    group(&it, 2);
+    let class = json!({"metadata": {"name": "local"}, "provisioner": "p", "volumeBindingMode": "WaitForFirstConsumer"});
+    it.world.classes.apply(serde_json::from_value(class).unwrap());
+    let claim = |spec: Value, annotations: Value| {
+        let meta = json!({"name": "data", "namespace": "n", "annotations": annotations});
+        serde_json::from_value(json!({"metadata": meta, "spec": spec})).unwrap()
+    };
+    it.world.claims.apply(claim(json!({"storageClassName": "local"}), json!({})));
+    for name in ["a", "b"] {
+        it.node_event(watcher::Event::Apply(node(name)), &mut None);
+    }
+    let watcher::Event::Apply(mut one) = member("p1") else { unreachable!() };
+    let volumes = json!([{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]);
+    one.spec.volumes = serde_json::from_value(volumes).unwrap();
+    it.see(watcher::Event::Apply(one));
+    it.see(member("p2"));
+    it.queue.tick(Instant::now());
+    it.decide();
+    assert!(it.placed.is_empty() && it.snapshot.nodes().all(|room| room.pods.is_empty()));
+    assert_eq!(it.queue.keys().count(), 2);
+    let volume = json!({"metadata": {"name": "v"}, "spec": {}});
+    it.world.volumes.apply(serde_json::from_value(volume).unwrap());
+    let bound = json!({"pv.kubernetes.io/bind-completed": "yes"});
+    it.world.claims.apply(claim(json!({"volumeName": "v"}), bound));
+    it.changed(&Changed::Claim("n/data".into()));
+    it.queue.tick(Instant::now());
+    it.decide();
+    assert_eq!(it.placed.len(), 2, "{:?}", it.explained);
+}
+
+#[tokio::test]
+async fn pods_of_a_group_that_a_new_list_lacks_are_not_counted() {
+    let (mut it, _endings) = scheduler();
+    let watcher::Event::Apply(mut one) = member("p1") else { unreachable!() };
+    one.spec.scheduling_gates = serde_json::from_value(json!([{"name": "g"}])).unwrap();
+    it.see(watcher::Event::Apply(one));
+    assert_eq!(it.groups.pods("n/g").count(), 1);
+    let mut pods = None;
+    for event in [watcher::Event::Init, watcher::Event::InitDone] {
+        it.pod_event(event, &mut pods);
+    }
+    assert_eq!(it.groups.pods("n/g").count(), 0);
 }

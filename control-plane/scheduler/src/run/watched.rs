@@ -60,7 +60,7 @@ impl Scheduler {
             }
             watcher::Event::InitDone => {
                 let all = listed.take().unwrap_or_default();
-                let known = self.placed.keys().chain(self.queue.keys());
+                let known = self.placed.keys().chain(self.queue.keys()).chain(self.groups.keys());
                 let gone: Vec<String> = known.filter(|key| !all.contains_key(*key)).cloned().collect();
                 for key in gone {
                     self.forget(&key);

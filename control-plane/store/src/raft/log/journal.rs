@@ -100,12 +100,13 @@ impl Journal {
         }
         let file = place.files.open(NAME).map_err(&failed)?;
         let length = file.len().map_err(&failed)?;
-        let mut entries = Vec::new();
-        if counts {
-            let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
-            file.read(0, &mut bytes).map_err(io_error("reading the store's files"))?;
-            entries = replay(&bytes, generation).map_err(|detail| place.corrupt(NAME, &detail))?;
-        }
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
+        file.read(0, &mut bytes).map_err(io_error("reading the store's files"))?;
+        let found = known(&bytes, generation, counts).and_then(|()| match counts {
+            true => replay(&bytes, generation),
+            false => Ok(Vec::new()),
+        });
+        let entries = found.map_err(|detail| place.corrupt(NAME, &detail))?;
         let (most, much) = (place.log_bytes / 8 * 3, place.log_bytes / 8);
         let (number, end, bytes) = (0, 0, Vec::new());
         Ok((Self { file, generation, number, end, length, most, much, bytes }, entries))
@@ -193,6 +194,17 @@ fn make(place: &Place) -> io::Result<()> {
     file.close()?;
     drop(file);
     place.files.rename(&unfinished, NAME)
+}
+
+/// Batches are written once the database knows of their generation: where it does not, it is not the one that it was.
+fn known(bytes: &[u8], generation: u64, counts: bool) -> Result<(), String> {
+    let heads = (0..bytes.len()).step_by(SECTOR).filter_map(|at| Head::read(bytes.get(at..)?));
+    match heads.map(|head| head.generation).max() {
+        Some(newest) if newest >= generation.saturating_add(u64::from(counts)) => Err(format!(
+            "it holds entries of generation {newest}, of which log.redb does not know: that file is older"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The entries of a generation, in order.
@@ -283,6 +295,12 @@ mod tests {
         assert_eq!(indexes(&found), [10, 11, 12, 13]);
         assert_eq!(format!("{:?}", found[3]), format!("{:?}", entry(13, 1500)));
         assert!(Journal::open(&place, mark(6)).unwrap().1.is_empty());
+        // A database of before, which a rotten page or a hand brought back.
+        for (generation, counts) in [(4, true), (5, false)] {
+            let older = Some(Mark { generation, counts });
+            let refused = Journal::open(&place, older).map(drop).unwrap_err().to_string();
+            assert!(refused.contains("entries of generation 5"), "{refused}");
+        }
         assert!(replay(&bytes, 4).is_err(), "its first batches are gone");
         let too_much = entry(14, 30_000);
         let mut journal = Journal::open(&place, mark(6)).unwrap().0;

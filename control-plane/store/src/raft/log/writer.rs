@@ -101,7 +101,7 @@ impl Writer {
         let result = self.write(shared, stop);
         let purged = self.jobs.iter().any(|job| matches!(job, Job::Purge { .. }));
         self.jobs.drain(..).for_each(|job| job.finish(&result));
-        if result.is_ok() && self.journal.as_ref().is_some_and(|journal| journal.is_due(purged)) {
+        if !stop && result.is_ok() && self.journal.as_ref().is_some_and(|journal| journal.is_due(purged)) {
             // Everyone has been answered; what fails now poisons the log.
             let _ = self.commit(shared, false);
         }
