@@ -280,15 +280,19 @@ impl Service {
         }
         let asked = request.linux.clone().unwrap_or_default();
         let now = record.config.linux.clone().and_then(|l| l.resources).unwrap_or_default();
-        let resources = spec::merged(now, &asked);
+        let resources = spec::merged(now.clone(), &asked);
         if record.linux {
             let updated = self.linux.engine()?.update(&record.id, &asked).await;
             updated.map_err(|e| Status::internal(format!("container {}: {e:#}", record.id)))?;
         } else {
             let (memory, cpu) = (spec::memory_limit(&resources), spec::cpu_millis(&resources));
-            self.make_room(&self.sandbox(&record.sandbox_id)?, &record.id, Some(&resources));
+            let sandbox = self.sandbox(&record.sandbox_id)?;
+            // The host has room for the larger limits while they change, and may be refused the smaller ones.
+            self.make_room(&sandbox, &record.id, Some(&spec::larger(&now, &resources)));
             let host = self.host_of(&record.sandbox_id)?.client().await?;
-            host.update_container(&record.id, memory, cpu).await.map_err(refused)?;
+            let changed = host.update_container(&record.id, memory, cpu).await;
+            self.make_room(&sandbox, &record.id, Some(if changed.is_ok() { &resources } else { &now }));
+            changed.map_err(refused)?;
         }
         match self.state.set_resources(&record.id, resources) {
             Some(pending) => durable(pending).await,

@@ -281,6 +281,16 @@ pub fn merged(
     now
 }
 
+/// Of each limit of memory and processors the larger one.
+pub fn larger(
+    one: &v1::LinuxContainerResources,
+    other: &v1::LinuxContainerResources,
+) -> v1::LinuxContainerResources {
+    let faster = if cpu_millis(one) > cpu_millis(other) { one } else { other };
+    let memory_limit_in_bytes = one.memory_limit_in_bytes.max(other.memory_limit_in_bytes);
+    v1::LinuxContainerResources { memory_limit_in_bytes, ..faster.clone() }
+}
+
 #[derive(Deserialize)]
 struct Port {
     #[serde(rename = "containerPort")]

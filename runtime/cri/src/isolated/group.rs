@@ -56,15 +56,14 @@ impl Group {
         mut self,
         containers: impl Iterator<Item = &'a LinuxContainerResources>,
     ) -> Self {
-        let (mut memory, mut cpu) = (Some(OWN_MEMORY), Some(0_u64));
+        let (mut memory, mut cpu) = (OWN_MEMORY, 0_u64);
+        // One without a limit has what the others leave.
         for of in containers {
-            let add = |sum: Option<u64>, more: Option<u64>| Some(sum?.saturating_add(more?));
-            memory = add(memory, crate::spec::memory_limit(of));
-            cpu = add(cpu, crate::spec::cpu_millis(of).map(u64::from));
+            memory = memory.saturating_add(crate::spec::memory_limit(of).unwrap_or(0));
+            cpu = cpu.saturating_add(crate::spec::cpu_millis(of).map_or(0, u64::from));
         }
-        // One without a limit is bounded by the pod's, as before.
-        self.memory = self.memory.zip(memory).map(|(pod, sum)| pod.max(sum)).or(self.memory);
-        self.cpu_millis = self.cpu_millis.zip(cpu).map(|(pod, sum)| pod.max(sum)).or(self.cpu_millis);
+        self.memory = self.memory.map(|pod| pod.max(memory));
+        self.cpu_millis = self.cpu_millis.map(|pod| pod.max(cpu));
         self
     }
 
@@ -210,9 +209,12 @@ mod tests {
         let pod = group(Some((64 << 20) + OWN_MEMORY), Some(500));
         let larger = pod.clone().with_room_for([of(100, 20_000), of(20, 70_000)].iter());
         assert_eq!(larger, group(Some((120 << 20) + OWN_MEMORY), Some(900)));
-        for little in [&[of(10, 10_000)][..], &[], &[of(0, 0), of(500, 0)]] {
+        for little in [&[of(10, 10_000)][..], &[], &[of(0, 0)]] {
             assert_eq!(pod.clone().with_room_for(little.iter()), pod);
         }
+        // A container without limits takes nothing away from one that was given more.
+        let beside = pod.clone().with_room_for([of(0, 0), of(500, 0)].iter());
+        assert_eq!(beside, group(Some((500 << 20) + OWN_MEMORY), Some(500)));
         assert_eq!(group(None, None).with_room_for([of(100, 20_000)].iter()), group(None, None));
     }
 
