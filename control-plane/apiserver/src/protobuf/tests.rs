@@ -71,8 +71,10 @@ fn damaged_bodies_are_errors() {
 
 #[test]
 fn every_object_type_has_its_numbers() {
+    // Alpha kinds are taken as JSON and YAML alone.
     let without: Vec<&str> = schema::types()
         .iter()
+        .filter(|t| !t.name.contains("alpha"))
         .filter(|t| t.leaf.is_none() && !t.gvks.is_empty() && !TABLE.contains_key(t.name.as_str()))
         .map(|t| t.name.as_str())
         .collect();
