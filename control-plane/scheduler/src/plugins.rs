@@ -1,9 +1,10 @@
 //! One decision a file, under the names that KubeSchedulerConfiguration has for them.
 //!
 //! Extension points: a plugin may filter (why a node cannot take a pod), say which changes may cure its refusal, score (prefer
-//! one node to another), and permit (whether a pod that has a node reserved may be bound). What comes before is in [`crate::cycle::Cycle::of`] (pre-filter), what comes after a
-//! refusal in [`crate::preemption`] (post-filter); reserving and binding are in [`crate::run`] and [`crate::bind`]; the order
-//! of the queue and scheduling gates in [`crate::queue`] and [`crate::run`].
+//! one node to another), and permit (whether a pod that has a node reserved may be bound). What comes before is in
+//! [`crate::cycle::Cycle::of`] (pre-filter), what comes after a refusal in [`crate::preemption`] (post-filter); reserving and
+//! binding are in [`crate::run`] and [`crate::bind`]; the order of the queue and scheduling gates in [`crate::queue`] and
+//! [`crate::run`].
 
 pub mod affinity;
 pub mod balanced;
