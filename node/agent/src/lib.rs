@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use tokio_util::sync::CancellationToken;
 
+mod checkpoint;
 pub mod claims;
 pub mod context;
 pub mod cpus;

@@ -1,22 +1,20 @@
 //! Pure, but for its file: which containers have processors of their own (the kubelet's static CPU manager policy).
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::set::{self, Set};
 use super::topology::{self, Topology};
+use crate::checkpoint::Checkpoint;
 use crate::numa::hints::{self, Hint, Mask};
-
-/// The largest checkpoint that is read, in bytes.
-const MAX_BYTES: u64 = 16 << 20;
 
 /// The policy's name in the checkpoint.
 pub const STATIC: &str = "static";
 
-/// The file's form is the kubelet's, without its checksum.
+/// What a checkpoint holds.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct File {
@@ -133,31 +131,14 @@ impl Ledger {
     /// When the file is none of this policy, or of another machine: containers may have processors that this ledger would
     /// give to others.
     pub fn read(&mut self, path: &Path) -> Result<(), String> {
-        let failed = |why: String| {
-            format!(
-                "could not restore state from checkpoint: {why}, please drain this node and delete the CPU manager \
-                 checkpoint file {} before restarting the node agent",
-                path.display()
-            )
-        };
-        let text = match std::fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Ok(found) if found.len() > MAX_BYTES => return Err(failed("the file is too large".into())),
-            _ => std::fs::read(path).map_err(|e| failed(e.to_string()))?,
-        };
-        let file: File = serde_json::from_slice(&text).map_err(|e| failed(e.to_string()))?;
-        if file.policy_name != STATIC {
-            let words = format!(
-                "configured policy {STATIC:?} differs from state checkpoint policy {:?}",
-                file.policy_name
-            );
-            return Err(failed(words));
-        }
+        let checkpoint = checkpoint(path);
+        let Some(file) = checkpoint.read::<File>()? else { return Ok(()) };
         for (pod, containers) in file.entries {
             for (container, words) in containers {
-                let set = set::parse(&words).map_err(&failed)?;
+                let set = set::parse(&words).map_err(|why| checkpoint.failed(why))?;
                 if !set.iter().all(|cpu| self.topology.contains_key(cpu) && !self.reserved.contains(cpu)) {
-                    return Err(failed(format!("container {container} has the processors {words}")));
+                    let why = format!("container {container} has the processors {words}");
+                    return Err(checkpoint.failed(why));
                 }
                 self.entries.entry(pod.clone()).or_default().insert(container, set);
             }
@@ -175,12 +156,12 @@ impl Ledger {
             default_cpu_set: set::words(&self.shared()),
             entries: entries.collect(),
         };
-        let fresh = path.with_extension("new");
-        let mut target = std::fs::File::create(&fresh)?;
-        target.write_all(&serde_json::to_vec(&file)?)?;
-        target.sync_all()?;
-        std::fs::rename(&fresh, path)
+        checkpoint(path).write(file)
     }
+}
+
+fn checkpoint(path: &Path) -> Checkpoint<'_> {
+    Checkpoint { path, manager: "CPU manager", policy: STATIC }
 }
 
 #[cfg(test)]

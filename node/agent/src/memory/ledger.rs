@@ -4,16 +4,14 @@
 //! is not counted to one of its nodes.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::machine::{Amounts, MEMORY};
+use crate::checkpoint::Checkpoint;
 use crate::numa::hints::{Hint, Mask, Offers, masks};
-
-/// The largest checkpoint that is read, in bytes.
-const MAX_BYTES: u64 = 16 << 20;
 
 /// The policy's name in the checkpoint.
 pub const STATIC: &str = "Static";
@@ -276,26 +274,8 @@ impl Ledger {
     /// # Errors
     /// When the file is none of this policy, or of a machine or reservations that were others.
     pub fn read(&mut self, path: &Path) -> Result<(), String> {
-        let failed = |why: String| {
-            format!(
-                "could not restore state from checkpoint: {why}, please drain this node and delete the memory manager \
-                 checkpoint file {} before restarting the node agent",
-                path.display()
-            )
-        };
-        let text = match std::fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Ok(found) if found.len() > MAX_BYTES => return Err(failed("the file is too large".into())),
-            _ => std::fs::read(path).map_err(|e| failed(e.to_string()))?,
-        };
-        let file: File = serde_json::from_slice(&text).map_err(|e| failed(e.to_string()))?;
-        if file.policy_name != STATIC {
-            let words = format!(
-                "configured policy {STATIC:?} differs from state checkpoint policy {:?}",
-                file.policy_name
-            );
-            return Err(failed(words));
-        }
+        let checkpoint = checkpoint(path);
+        let Some(file) = checkpoint.read::<File>()? else { return Ok(()) };
         if file.entries.is_empty() {
             // Nobody has anything: other reservations, or other memory, do no harm.
             return Ok(());
@@ -303,24 +283,23 @@ impl Ledger {
         self.entries = file.entries;
         if self.nodes() != file.machine_state {
             self.entries.clear();
-            return Err(failed("the expected machine state is different from the real one".into()));
+            return Err(checkpoint.failed("the expected machine state is different from the real one"));
         }
         Ok(())
     }
 
     /// On disk when this returns.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let file = File {
+        checkpoint(path).write(File {
             policy_name: STATIC.to_owned(),
             machine_state: self.nodes(),
             entries: self.entries.clone(),
-        };
-        let fresh = path.with_extension("new");
-        let mut target = std::fs::File::create(&fresh)?;
-        target.write_all(&serde_json::to_vec(&file)?)?;
-        target.sync_all()?;
-        std::fs::rename(&fresh, path)
+        })
     }
+}
+
+fn checkpoint(path: &Path) -> Checkpoint<'_> {
+    Checkpoint { path, manager: "memory manager", policy: STATIC }
 }
 
 fn failed(words: &str) -> String {
