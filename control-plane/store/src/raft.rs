@@ -15,7 +15,7 @@ use crate::mvcc::Command;
 
 pub(crate) mod handle;
 pub(crate) mod log;
-mod membership;
+pub(crate) mod membership;
 pub(crate) mod network;
 pub(crate) mod node;
 mod state_machine;

@@ -104,6 +104,14 @@ impl Cluster {
     /// # Errors
     /// When it does not open although nothing is wrong with its disk.
     pub async fn open(&self, id: u64) -> Result<()> {
+        self.open_at(id, name(id)).await
+    }
+
+    /// The same under an address, `m`, its id, `:` and a number.
+    ///
+    /// # Errors
+    /// As of [`Self::open`].
+    pub async fn open_at(&self, id: u64, address: String) -> Result<()> {
         let seed = self.random();
         let (disk, offset) = {
             let mut machines = self.machines.lock();
@@ -117,7 +125,7 @@ impl Cluster {
         let others = self.running.lock().keys().copied().filter(|other| *other != id).collect::<Vec<u64>>();
         let peering = Peering {
             way: Way::Simulated(Arc::new(Port::new(&self.net, id, &alive))),
-            address: name(id),
+            address,
             cluster: "simulated".into(),
             join: others.into_iter().map(|id| (id, name(id))).collect(),
             routes: axum::Router::new(),

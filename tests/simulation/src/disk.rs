@@ -35,6 +35,46 @@ struct Inner {
     refuses: Option<io::ErrorKind>,
     /// Says how long writes take, up to so many microseconds.
     pace: Option<(StdRng, u64)>,
+    /// What was done to a name when the power failed: it happened or did not.
+    torn: Option<Naming>,
+}
+
+#[derive(Clone, Debug)]
+enum Naming {
+    Remove(String),
+    Rename(String, String),
+}
+
+impl Inner {
+    /// Does what is durable once it is answered; the power may fail at it.
+    fn name(&mut self, naming: Naming) -> io::Result<()> {
+        if self.dead {
+            return Err(no_power());
+        }
+        if let Some(kind) = self.refuses {
+            return Err(kind.into());
+        }
+        if let Some(left) = &mut self.left {
+            self.dead = *left == 0;
+            *left = left.saturating_sub(1);
+        }
+        if self.dead {
+            self.torn = Some(naming);
+            return Err(no_power());
+        }
+        self.apply(naming)
+    }
+
+    fn apply(&mut self, naming: Naming) -> io::Result<()> {
+        match naming {
+            Naming::Remove(name) => drop(self.files.remove(&name)),
+            Naming::Rename(from, to) => {
+                let file = self.files.remove(&from).ok_or(io::ErrorKind::NotFound)?;
+                self.files.insert(to, file);
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -64,6 +104,7 @@ impl Disk {
             sync_takes: Duration::ZERO,
             refuses: None,
             pace: None,
+            torn: None,
         };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
@@ -121,6 +162,10 @@ impl Disk {
         inner.generation += 1;
         inner.dead = false;
         inner.left = None;
+        if let Some(naming) = inner.torn.take().filter(|_| rng.random_bool(0.5)) {
+            // What is not there any more cannot be renamed.
+            let _ = inner.apply(naming);
+        }
         for file in inner.files.values_mut() {
             for change in std::mem::take(&mut file.unsynced) {
                 apply_some(&mut file.durable, &change, || rng.random_bool(chance));
@@ -167,22 +212,11 @@ impl Files for Disk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        let mut inner = self.inner.lock().unwrap();
-        if inner.dead {
-            return Err(no_power());
-        }
-        inner.files.remove(name);
-        Ok(())
+        self.inner.lock().unwrap().name(Naming::Remove(name.to_owned()))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut inner = self.inner.lock().unwrap();
-        if inner.dead {
-            return Err(no_power());
-        }
-        let file = inner.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        inner.files.insert(to.to_owned(), file);
-        Ok(())
+        self.inner.lock().unwrap().name(Naming::Rename(from.to_owned(), to.to_owned()))
     }
 
     fn size(&self, name: &str) -> io::Result<u64> {

@@ -41,9 +41,13 @@ enum Kind {
     Replace,
     /// History is forgotten.
     Compact,
+    /// Its files are made small, and the power may fail meanwhile.
+    Defragment,
+    /// The leader loses one member; the other, by whose word it leads on, ends, is back at once and does not hear it.
+    Forsake,
 }
 
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 16] = [
     Kind::Kill,
     Kind::KillAll,
     Kind::Crash,
@@ -58,6 +62,8 @@ const KINDS: [Kind; 14] = [
     Kind::Clock,
     Kind::Replace,
     Kind::Compact,
+    Kind::Defragment,
+    Kind::Forsake,
 ];
 
 /// One fault, until it is over.
@@ -108,8 +114,7 @@ pub async fn inject(cluster: &Cluster, rng: &mut StdRng, verbose: bool) -> Resul
         }
         Kind::Apart => {
             if let Some(other) = others.first() {
-                net.cut(target, *other);
-                net.cut(*other, target);
+                apart(cluster, target, *other);
             }
             sleep(lasts).await;
         }
@@ -133,9 +138,35 @@ pub async fn inject(cluster: &Cluster, rng: &mut StdRng, verbose: bool) -> Resul
                 let _ = timeout(Duration::from_secs(4), store.compact(1)).await;
             }
         }
+        Kind::Defragment => {
+            if rng.random_bool(0.5) {
+                cluster.fail_after(target, rng.random_range(0..60));
+            }
+            if let Some(store) = cluster.store(target) {
+                let _ = timeout(Duration::from_secs(4), store.defragment()).await;
+            }
+        }
+        Kind::Forsake => {
+            let leader = cluster.leader().unwrap_or(target);
+            let others: Vec<u64> = ids.iter().copied().filter(|id| *id != leader).collect();
+            if let [lost, true_one] = others[..] {
+                apart(cluster, leader, lost);
+                sleep(Duration::from_millis(rng.random_range(300..2000))).await;
+                cluster.kill(true_one).await?;
+                apart(cluster, leader, true_one);
+                see_open(cluster, true_one).await?;
+                sleep(lasts).await;
+            }
+        }
     }
     net.heal();
     open_all(cluster).await
+}
+
+/// Two do not hear each other any more.
+fn apart(cluster: &Cluster, one: u64, other: u64) {
+    cluster.net().cut(one, other);
+    cluster.net().cut(other, one);
 }
 
 /// Opens whoever does not run, or whose power failed.

@@ -9,6 +9,8 @@ mod cluster;
 pub mod disk;
 mod faults;
 mod leases;
+#[cfg(test)]
+mod membership;
 mod network;
 pub mod random;
 mod run;

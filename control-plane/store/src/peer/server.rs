@@ -18,7 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use openraft::EntryPayload;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
 use openraft::type_config::alias::SnapshotOf;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,6 +37,7 @@ use crate::disk::unblock;
 use crate::metrics::Stats;
 use crate::mvcc::Command;
 use crate::raft::handle::Handle;
+use crate::raft::membership::Asks;
 use crate::raft::word::{self, Word};
 use crate::raft::{Entry, Types};
 
@@ -113,6 +114,7 @@ fn router(shared: Shared, versions: Versions, others: Router) -> Router {
         .route(wire::PROPOSE, post(propose))
         .route(wire::READ_INDEX, post(read_index))
         .route(wire::ADMIT, post(admit))
+        .route(wire::READMIT, post(readmit))
         .route(wire::REMOVE, post(remove))
         .route(wire::MEMBERS, post(members))
         .with_state(shared)
@@ -247,18 +249,18 @@ async fn append(State(shared): State<Shared>, mut request: Request<Body>) -> Res
 }
 
 async fn vote(State(shared): State<Shared>, request: Request<Body>) -> Response {
-    answer(
-        request,
-        |ask| async move { shared.member.raft.vote(ask).await.map_err(|error| error.to_string()) },
-    )
+    answer(request, |ask: VoteRequest<Types>| async move {
+        shared.member.may_vote(&ask)?;
+        shared.member.raft.vote(ask).await.map_err(|error| error.to_string())
+    })
     .await
 }
 
 async fn pre_vote(State(shared): State<Shared>, request: Request<Body>) -> Response {
-    answer(
-        request,
-        |ask| async move { shared.member.raft.pre_vote(ask).await.map_err(|error| error.to_string()) },
-    )
+    answer(request, |ask: VoteRequest<Types>| async move {
+        shared.member.may_vote(&ask)?;
+        shared.member.raft.pre_vote(ask).await.map_err(|error| error.to_string())
+    })
     .await
 }
 
@@ -291,6 +293,14 @@ async fn read_index(State(shared): State<Shared>, request: Request<Body>) -> Res
 }
 
 async fn admit(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    let_in(shared, request, Asks::First).await
+}
+
+async fn readmit(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    let_in(shared, request, Asks::Again).await
+}
+
+async fn let_in(shared: Shared, request: Request<Body>, who: Asks) -> Response {
     let theirs = Versions::read(request.headers());
     answer(request, |(id, address): (u64, String)| async move {
         // What is in use may not have come here yet, and whoever leads sees the version of who passes this on.
@@ -303,7 +313,7 @@ async fn admit(State(shared): State<Shared>, request: Request<Body>) -> Response
                 format!("this cluster uses version {ours}, the new member speaks {theirs}: upgrade it");
             return Ok(Err(Refusal::Invalid(what)));
         }
-        Ok(shared.member.admit(id, address).await.map_err(Refusal::from))
+        Ok(shared.member.admit(id, address, who).await.map_err(Refusal::from))
     })
     .await
 }

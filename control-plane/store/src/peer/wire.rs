@@ -19,7 +19,10 @@ pub(crate) const TRANSFER: &str = "/raft/transfer";
 pub(crate) const SNAPSHOT: &str = "/raft/snapshot";
 pub(crate) const PROPOSE: &str = "/store/propose";
 pub(crate) const READ_INDEX: &str = "/store/read-index";
+/// A member without state asks to be let in.
 pub(crate) const ADMIT: &str = "/store/admit";
+/// One with state says where it is, and asks for its vote where it has none yet.
+pub(crate) const READMIT: &str = "/store/readmit";
 pub(crate) const REMOVE: &str = "/store/remove";
 pub(crate) const MEMBERS: &str = "/store/members";
 /// Since version 2.

@@ -3,6 +3,7 @@
 //! Only the leader proposes. Who is asked elsewhere passes the question on and waits until it has applied the answer
 //! itself, so that reads and watches of the one who asked see it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -11,7 +12,9 @@ use futures::future::BoxFuture;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
+use openraft::raft::VoteRequest;
 use openraft::{Raft, ReadPolicy};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -64,9 +67,26 @@ pub(crate) struct Handle {
     pub versions: Versions,
     /// Counts the time of leases where this member leads.
     pub lessor: Arc<Lessor>,
+    /// Until then it votes for nobody, see [`Self::may_vote`].
+    pub sworn: Instant,
+    /// Whom this member has put out as the leader.
+    pub gone: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl Handle {
+    /// Refuses a vote where this member may have sworn another just before it was started: that one reads by a lease that it
+    /// has of a majority, and what this member knew of it is gone.
+    ///
+    /// # Errors
+    /// Until when.
+    pub fn may_vote(&self, ask: &VoteRequest<Types>) -> Result<(), String> {
+        let left = self.sworn.saturating_duration_since(Instant::now());
+        if left.is_zero() || ask.leadership_transfer {
+            return Ok(());
+        }
+        Err(format!("member {} has just started; it may vote in {} ms", self.node_id, left.as_millis()))
+    }
+
     /// Proposes a command, wherever the leader is; returns when it is on disk of a majority and applied here.
     pub async fn propose(&self, command: Command) -> Result<Option<TxnResponse>, Error> {
         self.check_touch()?;

@@ -1,6 +1,7 @@
 //! Who belongs to the cluster, and changes of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,10 +9,11 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
-use openraft::{BasicNode, ChangeMembers};
+use openraft::{BasicNode, ChangeMembers, RaftState};
 use tokio::time::Instant;
 
 use super::handle::{Handle, detached, stopped};
+use super::node::REMOVED;
 use super::{Types, Vote};
 use crate::peer::client::{CallError, full};
 use crate::peer::wire::{self, Refusal};
@@ -27,6 +29,24 @@ const MOST_ASKED: usize = 1 << 20;
 const JOIN_AGAIN: Duration = Duration::from_millis(500);
 
 type Change = ChangeMembers<u64, BasicNode>;
+
+/// What a member that asks to be let in says of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Asks {
+    /// It has no state yet.
+    First,
+    /// It was a member before. Who was put out meanwhile stays out.
+    Again,
+}
+
+impl Asks {
+    fn path(self) -> &'static str {
+        match self {
+            Self::First => wire::ADMIT,
+            Self::Again => wire::READMIT,
+        }
+    }
+}
 
 impl Handle {
     /// The members as this one knows them.
@@ -49,10 +69,13 @@ impl Handle {
     }
 
     /// Lets a member in, or notes where one is now; wherever the leader is.
-    pub async fn admit(&self, id: u64, address: String) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where it was let in before and put out again.
+    pub async fn admit(&self, id: u64, address: String, who: Asks) -> Result<(), Error> {
         let deadline = Instant::now() + CHANGE_TIMEOUT;
         let ask = (id, address.clone());
-        self.at_leader((wire::ADMIT, 1), &ask, deadline, || self.admit_here(id, &address)).await
+        self.at_leader((who.path(), 1), &ask, deadline, || self.admit_here(id, &address, who)).await
     }
 
     /// Puts a member out; wherever the leader is.
@@ -67,13 +90,17 @@ impl Handle {
         removed
     }
 
-    async fn admit_here(&self, id: u64, address: &str) -> Result<(), Error> {
+    async fn admit_here(&self, id: u64, address: &str, who: Asks) -> Result<(), Error> {
         let node = BasicNode::new(address);
         match self.member(id) {
             Some(known) if known.address != address => {
                 self.change(Change::SetNodes(BTreeMap::from([(id, node.clone())]))).await?;
             }
             Some(_) => {}
+            // An id is never given twice; an answer that says so may have been lost.
+            None if who == Asks::Again || self.gone.lock().contains(&id) => {
+                return Err(Error::Invalid(REMOVED.into()));
+            }
             None => self.change(Change::AddNodes(BTreeMap::from([(id, node.clone())]))).await?,
         }
         if self.member(id).is_some_and(|known| known.voter) {
@@ -87,14 +114,23 @@ impl Handle {
 
     /// Waits until a new member has about as much of the log as this one, so that it holds up no write when it votes.
     async fn caught_up(&self, id: u64) -> Result<(), Error> {
+        let listed = AtomicBool::new(false);
         let near = |metrics: &openraft::RaftMetrics<Types>| {
+            if metrics.membership_config.membership().get_node(&id).is_none() {
+                // Put out again, unless this is not yet told that it was let in.
+                return listed.load(Ordering::Relaxed);
+            }
+            listed.store(true, Ordering::Relaxed);
             let Some(replication) = &metrics.replication else { return true };
             let matched = replication.get(&id).cloned().flatten().map(|log: super::LogId| log.index);
             matched.is_some_and(|index| index + 1000 >= metrics.last_log_index.unwrap_or_default())
         };
         let wait = self.raft.wait(Some(CHANGE_TIMEOUT / 2));
         let near = wait.metrics(near, "the new member catches up");
-        near.await.map_err(|_| Error::Unavailable(format!("member {id} does not catch up")))?;
+        let metrics = near.await.map_err(|_| Error::Unavailable(format!("member {id} does not catch up")))?;
+        if metrics.membership_config.membership().get_node(&id).is_none() {
+            return Err(Error::Invalid(REMOVED.into()));
+        }
         if self.raft.is_leader() { Ok(()) } else { Err(Error::NotLeader { leader: None }) }
     }
 
@@ -106,11 +142,32 @@ impl Handle {
         if member.voter && members.iter().filter(|member| member.voter).count() == 1 {
             return Err(Error::Invalid("the last member cannot be removed".into()));
         }
+        if member.voter {
+            self.would_go_on(members.iter().filter(|left| left.voter && left.id != id))?;
+        }
         let ids = BTreeSet::from([id]);
         let change = if member.voter { Change::RemoveVoters(ids) } else { Change::RemoveNodes(ids) };
         self.change(change).await?;
+        self.gone.lock().insert(id);
         tracing::info!(member = id, "a member was removed");
         Ok(())
+    }
+
+    /// Refuses to leave voters of which no majority answers: nothing could be changed any more, this neither.
+    fn would_go_on<'a>(&self, left: impl Iterator<Item = &'a peer::Member>) -> Result<(), Error> {
+        let answers =
+            |id: u64| id == self.node_id || self.link(id).is_some_and(|link| link.speaks().is_some());
+        let (well, silent): (Vec<u64>, Vec<u64>) = left.map(|member| member.id).partition(|id| answers(*id));
+        if well.len() > silent.len() {
+            return Ok(());
+        }
+        let silent: Vec<_> = silent.iter().map(ToString::to_string).collect();
+        Err(Error::Unavailable(format!(
+            "without it the cluster would stop: of those left, {} answer and {} not ({}); mend or remove these first",
+            well.len(),
+            silent.len(),
+            silent.join(", ")
+        )))
     }
 
     async fn change(&self, change: Change) -> Result<(), Error> {
@@ -125,12 +182,11 @@ impl Handle {
                 Err(Error::NotLeader { leader: forward.leader_id })
             }
             Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => Err(match error {
-                ChangeMembershipError::InProgress(_)
-                | ChangeMembershipError::UncommittedLeaderLog(_)
-                // Whoever was let in is put out again meanwhile.
-                | ChangeMembershipError::LearnerNotFound(_) => {
+                ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_) => {
                     Error::Unavailable("another change is under way; try again".into())
                 }
+                // Whoever was let in is put out again meanwhile.
+                ChangeMembershipError::LearnerNotFound(_) => Error::Invalid(REMOVED.into()),
                 error => Error::Invalid(error.to_string()),
             }),
             Err(error) => Err(stopped(error)),
@@ -141,7 +197,13 @@ impl Handle {
     ///
     /// # Errors
     /// [`Error::Invalid`] when one says that it never will; [`Error::Unavailable`] when none did in time.
-    pub async fn join(&self, known: &[(u64, String)], address: &str, deadline: Instant) -> Result<(), Error> {
+    pub async fn join(
+        &self,
+        mut who: Asks,
+        known: &[(u64, String)],
+        address: &str,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let peers =
             self.peers.as_ref().ok_or_else(|| Error::Invalid("joining needs a way to others".into()))?;
         let mut last = "no member is known".to_owned();
@@ -150,9 +212,12 @@ impl Handle {
                 if self.member(self.node_id).is_some_and(|me| me.voter) {
                     return Ok(());
                 }
+                if self.was_let_in().await {
+                    who = Asks::Again;
+                }
                 let ask = (self.node_id, address.to_owned());
                 let link = peers.link(*id, at);
-                match link.call::<_, Result<(), Refusal>>(wire::ADMIT, &ask, CHANGE_TIMEOUT).await {
+                match link.call::<_, Result<(), Refusal>>(who.path(), &ask, CHANGE_TIMEOUT).await {
                     Ok(Ok(())) => {}
                     Ok(Err(Refusal::Invalid(why))) | Err(CallError::Refused(why)) => {
                         return Err(Error::Invalid(format!("this member was not let in: {why}")));
@@ -166,6 +231,17 @@ impl Handle {
         Err(Error::Unavailable(format!("this member was not let in: {last}")))
     }
 
+    /// Whether a majority has agreed, as far as is known here, that this one is a member.
+    async fn was_let_in(&self) -> bool {
+        let (raft, me) = (self.raft.clone(), self.node_id);
+        let listed = move |state: &RaftState<Types>| {
+            state.membership_state.committed().membership().get_node(&me).is_some()
+        };
+        detached(async move { raft.with_raft_state(listed).await })
+            .await
+            .is_ok_and(|listed| listed.unwrap_or_default())
+    }
+
     /// Sees to it that the others know where this member is now.
     pub async fn announce(&self, address: &str) {
         loop {
@@ -173,9 +249,17 @@ impl Handle {
             if known.is_none_or(|known| known == address) || self.ended.borrow().is_some() {
                 return;
             }
-            if let Err(error) = self.admit(self.node_id, address.to_owned()).await {
-                tracing::warn!(%error, address, "the others do not know the address of this member yet");
-                tokio::time::sleep(JOIN_AGAIN).await;
+            match self.admit(self.node_id, address.to_owned(), Asks::Again).await {
+                Ok(()) => {}
+                // It ends once it has asked the others, see `put_out`.
+                Err(error @ Error::Invalid(_)) => {
+                    tracing::error!(%error, address, "the others do not take this member's address");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, address, "the others do not know the address of this member yet");
+                    tokio::time::sleep(JOIN_AGAIN).await;
+                }
             }
         }
     }

@@ -18,12 +18,14 @@ use tokio_util::task::TaskTracker;
 use super::Types;
 use super::handle::{Handle, detached, read_error, stopped};
 use super::log::Log;
+use super::membership::Asks;
 use super::network::Network;
 use super::state_machine::StateMachine;
 use super::upkeep::Upkeep;
 use super::word::Heard;
 use crate::alarm::Alarms;
 use crate::disk::persister::Persister;
+use crate::disk::snapshot::remove_left;
 use crate::disk::state::{Applied, StateDb};
 use crate::disk::{Place, unblock};
 use crate::lease::Lessor;
@@ -42,6 +44,11 @@ pub(crate) const REMOVED: &str =
     "this member was removed from the cluster; it can join again with an empty data directory";
 /// A member without a leader for so long asks whether it was put out.
 const LEADERLESS: Duration = Duration::from_secs(10);
+/// A snapshot on its way from another member.
+const INCOMING: &str = "incoming.snapshot";
+
+/// How long a leader reads without asking after a majority has answered it; also the longest timeout of an election.
+const LEASE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Node {
     pub handle: Handle,
@@ -99,6 +106,7 @@ impl Node {
         tokio::spawn(count_leaders(raft.server_metrics(), stats.clone()));
         let heard = Arc::new(watch::Sender::new(Heard { at: Instant::now(), committed: None }));
         let clock = options.clock.clone();
+        let sworn = Instant::now() + if fresh { Duration::ZERO } else { LEASE };
         let handle = Handle {
             raft,
             node_id,
@@ -110,6 +118,8 @@ impl Node {
             ended,
             versions,
             lessor,
+            sworn,
+            gone: Arc::default(),
         };
         let (alarms, led, serving) = (Alarms::default(), Mutex::new(Instant::now()), Mutex::default());
         let node = Self { handle, log, upkeep, persister, place, alarms, led, serving };
@@ -127,8 +137,7 @@ impl Node {
         let (join, address) = (std::mem::take(&mut peering.join), peering.address.clone());
         let mut ended = handle.ended.clone();
         let end = async move { drop(ended.wait_for(Option::is_some).await) };
-        let incoming =
-            Incoming { path: self.place.dir.join("incoming.snapshot"), threads: self.place.threads };
+        let incoming = Incoming { path: self.place.dir.join(INCOMING), threads: self.place.threads };
         *self.serving.lock() = peer::server::serve(peering, handle.clone(), incoming, handle.versions, end)?;
         // From raft itself: its metrics may not have been told yet.
         let raft = handle.raft.clone();
@@ -147,7 +156,8 @@ impl Node {
             if !fresh && !nodes.contains(&handle.node_id) {
                 return Err(Error::Invalid(REMOVED.into()));
             }
-            handle.join(&join, &address, Instant::now() + START_TIMEOUT).await?;
+            let who = if fresh { Asks::First } else { Asks::Again };
+            handle.join(who, &join, &address, Instant::now() + START_TIMEOUT).await?;
         }
         let handle = handle.clone();
         tokio::spawn(async move { handle.announce(&address).await });
@@ -299,6 +309,8 @@ fn failure(
 type Opened = (Arc<Persister>, Log, Applied);
 
 fn open_files(place: &Place, window: Window, machine: &Machine) -> Result<Opened, Error> {
+    let left = remove_left(&place.dir.join(INCOMING));
+    left.map_err(crate::disk::io_error("removing a snapshot that did not arrive"))?;
     let state = StateDb::open(place)?;
     let (mvcc, applied, effects) = state.load(window, &machine.sealer)?;
     let persister = Persister::start(state, &applied);
@@ -342,7 +354,7 @@ fn config(snapshot_every: u64) -> Result<Config, Error> {
         // member that takes it for lost too early is told otherwise by the others, which vote only when they agree.
         heartbeat_interval: 150,
         election_timeout_min: 600,
-        election_timeout_max: 1000,
+        election_timeout_max: LEASE.as_millis() as u64,
         // Sending is bounded by ourselves.
         install_snapshot_timeout: 600_000,
         backoff: "50ms 100ms ...500ms".into(),

@@ -94,8 +94,7 @@ impl Journal {
         if counts && !exists {
             return Err(place.corrupt(NAME, "it is missing, and the log counts on it"));
         }
-        // Another log's would seem to be of this one's generations.
-        if mark.is_none() || !exists {
+        if !exists {
             make(place).map_err(io_error("making the store's files"))?;
         }
         let file = place.files.open(NAME).map_err(&failed)?;
@@ -197,12 +196,15 @@ fn make(place: &Place) -> io::Result<()> {
 }
 
 /// Batches are written once the database knows of their generation: where it does not, it is not the one that it was.
+///
+/// Only the place of a generation's first batch is looked at: elsewhere may lie what a client wrote to look like one.
 fn known(bytes: &[u8], generation: u64, counts: bool) -> Result<(), String> {
-    let heads = (0..bytes.len()).step_by(SECTOR).filter_map(|at| Head::read(bytes.get(at..)?));
-    match heads.map(|head| head.generation).max() {
-        Some(newest) if newest >= generation.saturating_add(u64::from(counts)) => Err(format!(
-            "it holds entries of generation {newest}, of which log.redb does not know: that file is older"
-        )),
+    match Head::read(bytes) {
+        Some(Head { generation: newest, .. }) if newest >= generation.saturating_add(u64::from(counts)) => {
+            Err(format!(
+                "it holds entries of generation {newest}, of which log.redb does not know: that file is older, or was missing"
+            ))
+        }
         _ => Ok(()),
     }
 }
@@ -295,9 +297,9 @@ mod tests {
         assert_eq!(indexes(&found), [10, 11, 12, 13]);
         assert_eq!(format!("{:?}", found[3]), format!("{:?}", entry(13, 1500)));
         assert!(Journal::open(&place, mark(6)).unwrap().1.is_empty());
-        // A database of before, which a rotten page or a hand brought back.
-        for (generation, counts) in [(4, true), (5, false)] {
-            let older = Some(Mark { generation, counts });
+        // A database of before, which a rotten page or a hand brought back, and one made anew.
+        let older = [(4, true), (5, false)].map(|(generation, counts)| Some(Mark { generation, counts }));
+        for older in older.into_iter().chain([None]) {
             let refused = Journal::open(&place, older).map(drop).unwrap_err().to_string();
             assert!(refused.contains("entries of generation 5"), "{refused}");
         }
@@ -308,6 +310,24 @@ mod tests {
         assert!(journal.is_empty());
         std::fs::remove_file(dir.path().join(NAME)).unwrap();
         assert!(matches!(Journal::open(&place, mark(6)), Err(Error::Corrupt { .. })));
+    }
+
+    /// A client writes what looks like a batch of a generation to come, wherever in the file it lies.
+    #[test]
+    fn a_value_that_looks_like_a_batch_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (place, _) = written(&dir);
+        let forged = "ABLvCWALZpIRYDOxw98mJjPuQqUgDcsM";
+        assert!(Head::read(forged.as_bytes()).is_some_and(|head| head.generation > 1 << 60));
+        // Each piece moves it by a byte against the sectors.
+        let value = format!("{}x", forged.repeat(20)).repeat(32);
+        let command = Command::Txn { now_ms: 17, txn: Txn::put("/k".into(), Value::raw(value)) };
+        let entry = Entry::new(entry(14, 0).log_id, EntryPayload::Normal(Request(Arc::new(command))));
+        let (mut journal, _) = Journal::open(&place, mark(6)).unwrap();
+        assert!(journal.append([&entry].into_iter()).unwrap());
+        drop(journal);
+        assert_eq!(indexes(&Journal::open(&place, mark(6)).unwrap().1), [14]);
+        assert!(Journal::open(&place, mark(7)).unwrap().1.is_empty());
     }
 
     /// Any flipped bit of a batch that another follows is found; one of the last batch ends the journal before it.

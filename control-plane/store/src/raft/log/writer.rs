@@ -75,16 +75,16 @@ impl Writer {
     /// Works as a thread.
     pub fn run(mut self, shared: &Shared, queue: &Receiver<Job>) {
         loop {
-            let Ok(first) = receive(queue, self.is_untidy()) else { return };
+            let Ok(first) = receive(queue, self.is_untidy(shared)) else { return };
             if let Step::Stopped = self.step(shared, queue, first) {
                 return;
             }
         }
     }
 
-    /// Whether there is something to remove.
-    fn is_untidy(&self) -> bool {
-        self.removed < self.purged
+    /// Whether there is something to remove, and it may be.
+    fn is_untidy(&self, shared: &Shared) -> bool {
+        self.removed < self.purged && shared.poisoned.get().is_none()
     }
 
     /// Does a job and what waits behind it, with one sync.
@@ -94,7 +94,7 @@ impl Writer {
         let stop = matches!(self.jobs.last(), Some(Job::Stop));
         let counts = self.counts;
         let idle = self.jobs.iter().all(|job| matches!(job, Job::Stop)) && !(stop && counts);
-        if idle && !self.is_untidy() {
+        if idle && !self.is_untidy(shared) {
             self.jobs.drain(..).for_each(|job| job.finish(&Ok(())));
             return if stop { Step::Stopped } else { Step::Nothing };
         }
