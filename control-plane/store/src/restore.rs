@@ -1,6 +1,8 @@
 //! A new store out of a snapshot, for a cluster that has lost all of its members.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -38,13 +40,22 @@ impl Store {
     /// # Errors
     /// [`Error::Corrupt`] for a damaged one, [`Error::FormatTooNew`], [`Error::Io`].
     pub fn inspect(snapshot: &Path) -> Result<Inspection, Error> {
-        let reader = Reader::open(snapshot, NEWEST)?;
+        let file = File::open(snapshot).map_err(crate::disk::io_error("opening a snapshot"))?;
+        Self::inspect_from(file, snapshot)
+    }
+
+    /// As [`Self::inspect`], for one that lies within another file, which errors name.
+    ///
+    /// # Errors
+    /// As those of [`Self::inspect`].
+    pub fn inspect_from(snapshot: impl Read, path: &Path) -> Result<Inspection, Error> {
+        let reader = Reader::start(snapshot, path, NEWEST)?;
         let (applied, format) = (reader.applied.clone(), reader.format);
         let mut keys = HashSet::new();
         for found in reader.rows() {
             let row =
                 found.map_err(|error| error.to_string()).and_then(|(key, value)| row::read(&key, &value));
-            let file = || snapshot.display().to_string();
+            let file = || path.display().to_string();
             let row = row.map_err(|detail| Error::Corrupt { file: file(), detail })?;
             match row.kv {
                 Some(_) => keys.insert(row.key),

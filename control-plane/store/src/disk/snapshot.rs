@@ -69,15 +69,24 @@ impl View {
     }
 }
 
-/// An empty file that its owner alone may read.
+/// An empty file that its owner alone may read. One that is left over may be open to others: it goes first.
 pub(crate) fn private_file(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
+    remove_left(path)?;
+    File::options().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Removes a file that may be left over.
+pub(crate) fn remove_left(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 /// A snapshot file that is being read.
-pub(crate) struct Reader {
-    input: Summed<BufReader<File>>,
+pub(crate) struct Reader<R = File> {
+    input: Summed<BufReader<R>>,
     path: PathBuf,
     pub format: u64,
     pub applied: Applied,
@@ -87,13 +96,16 @@ pub(crate) struct Reader {
 impl Reader {
     /// Checks the whole file, which is of this format at most, then opens it for reading its rows.
     pub fn open(path: &Path, newest: u64) -> Result<Self, Error> {
-        let mut check = Self::start(path, newest)?;
+        let file = || File::open(path).map_err(io_error("opening a snapshot"));
+        let mut check = Self::start(file()?, path, newest)?;
         while check.row().map_err(|error| check.damaged(&error))?.is_some() {}
-        Self::start(path, newest)
+        Self::start(file()?, path, newest)
     }
+}
 
-    fn start(path: &Path, newest: u64) -> Result<Self, Error> {
-        let file = File::open(path).map_err(io_error("opening a snapshot"))?;
+impl<R: Read> Reader<R> {
+    /// Begins to read; whether all of it is whole is known after the last row.
+    pub fn start(file: R, path: &Path, newest: u64) -> Result<Self, Error> {
         let input = Summed { inner: BufReader::new(file), sum: crc32fast::Hasher::new() };
         let mut reader =
             Self { input, path: path.to_owned(), format: 0, applied: Applied::default(), leases: Vec::new() };

@@ -1,5 +1,6 @@
 //! Restarts, damage, and data that is not ours.
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use coracle_store::{Error, Op, Options, Range, Store, Txn, Value};
@@ -194,10 +195,25 @@ async fn snapshot_is_written_while_writes_go_on() {
     let store = Store::open(Options::new(dir.path().join("data"))).await.unwrap();
     put(&store, "/a", "1").await;
     let file = dir.path().join("backup.snapshot");
+    // Left over from a time when others could read it.
+    std::fs::write(file.with_extension("part"), "").unwrap();
+    std::fs::set_permissions(file.with_extension("part"), PermissionsExt::from_mode(0o644)).unwrap();
     let (saved, _) = tokio::join!(store.save_snapshot(&file), put(&store, "/b", "2"));
     saved.unwrap();
     assert!(std::fs::read(&file).unwrap().starts_with(b"CORACLE\0"));
     assert!(!file.with_extension("part").exists());
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    store.shutdown().await.unwrap();
+}
+
+/// The process was killed while another member sent a snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_did_not_arrive_goes_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let left = dir.path().join("incoming.snapshot");
+    std::fs::write(&left, "CORACLE").unwrap();
+    let store = Store::open(Options::new(dir.path())).await.unwrap();
+    assert!(!left.exists());
     store.shutdown().await.unwrap();
 }
 
