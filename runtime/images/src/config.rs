@@ -80,6 +80,9 @@ pub enum Credentials {
     },
     /// Sent as it is: `Authorization: Bearer ...`.
     Bearer(String),
+    /// What the registry's token service gives tokens for: an OAuth 2 refresh token, which `docker login` keeps as
+    /// `identitytoken`.
+    Identity(String),
 }
 
 impl std::fmt::Debug for Credentials {
@@ -88,6 +91,7 @@ impl std::fmt::Debug for Credentials {
             Self::Anonymous => "Anonymous",
             Self::Basic { .. } => "Basic(..)",
             Self::Bearer(_) => "Bearer(..)",
+            Self::Identity(_) => "Identity(..)",
         })
     }
 }
@@ -100,13 +104,20 @@ pub struct Limits {
     pub manifest_bytes: u64,
     /// A component, in bytes.
     pub layer_bytes: u64,
-    /// From the first request to the last byte, in seconds.
-    pub pull_seconds: u64,
+    /// A layer of a Linux image as it comes, in bytes.
+    pub linux_layer_bytes: u64,
+    /// How long nothing may come from a registry, in seconds; a pull takes as long as it takes.
+    pub idle_seconds: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { manifest_bytes: 4 << 20, layer_bytes: 512 << 20, pull_seconds: 600 }
+        Self {
+            manifest_bytes: 4 << 20,
+            layer_bytes: 512 << 20,
+            linux_layer_bytes: 32 << 30,
+            idle_seconds: 60,
+        }
     }
 }
 

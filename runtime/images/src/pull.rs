@@ -21,6 +21,8 @@ use crate::{Attempt, Credentials, Error, ImageRecord, Progress, Reference, Regis
 const AT_ONCE: usize = 3;
 /// How often a fetch goes on where it broke off, before it fails.
 const RESUMES: u32 = 5;
+/// Bytes after which it has all of them before it again.
+const HEADWAY: u64 = 1 << 20;
 /// How long the first of them waits; each further one twice as long.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -73,18 +75,7 @@ impl Puller {
         {
             return Ok(record);
         }
-        let seconds = self.config.limits.pull_seconds;
-        let limit = Duration::from_secs(seconds);
-        match tokio::time::timeout(limit, self.try_sources(name, &reference, wanted, given)).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::Unreachable {
-                image: name.to_owned(),
-                attempts: vec![Attempt {
-                    registry: reference.registry,
-                    reason: format!("the pull took longer than {seconds} s"),
-                }],
-            }),
-        }
+        self.try_sources(name, &reference, wanted, given).await
     }
 
     async fn try_sources(
@@ -126,7 +117,7 @@ impl Puller {
         wanted: Wanted,
         source: &Source,
     ) -> Result<ImageRecord, Failure> {
-        let client = Client::new(source, &self.pool)?;
+        let client = Client::new(source, &self.pool, Duration::from_secs(self.config.limits.idle_seconds))?;
         let (bytes, top) = client.manifest(None).await?;
         self.check_size(name, "the manifest", bytes.len() as u64, self.config.limits.manifest_bytes)?;
         let (bytes, id, image) = match manifest::parse(name, &bytes)? {
@@ -172,8 +163,10 @@ impl Puller {
         let pulling = self.board.begin(&reference.to_string(), size);
         let small = self.config.limits.manifest_bytes;
         self.fetch(name, &client, (&config, "the configuration"), small, &pulling).await?;
-        let what = if platform == Platform::Wasm { "the component" } else { "a layer" };
-        let limit = self.config.limits.layer_bytes;
+        let (what, limit) = match platform {
+            Platform::Wasm => ("the component", self.config.limits.layer_bytes),
+            Platform::Linux => ("a layer", self.config.limits.linux_layer_bytes),
+        };
         let mut fetches: Vec<BoxFuture<'_, _>> = Vec::new();
         for layer in &layers {
             fetches.push(Box::pin(self.fetch(name, &client, (layer, what), limit, &pulling)));
@@ -223,11 +216,15 @@ impl Puller {
             return Ok(());
         }
         let mut incoming = self.store.incoming(name, &digest)?;
-        let (mut received, mut broken) = (0, 0);
+        let (mut received, mut broken, mut had) = (0, 0, 0);
         let mut stream = client.blob(&digest).await?;
         loop {
             let came = self.receive(name, (blob, what), &mut stream, &mut incoming, (&mut received, pulling));
             let Err(error) = came.await? else { break };
+            if received >= had + HEADWAY {
+                broken = 0;
+            }
+            had = received;
             if broken == RESUMES {
                 return Err(Failure::Next(Refusal::Unreachable(format!("reading {what} {digest}: {error}"))));
             }

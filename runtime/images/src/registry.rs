@@ -1,11 +1,12 @@
 //! Speaking to one registry, and telling its refusals apart.
 
-mod mutual;
+mod own;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::errors::{OciDistributionError, OciErrorCode};
@@ -129,11 +130,11 @@ fn is_loopback(host: &str) -> bool {
 #[derive(Default)]
 pub struct Pool(Mutex<Vec<(Source, Kind)>>);
 
-/// The library's client, or ours where a certificate has to be shown, which the library cannot.
+/// The library's client, or ours where a certificate or an identity token has to be shown, which the library cannot.
 #[derive(Clone)]
 enum Kind {
     Usual(Box<oci_client::Client>),
-    Mutual(mutual::Client),
+    Own(own::Client),
 }
 
 /// Clients that are kept at most.
@@ -149,9 +150,10 @@ impl Pool {
         if let Some((_, client)) = kept.iter().find(|(s, _)| same(s)) {
             return Ok(client.clone());
         }
-        let client = match &source.trust.identity {
-            None => Kind::Usual(Box::new(connect(source)?)),
-            Some(_) => Kind::Mutual(mutual::Client::new(source)?),
+        let own = source.trust.identity.is_some() || matches!(source.credentials, Credentials::Identity(_));
+        let client = match own {
+            false => Kind::Usual(Box::new(connect(source)?)),
+            true => Kind::Own(own::Client::new(source)?),
         };
         if kept.len() >= POOLED {
             kept.remove(0);
@@ -196,11 +198,16 @@ pub struct Client {
     client: Kind,
     name: oci_client::Reference,
     auth: RegistryAuth,
+    /// How long nothing may come.
+    patience: Duration,
 }
+
+/// The bytes of a blob as they come.
+type Pieces = BoxStream<'static, Result<Bytes, std::io::Error>>;
 
 impl Client {
     /// Prepares a client; nothing is sent yet. Its connections and tokens are shared with others of this source.
-    pub fn new(source: &Source, pool: &Pool) -> Result<Self, Refusal> {
+    pub fn new(source: &Source, pool: &Pool, patience: Duration) -> Result<Self, Refusal> {
         let auth = auth(&source.credentials)?;
         let registry = source.namespace.as_ref().unwrap_or(&source.registry).clone();
         let repository = source.repository.clone();
@@ -213,7 +220,25 @@ impl Client {
             // It is told by `?ns=`, as containerd does: a mirror of several registries has to know which is meant.
             name.set_mirror_registry(source.registry.clone());
         }
-        Ok(Self { client: pool.get(source)?, name, auth })
+        Ok(Self { client: pool.get(source)?, name, auth, patience })
+    }
+
+    async fn within<T>(&self, answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+        let late = |_| Err(Refusal::Unreachable(format!("no answer within {} s", self.patience.as_secs())));
+        tokio::time::timeout(self.patience, answer).await.unwrap_or_else(late)
+    }
+
+    /// The same that fails when nothing comes for too long.
+    fn patient(&self, pieces: Pieces) -> Pieces {
+        let patience = self.patience;
+        let next = move |mut pieces: Pieces| async move {
+            let piece = match tokio::time::timeout(patience, pieces.next()).await {
+                Ok(piece) => piece?,
+                Err(_) => Err(std::io::Error::other(format!("nothing came for {} s", patience.as_secs()))),
+            };
+            Some((piece, pieces))
+        };
+        futures::stream::unfold(pieces, next).boxed()
     }
 
     /// A manifest's bytes and digest: of the name, or of one entry of the index that the name stands for.
@@ -222,10 +247,19 @@ impl Client {
             Some(digest) => &self.name.clone_with_digest(digest.to_owned()),
             None => &self.name,
         };
-        match &self.client {
-            Kind::Usual(client) => client.pull_manifest_raw(name, &self.auth, &ACCEPT).await.map_err(refusal),
-            Kind::Mutual(client) => client.manifest(name).await,
-        }
+        self.read_manifest(name).await
+    }
+
+    async fn read_manifest(&self, name: &oci_client::Reference) -> Result<(Bytes, String), Refusal> {
+        let read = async {
+            match &self.client {
+                Kind::Usual(client) => {
+                    client.pull_manifest_raw(name, &self.auth, &ACCEPT).await.map_err(refusal)
+                }
+                Kind::Own(client) => client.manifest(name).await,
+            }
+        };
+        self.within(read).await
     }
 
     /// The bytes of another tag's manifest in the same repository.
@@ -235,45 +269,39 @@ impl Client {
         if self.name.namespace().is_some() {
             name.set_mirror_registry(self.name.resolve_registry().to_owned());
         }
-        let (bytes, _) = match &self.client {
-            Kind::Usual(client) => {
-                client.pull_manifest_raw(&name, &self.auth, &ACCEPT).await.map_err(refusal)?
-            }
-            Kind::Mutual(client) => client.manifest(&name).await?,
-        };
-        Ok(bytes)
+        Ok(self.read_manifest(&name).await?.0)
     }
 
     /// The rest of a blob from `offset` on, or all of it from a registry that knows no ranges; true: all of it.
-    pub async fn blob_from(
-        &self,
-        digest: &str,
-        offset: u64,
-    ) -> Result<(BoxStream<'static, Result<Bytes, std::io::Error>>, bool), Refusal> {
+    pub async fn blob_from(&self, digest: &str, offset: u64) -> Result<(Pieces, bool), Refusal> {
         let wanted = OciDescriptor { digest: digest.to_owned(), ..OciDescriptor::default() };
-        let client = match &self.client {
-            Kind::Usual(client) => client,
-            Kind::Mutual(client) => return client.blob(&self.name, digest, offset).await,
+        let ask = async {
+            let client = match &self.client {
+                Kind::Usual(client) => client,
+                Kind::Own(client) => return client.blob(&self.name, digest, offset).await,
+            };
+            let answer = client.pull_blob_stream_partial(&self.name, &wanted, offset, None).await;
+            Ok(match answer.map_err(refusal)? {
+                oci_client::client::BlobResponse::Full(stream) => (stream.stream, true),
+                oci_client::client::BlobResponse::Partial(stream) => (stream.stream, false),
+            })
         };
-        let answer = client.pull_blob_stream_partial(&self.name, &wanted, offset, None).await;
-        Ok(match answer.map_err(refusal)? {
-            oci_client::client::BlobResponse::Full(stream) => (stream.stream, true),
-            oci_client::client::BlobResponse::Partial(stream) => (stream.stream, false),
-        })
+        let (pieces, all) = self.within(ask).await?;
+        Ok((self.patient(pieces), all))
     }
 
     /// A blob as it comes; the caller checks it.
-    pub async fn blob(
-        &self,
-        digest: &str,
-    ) -> Result<BoxStream<'static, Result<Bytes, std::io::Error>>, Refusal> {
+    pub async fn blob(&self, digest: &str) -> Result<Pieces, Refusal> {
         let wanted = OciDescriptor { digest: digest.to_owned(), ..OciDescriptor::default() };
-        match &self.client {
-            Kind::Usual(client) => {
-                Ok(client.pull_blob_stream(&self.name, &wanted).await.map_err(refusal)?.stream)
+        let ask = async {
+            match &self.client {
+                Kind::Usual(client) => {
+                    Ok(client.pull_blob_stream(&self.name, &wanted).await.map_err(refusal)?.stream)
+                }
+                Kind::Own(client) => Ok(client.blob(&self.name, digest, 0).await?.0),
             }
-            Kind::Mutual(client) => Ok(client.blob(&self.name, digest, 0).await?.0),
-        }
+        };
+        Ok(self.patient(self.within(ask).await?))
     }
 }
 
@@ -285,6 +313,8 @@ fn auth(credentials: &Credentials) -> Result<RegistryAuth, Refusal> {
             return Err(Refusal::Unauthorized(format!("the user name {username:?} has a colon")));
         }
         Credentials::Basic { username, password } => RegistryAuth::Basic(username.clone(), password.clone()),
+        // Our own client shows it, to the token service alone.
+        Credentials::Identity(_) => RegistryAuth::Anonymous,
         // The library puts it into a header as it is, and panics where that cannot be.
         Credentials::Bearer(token) if token.bytes().all(|b| b.is_ascii_graphic()) => {
             RegistryAuth::Bearer(token.clone())

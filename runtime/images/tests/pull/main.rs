@@ -2,6 +2,8 @@
 
 mod certificates;
 mod layers;
+mod patience;
+mod tokens;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -1,4 +1,5 @@
-//! A registry that wants to see a client certificate: reading manifests and blobs, with a password or a token beside it.
+//! A registry that wants to see a client certificate, or tokens that its token service gives for an identity token
+//! (OAuth 2): reading manifests and blobs, with a password or a token beside it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,7 +44,12 @@ impl Client {
         for pem in &source.trust.more_pem {
             more.extend(reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(failed)?);
         }
-        builder = builder.tls_certs_merge(more);
+        builder = match &source.trust.only_pem {
+            None => builder.tls_certs_merge(more),
+            Some(pem) => {
+                builder.tls_certs_only(reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(failed)?)
+            }
+        };
         if let Some(identity) = &source.trust.identity {
             builder = builder.identity(reqwest::Identity::from_pem(identity.0.as_bytes()).map_err(failed)?);
         }
@@ -107,7 +113,7 @@ impl Client {
                 (None, Credentials::Basic { username, password }) => {
                     request.basic_auth(username, Some(password))
                 }
-                (None, Credentials::Anonymous) => request,
+                (None, Credentials::Anonymous | Credentials::Identity(_)) => request,
             };
             request.send().await.map_err(|e| Refusal::Unreachable(clip(&causes(&e))))
         };
@@ -129,20 +135,37 @@ impl Client {
     }
 
     async fn token(&self, repository: &str, challenge: &HashMap<String, String>) -> Result<String, Refusal> {
-        let realm = challenge.get("realm").filter(|r| r.starts_with("https://"));
-        let realm =
-            realm.ok_or_else(|| Refusal::Unauthorized("its token service has no https address".into()))?;
+        let realm = challenge.get("realm").map(String::as_str).unwrap_or_default();
         let mut url = reqwest::Url::parse(realm)
             .map_err(|e| Refusal::Unauthorized(format!("the address of its token service: {e}")))?;
+        // Who speaks plainly itself may have a token service that does.
+        if url.scheme() != "https" && !(self.scheme == "http" && url.scheme() == "http") {
+            return Err(Refusal::Unauthorized("its token service has no https address".into()));
+        }
         let scope = format!("repository:{repository}:pull");
-        url.query_pairs_mut().append_pair("scope", &scope);
-        if let Some(service) = challenge.get("service") {
-            url.query_pairs_mut().append_pair("service", service);
-        }
-        let mut request = self.http.get(url);
-        if let Credentials::Basic { username, password } = &self.credentials {
-            request = request.basic_auth(username, Some(password));
-        }
+        let mut asked = vec![("scope", scope.as_str())];
+        asked.extend(challenge.get("service").map(|service| ("service", service.as_str())));
+        let request = match &self.credentials {
+            Credentials::Identity(token) => {
+                asked.extend([
+                    ("grant_type", "refresh_token"),
+                    ("refresh_token", token),
+                    ("client_id", "coracle"),
+                ]);
+                let form = reqwest::Url::parse_with_params("http://form/", &asked);
+                let body = form.ok().and_then(|form| form.query().map(str::to_owned)).unwrap_or_default();
+                let kind = "application/x-www-form-urlencoded";
+                self.http.post(url).header(header::CONTENT_TYPE, kind).body(body)
+            }
+            other => {
+                url.query_pairs_mut().extend_pairs(&asked);
+                let request = self.http.get(url);
+                match other {
+                    Credentials::Basic { username, password } => request.basic_auth(username, Some(password)),
+                    _ => request,
+                }
+            }
+        };
         let answer = request.send().await.map_err(|e| Refusal::Unreachable(clip(&causes(&e))))?;
         let bytes = read(check(answer)?).await?;
         let answer: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
