@@ -66,6 +66,10 @@ fn credentials(auth: Option<v1::AuthConfig>) -> Result<Credentials, Status> {
     if !auth.registry_token.is_empty() {
         return Ok(Credentials::Bearer(auth.registry_token));
     }
+    // Beside it Docker's files have a user name that means nothing.
+    if !auth.identity_token.is_empty() {
+        return Ok(Credentials::Identity(auth.identity_token));
+    }
     if !auth.username.is_empty() {
         return Ok(Credentials::Basic { username: auth.username, password: auth.password });
     }
@@ -80,11 +84,6 @@ fn credentials(auth: Option<v1::AuthConfig>) -> Result<Credentials, Status> {
             }),
             None => Err(Status::invalid_argument("auth is not base64 of username:password")),
         };
-    }
-    if !auth.identity_token.is_empty() {
-        return Err(Status::unimplemented(
-            "identity tokens are not supported; use a registry token or a password",
-        ));
     }
     Ok(Credentials::Anonymous)
 }
@@ -318,6 +317,7 @@ mod tests {
         assert_eq!(auth(|a| a.registry_token = "t".into()).unwrap(), Credentials::Bearer("t".into()));
         assert_eq!(auth(|_| ()).unwrap(), Credentials::Anonymous);
         assert!(auth(|a| a.auth = "%%%".into()).is_err());
-        assert!(auth(|a| a.identity_token = "t".into()).is_err());
+        let docker = auth(|a| (a.username, a.identity_token) = ("u".into(), "t".into())).unwrap();
+        assert_eq!(docker, Credentials::Identity("t".into()));
     }
 }
