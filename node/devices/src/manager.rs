@@ -197,7 +197,7 @@ impl Manager {
         ended: &[&str],
     ) -> Result<ContainerAllocateResponse, Error> {
         let _one = self.inner.allocating.lock().await;
-        let before = self.inner.state.lock().ledger.clone();
+        let before = self.held(holder);
         let result = async {
             let given = self.give(holder, wanted, None, ended).await?;
             let mut all = ContainerAllocateResponse::default();
@@ -208,8 +208,7 @@ impl Manager {
         };
         let result = result.await;
         if result.is_err() {
-            // The health of devices may have changed meanwhile: only who holds what goes back.
-            self.inner.state.lock().ledger.restore_holders(before);
+            self.inner.state.lock().ledger.take_back(holder, &before);
             self.write()?;
         }
         result

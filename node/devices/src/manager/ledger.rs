@@ -208,8 +208,10 @@ impl Ledger {
         self.entries.len() != before
     }
 
-    /// Takes the holders of another ledger, and keeps the devices of this one.
-    pub fn restore_holders(&mut self, other: Ledger) {
-        self.entries = other.entries;
+    /// Leaves a container what it had `before`. One that has nothing any more went meanwhile, and gets nothing back.
+    pub fn take_back(&mut self, holder: &Holder, before: &BTreeMap<String, BTreeSet<String>>) {
+        if !self.held(holder).is_empty() {
+            self.give(holder, before);
+        }
     }
 }

@@ -99,6 +99,49 @@ async fn devices_are_given_to_one_container_at_a_time_across_restarts() {
     until(&manager, 4, 0).await;
 }
 
+/// Says that it is asked, and refuses when it is told to.
+struct Slow(std::sync::mpsc::Sender<()>, Mutex<std::sync::mpsc::Receiver<()>>);
+
+impl Describe for Slow {
+    fn describe(&self, ids: &[String]) -> Result<ContainerAllocateResponse, String> {
+        if ids.iter().any(|id| id == "b") {
+            let _ = self.0.send(());
+            let _ = self.1.lock().recv_timeout(Duration::from_secs(20));
+            return Err("b cannot be used".into());
+        }
+        Echo.describe(ids)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_refusal_brings_nothing_back_that_was_freed_meanwhile() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_list, receiver) = watch::channel(devices(&[("a", HEALTHY), ("b", HEALTHY)]));
+    let ((asks, asked), (go, goes)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let stop = CancellationToken::new();
+    tokio::spawn(plugin::run(options(dir.path()), receiver, Slow(asks, Mutex::new(goes)), stop.clone()));
+    let manager = Manager::new(dir.path().to_owned(), dir.path().join("devices.json"), stop.clone());
+    let running = manager.clone();
+    tokio::spawn(async move { running.run().await });
+    until(&manager, 2, 2).await;
+    manager.allocate(&holder("one"), &want(1), &[]).await.expect("a device");
+    let second = manager.clone();
+    let second = tokio::spawn(async move { second.allocate(&holder("two"), &want(1), &[]).await });
+    tokio::task::spawn_blocking(move || asked.recv_timeout(Duration::from_secs(20)))
+        .await
+        .expect("a task")
+        .expect("the plugin is asked");
+    // The first pod goes while the plugin thinks about the second one.
+    manager.retain(|pod| pod != "one").expect("written");
+    go.send(()).expect("the plugin waits");
+    let refused = second.await.expect("a task").expect_err("a refusal");
+    assert!(refused.to_string().contains("b cannot be used"), "{refused}");
+    assert!(manager.held(&holder("one")).is_empty() && manager.held(&holder("two")).is_empty());
+    let text = std::fs::read_to_string(dir.path().join("devices.json")).expect("a checkpoint");
+    assert!(!text.contains("\"one\"") && !text.contains("\"two\""), "{text}");
+    stop.cancel();
+}
+
 #[test]
 fn names_of_resources() {
     assert!(is_resource("nvidia.com/gpu"));
