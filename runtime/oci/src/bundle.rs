@@ -28,6 +28,8 @@ pub struct Parts<'a> {
     pub shared: &'a Shared,
     /// Folders of CDI specifications.
     pub cdi_dirs: &'a [PathBuf],
+    /// Control groups count huge pages here; where they do not, nobody is limited.
+    pub huge_pages: bool,
 }
 
 /// What the containers of a pod share.
@@ -84,7 +86,7 @@ pub fn spec(parts: &Parts<'_>) -> Result<Spec, Error> {
         "linux": {
             "namespaces": namespaces(parts.shared, &security),
             "cgroupsPath": parts.shared.cgroup_of(parts.id),
-            "resources": resources(config),
+            "resources": resources(parts),
         },
     });
     if !security.privileged {
@@ -165,8 +167,9 @@ fn namespaces(shared: &Shared, security: &v1::LinuxContainerSecurityContext) -> 
 }
 
 /// The limits of a container; what is not asked for is not limited.
-pub fn resources(config: &v1::ContainerConfig) -> Value {
-    let asked = config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
+fn resources(parts: &Parts<'_>) -> Value {
+    let mut asked = parts.config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
+    asked.hugepage_limits.retain(|_| parts.huge_pages);
     limits(&asked)
 }
 

@@ -101,6 +101,19 @@ pub fn remove(group: &str) {
     }
 }
 
+/// Whether the groups that limits are set in count huge pages.
+pub fn counts_huge_pages() -> bool {
+    counts(Path::new(ROOT), "hugetlb")
+}
+
+/// In version 1 every controller has its own hierarchy; one that is part of version 2 beside it is out of reach.
+fn counts(root: &Path, controller: &str) -> bool {
+    match std::fs::read_to_string(root.join("cgroup.controllers")) {
+        Ok(list) => list.split_whitespace().any(|name| name == controller),
+        Err(_) => root.join(controller).is_dir(),
+    }
+}
+
 /// Why limits cannot be set here, if so.
 pub fn missing() -> Option<String> {
     if unified() {
@@ -115,6 +128,23 @@ pub fn missing() -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn huge_pages_are_counted_where_their_controller_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let counted = || counts(dir.path(), "hugetlb");
+        assert!(!counted());
+        // Version 2 beside version 1.
+        std::fs::create_dir(dir.path().join("unified")).expect("a folder");
+        std::fs::write(dir.path().join("unified/cgroup.controllers"), "hugetlb\n").expect("a file");
+        assert!(!counted());
+        std::fs::create_dir(dir.path().join("hugetlb")).expect("a folder");
+        assert!(counted());
+        std::fs::write(dir.path().join("cgroup.controllers"), "cpu memory\n").expect("a file");
+        assert!(!counted());
+        std::fs::write(dir.path().join("cgroup.controllers"), "cpu hugetlb\n").expect("a file");
+        assert!(counted());
+    }
 
     #[test]
     fn keys_are_whole_words() {

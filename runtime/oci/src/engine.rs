@@ -128,6 +128,7 @@ impl Engine {
             sandbox: wanted.sandbox,
             shared: &shared,
             cdi_dirs: &self.settings.cdi_dirs,
+            huge_pages: cgroup::counts_huge_pages(),
         })?;
         shim::write_whole(&dir.join("config.json"), &serde_json::to_vec(&spec)?)?;
         std::fs::write(dir.join("layers.json"), serde_json::to_vec(&wanted.layers)?)?;

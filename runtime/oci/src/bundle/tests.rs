@@ -39,6 +39,10 @@ impl Given {
     }
 
     fn spec(&self, cdi: &[PathBuf]) -> Result<Value, String> {
+        self.spec_where(cdi, true)
+    }
+
+    fn spec_where(&self, cdi: &[PathBuf], huge_pages: bool) -> Result<Value, String> {
         let shared = Shared {
             dir: "/state/pod".into(),
             network: Some("/state/pod/net".into()),
@@ -55,6 +59,7 @@ impl Given {
             sandbox: &self.sandbox,
             shared: &shared,
             cdi_dirs: cdi,
+            huge_pages,
         };
         spec(&parts).map(|s| serde_json::to_value(s).unwrap()).map_err(|e| e.to_string())
     }
@@ -98,7 +103,9 @@ fn image_and_pod_make_a_process() {
         memory_limit_in_bytes: 1 << 26,
         cpuset_cpus: "2-3".into(),
         cpuset_mems: "1".into(),
-        hugepage_limits: vec![v1::HugepageLimit { page_size: "2MB".into(), limit: 1 << 21 }],
+        hugepage_limits: [("2MB", 1 << 21), ("1GB", 0)]
+            .map(|(size, limit)| v1::HugepageLimit { page_size: size.into(), limit })
+            .into(),
         ..Default::default()
     });
     let spec = given.spec(&[]).unwrap();
@@ -112,8 +119,11 @@ fn image_and_pod_make_a_process() {
     assert_eq!(spec["linux"]["resources"]["memory"]["limit"], 1 << 26);
     let cpu = json!({"quota": 50_000, "period": 100_000, "cpus": "2-3", "mems": "1"});
     assert_eq!(spec["linux"]["resources"]["cpu"], cpu);
-    let huge = json!([{"pageSize": "2MB", "limit": 1 << 21}]);
+    let huge = json!([{"pageSize": "2MB", "limit": 1 << 21}, {"pageSize": "1GB", "limit": 0}]);
     assert_eq!(spec["linux"]["resources"]["hugepageLimits"], huge);
+    // Where nothing counts them, the OCI runtime would fail to set it.
+    let uncounted = &given.spec_where(&[], false).unwrap()["linux"]["resources"];
+    assert!(uncounted["hugepageLimits"].is_null());
 }
 
 #[test]
