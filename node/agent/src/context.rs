@@ -58,6 +58,8 @@ pub struct Context {
     pub cpu_milli: i64,
     /// Bytes of this machine.
     pub machine_memory: i64,
+    /// Sizes of this machine's huge pages, in the words of control groups: `2MB`.
+    pub page_sizes: Vec<String>,
     /// What pods may have of this machine.
     pub allocatable: Amounts,
     /// Most pods at a time.

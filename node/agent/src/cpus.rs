@@ -3,28 +3,28 @@
 //! ask for.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coracle_api::quantity::Quantity;
 use coracle_cri_api::{annotation, v1 as cri};
 use k8s_openapi::api::core::v1::{Container, Pod};
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoint::Kept;
 use crate::context::Context;
-use crate::numa::hints::{Hint, Mask};
+use crate::numa::hints::{self as numa, Hint, Mask};
 use crate::runtime::label;
 use crate::tuning::Tuning;
 
 pub mod ledger;
+pub mod options;
 pub mod set;
 pub mod topology;
 
 use ledger::Ledger;
+use options::{Choice, Options};
 use set::Set;
 
 /// How often the processors of running containers are brought to what they are to be.
@@ -50,135 +50,85 @@ pub struct Share {
 }
 
 /// Who has which processors. Without the static policy it has nothing to say.
-#[derive(Clone, Default)]
-pub struct Cpus(Option<Arc<Inner>>);
-
-struct Inner {
-    path: PathBuf,
-    ledger: Mutex<Ledger>,
-    /// Not written down yet.
-    dirty: AtomicBool,
-    changed: Notify,
-}
-
-/// What containers of a pod have, by their names.
-type Held = BTreeMap<String, Set>;
+pub type Cpus = Kept<Ledger>;
 
 impl Cpus {
     /// Over the checkpoint in the agent's root directory.
     ///
     /// # Errors
-    /// When the machine has not the processors that are reserved, the static policy has nothing reserved to work with, or
-    /// its checkpoint is not of this node.
-    pub fn open(root: &Path, tuning: &Tuning) -> Result<Self, String> {
-        let named = &tuning.reserved_cpus;
+    /// When the machine has not the processors that are reserved, the static policy has nothing reserved to work with, an
+    /// option does not go with the rest, or its checkpoint is not of this node.
+    pub fn new(root: &Path, tuning: &Tuning) -> Result<Self, String> {
+        let (named, options) = (&tuning.reserved_cpus, &tuning.cpu_options);
+        if tuning.cpus == Policy::None && !options.words().is_empty() {
+            return Err(format!("None policy: received unsupported options={:?}", options.words()));
+        }
         if tuning.cpus == Policy::None && named.is_empty() {
-            return Ok(Self(None));
+            return Ok(Self::default());
         }
         let topology = topology::read(Path::new(crate::numa::SYSTEM));
         let milli = tuning.kube_reserved.cpu().saturating_add(tuning.system_reserved.cpu());
         let reserved = reserved(&topology, named, milli)?;
         if tuning.cpus == Policy::None {
-            return Ok(Self(None));
+            return Ok(Self::default());
         }
-        let mut ledger = Ledger { topology, reserved, entries: BTreeMap::new() };
-        let path = root.join("cpu_manager_state");
-        ledger.read(&path)?;
-        ledger.write(&path).map_err(|e| format!("write {}: {e}", path.display()))?;
-        Ok(Self::over(path, ledger))
-    }
-
-    /// Over a ledger that is written to `path`.
-    pub fn over(path: PathBuf, ledger: Ledger) -> Self {
-        let (ledger, changed) = (Mutex::new(ledger), Notify::new());
-        Self(Some(Arc::new(Inner { path, ledger, dirty: AtomicBool::new(false), changed })))
-    }
-
-    /// Whether the static policy is on.
-    pub fn is_static(&self) -> bool {
-        self.0.is_some()
+        check(options, &topology, tuning.topology.policy)?;
+        let ledger = Ledger { topology, reserved, options: options.clone(), entries: BTreeMap::new() };
+        Self::open(root.join("cpu_manager_state"), ledger)
     }
 
     /// Where a container of a pod gets so many processors of its own that starts after those `before` it (each with whether
     /// it has ended by then). `None`: it asks for none.
     pub fn hints(&self, uid: &str, count: usize, before: &[(&str, bool)]) -> Option<Vec<Hint>> {
-        let ledger = self.0.as_ref().filter(|_| count > 0)?.ledger.lock();
-        Some(ledger.hints(count, &ledger.left(uid, before)))
+        self.ask(|ledger| ledger.hints(count, &ledger.left(uid, before))).filter(|_| count > 0)
     }
 
     /// See [`Ledger::give`]. It is on disk when [`Self::commit`] returns.
     ///
     /// # Errors
-    /// When there are not enough processors.
+    /// When there are not enough processors, or not in the way that was chosen.
     pub fn give(
         &self,
         of: (&str, &str),
         count: usize,
         before: &[(&str, bool)],
         nodes: Option<Mask>,
-    ) -> Result<bool, String> {
-        let Some(inner) = &self.0 else { return Ok(false) };
-        let mut ledger = inner.ledger.lock();
-        let left = ledger.left(of.0, before);
-        let changed = ledger.give(of, count, &left, nodes)?;
-        inner.dirty.fetch_or(changed, Ordering::Relaxed);
-        Ok(changed)
-    }
-
-    /// Writes down who has what, where that has changed.
-    ///
-    /// # Errors
-    /// When that cannot be.
-    pub fn commit(&self) -> Result<(), String> {
-        let Some(inner) = &self.0 else { return Ok(()) };
-        let ledger = inner.ledger.lock();
-        if inner.dirty.load(Ordering::Relaxed) {
-            ledger.write(&inner.path).map_err(|e| format!("write {}: {e}", inner.path.display()))?;
-            inner.dirty.store(false, Ordering::Relaxed);
-            inner.changed.notify_one();
-        }
-        Ok(())
-    }
-
-    /// What a pod has.
-    pub fn held(&self, uid: &str) -> Option<Held> {
-        self.0.as_ref()?.ledger.lock().entries.get(uid).cloned()
-    }
-
-    /// Puts back what a pod had.
-    pub fn restore(&self, uid: &str, before: Option<Held>) {
-        let Some(inner) = &self.0 else { return };
-        let mut ledger = inner.ledger.lock();
-        let has = match before.clone() {
-            Some(before) => ledger.entries.insert(uid.to_owned(), before),
-            None => ledger.entries.remove(uid),
-        };
-        inner.dirty.fetch_or(has != before, Ordering::Relaxed);
+    ) -> Result<bool, ledger::Error> {
+        self.change(|ledger| {
+            let left = ledger.left(of.0, before);
+            ledger.give(of, count, &left, nodes)
+        })
     }
 
     /// What a Linux container of a pod runs on; `None`: the policy does not say.
     pub fn share(&self, uid: &str, container: &str) -> Option<Share> {
-        let ledger = self.0.as_ref()?.ledger.lock();
-        let own = ledger.entries.get(uid).and_then(|c| c.get(container));
-        let cpus = set::words(own.unwrap_or(&ledger.shared()));
-        Some(Share { cpus, exclusive: own.is_some() })
+        self.ask(|ledger| {
+            let own = ledger.entries.get(uid).and_then(|c| c.get(container));
+            let cpus = set::words(own.unwrap_or(&ledger.shared()));
+            Share { cpus, exclusive: own.is_some() }
+        })
     }
+}
 
-    /// Whether a container has processors of its own.
-    pub fn has_own(&self, uid: &str, container: &str) -> bool {
-        let Some(inner) = &self.0 else { return false };
-        inner.ledger.lock().entries.get(uid).is_some_and(|c| c.contains_key(container))
+/// Pure: whether options go with the machine and with the topology manager's policy.
+fn check(options: &Options, topology: &topology::Topology, policy: numa::Policy) -> Result<(), String> {
+    if !options.has(Choice::BySocket) {
+        return Ok(());
     }
-
-    /// Takes back what pods and containers have that are not to be kept.
-    pub fn retain(&self, keep: impl Fn(&str, &str) -> bool) {
-        let Some(inner) = &self.0 else { return };
-        let changed = inner.ledger.lock().retain(keep);
-        inner.dirty.fetch_or(changed, Ordering::Relaxed);
-        // Written late at worst: what is given next is written with it.
-        if changed && let Err(error) = self.commit() {
-            tracing::warn!(error, "the CPU manager's checkpoint could not be written");
-        }
+    if policy == numa::Policy::SingleNumaNode {
+        return Err(format!(
+            "Topology manager {} policy is incompatible with CPUManager align-by-socket policy option",
+            policy.word()
+        ));
+    }
+    let count = |of: fn(&topology::Place) -> u32| topology.values().map(of).collect::<Set>().len();
+    match count(|place| place.socket) > count(|place| place.node) {
+        true => Err(
+            "Align by socket is not compatible with hardware where number of sockets are more than number \
+                     of NUMA"
+                .to_owned(),
+        ),
+        false => Ok(()),
     }
 }
 
@@ -216,11 +166,13 @@ pub fn whole(pod: &Pod, spec: &Container) -> Option<usize> {
 
 /// Brings running containers to the processors that they are to have, whenever those change.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
-    let Some(inner) = context.cpus.0.clone() else { return };
+    if !context.cpus.is_static() {
+        return;
+    }
     let mut applied: HashMap<String, String> = HashMap::new();
     loop {
         tokio::select! {
-            () = inner.changed.notified() => {}
+            () = context.cpus.changed() => {}
             () = tokio::time::sleep(RECONCILE) => {}
             () = shutdown.cancelled() => return,
         }
@@ -276,6 +228,25 @@ mod tests {
             (asks("Guaranteed", "1500m"), asks("Guaranteed", "0"), asks("Burstable", "2")),
             (None, None, None)
         );
+    }
+
+    #[test]
+    fn options_go_with_the_machine() {
+        let place = |node, socket| topology::Place { node, socket, ..Default::default() };
+        let machine =
+            |places: &[topology::Place]| (0..).zip(places.iter().copied()).collect::<topology::Topology>();
+        let (plain, wide) = (machine(&[place(0, 0), place(1, 1)]), machine(&[place(0, 0), place(0, 1)]));
+        let socket = Options::of([Choice::BySocket]);
+        assert_eq!(check(&socket, &plain, numa::Policy::Restricted), Ok(()));
+        assert!(
+            check(&socket, &plain, numa::Policy::SingleNumaNode).is_err_and(|w| w.contains("incompatible"))
+        );
+        assert!(check(&socket, &wide, numa::Policy::None).is_err_and(|w| w.contains("not compatible")));
+        assert_eq!(check(&Options::default(), &wide, numa::Policy::SingleNumaNode), Ok(()));
+        let cpu_options = Options::of([Choice::Strict]);
+        let refused = Cpus::new(Path::new("/none"), &Tuning { cpu_options, ..Tuning::default() });
+        let words = "None policy: received unsupported options={\"strict-cpu-reservation\": \"true\"}";
+        assert_eq!(refused.err().as_deref(), Some(words));
     }
 
     #[test]

@@ -81,14 +81,15 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         events::Recorder::new(options.client.clone(), options.node_name.clone(), shutdown.clone());
     let (services, follow_services) = services::Services::new(options.client.clone(), shutdown.clone());
     let cpus =
-        cpus::Cpus::open(&root, &options.tuning).map_err(|words| anyhow::anyhow!("CPU manager: {words}"))?;
+        cpus::Cpus::new(&root, &options.tuning).map_err(|words| anyhow::anyhow!("CPU manager: {words}"))?;
     let [_, left, _] = node::object::allocatable([0, machine.memory, 0], &options.tuning);
     let kept = u64::try_from(machine.memory.saturating_sub(left)).unwrap_or(0);
-    let memory = memory::Memory::open(&root, &options.tuning, &machine.nodes, kept)
+    let memory = memory::Memory::new(&root, &options.tuning, &machine.nodes, kept)
         .map_err(|words| anyhow::anyhow!("memory manager: {words}"))?;
     let nodes = numa::hints::Mask::of(machine.nodes.keys().copied());
     let managers = (cpus.clone(), memory.clone(), devices.clone());
-    let placement = numa::Placement::new(options.tuning.topology, nodes, managers)
+    let distances = numa::distances(std::path::Path::new(numa::SYSTEM), nodes);
+    let placement = numa::Placement::new(&options.tuning.topology, nodes, distances, managers)
         .map_err(|words| anyhow::anyhow!("topology manager: {words}"))?;
     let context = Arc::new(context::Context {
         cpus,
@@ -108,6 +109,10 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         max_pods: options.max_pods,
         cpu_milli: machine.cpus.saturating_mul(1000),
         machine_memory: machine.memory,
+        page_sizes: {
+            let sizes = machine.huge_pages().into_keys();
+            sizes.filter_map(|name| pods::steps::config::resources::page_size(&name)).collect()
+        },
         dns: options.dns.clone(),
         devices: devices.clone(),
         csi: Default::default(),

@@ -2,23 +2,21 @@
 //! Wasm containers lie in their host's memory, wherever that is.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
 
 use coracle_api::quantity::Quantity;
 use k8s_openapi::api::core::v1::{Container, Pod};
-use parking_lot::Mutex;
 
+use crate::checkpoint::Kept;
 use crate::cpus::set;
 
 pub mod ledger;
 pub mod machine;
 
-use ledger::{Block, Ledger};
+use ledger::Ledger;
 use machine::{Amounts, MEMORY, is_memory};
 
-use crate::numa::hints::{Hint, MOST_NODES, Offers};
+use crate::numa::hints::{Hint, Offers};
 use crate::tuning::Tuning;
 
 /// What an operator set.
@@ -73,18 +71,7 @@ pub fn words(bytes: u64) -> String {
 }
 
 /// Who has memory of which nodes. Without the static policy it has nothing to say.
-#[derive(Clone, Default)]
-pub struct Memory(Option<Arc<Inner>>);
-
-struct Inner {
-    path: PathBuf,
-    ledger: Mutex<Ledger>,
-    /// Not written down yet.
-    dirty: AtomicBool,
-}
-
-/// What containers of a pod have, by their names.
-type Held = BTreeMap<String, Vec<Block>>;
+pub type Memory = Kept<Ledger>;
 
 /// Pure: whether what is reserved by node is what is kept from pods in all (`kept`, bytes).
 fn check(machine: &BTreeMap<u32, Amounts>, reserved: &Reserved, kept: u64) -> Result<(), String> {
@@ -119,40 +106,28 @@ impl Memory {
     /// # Errors
     /// When what is reserved is not what is kept from pods, the machine has too many memory nodes, or the checkpoint is not
     /// of this node.
-    pub fn open(
+    pub fn new(
         root: &Path,
         tuning: &Tuning,
         machine: &BTreeMap<u32, Amounts>,
         kept: u64,
     ) -> Result<Self, String> {
         if tuning.memory == Policy::None {
-            return Ok(Self(None));
+            return Ok(Self::default());
         }
         let (machine, reserved) = (machine.clone(), tuning.reserved_memory.clone());
-        if machine.len() > MOST_NODES {
-            return Err(format!("unsupported on machines with more than {MOST_NODES} NUMA Nodes"));
+        let most = tuning.topology.options.most;
+        if machine.len() > most {
+            return Err(format!("unsupported on machines with more than {most} NUMA Nodes"));
         }
         check(&machine, &reserved, kept)?;
-        let mut ledger = Ledger { machine, reserved, entries: BTreeMap::new() };
-        let path = root.join("memory_manager_state");
-        ledger.read(&path)?;
-        ledger.write(&path).map_err(|e| format!("write {}: {e}", path.display()))?;
-        Ok(Self::over(path, ledger))
-    }
-
-    /// Over a ledger that is written to `path`.
-    pub fn over(path: PathBuf, ledger: Ledger) -> Self {
-        Self(Some(Arc::new(Inner { path, ledger: Mutex::new(ledger), dirty: AtomicBool::new(false) })))
-    }
-
-    /// Whether the static policy is on.
-    pub fn is_static(&self) -> bool {
-        self.0.is_some()
+        let ledger = Ledger { machine, reserved, entries: BTreeMap::new() };
+        Self::open(root.join("memory_manager_state"), ledger)
     }
 
     /// See [`Ledger::offers`].
     pub fn offers(&self, pod: &str, wanted: &Amounts, ended: &[&str]) -> Offers {
-        self.0.as_ref().map(|inner| inner.ledger.lock().offers(pod, wanted, ended)).unwrap_or_default()
+        self.ask(|ledger| ledger.offers(pod, wanted, ended)).unwrap_or_default()
     }
 
     /// See [`Ledger::give`]. It is on disk when [`Self::commit`] returns.
@@ -166,62 +141,13 @@ impl Memory {
         ended: &[&str],
         hint: Hint,
     ) -> Result<bool, String> {
-        let Some(inner) = &self.0 else { return Ok(false) };
-        let changed = inner.ledger.lock().give(of, wanted, ended, hint)?;
-        inner.dirty.fetch_or(changed, Ordering::Relaxed);
-        Ok(changed)
-    }
-
-    /// Writes down who has what, where that has changed.
-    ///
-    /// # Errors
-    /// When that cannot be.
-    pub fn commit(&self) -> Result<(), String> {
-        let Some(inner) = &self.0 else { return Ok(()) };
-        let ledger = inner.ledger.lock();
-        if inner.dirty.load(Ordering::Relaxed) {
-            ledger.write(&inner.path).map_err(|e| format!("write {}: {e}", inner.path.display()))?;
-            inner.dirty.store(false, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// What a pod has.
-    pub fn held(&self, pod: &str) -> Option<Held> {
-        self.0.as_ref()?.ledger.lock().entries.get(pod).cloned()
-    }
-
-    /// Puts back what a pod had.
-    pub fn restore(&self, pod: &str, before: Option<Held>) {
-        let Some(inner) = &self.0 else { return };
-        let mut ledger = inner.ledger.lock();
-        let has = match before.clone() {
-            Some(before) => ledger.entries.insert(pod.to_owned(), before),
-            None => ledger.entries.remove(pod),
-        };
-        inner.dirty.fetch_or(has != before, Ordering::Relaxed);
-    }
-
-    /// Whether a container has memory of its own nodes.
-    pub fn has_own(&self, pod: &str, container: &str) -> bool {
-        self.0.as_ref().is_some_and(|inner| inner.ledger.lock().of(pod, container).is_some())
+        self.change(|ledger| ledger.give(of, wanted, ended, hint))
     }
 
     /// The nodes of a container's memory, in the kernel's words.
     pub fn nodes(&self, pod: &str, container: &str) -> Option<String> {
-        let mask = self.0.as_ref()?.ledger.lock().of(pod, container)?;
+        let mask = self.ask(|ledger| ledger.of(pod, container)).flatten()?;
         Some(set::words(&mask.nodes().collect()))
-    }
-
-    /// Takes back what pods and containers have that are not to be kept.
-    pub fn retain(&self, keep: impl Fn(&str, &str) -> bool) {
-        let Some(inner) = &self.0 else { return };
-        let changed = inner.ledger.lock().retain(keep);
-        inner.dirty.fetch_or(changed, Ordering::Relaxed);
-        // Written late at worst: what is given next is written with it.
-        if changed && let Err(error) = self.commit() {
-            tracing::warn!(error, "the memory manager's checkpoint could not be written");
-        }
     }
 }
 

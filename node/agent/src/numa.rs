@@ -2,6 +2,7 @@
 //! close together as far as the policy says (the kubelet's topology manager).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use coracle_devices::manager::{Holder, Manager};
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -13,8 +14,10 @@ use crate::pods::state::{init_containers, is_sidecar, main_containers};
 use crate::pods::steps::devices;
 
 pub mod hints;
+pub mod options;
 
-use hints::{Hint, MOST_NODES, Mask, Offers, Policy};
+use hints::{Distances, Hint, Mask, Offers, Policy};
+use options::Options;
 
 /// Where the kernel tells of processors and memory nodes.
 pub const SYSTEM: &str = "/sys/devices/system";
@@ -39,10 +42,32 @@ impl Scope {
     }
 }
 
+/// What an operator set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// How close together.
+    pub policy: Policy,
+    /// What.
+    pub scope: Scope,
+    /// And besides.
+    pub options: Options,
+}
+
+/// How far memory nodes are from each other; those that the kernel does not tell are left out.
+pub fn distances(system: &Path, nodes: Mask) -> Distances {
+    let row = |from: u32| {
+        let text =
+            std::fs::read_to_string(system.join(format!("node/node{from}/distance"))).unwrap_or_default();
+        let all = text.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<u32>>();
+        nodes.nodes().zip(all).map(move |(to, distance)| ((from, to), distance))
+    };
+    nodes.nodes().flat_map(row).collect()
+}
+
 /// Why a pod is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// `TopologyAffinityError` or `UnexpectedAdmissionError`.
+    /// `TopologyAffinityError`, `SMTAlignmentError` or `UnexpectedAdmissionError`.
     pub reason: &'static str,
     /// The kubelet's words.
     pub message: String,
@@ -52,6 +77,13 @@ impl Refusal {
     fn affinity() -> Self {
         let message = "Pod was rejected: Resources cannot be allocated with Topology locality".to_owned();
         Self { reason: "TopologyAffinityError", message }
+    }
+
+    fn of_cpus(error: &cpus::ledger::Error) -> Self {
+        match error {
+            cpus::ledger::Error::Processors { .. } => Self::unexpected(&error.to_string()),
+            _ => Self { reason: "SMTAlignmentError", message: format!("Pod was rejected: {error}") },
+        }
     }
 
     fn unexpected(words: &str) -> Self {
@@ -65,6 +97,7 @@ pub struct Placement {
     policy: Policy,
     scope: Scope,
     nodes: Mask,
+    distances: Distances,
     cpus: Cpus,
     memory: Memory,
     devices: Manager,
@@ -120,20 +153,24 @@ fn together(asks: &[Ask<'_>]) -> Amounts {
 }
 
 impl Placement {
-    /// Over the managers of this node.
+    /// Over the managers of this node, whose memory nodes are so far from each other.
     ///
     /// # Errors
     /// When a policy is asked for that this machine has too many memory nodes for.
     pub fn new(
-        (policy, scope): (Policy, Scope),
+        settings: &Settings,
         nodes: Mask,
+        distances: Distances,
         (cpus, memory, devices): (Cpus, Memory, Manager),
     ) -> Result<Self, String> {
-        let many = usize::try_from(nodes.count()).is_ok_and(|count| count > MOST_NODES);
+        let Settings { policy, scope, ref options } = *settings;
+        let many = usize::try_from(nodes.count()).is_ok_and(|count| count > options.most);
         if many && policy != Policy::None {
-            return Err(format!("unsupported on machines with more than {MOST_NODES} NUMA Nodes"));
+            return Err(format!("unsupported on machines with more than {} NUMA Nodes", options.most));
         }
-        Ok(Self { policy, scope, nodes, cpus, memory, devices, one: tokio::sync::Mutex::default() })
+        let distances = if options.closest { distances } else { Distances::new() };
+        let one = tokio::sync::Mutex::default();
+        Ok(Self { policy, scope, nodes, distances, cpus, memory, devices, one })
     }
 
     /// Whether there is anything to decide.
@@ -162,20 +199,21 @@ impl Placement {
     }
 
     /// Gives a pod that has begun what it lacks, if that can be: one that began before a policy was set goes on without.
-    pub async fn complete(&self, pod: &Pod, linux: &BTreeSet<String>) {
+    /// Containers that have `ended` for good get nothing more: what they had may be another's.
+    pub async fn complete(&self, pod: &Pod, linux: &BTreeSet<String>, ended: &BTreeSet<&str>) {
         let _one = self.one.lock().await;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let before = (self.cpus.held(uid), self.memory.held(uid));
         let asks = asks(pod, linux, &self.devices, self.memory.is_static());
         let mut changed = Ok(false);
-        for (at, ask) in asks.iter().enumerate() {
+        for (at, ask) in asks.iter().enumerate().filter(|(_, ask)| !ended.contains(ask.name)) {
             let given = self.own(uid, &asks, at, ask, Hint::default());
             changed = changed.and_then(|before| given.map(|now| before || now));
         }
         let done = match changed {
             Ok(false) => return,
             Ok(true) => self.commit(),
-            Err(words) => Err(words),
+            Err(refusal) => Err(refusal.message),
         };
         if let Err(words) = done {
             tracing::info!(
@@ -229,7 +267,7 @@ impl Placement {
                 Some(hint) => hint,
                 None => self.choose(uid, Some(ask.name), &ask.wanted, &before)?,
             };
-            self.own(uid, asks, at, ask, hint).map_err(|words| Refusal::unexpected(&words))?;
+            self.own(uid, asks, at, ask, hint)?;
             let wanted = counts(&ask.wanted);
             if self.policy != Policy::None && !wanted.is_empty() {
                 let near: Option<BTreeSet<u32>> = hint.nodes.map(|mask| mask.nodes().collect());
@@ -246,11 +284,20 @@ impl Placement {
     }
 
     /// Processors and memory of a container.
-    fn own(&self, uid: &str, asks: &[Ask<'_>], at: usize, ask: &Ask<'_>, hint: Hint) -> Result<bool, String> {
+    fn own(
+        &self,
+        uid: &str,
+        asks: &[Ask<'_>],
+        at: usize,
+        ask: &Ask<'_>,
+        hint: Hint,
+    ) -> Result<bool, Refusal> {
         let before: Vec<(&str, bool)> = asks.iter().take(at).map(|a| (a.name, a.ends)).collect();
         let count = ask.wanted.get(CPU).and_then(|n| usize::try_from(*n).ok()).unwrap_or(0);
-        let cpus = self.cpus.give((uid, ask.name), count, &before, hint.nodes)?;
-        let memory = self.memory.give((uid, ask.name), &of_memory(&ask.wanted), &ended(&before), hint)?;
+        let cpus = self.cpus.give((uid, ask.name), count, &before, hint.nodes);
+        let cpus = cpus.map_err(|error| Refusal::of_cpus(&error))?;
+        let memory = self.memory.give((uid, ask.name), &of_memory(&ask.wanted), &ended(&before), hint);
+        let memory = memory.map_err(|words| Refusal::unexpected(&words))?;
         Ok(cpus || memory)
     }
 
@@ -274,7 +321,7 @@ impl Placement {
             (resource, hints)
         });
         let offers = [cpus.into_iter().collect(), memory, devices.collect::<Offers>()];
-        self.policy.choose(self.nodes, &offers).ok_or_else(Refusal::affinity)
+        self.policy.choose(self.nodes, &offers, &self.distances).ok_or_else(Refusal::affinity)
     }
 }
 

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use coracle_api::quantity::Quantity;
 
-use crate::cpus::Policy;
 use crate::cpus::set::Set;
+use crate::cpus::{self, Policy};
 use crate::eviction::thresholds::Threshold;
 use crate::images::gc;
 use crate::logs::rotate::Limits;
 use crate::{memory, numa};
+
+pub mod options;
 
 /// All of it; the default is a kubelet's.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,8 @@ pub struct Tuning {
     pub shutdown: Shutdown,
     /// Processors of their own for containers.
     pub cpus: Policy,
+    /// How that is done.
+    pub cpu_options: cpus::options::Options,
     /// Processors that are nobody's own; empty: as many as are reserved in all.
     pub reserved_cpus: Set,
     /// Memory of chosen memory nodes for containers.
@@ -39,7 +43,9 @@ pub struct Tuning {
     /// Memory of those nodes that is not for containers.
     pub reserved_memory: memory::Reserved,
     /// How close together what containers get is to be, and what is counted together.
-    pub topology: (numa::hints::Policy, numa::Scope),
+    pub topology: numa::Settings,
+    /// Which groups of options may be used.
+    pub gates: options::Gates,
     /// Containers that name no seccomp profile get the runtime's.
     pub seccomp_default: bool,
 }

@@ -4,14 +4,16 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use coracle_agent::cpus::options::Options;
 use coracle_agent::cpus::{Policy, set};
 use coracle_agent::eviction::thresholds;
 use coracle_agent::images::gc;
 use coracle_agent::logs::rotate;
-use coracle_agent::memory;
-use coracle_agent::numa::Scope;
 use coracle_agent::numa::hints::Policy as Closeness;
+use coracle_agent::numa::{Scope, Settings};
+use coracle_agent::tuning::options::Gates;
 use coracle_agent::tuning::{Eviction, Reserved, Shutdown, Tuning as Agent, duration};
+use coracle_agent::{memory, numa};
 
 /// Reservations, eviction, image collection, logs, static pods, shutdown.
 #[derive(Args, Clone, Debug)]
@@ -71,6 +73,10 @@ pub struct Tuning {
     /// `static` gives containers of Guaranteed Linux pods that ask for whole processors some of their own; `none`.
     #[arg(long, default_value = "none", value_parser = ["none", "static"])]
     pub cpu_manager_policy: String,
+    /// How that policy gives processors, `full-pcpus-only=true,...`: also `distribute-cpus-across-numa`, `strict-cpu-reservation`,
+    /// `prefer-align-cpus-by-uncorecache`, and the alpha ones `align-by-socket` and `distribute-cpus-across-cores`.
+    #[arg(long, default_value = "")]
+    pub cpu_manager_policy_options: String,
     /// Processors that are nobody's own, `0-1`, instead of any `cpu` of the other reservations; without them as many as those say.
     #[arg(long, default_value = "")]
     pub reserved_cpus: String,
@@ -88,6 +94,12 @@ pub struct Tuning {
     /// What is placed together: each `container`, or a whole `pod`.
     #[arg(long, default_value = "container", value_parser = ["container", "pod"])]
     pub topology_manager_scope: String,
+    /// How it chooses, `prefer-closest-numa-nodes=true,max-allowable-numa-nodes=16`.
+    #[arg(long, default_value = "")]
+    pub topology_manager_policy_options: String,
+    /// Groups of such options that may be used, or not: `CPUManagerPolicyAlphaOptions=true`.
+    #[arg(long, default_value = "")]
+    pub feature_gates: String,
     /// Linux containers that name no seccomp profile get the runtime's default one.
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     pub seccomp_default: bool,
@@ -117,10 +129,13 @@ impl Tuning {
             ("container-log-max-files", self.container_log_max_files.to_string()),
             ("container-log-monitor-interval", self.container_log_monitor_interval.clone()),
             ("cpu-manager-policy", self.cpu_manager_policy.clone()),
+            ("cpu-manager-policy-options", self.cpu_manager_policy_options.clone()),
             ("reserved-cpus", self.reserved_cpus.clone()),
             ("memory-manager-policy", self.memory_manager_policy.clone()),
             ("topology-manager-policy", self.topology_manager_policy.clone()),
             ("topology-manager-scope", self.topology_manager_scope.clone()),
+            ("topology-manager-policy-options", self.topology_manager_policy_options.clone()),
+            ("feature-gates", self.feature_gates.clone()),
             ("seccomp-default", self.seccomp_default.to_string()),
             ("shutdown-grace-period", self.shutdown_grace_period.clone()),
             ("shutdown-grace-period-critical-pods", self.shutdown_grace_period_critical_pods.clone()),
@@ -143,11 +158,11 @@ impl Tuning {
         tuning
     }
 
-    fn topology(&self) -> (Closeness, Scope) {
+    fn topology(&self, options: numa::options::Options) -> Settings {
         let named = |(word, _): &&(&str, Closeness)| *word == self.topology_manager_policy;
         let policy = Closeness::WORDS.iter().find(named).map(|(_, policy)| *policy);
         let scope = if self.topology_manager_scope == "pod" { Scope::Pod } else { Scope::Container };
-        (policy.unwrap_or_default(), scope)
+        Settings { policy: policy.unwrap_or_default(), scope, options }
     }
 
     /// As the agent takes it.
@@ -168,6 +183,9 @@ impl Tuning {
         hard.extend(soft.map_err(wrong("eviction-soft"))?);
         let size = coracle_api::quantity::Quantity::parse(&self.container_log_max_size);
         let size = size.context("--container-log-max-size")?.value();
+        let gates = Gates::parse(&self.feature_gates).map_err(wrong("feature-gates"))?;
+        let closeness = numa::options::Options::parse(&self.topology_manager_policy_options, &gates);
+        let processors = Options::parse(&self.cpu_manager_policy_options, &gates);
         let mut agent = Agent {
             kube_reserved: Reserved::parse(&self.kube_reserved).map_err(wrong("kube-reserved"))?,
             system_reserved: Reserved::parse(&self.system_reserved).map_err(wrong("system-reserved"))?,
@@ -205,7 +223,9 @@ impl Tuning {
             },
             reserved_memory: memory::parse(&self.reserved_memory.join(";"))
                 .map_err(wrong("reserved-memory"))?,
-            topology: self.topology(),
+            cpu_options: processors.map_err(wrong("cpu-manager-policy-options"))?,
+            topology: self.topology(closeness.map_err(wrong("topology-manager-policy-options"))?),
+            gates,
             seccomp_default: self.seccomp_default,
             shutdown: Shutdown {
                 grace: time("shutdown-grace-period", &self.shutdown_grace_period)?,

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::machine::{Amounts, MEMORY};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{self, Checkpoint, Entries};
 use crate::numa::hints::{Hint, Mask, Offers, masks};
 
 /// The policy's name in the checkpoint.
@@ -79,7 +79,7 @@ pub struct Ledger {
     /// What of it is not for containers.
     pub reserved: BTreeMap<u32, Amounts>,
     /// By pod and container.
-    pub entries: BTreeMap<String, BTreeMap<String, Vec<Block>>>,
+    pub entries: Entries<Vec<Block>>,
 }
 
 fn sum(list: impl Iterator<Item = u64>) -> u64 {
@@ -253,28 +253,27 @@ impl Ledger {
         containers.insert(container.to_owned(), wanted.iter().map(block).collect());
     }
 
-    /// Takes back what pods and containers have that are not to be kept. Returns whether anything changed.
-    pub fn retain(&mut self, keep: impl Fn(&str, &str) -> bool) -> bool {
-        let before = self.entries.clone();
-        for (pod, containers) in &mut self.entries {
-            containers.retain(|name, _| keep(pod, name));
-        }
-        self.entries.retain(|_, containers| !containers.is_empty());
-        self.entries != before
-    }
-
     /// The nodes of a container's memory.
     pub fn of(&self, pod: &str, container: &str) -> Option<Mask> {
         let blocks = self.entries.get(pod)?.get(container)?;
         Some(Mask::of(blocks.iter().flat_map(|b| b.nodes.iter().copied())))
     }
+}
 
-    /// What was written last is read into the ledger.
-    ///
-    /// # Errors
-    /// When the file is none of this policy, or of a machine or reservations that were others.
-    pub fn read(&mut self, path: &Path) -> Result<(), String> {
-        let checkpoint = checkpoint(path);
+impl checkpoint::Ledger for Ledger {
+    const MANAGER: &'static str = "memory manager";
+    type Share = Vec<Block>;
+
+    fn entries(&self) -> &Entries<Self::Share> {
+        &self.entries
+    }
+
+    fn entries_mut(&mut self) -> &mut Entries<Self::Share> {
+        &mut self.entries
+    }
+
+    fn read(&mut self, path: &Path) -> Result<(), String> {
+        let checkpoint = state(path);
         let Some(file) = checkpoint.read::<File>()? else { return Ok(()) };
         if file.entries.is_empty() {
             // Nobody has anything: other reservations, or other memory, do no harm.
@@ -288,9 +287,8 @@ impl Ledger {
         Ok(())
     }
 
-    /// On disk when this returns.
-    pub fn write(&self, path: &Path) -> io::Result<()> {
-        checkpoint(path).write(File {
+    fn write(&self, path: &Path) -> io::Result<()> {
+        state(path).write(File {
             policy_name: STATIC.to_owned(),
             machine_state: self.nodes(),
             entries: self.entries.clone(),
@@ -298,8 +296,8 @@ impl Ledger {
     }
 }
 
-fn checkpoint(path: &Path) -> Checkpoint<'_> {
-    Checkpoint { path, manager: "memory manager", policy: STATIC }
+fn state(path: &Path) -> Checkpoint<'_> {
+    Checkpoint { path, manager: <Ledger as checkpoint::Ledger>::MANAGER, policy: STATIC }
 }
 
 fn failed(words: &str) -> String {

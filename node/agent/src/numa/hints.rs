@@ -42,9 +42,13 @@ impl Mask {
         self.0 & other.0 == other.0
     }
 
-    /// Fewer nodes, or as many with lower numbers.
-    pub fn is_narrower_than(self, other: Self) -> bool {
-        (self.count(), self.0) < (other.count(), other.0)
+    /// Fewer nodes; or as many that are nearer to each other, or have lower numbers.
+    pub fn is_narrower_than(self, other: Self, distances: &Distances) -> bool {
+        let apart = |mask: Self| -> u64 {
+            let pairs = distances.iter().filter(|((a, b), _)| mask.has(*a) && mask.has(*b));
+            pairs.map(|(_, distance)| u64::from(*distance)).sum()
+        };
+        (self.count(), apart(self), self.0) < (other.count(), apart(other), other.0)
     }
 }
 
@@ -79,12 +83,20 @@ pub fn counted(
     there: impl Fn(Mask) -> usize,
     free: impl Fn(Mask) -> usize,
 ) -> Vec<Hint> {
-    let least = masks(nodes).filter(|m| there(*m) >= wanted).map(Mask::count).min().unwrap_or(nodes.count());
+    let least = fewest(nodes, wanted, there);
     let fits = masks(nodes).filter(|m| free(*m) >= wanted);
     fits.map(|m| Hint { nodes: Some(m), preferred: m.count() == least }).collect()
 }
 
-/// What an operator set. With any policy but `None` a machine has [`MOST_NODES`] memory nodes at most.
+/// The fewest of these nodes on which there are as many as are `wanted`, whether they are free or not.
+pub fn fewest(nodes: Mask, wanted: usize, there: impl Fn(Mask) -> usize) -> u32 {
+    masks(nodes).filter(|m| there(*m) >= wanted).map(Mask::count).min().unwrap_or(nodes.count())
+}
+
+/// How far memory nodes are from each other, as the kernel tells it (10: the same node); empty: that does not count.
+pub type Distances = BTreeMap<(u32, u32), u32>;
+
+/// What an operator set. With any policy but `None` a machine has [`MOST_NODES`] memory nodes at most, or as many as an option says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
     /// Managers choose on their own.
@@ -98,7 +110,7 @@ pub enum Policy {
     SingleNumaNode,
 }
 
-/// As with the kubelet: the sets of nodes that are looked at double with each.
+/// Unless an option says more, as with the kubelet: the sets of nodes that are looked at double with each.
 pub const MOST_NODES: usize = 8;
 
 impl Policy {
@@ -116,7 +128,7 @@ impl Policy {
     }
 
     /// Where everything is to be had from; `None`: nowhere that this policy allows.
-    pub fn choose(self, nodes: Mask, offers: &[Offers]) -> Option<Hint> {
+    pub fn choose(self, nodes: Mask, offers: &[Offers], distances: &Distances) -> Option<Hint> {
         if self == Self::None {
             return Some(Hint::default());
         }
@@ -135,7 +147,7 @@ impl Policy {
             let single = |h: &Hint| h.preferred && h.nodes.is_none_or(|mask| mask.count() == 1);
             lists.iter_mut().for_each(|hints| hints.retain(single));
         }
-        let best = merge(nodes, &lists);
+        let best = merge(nodes, &lists, distances);
         match self {
             Self::None | Self::BestEffort => Some(best),
             Self::Restricted => Some(best).filter(|hint| hint.preferred),
@@ -149,7 +161,7 @@ impl Policy {
 
 /// The best of all ways to take one hint of each list. Ways that lead to the same are one: there are never more of them
 /// than there are sets of nodes, twice.
-fn merge(nodes: Mask, lists: &[Vec<Hint>]) -> Hint {
+fn merge(nodes: Mask, lists: &[Vec<Hint>], distances: &Distances) -> Hint {
     // What all named nodes have in common, whether all was preferred, and whether any node was named.
     let mut ways = BTreeSet::from([(nodes, true, false)]);
     for hints in lists {
@@ -169,8 +181,8 @@ fn merge(nodes: Mask, lists: &[Vec<Hint>]) -> Hint {
     // As many nodes as the resource needs that needs the most.
     let target = lists.iter().filter_map(least).max().unwrap_or(0);
     let ways = ways.into_iter().filter(|(common, ..)| common.count() > 0);
-    let best =
-        ways.map(|(common, preferred, _)| (common, preferred)).reduce(|best, one| better(best, one, target));
+    let ways = ways.map(|(common, preferred, _)| (common, preferred));
+    let best = ways.reduce(|best, one| better(best, one, target, distances));
     best.map_or(Hint { nodes: Some(nodes), preferred: false }, |(common, preferred)| Hint {
         nodes: Some(common),
         preferred,
@@ -178,11 +190,11 @@ fn merge(nodes: Mask, lists: &[Vec<Hint>]) -> Hint {
 }
 
 /// Preferred before others, and of those the narrowest; of what is not preferred, what is nearest to `target` nodes.
-fn better(a: (Mask, bool), b: (Mask, bool), target: u32) -> (Mask, bool) {
+fn better(a: (Mask, bool), b: (Mask, bool), target: u32, distances: &Distances) -> (Mask, bool) {
     if a.1 != b.1 {
         return if a.1 { a } else { b };
     }
-    let narrower = if b.0.is_narrower_than(a.0) { b } else { a };
+    let narrower = if b.0.is_narrower_than(a.0, distances) { b } else { a };
     if a.1 || a.0.count() == b.0.count() {
         return narrower;
     }
@@ -206,7 +218,7 @@ mod tests {
     }
 
     fn chosen(policy: Policy, nodes: &[u32], offers: &[Offers]) -> Option<(Vec<u32>, bool)> {
-        let hint = policy.choose(mask(nodes), offers)?;
+        let hint = policy.choose(mask(nodes), offers, &Distances::new())?;
         Some((hint.nodes.map(|m| m.nodes().collect()).unwrap_or_default(), hint.preferred))
     }
 
@@ -271,6 +283,21 @@ mod tests {
             || Some(masks(nodes).map(|m| Hint { nodes: Some(m), preferred: m.count() == 1 }).collect());
         let offers: Offers = (0..12).map(|n| (n.to_string(), hints())).collect();
         assert_eq!(chosen(Policy::Restricted, &[0, 1, 2, 3, 4, 5, 6, 7], &[offers]), Some((vec![0], true)));
+    }
+
+    #[test]
+    fn of_as_many_nodes_the_nearest_are_chosen() {
+        // Nodes 0 and 3 are neighbours, and 1 and 2.
+        let near = |a: u32, b: u32| a == b || a + b == 3;
+        let pairs = (0..4).flat_map(|a| (0..4).map(move |b| (a, b)));
+        let distances: Distances = pairs.map(|(a, b)| ((a, b), if near(a, b) { 10 } else { 20 })).collect();
+        let cpu = offer("cpu", &[(&[0, 1], true), (&[0, 3], true), (&[1, 2], true), (&[0, 1, 2, 3], false)]);
+        let chosen = |distances: &Distances| {
+            let hint = Policy::BestEffort.choose(mask(&[0, 1, 2, 3]), std::slice::from_ref(&cpu), distances);
+            hint.and_then(|hint| hint.nodes).map(|mask| mask.nodes().collect::<Vec<_>>())
+        };
+        assert_eq!(chosen(&Distances::new()), Some(vec![0, 1]));
+        assert_eq!(chosen(&distances), Some(vec![1, 2]));
     }
 
     #[test]

@@ -75,17 +75,18 @@ impl Machine {
 
 fn place(dir: &Path, policy: Policy, scope: Scope, devices: Manager) -> Placement {
     let topology = topology::read(dir);
-    let mut cpus = ledger::Ledger { topology, reserved: set::Set::from([0]), ..Default::default() };
+    let cpus = ledger::Ledger { topology, reserved: set::Set::from([0]), ..Default::default() };
     let memory = machine::read(dir, 0);
     let nodes = Mask::of(memory.keys().copied());
     let reserved = BTreeMap::from([(0, Amounts::from([("memory".to_owned(), GI)]))]);
-    let mut memory = memories::Ledger { machine: memory, reserved, ..Default::default() };
+    let memory = memories::Ledger { machine: memory, reserved, ..Default::default() };
     let files = ["cpu_manager_state", "memory_manager_state"].map(|name| dir.join(name));
-    cpus.read(&files[0]).expect("a checkpoint");
-    memory.read(&files[1]).expect("a checkpoint");
     let [cpu_file, memory_file] = files;
-    let managers = (Cpus::over(cpu_file, cpus), Memory::over(memory_file, memory), devices);
-    Placement::new((policy, scope), nodes, managers).expect("few nodes")
+    let cpus = Cpus::open(cpu_file, cpus).expect("a checkpoint");
+    let memory = Memory::open(memory_file, memory).expect("a checkpoint");
+    let managers = (cpus, memory, devices);
+    let settings = Settings { policy, scope, ..Settings::default() };
+    Placement::new(&settings, nodes, distances(dir, nodes), managers).expect("few nodes")
 }
 
 fn container(name: &str, cpu: u64, gi: u64, things: u64) -> Value {
@@ -185,6 +186,25 @@ async fn what_is_lacking_is_told_in_words() {
 }
 
 #[tokio::test]
+async fn who_asks_for_half_a_core_is_refused_where_whole_ones_are_given() {
+    let dir = tempfile::tempdir().expect("a directory");
+    sysfs(dir.path(), 1);
+    let options = cpus::options::Options::of([cpus::options::Choice::FullCores]);
+    let ledger = ledger::Ledger { topology: topology::read(dir.path()), options, ..Default::default() };
+    let cpus = Cpus::open(dir.path().join("cpu_manager_state"), ledger).expect("a ledger");
+    let devices = Manager::new(dir.path().to_owned(), dir.path().join("d"), CancellationToken::new());
+    let managers = (cpus, Memory::default(), devices);
+    let placement = Placement::new(&Settings::default(), Mask::of([0]), Distances::new(), managers);
+    let machine = Machine { placement: placement.expect("few nodes"), dir };
+    let words = "SMTAlignmentError: Pod was rejected: SMT Alignment Error: requested 3 cpus not multiple cpus per core = 2";
+    assert_eq!(machine.place(&pod("p", &[], &[container("c", 3, 1, 0)])).await, Err(words.into()));
+    assert_eq!(machine.place(&pod("p", &[], &[container("c", 2, 1, 0)])).await, Ok(()));
+    let words = "SMTAlignmentError: Pod was rejected: SMT Alignment Error: not enough free physical CPUs: available \
+        physical CPUs = 2, requested CPUs = 4, CPUs per core = 2";
+    assert_eq!(machine.place(&pod("q", &[], &[container("c", 4, 1, 0)])).await, Err(words.into()));
+}
+
+#[tokio::test]
 async fn what_was_placed_is_found_by_another_agent() {
     let machine = Machine::new(2, Policy::Restricted, Scope::Container);
     let own = pod("p", &[], &[container("c", 2, 1, 0)]);
@@ -195,27 +215,57 @@ async fn what_was_placed_is_found_by_another_agent() {
     let placement = place(machine.dir.path(), Policy::Restricted, Scope::Container, devices);
     let machine = Machine { placement, ..machine };
     assert_eq!(machine.has("p", "c"), had);
-    machine.placement.complete(&own, &BTreeSet::from(["c".to_owned()])).await;
+    machine.placement.complete(&own, &BTreeSet::from(["c".to_owned()]), &BTreeSet::new()).await;
     assert_eq!(machine.has("p", "c"), had);
     // One that turns out to be a wasm container has nothing of its own; one that began before the policy was set goes on
     // without, where there is nothing left.
     machine.placement.release("p", "c");
     assert_eq!(machine.has("p", "c"), "@");
     let large = pod("q", &[], &[container("c", 12, 1, 0)]);
-    machine.placement.complete(&large, &BTreeSet::from(["c".to_owned()])).await;
+    machine.placement.complete(&large, &BTreeSet::from(["c".to_owned()]), &BTreeSet::new()).await;
     assert_eq!(machine.has("q", "c"), "@");
+}
+
+#[tokio::test]
+async fn what_has_ended_gets_nothing_beside_its_pod() {
+    let machine = Machine::new(2, Policy::None, Scope::Container);
+    let own = pod("p", &[container("init", 2, 1, 0)], &[container("c", 2, 1, 0)]);
+    let linux = ["init", "c"].map(str::to_owned).into();
+    assert_eq!(machine.place(&own).await, Ok(()));
+    let had = machine.has("p", "c");
+    // An agent of before took back what ended init containers had.
+    machine.placement.release("p", "init");
+    machine.placement.complete(&own, &linux, &BTreeSet::from(["init"])).await;
+    assert_eq!([machine.has("p", "init"), machine.has("p", "c")], ["@".into(), had.clone()]);
+    // One that is still to run gets what it lacks.
+    machine.placement.release("p", "c");
+    machine.placement.complete(&own, &linux, &BTreeSet::new()).await;
+    assert_eq!(machine.has("p", "init"), machine.has("p", "c"));
 }
 
 #[test]
 fn machines_with_many_nodes_have_no_policy() {
     let dir = tempfile::tempdir().expect("a directory");
     let devices = || Manager::new(dir.path().to_owned(), dir.path().join("state"), CancellationToken::new());
-    let of = |policy| {
+    let of = |policy, options| {
         let managers = (Cpus::default(), Memory::default(), devices());
-        Placement::new((policy, Scope::Container), Mask::of(0..9), managers).map(|p| p.decides())
+        let settings = Settings { policy, options, ..Settings::default() };
+        Placement::new(&settings, Mask::of(0..9), Distances::new(), managers).map(|p| p.decides())
     };
-    assert_eq!(of(Policy::None), Ok(false));
-    assert_eq!(of(Policy::BestEffort), Err("unsupported on machines with more than 8 NUMA Nodes".into()));
+    assert_eq!(of(Policy::None, Options::default()), Ok(false));
+    let words = "unsupported on machines with more than 8 NUMA Nodes";
+    assert_eq!(of(Policy::BestEffort, Options::default()), Err(words.into()));
+    let more = Options::parse("max-allowable-numa-nodes=9", &Default::default()).expect("an option");
+    assert_eq!(of(Policy::BestEffort, more), Ok(true));
+}
+
+#[test]
+fn a_machine_tells_how_far_its_nodes_are_apart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    sysfs(dir.path(), 2);
+    std::fs::write(dir.path().join("node/node1/distance"), "21 10\n").expect("a file");
+    let expected = Distances::from([((1, 0), 21), ((1, 1), 10)]);
+    assert_eq!(distances(dir.path(), Mask::of(0..2)), expected);
 }
 
 struct Plain;

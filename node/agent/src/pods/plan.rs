@@ -2,6 +2,8 @@
 //!
 //! A plan is short: the worker carries it out, looks again and asks again, until nothing is left to do.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use k8s_openapi::api::core::v1::{Container as Spec, Pod};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
@@ -289,9 +291,27 @@ pub fn started(spec: &Spec, container: &Container, memory: &Memory) -> bool {
     container.phase == Phase::Running && (spec.startup_probe.is_none() || passed())
 }
 
+/// Whether main containers have begun in the sandbox that counts.
+fn mains_began(input: Input<'_>) -> bool {
+    main_containers(input.pod).iter().any(|s| input.state.current(&s.name).is_some())
+}
+
+fn succeeded(input: Input<'_>, spec: &Spec) -> bool {
+    input.state.current(&spec.name).is_some_and(|c| c.phase == Phase::Exited && c.exit_code == 0)
+}
+
+/// Init containers that are done, and do not run again in the sandbox that counts.
+pub fn done(input: Input<'_>) -> BTreeSet<&str> {
+    if input.state.sandbox().is_none_or(|sandbox| !sandbox.ready) {
+        return BTreeSet::new();
+    }
+    let all = init_containers(input.pod).iter().filter(|spec| !is_sidecar(spec));
+    all.filter(|spec| mains_began(input) || succeeded(input, spec)).map(|spec| spec.name.as_str()).collect()
+}
+
 /// Goes through the init containers in order; true when the main containers may run.
 fn init(input: Input<'_>, plan: &mut Plan) -> bool {
-    let mains_began = main_containers(input.pod).iter().any(|s| input.state.current(&s.name).is_some());
+    let mains_began = mains_began(input);
     for spec in init_containers(input.pod) {
         let current = input.state.current(&spec.name);
         if is_sidecar(spec) {
@@ -301,8 +321,7 @@ fn init(input: Input<'_>, plan: &mut Plan) -> bool {
                 return false;
             }
         } else if !mains_began {
-            let done = current.is_some_and(|c| c.phase == Phase::Exited && c.exit_code == 0);
-            if !done {
+            if !succeeded(input, spec) {
                 start_if_due(input, spec, plan);
                 return false;
             }
@@ -369,7 +388,7 @@ fn next_attempt(input: Input<'_>, name: &str) -> u32 {
 
 /// Dead containers but the last two of a name (the newest, and the one that `logs --previous` shows).
 fn prune(input: Input<'_>) -> Vec<Action> {
-    let mut seen: std::collections::BTreeMap<&str, u32> = std::collections::BTreeMap::new();
+    let mut seen: BTreeMap<&str, u32> = BTreeMap::new();
     let mut actions = Vec::new();
     for container in &input.state.containers {
         let count = seen.entry(container.name.as_str()).or_default();

@@ -1,4 +1,5 @@
 use super::*;
+use crate::checkpoint::Ledger as _;
 
 const GI: u64 = 1 << 30;
 

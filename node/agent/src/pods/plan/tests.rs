@@ -89,6 +89,22 @@ fn init_containers_run_in_order() {
 }
 
 #[test]
+fn init_containers_are_done_once_a_sandbox() {
+    let pod = pod("Always", &["i", "j"], &["a"]);
+    let done = |state: &PodState| -> String {
+        let memory = mounted();
+        let input = Input { pod: &pod, fate: Fate::Runs, state, memory: &memory, now: at(0) };
+        super::done(input).into_iter().collect()
+    };
+    assert_eq!(done(&state(&[("i", 0, Phase::Exited, 0), ("j", 0, Phase::Exited, 1)])), "i");
+    // The runtime may have forgotten them.
+    let mut began = state(&[("a", 0, Phase::Exited, 1)]);
+    assert_eq!(done(&began), "ij");
+    began.sandboxes.iter_mut().for_each(|sandbox| sandbox.ready = false);
+    assert_eq!(done(&began), "");
+}
+
+#[test]
 fn restart_policies() {
     let table = [
         ("Always", 0, vec![start("a", 1, Some(10))]),

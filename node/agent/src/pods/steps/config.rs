@@ -131,6 +131,8 @@ pub struct Ingredients<'a> {
     pub cpus: Option<Share>,
     /// The memory nodes that it has memory of, in the kernel's words; empty: all.
     pub mems: String,
+    /// Sizes of this machine's huge pages, in the words of control groups.
+    pub page_sizes: &'a [String],
 }
 
 /// The config of a container.
@@ -140,7 +142,8 @@ pub struct Ingredients<'a> {
 pub fn container(pod: &Pod, spec: &Container, of: Ingredients<'_>) -> Result<cri::ContainerConfig, String> {
     let Ingredients { attempt, image, user, mut env, mounts, target, devices, node_memory, profiles, .. } =
         of;
-    let (cpus, mems) = (of.cpus, of.mems);
+    let resources = resources::no_other_pages(of.page_sizes, resources::container(pod, spec, node_memory)?);
+    let resources = resources::on(of.cpus, of.mems, resources);
     // What a plugin sets, nobody overrides.
     env.retain(|(name, _)| !devices.envs.contains_key(name));
     env.extend(devices.envs);
@@ -184,7 +187,7 @@ pub fn container(pod: &Pod, spec: &Container, of: Ingredients<'_>) -> Result<cri
         stdin_once: spec.stdin_once.unwrap_or(false),
         tty: spec.tty.unwrap_or(false),
         linux: Some(cri::LinuxContainerConfig {
-            resources: Some(resources::on(cpus, mems, resources::container(pod, spec, node_memory)?)),
+            resources: Some(resources),
             security_context: Some(security::into(target, security::container(pod, spec, &user, profiles)?)),
         }),
         envs: env.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),

@@ -177,6 +177,7 @@ async fn make_config(
         devices,
         node_memory: context.machine_memory,
         profiles: context.profiles(),
+        page_sizes: &context.page_sizes,
     };
     config::container(pod, spec, of)
 }

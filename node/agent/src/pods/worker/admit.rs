@@ -9,6 +9,7 @@ use super::Worker;
 use crate::eviction::rank::is_critical;
 use crate::eviction::thresholds::Pressure;
 use crate::numa::Refusal;
+use crate::pods::plan;
 use crate::pods::requests::{self, Amounts};
 use crate::pods::state::{Failed, Fate};
 use crate::pods::steps::sandbox;
@@ -54,7 +55,7 @@ impl Worker {
             .flat_map(|s| s.container_statuses.iter().chain(&s.init_container_statuses).flatten());
         let began = statuses.into_iter().any(|s| s.container_id.is_some());
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
-        let ended = crate::pods::plan::ended(self.input());
+        let ended = plan::ended(self.input());
         let asked = requests::of_pod(&self.pod);
         if began || ended || !self.state.sandboxes.is_empty() {
             self.pods.take(&uid, asked, |_, _| !ended);
@@ -113,7 +114,8 @@ impl Worker {
         if self.context.placement.decides()
             && let Some(linux) = sandbox::linux_containers(&self.context, &self.pod).await
         {
-            self.context.placement.complete(&self.pod, &linux).await;
+            let done = plan::done(self.input());
+            self.context.placement.complete(&self.pod, &linux, &done).await;
         }
     }
 }

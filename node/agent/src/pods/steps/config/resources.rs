@@ -28,15 +28,38 @@ fn oom_score(pod: &Pod, spec: &Container, node_memory: i64) -> i64 {
     }
 }
 
-/// The huge pages that a container asks for, in the words of control groups: `2MB`.
+/// The size of huge pages that a resource (`hugepages-2Mi`) is of, in the words of control groups: `2MB`.
+pub fn page_size(resource: &str) -> Option<String> {
+    let size = Quantity::parse(resource.strip_prefix("hugepages-")?).ok()?.value();
+    let (mut amount, mut unit) = (u64::try_from(size).ok()?, 0);
+    while amount >= 1024 && unit < 3 {
+        (amount, unit) = (amount / 1024, unit + 1);
+    }
+    Some(format!("{amount}{}", ["B", "KB", "MB", "GB"].get(unit)?))
+}
+
+/// The huge pages that a container asks for.
 fn huge_pages(spec: &Container) -> Vec<cri::HugepageLimit> {
     let limits = spec.resources.iter().flat_map(|r| r.limits.iter().flatten());
     let of = limits.filter_map(|(name, amount)| {
-        let size = name.strip_prefix("hugepages-")?.strip_suffix('i')?;
         let limit = u64::try_from(Quantity::parse(&amount.0).ok()?.value()).ok()?;
-        Some(cri::HugepageLimit { page_size: format!("{size}B"), limit })
+        Some(cri::HugepageLimit { page_size: page_size(name)?, limit })
     });
     of.collect()
+}
+
+/// The same with none of the huge pages of these sizes that are not asked for: what is not limited can be used up.
+pub fn no_other_pages(
+    sizes: &[String],
+    mut resources: cri::LinuxContainerResources,
+) -> cri::LinuxContainerResources {
+    let limits = &mut resources.hugepage_limits;
+    for size in sizes {
+        if !limits.iter().any(|one| one.page_size == *size) {
+            limits.push(cri::HugepageLimit { page_size: size.clone(), limit: 0 });
+        }
+    }
+    resources
 }
 
 /// What a container may use.
@@ -113,6 +136,28 @@ mod tests {
         let made = huge_pages(&spec);
         let made: Vec<_> = made.iter().map(|one| (one.page_size.as_str(), one.limit)).collect();
         assert_eq!(made, [("1GB", 1 << 30), ("2MB", 64 << 20)]);
+        assert_eq!(page_size("hugepages-2048Ki").as_deref(), Some("2MB"));
+        assert_eq!((page_size("hugepages-64Ki").as_deref(), page_size("memory")), (Some("64KB"), None));
+    }
+
+    #[test]
+    fn huge_pages_that_are_not_named_are_not_had() {
+        let sizes = ["hugepages-1Gi", "hugepages-2Mi"].map(|name| page_size(name).expect("a size"));
+        let limits = |resources: serde_json::Value| {
+            let spec = json!({"name": "a", "resources": resources});
+            let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": {"containers": [spec]}}))
+                .expect("a Pod");
+            let of = crate::pods::steps::config::Ingredients { page_sizes: &sizes, ..Default::default() };
+            let made =
+                crate::pods::steps::config::container(&pod, &pod.spec.as_ref().unwrap().containers[0], of);
+            let limits = made.unwrap().linux.unwrap().resources.unwrap().hugepage_limits;
+            limits.into_iter().map(|one| (one.page_size, one.limit)).collect::<Vec<_>>()
+        };
+        let none = [("1GB".to_owned(), 0), ("2MB".to_owned(), 0)];
+        assert_eq!(limits(json!({})), none);
+        assert_eq!(limits(json!({"limits": {"memory": "1Gi"}})), none);
+        let some = [("2MB".to_owned(), 64 << 20), ("1GB".to_owned(), 0)];
+        assert_eq!(limits(json!({"limits": {"hugepages-2Mi": "64Mi"}})), some);
     }
 
     #[test]
