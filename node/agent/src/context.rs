@@ -80,6 +80,8 @@ pub struct Context {
     pub placement: crate::numa::Placement,
     /// What an operator set.
     pub tuning: Tuning,
+    /// How full volumes of claims were when they were last looked at.
+    pub volume_stats: crate::volumes::stats::Measured,
     /// What the node is short of.
     pub pressure: tokio::sync::watch::Sender<Pressure>,
     /// The node is being shut down: it takes no more pods.

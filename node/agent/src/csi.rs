@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 use tower::service_fn;
 
+pub mod expand;
 pub mod registration;
 pub mod volume;
 
@@ -64,6 +65,10 @@ pub struct Driver {
     stages: bool,
     /// The driver itself gives volumes to a group.
     groups: bool,
+    /// It says how full volumes are.
+    counts: bool,
+    /// Its volumes have a part on the node that grows.
+    expands: bool,
 }
 
 impl Drivers {
@@ -73,6 +78,11 @@ impl Drivers {
             Some(endpoint) => all.insert(name.to_owned(), endpoint),
             None => all.remove(name),
         };
+    }
+
+    /// Whether any has registered.
+    pub fn any(&self) -> bool {
+        !self.by_name.read().is_empty()
     }
 
     /// The driver of that name.
@@ -96,6 +106,8 @@ impl Drivers {
             name: name.to_owned(),
             stages: can(rpc::Type::StageUnstageVolume),
             groups: can(rpc::Type::VolumeMountGroup),
+            counts: can(rpc::Type::GetVolumeStats),
+            expands: can(rpc::Type::ExpandVolume),
             client,
         })
     }

@@ -117,6 +117,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         devices: devices.clone(),
         csi: Default::default(),
         claims: Default::default(),
+        volume_stats: Default::default(),
         tuning: options.tuning.clone(),
         pressure: tokio::sync::watch::channel(Default::default()).0,
         shutting_down: Default::default(),

@@ -15,11 +15,14 @@ use claims::{Claimed, Claims};
 
 pub mod atomic;
 pub mod claims;
+pub mod devices;
 pub mod host_path;
+pub mod huge_pages;
 pub mod memory;
 pub mod mounting;
 pub mod mounts;
 pub mod sources;
+pub mod stats;
 pub mod used;
 
 /// Why a volume is not there: the words of a `FailedMount` Event.
@@ -133,6 +136,11 @@ pub fn is_memory(volume: &Volume) -> bool {
     volume.empty_dir.as_ref().is_some_and(|e| e.medium.as_deref() == Some("Memory"))
 }
 
+/// Whether what is written to an emptyDir takes of the node's disk.
+pub fn is_on_disk(volume: &Volume) -> bool {
+    volume.empty_dir.as_ref().is_some_and(|e| e.medium.as_deref().unwrap_or_default().is_empty())
+}
+
 /// The directory that the kubelet gives to a kind of volume that is written from objects.
 fn plugin(volume: &Volume) -> Option<&'static str> {
     if volume.config_map.is_some() {
@@ -166,13 +174,7 @@ pub fn unsupported(pod: &Pod) -> Option<Error> {
             || volume.nfs.is_some()
             || volume.csi.is_some();
         let known = claimed || mounted || plugin(volume).is_some();
-        let medium = volume.empty_dir.as_ref().and_then(|e| e.medium.as_deref()).unwrap_or_default();
-        let kind = match (known, medium.starts_with("HugePages")) {
-            (true, false) => return None,
-            (true, true) => format!("emptyDir with medium {medium}"),
-            (false, _) => kind(volume),
-        };
-        Some(Error::Unsupported { volume: volume.name.clone(), kind })
+        (!known).then(|| Error::Unsupported { volume: volume.name.clone(), kind: kind(volume) })
     })
 }
 
@@ -203,7 +205,10 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
         let path =
             dir.volume(volume).ok_or_else(|| failed("the name of the volume is not a file name".into()))?;
         if let Some(directory) = dir.claims.get(&volume.name).and_then(Claimed::directory) {
-            check_directory(dir, Path::new(directory)).map_err(failed)?;
+            let is_block = dir.claims.get(&volume.name).is_some_and(Claimed::is_block);
+            let directory = Path::new(directory);
+            let checked = if is_block { devices::is_device(directory) } else { check_directory(dir, directory) };
+            checked.map_err(failed)?;
             continue;
         }
         let fresh = !path.exists();
@@ -221,8 +226,13 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
             continue;
         }
         if let Some(source) = &volume.empty_dir {
-            if fresh {
-                empty_dir(source, &path).map_err(failed)?;
+            let made = match huge_pages::medium(volume) {
+                Some(medium) => {
+                    huge_pages::page_size(medium, pod).and_then(|size| mounting::huge_pages(&path, size))
+                }
+                None => empty_dir(source, &path, fresh),
+            };
+            if made.map_err(failed)? {
                 own(pod, &path).map_err(failed)?;
             }
             continue;
@@ -239,14 +249,15 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
     Ok(changed)
 }
 
-/// Any user of the pod may write there.
-fn empty_dir(source: &EmptyDirVolumeSource, path: &Path) -> Result<(), String> {
+/// Any user of the pod may write there. Returns whether it was not so before.
+fn empty_dir(source: &EmptyDirVolumeSource, path: &Path, fresh: bool) -> Result<bool, String> {
     if source.medium.as_deref() == Some("Memory") && nix::unistd::geteuid().is_root() {
         let limit = source.size_limit.as_ref().and_then(|q| Quantity::parse(&q.0).ok());
         return mounting::memory(path, limit.and_then(|q| u64::try_from(q.value()).ok()).filter(|b| *b > 0));
     }
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-    std::fs::set_permissions(path, open).map_err(|e| format!("open {} to all: {e}", path.display()))
+    let opened = if fresh { std::fs::set_permissions(path, open) } else { Ok(()) };
+    opened.map(|()| fresh).map_err(|e| format!("open {} to all: {e}", path.display()))
 }
 
 /// Gives what is in a volume to the pod's `fsGroup`. Only root can, and only root's pods have other users.

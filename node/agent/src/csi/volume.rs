@@ -11,13 +11,14 @@ use kube::api::{Patch, PatchParams};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use tonic::Code;
 
 use super::{Driver, v1, words};
 use crate::context::Context;
 use crate::objects::Kind;
 use crate::volumes::PodDir;
 use crate::volumes::claims::Claimed;
-use v1::volume_capability::{AccessMode, AccessType, MountVolume, access_mode::Mode};
+use v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode};
 
 /// The directory of volumes of drivers, in a pod's.
 pub const PLUGIN: &str = "kubernetes.io~csi";
@@ -68,6 +69,23 @@ struct Wish {
     mode: Mode,
     flags: Vec<String>,
     read_only: bool,
+    /// A device, not a filesystem.
+    block: bool,
+}
+
+impl Wish {
+    fn capability(&self, group: String) -> v1::VolumeCapability {
+        let access = match self.block {
+            true => AccessType::Block(BlockVolume {}),
+            false => AccessType::Mount(MountVolume {
+                fs_type: self.source.fs_type.clone().unwrap_or_default(),
+                mount_flags: self.flags.clone(),
+                volume_mount_group: group,
+            }),
+        };
+        let access_mode = Some(AccessMode { mode: self.mode.into() });
+        v1::VolumeCapability { access_type: Some(access), access_mode }
+    }
 }
 
 fn hash(parts: &[&str]) -> String {
@@ -96,6 +114,7 @@ fn wish(pod: &Pod, volume: &Volume, claimed: Option<&Claimed>) -> Option<Wish> {
             mode: Mode::SingleNodeWriter,
             flags: Vec::new(),
             read_only,
+            block: false,
         });
     }
     let claimed = claimed?;
@@ -107,6 +126,7 @@ fn wish(pod: &Pod, volume: &Volume, claimed: Option<&Claimed>) -> Option<Wish> {
     };
     Some(Wish {
         read_only: claimed.read_only || source.read_only == Some(true),
+        block: claimed.is_block(),
         source,
         inline: false,
         name: claimed.name.clone(),
@@ -171,15 +191,8 @@ async fn publish_one(
         false => HashMap::new(),
     };
     let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|s| s.fs_group);
-    let mount = MountVolume {
-        fs_type: source.fs_type.clone().unwrap_or_default(),
-        mount_flags: wish.flags.clone(),
-        volume_mount_group: group.filter(|_| driver.groups).map(|g| g.to_string()).unwrap_or_default(),
-    };
-    let capability = v1::VolumeCapability {
-        access_type: Some(AccessType::Mount(mount)),
-        access_mode: Some(AccessMode { mode: wish.mode.into() }),
-    };
+    let group = group.filter(|_| driver.groups).map(|g| g.to_string()).unwrap_or_default();
+    let capability = wish.capability(group);
     let mut about: HashMap<String, String> =
         source.volume_attributes.clone().unwrap_or_default().into_iter().collect();
     if wish.inline || spec.pod_info_on_mount == Some(true) {
@@ -230,7 +243,8 @@ async fn publish_one(
         volume_context: about,
     };
     driver.client.node_publish_volume(request).await.map_err(|e| words(name, &e))?;
-    if driver.groups || wish.read_only || !gives_to_group(wish, spec.fs_group_policy.as_deref()) {
+    if driver.groups || wish.read_only || wish.block || !gives_to_group(wish, spec.fs_group_policy.as_deref())
+    {
         return Ok(());
     }
     let (pod, target) = (pod.clone(), target.to_owned());
@@ -360,11 +374,85 @@ async fn unpublish(driver: &mut Driver, record: &Record, target: &Path) -> anyho
     let done = driver.client.node_unpublish_volume(request).await;
     done.map_err(|e| anyhow::anyhow!(words(&driver.name, &e)))?;
     // The driver removes its target; a directory that it left has to be empty.
-    match std::fs::remove_dir(target) {
+    let is_folder = std::fs::symlink_metadata(target).is_ok_and(|found| found.is_dir());
+    match if is_folder { std::fs::remove_dir(target) } else { std::fs::remove_file(target) } {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(anyhow::Error::new(error).context(format!("remove {}", target.display())))
         }
         _ => Ok(()),
+    }
+}
+
+/// How full a volume of a driver is, as the driver says it; nothing where it does not say.
+///
+/// # Errors
+/// When it has left, or fails.
+pub async fn usage(
+    context: &Context,
+    source: &CSIPersistentVolumeSource,
+    target: &Path,
+) -> Result<Vec<v1::VolumeUsage>, String> {
+    let mut driver = context.csi.get(&source.driver).await?;
+    if !driver.counts {
+        return Ok(Vec::new());
+    }
+    let request = v1::NodeGetVolumeStatsRequest {
+        volume_id: source.volume_handle.clone(),
+        volume_path: target.display().to_string(),
+        staging_target_path: staged(context, &driver, source),
+    };
+    let answer = driver.client.node_get_volume_stats(request).await;
+    Ok(answer.map_err(|e| words(&source.driver, &e))?.into_inner().usage)
+}
+
+fn staged(context: &Context, driver: &Driver, source: &CSIPersistentVolumeSource) -> String {
+    let path = staging(&context.root, &source.driver, &source.volume_handle);
+    if driver.stages { path.display().to_string() } else { String::new() }
+}
+
+/// What came of an expansion.
+pub enum Expanded {
+    /// The volume has its new size.
+    Done,
+    /// Nothing of it is to be done on the node.
+    Needless,
+    /// The driver refuses this size for good, in its words.
+    Never(String),
+}
+
+/// Lets a driver make its volume as large as it is to be.
+///
+/// # Errors
+/// In the driver's words; it is worth another try.
+pub async fn expand(
+    context: &Context,
+    pod: &Pod,
+    volume: &Volume,
+    claimed: &Claimed,
+    (target, bytes): (&Path, i64),
+) -> Result<Expanded, String> {
+    let Some(wish) = wish(pod, volume, Some(claimed)) else { return Ok(Expanded::Needless) };
+    let source = &wish.source;
+    let mut driver = context.csi.get(&source.driver).await?;
+    if !driver.expands {
+        return Ok(Expanded::Needless);
+    }
+    let request = v1::NodeExpandVolumeRequest {
+        volume_id: source.volume_handle.clone(),
+        volume_path: target.display().to_string(),
+        capacity_range: Some(v1::CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+        staging_target_path: staged(context, &driver, source),
+        volume_capability: Some(wish.capability(String::new())),
+        secrets: secrets(context, source.node_expand_secret_ref.as_ref()).await?,
+    };
+    match driver.client.node_expand_volume(request).await {
+        Ok(_) => Ok(Expanded::Done),
+        Err(status) => {
+            let infeasible =
+                [Code::InvalidArgument, Code::OutOfRange, Code::NotFound].contains(&status.code());
+            let words = words(&source.driver, &status);
+            if infeasible { Ok(Expanded::Never(words)) } else { Err(words) }
+        }
     }
 }
 

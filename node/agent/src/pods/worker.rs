@@ -351,6 +351,7 @@ impl Worker {
                 self.memory.mounted = true;
                 self.memory.mount_error = None;
                 self.refreshed = Instant::now();
+                crate::csi::expand::run(&self.context, &self.pod).await;
             }
             Err(error @ VolumeError::Unsupported { .. }) => {
                 self.refuse("UnsupportedVolume", "FailedMount", error.to_string())
@@ -402,13 +403,17 @@ impl Worker {
         }
     }
 
-    /// ConfigMaps and Secrets that changed, into the volumes of a running pod.
+    /// ConfigMaps and Secrets that changed, into the volumes of a running pod; volumes that grew.
     async fn refresh(&mut self) {
         let due = self.refreshed.elapsed() >= REFRESH;
-        if !due || self.fate != Fate::Runs || !self.memory.mounted || !volumes::live(&self.pod) {
+        if !due || self.fate != Fate::Runs || !self.memory.mounted {
             return;
         }
         self.refreshed = Instant::now();
+        crate::csi::expand::run(&self.context, &self.pod).await;
+        if !volumes::live(&self.pod) {
+            return;
+        }
         let ips = self.state.sandbox().map(|s| s.ips.clone()).unwrap_or_default();
         if let Err(error) = volumes::mount(&self.context, &self.pod, ips).await {
             self.context.recorder.pod(&self.pod, None, true, "FailedMount", error.to_string());

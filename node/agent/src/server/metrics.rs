@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::*;
 use crate::node::machine::{self, Usage};
 use crate::runtime::label;
+use crate::volumes::stats;
 
 struct Row {
     namespace: String,
@@ -180,7 +181,10 @@ pub async fn summary(State(shared): State<Shared>) -> Response {
             list.push(container);
         }
     }
-    let volumes = disk(&shared).await;
+    let mut volumes = disk(&shared).await;
+    for (uid, stats) in stats::claimed(&shared.context, &shared.pods.list()).await {
+        volumes.entry(uid).or_default().1.extend(stats.iter().map(|one| one.summary(&now)));
+    }
     for (uid, (sum, list)) in &volumes {
         if let Some(pod) = all.get_mut(uid.as_str()).and_then(|p| p.as_object_mut()) {
             pod.insert("ephemeral-storage".into(), json!({"time": now, "usedBytes": sum}));
@@ -228,7 +232,7 @@ async fn disk(shared: &Shared) -> HashMap<String, (u64, Vec<serde_json::Value>)>
             for volume in volumes::volumes(pod).iter().filter(|v| v.empty_dir.is_some()) {
                 let bytes = dir.volume(volume).map_or(0, |path| used::below(&path));
                 list.push(json!({"name": volume.name, "usedBytes": bytes}));
-                sum = if volumes::is_memory(volume) { sum } else { sum.saturating_add(bytes) };
+                sum = if volumes::is_on_disk(volume) { sum.saturating_add(bytes) } else { sum };
             }
             Some((uid, (sum, list)))
         };
@@ -267,6 +271,7 @@ pub async fn agent(State(shared): State<Shared>) -> Response {
             let _ = writeln!(text, "# TYPE kubelet_runtime_errors gauge\nkubelet_runtime_errors 1");
         }
     }
+    text += &stats::metrics(&stats::claimed(&shared.context, &shared.pods.list()).await);
     (PROMETHEUS, text).into_response()
 }
 

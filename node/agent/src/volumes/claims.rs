@@ -40,8 +40,9 @@ impl Claimed {
     /// # Errors
     /// The name of another kind.
     pub fn supported(&self) -> Result<(), String> {
-        if self.spec.volume_mode.as_deref() == Some("Block") {
-            return Err("volumeMode Block".to_owned());
+        let device = self.spec.local.is_some() || self.spec.csi.is_some();
+        if self.is_block() && !device {
+            return Err("volumeMode Block, but of local and CSI volumes,".to_owned());
         }
         let known = self.spec.local.is_some() || self.spec.host_path.is_some() || self.spec.nfs.is_some();
         if known || self.spec.csi.is_some() {
@@ -65,7 +66,12 @@ impl Claimed {
         Err(kind.cloned().unwrap_or_else(|| "unknown".to_owned()))
     }
 
-    /// A directory of this node that the volume is, without any mount.
+    /// Whether it is a device, and not a filesystem.
+    pub fn is_block(&self) -> bool {
+        self.spec.volume_mode.as_deref() == Some("Block")
+    }
+
+    /// A directory of this node that the volume is, without any mount; of a device its node.
     pub fn directory(&self) -> Option<&str> {
         let local = self.spec.local.as_ref().map(|l| l.path.as_str());
         local.or_else(|| self.spec.host_path.as_ref().map(|h| h.path.as_str()))
@@ -97,7 +103,9 @@ mod tests {
         let other =
             json!({"rbd": {"image": "i", "monitors": []}, "accessModes": ["ReadWriteOnce"], "capacity": {}});
         assert_eq!(claimed(other).supported(), Err("rbd".to_owned()));
-        let block = json!({"local": {"path": "/dev/x"}, "volumeMode": "Block"});
-        assert!(claimed(block).supported().is_err());
+        let block = claimed(json!({"local": {"path": "/dev/x"}, "volumeMode": "Block"}));
+        assert!(block.is_block() && block.supported().is_ok());
+        let block = json!({"hostPath": {"path": "/dev/x"}, "volumeMode": "Block"});
+        assert!(claimed(block).supported().is_err_and(|kind| kind.contains("volumeMode Block")));
     }
 }

@@ -81,18 +81,40 @@ pub fn nfs(share: &NFSVolumeSource, options: &[String], target: &Path) -> Result
     }
 }
 
-/// Mounts memory at a directory, if it is not mounted yet; at most so many bytes.
+/// Mounts memory at a directory, if it is not mounted yet, which is answered; at most so many bytes.
 ///
 /// # Errors
 /// Why it cannot be.
-pub fn memory(target: &Path, limit: Option<u64>) -> Result<(), String> {
+pub fn memory(target: &Path, limit: Option<u64>) -> Result<bool, String> {
     if is_mounted(target) {
-        return Ok(());
+        return Ok(false);
     }
     let data = limit.map_or_else(|| "mode=0777".to_owned(), |bytes| format!("mode=0777,size={bytes}"));
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some(data.as_str()))
-        .map_err(|e| format!("mount memory at {}: {e}", target.display()))
+        .map_err(|e| format!("mount memory at {}: {e}", target.display()))?;
+    Ok(true)
+}
+
+/// Mounts huge pages of so many bytes each at a directory, if they are not mounted yet, which is answered.
+///
+/// # Errors
+/// Why they cannot be.
+pub fn huge_pages(target: &Path, page_size: u64) -> Result<bool, String> {
+    const KIND: &str = "hugetlbfs";
+    if is_mounted(target) {
+        return Ok(false);
+    }
+    let data = format!("pagesize={page_size},mode=0777");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let why = match mount(Some("nodev"), target, Some(KIND), flags, Some(data.as_str())) {
+        Ok(()) => return Ok(true),
+        Err(nix::Error::ENODEV) => "this kernel has no huge pages (hugetlbfs)".to_owned(),
+        Err(nix::Error::EPERM) => "the node agent may not mount: it has to run as root".to_owned(),
+        Err(nix::Error::EINVAL) => format!("this kernel has no huge pages of {page_size} bytes"),
+        Err(error) => error.to_string(),
+    };
+    Err(format!("mount huge pages at {}: {why}", target.display()))
 }
 
 #[cfg(test)]
@@ -109,6 +131,26 @@ mod tests {
         if !knows("nfs4") {
             assert!(why.contains("no NFS client"), "{why}");
         }
+    }
+
+    #[test]
+    fn huge_pages_are_mounted_or_it_is_said_why_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let made = huge_pages(dir.path(), 2 << 20);
+        if !nix::unistd::geteuid().is_root() || !knows("hugetlbfs") {
+            let why = made.expect_err("not here");
+            assert!(why.contains("has to run as root") || why.contains("no huge pages"), "{why}");
+            return;
+        }
+        assert_eq!(made, Ok(true));
+        assert_eq!(huge_pages(dir.path(), 2 << 20), Ok(false), "once");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&dir.path().metadata().expect("it").permissions());
+        assert_eq!(mode & 0o777, 0o777);
+        let kind = nix::sys::statfs::statfs(dir.path()).expect("a filesystem").filesystem_type();
+        assert_eq!(kind, nix::sys::statfs::HUGETLBFS_MAGIC);
+        unmount_below(dir.path()).expect("unmounted");
+        let why = huge_pages(dir.path(), 12345).expect_err("no such pages");
+        assert!(why.contains("has no huge pages of 12345 bytes"), "{why}");
     }
 
     #[test]

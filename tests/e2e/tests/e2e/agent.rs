@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 mod claims;
 mod crashes;
-mod csi;
+pub(crate) mod csi;
 mod limits;
 
 use super::pods::{SOON, apply, has, status, steps};

@@ -17,7 +17,7 @@ use crate::pods::state::{Phase, PodState, Sandbox};
 use crate::pods::termination;
 use crate::probes::check::Target;
 use crate::runtime::Image;
-use crate::volumes::container_mounts;
+use crate::volumes::{container_mounts, devices as block, huge_pages};
 
 /// How long a `postStart` hook may take: it has no limit in Kubernetes, and a pod cannot wait for ever.
 const POST_START: Duration = Duration::from_secs(600);
@@ -143,6 +143,9 @@ async fn make_config(
     let env = env::build(pod, spec, services.clone(), &sources, &facts).map_err(|e| e.to_string())?;
     let dir = volumes::place(context, pod).await.map_err(|e| e.to_string())?;
     let linux = image.user.linux;
+    if let Some(volume) = huge_pages::mounted(pod, spec).filter(|_| !linux) {
+        return Err(format!("volume {volume:?} is of huge pages, which a wasm container cannot use"));
+    }
     let mut mounts = container_mounts(pod, spec, &dir, &env)?;
     if let Some(target) = &sight.volumes {
         // Its variables name its paths.
@@ -155,7 +158,13 @@ async fn make_config(
     if linux {
         mounts.extend(hosts::mount(pod, spec, &dir, &sandbox.ips)?);
     }
+    let blocks = block::of(pod, spec, &dir, linux)?;
     let mut devices = devices::allocate(context, pod, spec, linux).await?;
+    devices.devices.extend(blocks.into_iter().map(|one| coracle_devices::v1beta1::DeviceSpec {
+        container_path: one.container_path,
+        host_path: one.host_path,
+        permissions: if one.read_only { "r" } else { "mrw" }.to_owned(),
+    }));
     // Of a wasm container the runtime says that it cannot have them.
     let claimed = crate::claims::devices(context, pod, spec)?.into_iter();
     devices.cdi_devices.extend(claimed.map(|name| coracle_devices::v1beta1::CdiDevice { name }));

@@ -91,6 +91,7 @@ pub async fn mount(context: &Context, pod: &Pod, pod_ips: Vec<String>) -> Result
     };
     let found = read(context, pod, sources::references(pod)).await.map_err(|e| failed(e.to_string()))?;
     let dir = place(context, pod).await?;
+    volumes::devices::check(pod, &dir)?;
     let published = crate::csi::volume::publish(context, pod, &dir).await;
     published.map_err(|(volume, message)| Error::SetUp { volume, message })?;
     let mut facts = context.facts(pod_ips);

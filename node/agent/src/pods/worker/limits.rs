@@ -79,7 +79,7 @@ impl Worker {
             limits.push(Limit { paths, layers, most, message });
         }
         if every {
-            let on_disk = all.iter().filter(|v| v.empty_dir.is_some() && !volumes::is_memory(v));
+            let on_disk = all.iter().filter(|v| volumes::is_on_disk(v));
             let paths = on_disk.filter_map(|v| dir.volume(v)).chain([logs]).collect();
             let layers = specs.iter().map(|s| s.name.clone()).collect();
             let message =

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, ensure};
 use coracle_agent::csi::plugin::registration_server::{Registration, RegistrationServer};
 use coracle_agent::csi::v1::node_server::{Node, NodeServer};
 use coracle_agent::csi::v1::node_service_capability::{Rpc, Type, rpc};
+use coracle_agent::csi::v1::volume_capability::AccessType;
+use coracle_agent::csi::v1::volume_usage::Unit;
 use coracle_agent::csi::{plugin, v1};
 use coracle_e2e::{Cluster, eventually};
 use serde_json::json;
@@ -20,11 +22,11 @@ use super::cluster;
 
 mod attach;
 
-const DRIVER: &str = "fake.csi.coracle.dev";
+pub(crate) const DRIVER: &str = "fake.csi.coracle.dev";
 
-/// Notes every call; a published volume is a directory with one file.
+/// Notes every call; a published volume is a directory with one file, or a device.
 #[derive(Clone)]
-struct Fake {
+pub(crate) struct Fake {
     socket: PathBuf,
     calls: Arc<Mutex<Vec<String>>>,
 }
@@ -36,11 +38,11 @@ impl Fake {
         }
     }
 
-    fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         self.calls.lock().map(|calls| calls.clone()).unwrap_or_default()
     }
 
-    fn count(&self, call: &str) -> usize {
+    pub(crate) fn count(&self, call: &str) -> usize {
         self.calls().iter().filter(|c| *c == call).count()
     }
 }
@@ -109,6 +111,12 @@ impl Node for Fake {
             format!("publish {}", request.volume_id)
         });
         let target = Path::new(&request.target_path);
+        if let Some(AccessType::Block(_)) = request.volume_capability.and_then(|c| c.access_type) {
+            let mut node = std::process::Command::new("mknod");
+            let made = coracle_e2e::succeed(node.arg(target).args(["b", "7", "201"]));
+            made.map_err(|error| Status::internal(error.to_string()))?;
+            return Ok(Response::new(v1::NodePublishVolumeResponse {}));
+        }
         std::fs::create_dir(target).map_err(io)?;
         let text = format!(
             "pod {} size {} ephemeral {}",
@@ -125,16 +133,50 @@ impl Node for Fake {
         request: Request<v1::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<v1::NodeUnpublishVolumeResponse>, Status> {
         self.note("unpublish");
-        std::fs::remove_dir_all(request.into_inner().target_path).map_err(io)?;
+        let target = request.into_inner().target_path;
+        let is_folder = std::fs::metadata(&target).map_err(io)?.is_dir();
+        let removed = if is_folder { std::fs::remove_dir_all(target) } else { std::fs::remove_file(target) };
+        removed.map_err(io)?;
         Ok(Response::new(v1::NodeUnpublishVolumeResponse {}))
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<v1::NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<v1::NodeGetVolumeStatsResponse>, Status> {
+        let request = request.into_inner();
+        if !Path::new(&request.volume_path).join("file").is_file() {
+            return Err(Status::not_found(request.volume_path));
+        }
+        let bytes = v1::VolumeUsage { available: 6, total: 10, used: 4, unit: Unit::Bytes.into() };
+        Ok(Response::new(v1::NodeGetVolumeStatsResponse { usage: vec![bytes], volume_condition: None }))
+    }
+
+    async fn node_expand_volume(
+        &self,
+        request: Request<v1::NodeExpandVolumeRequest>,
+    ) -> Result<Response<v1::NodeExpandVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let bytes = request.capacity_range.map_or(0, |range| range.required_bytes);
+        if !Path::new(&request.staging_target_path).join("data").is_file() {
+            return Err(Status::not_found(request.staging_target_path));
+        }
+        self.note(format!("expand {} to {bytes}", request.volume_id));
+        if bytes > 8 << 20 {
+            return Err(Status::out_of_range("8Mi is the most"));
+        }
+        Ok(Response::new(v1::NodeExpandVolumeResponse { capacity_bytes: bytes }))
     }
 
     async fn node_get_capabilities(
         &self,
         _: Request<v1::NodeGetCapabilitiesRequest>,
     ) -> Result<Response<v1::NodeGetCapabilitiesResponse>, Status> {
-        let stages = Type::Rpc(Rpc { r#type: rpc::Type::StageUnstageVolume.into() });
-        let capabilities = vec![v1::NodeServiceCapability { r#type: Some(stages) }];
+        use rpc::Type::{ExpandVolume, GetVolumeStats, StageUnstageVolume};
+        let can = |what: rpc::Type| v1::NodeServiceCapability {
+            r#type: Some(Type::Rpc(Rpc { r#type: what.into() })),
+        };
+        let capabilities = [StageUnstageVolume, GetVolumeStats, ExpandVolume].map(can).into();
         Ok(Response::new(v1::NodeGetCapabilitiesResponse { capabilities }))
     }
 
@@ -152,7 +194,7 @@ impl Node for Fake {
 }
 
 /// A driver that has registered with the cluster's node.
-fn register(cluster: &Cluster, runtime: &tokio::runtime::Runtime) -> Result<Fake> {
+pub(crate) fn register(cluster: &Cluster, runtime: &tokio::runtime::Runtime) -> Result<Fake> {
     let registry = cluster.data_dir().join("node/plugins_registry");
     eventually("the registry is there", SOON, || Ok(registry.is_dir()))?;
     let fake = Fake { socket: registry.join("fake-reg.sock"), calls: Arc::default() };
@@ -168,7 +210,61 @@ fn register(cluster: &Cluster, runtime: &tokio::runtime::Runtime) -> Result<Fake
     Ok(fake)
 }
 
-/// Row: storage: a CSI driver registers over its socket; its volumes, by claim and inline, are staged, published and given back
+/// How full the claim's volume is, in the summary and in the metrics.
+fn usage(cluster: &Cluster, node: &str) -> Result<()> {
+    let of = |path: &str| cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/{path}")]);
+    eventually("the summary tells", SOON, || {
+        let summary: serde_json::Value = serde_json::from_str(&of("stats/summary")?)?;
+        let pods = summary["pods"].as_array().cloned().unwrap_or_default();
+        let first = pods.iter().find(|pod| pod["podRef"]["name"] == "first").context("no pod")?;
+        let volume = &first["volume"][0];
+        ensure!(volume["pvcRef"] == json!({"name": "data", "namespace": "default"}), "{first:#}");
+        ensure!(volume["usedBytes"] == 4 && volume["capacityBytes"] == 10, "{volume}");
+        Ok(true)
+    })?;
+    let metrics = of("metrics")?;
+    let line = "kubelet_volume_stats_available_bytes{namespace=\"default\",persistentvolumeclaim=\"data\"} 6";
+    ensure!(metrics.lines().filter(|l| *l == line).count() == 1, "{metrics}");
+    Ok(())
+}
+
+/// What an external resizer leaves to the node: the volume is larger, and its claim waits.
+fn grown(cluster: &Cluster, fake: &Fake) -> Result<()> {
+    let patch = |args: &[&str], body: serde_json::Value| {
+        let body = body.to_string();
+        let mut all = vec!["patch"];
+        all.extend(args);
+        all.extend(["--type=merge", "-p", &body]);
+        cluster.kubectl(&all).map(drop)
+    };
+    let grow = |size: &str| -> Result<()> {
+        patch(&["pv", "fake-1"], json!({"spec": {"capacity": {"storage": size}}}))?;
+        let pending = json!({"status": {"allocatedResourceStatuses": {"storage": "NodeResizePending"},
+            "conditions": [{"type": "FileSystemResizePending", "status": "True"}]}});
+        patch(&["pvc", "data", "--subresource=status"], pending)
+    };
+    let told = || -> Result<serde_json::Value> { Ok(cluster.get(&["pvc", "data"])?["status"].take()) };
+    grow("2Mi")?;
+    eventually("the claim has its size", SOON, || {
+        let status = told()?;
+        ensure!(status["capacity"]["storage"] == "2Mi", "{status}");
+        ensure!(status["conditions"].as_array().is_none_or(Vec::is_empty), "{status}");
+        ensure!(status["allocatedResourceStatuses"]["storage"].is_null(), "{status}");
+        Ok(true)
+    })?;
+    ensure!(fake.count("expand vol-1 to 2097152") == 1, "{:?}", fake.calls());
+    grow("1Gi")?;
+    eventually("the driver's refusal is told", SOON, || {
+        let status = told()?;
+        ensure!(status["allocatedResourceStatuses"]["storage"] == "NodeResizeInfeasible", "{status}");
+        let events = cluster.kubectl(&["get", "events"])?;
+        has(&events, &["VolumeResizeFailed", "FileSystemResizeSuccessful", "8Mi is the most"])?;
+        Ok(true)
+    })?;
+    Ok(())
+}
+
+/// Row: storage: a CSI driver registers over its socket; its volumes, by claim and inline, are staged, published, measured, expanded and given back
 #[test]
 fn volumes_of_a_storage_driver() -> Result<()> {
     let (mut node_cluster, node) = cluster(&[])?;
@@ -222,6 +318,8 @@ fn volumes_of_a_storage_driver() -> Result<()> {
         })?;
     }
     ensure!(fake.count("publish vol-1") == 2 && fake.count("publish inline") == 1, "{:?}", fake.calls());
+    usage(cluster, &node)?;
+    grown(cluster, &fake)?;
     // Another agent knows what the one before published.
     cluster.kill("node")?;
     cluster.kubectl(&["delete", "pod", "first", "inline", "--timeout=30s"])?;
