@@ -1,5 +1,7 @@
 //! Where the files of `coracle up --data-dir` lie.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -80,9 +82,26 @@ impl DataDir {
 }
 
 /// Makes a directory and what is missing above it, for its owner alone. One that exists is left as it is.
-pub fn make_private(path: &Path) -> std::io::Result<()> {
+pub fn make_private(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Makes a file that its owner alone may read. One that is left over may be open to others: it goes first.
+pub fn create_private(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::options().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Renames a file, for good when it returns: a name is durable only when its directory is.
+pub fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)?;
+    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]
@@ -95,5 +114,23 @@ mod tests {
         let error = DataDir::open(&dir.path().join("x".repeat(100))).unwrap_err();
         assert!(error.to_string().contains("give a shorter --data-dir"), "{error}");
         assert!(DataDir::open(&dir.path().join("short")).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_is_left_over_and_open_to_others_is_none_for_secrets() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        std::fs::write(&path, "of before").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+        // Whoever opened it before reads nothing of what comes.
+        let mut opened = File::open(&path).unwrap();
+        let mut file = create_private(&path).unwrap();
+        io::Write::write_all(&mut file, b"a secret").unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(io::read_to_string(&mut opened).unwrap(), "of before");
+        let renamed = dir.path().join("renamed");
+        rename_durably(&path, &renamed).unwrap();
+        assert_eq!(std::fs::read_to_string(renamed).unwrap(), "a secret");
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-use crate::data_dir::make_private;
+use crate::data_dir::{create_private, make_private, rename_durably};
 
 /// The options that every client command has.
 #[derive(Args, Clone)]
@@ -86,7 +86,6 @@ impl Cluster {
 /// Writes a file that only its owner may read, so that it is whole or absent.
 pub fn write_secret(path: &std::path::Path, text: &str) -> Result<()> {
     use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
     let mut staged = path.as_os_str().to_owned();
     staged.push(".new");
     let staged = PathBuf::from(staged);
@@ -94,15 +93,10 @@ pub fn write_secret(path: &std::path::Path, text: &str) -> Result<()> {
         if let Some(parent) = path.parent() {
             make_private(parent)?;
         }
-        // One that is left over may have wider permissions.
-        match std::fs::remove_file(&staged) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
+        let mut file = create_private(&staged)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        std::fs::rename(&staged, path)
+        rename_durably(&staged, path)
     };
     write().with_context(|| format!("write {}", path.display()))
 }

@@ -9,7 +9,7 @@ use coracle_store::Store;
 use futures::AsyncReadExt;
 
 use super::server::{archive, membership, schedule};
-use crate::data_dir::make_private;
+use crate::data_dir::{make_private, rename_durably};
 use crate::kubeconfig::Cluster;
 
 #[derive(Subcommand)]
@@ -73,11 +73,8 @@ async fn save(options: &Save) -> Result<()> {
     let saved = download(&client, &part, passphrase.as_deref()).await;
     let kept = saved.and_then(|()| {
         // What cannot be read back is no snapshot.
-        let folder = tempfile::tempdir_in(
-            part.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")),
-        )?;
-        archive::unpack(&part, &folder.path().join("state"), passphrase.as_deref())?;
-        std::fs::rename(&part, &options.file).with_context(|| format!("write {}", options.file.display()))
+        archive::check(&part, passphrase.as_deref())?;
+        rename_durably(&part, &options.file).with_context(|| format!("write {}", options.file.display()))
     });
     if kept.is_err() {
         let _ = std::fs::remove_file(&part);
@@ -104,10 +101,7 @@ async fn download(client: &kube::Client, part: &Path, passphrase: Option<&str>) 
 
 fn status(options: &Status) -> Result<()> {
     let passphrase = options.passphrase_file.as_deref().map(schedule::passphrase).transpose()?;
-    let folder = tempfile::tempdir()?;
-    let state = folder.path().join("state");
-    let head = archive::unpack(&options.file, &state, passphrase.as_deref())?;
-    let found = Store::inspect(&state)?;
+    let (head, found) = archive::inspect(&options.file, passphrase.as_deref())?;
     let sealed = if archive::is_sealed(&options.file)? { "with a passphrase" } else { "no" };
     let members: Vec<String> = found.members.iter().map(u64::to_string).collect();
     super::print(format!(

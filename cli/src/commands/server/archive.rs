@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
+use coracle_store::{Inspection, Store};
 use futures::Stream;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -14,6 +15,7 @@ use tokio::io::AsyncReadExt;
 
 use super::membership::{Keys, Membership};
 use super::sealed::{self, Opener};
+use crate::data_dir::create_private;
 
 const MAGIC: &[u8] = b"coracle snapshot 1\n";
 const MAX_HEAD: u64 = 1 << 20;
@@ -70,71 +72,118 @@ pub fn is_sealed(archive: &Path) -> Result<bool> {
     Ok(start == sealed::MAGIC)
 }
 
-/// Checks a whole archive, and writes the state that it holds into a file of its own.
+/// Checks a whole archive. Nothing of it is written anywhere.
+pub fn check(archive: &Path, passphrase: Option<&str>) -> Result<Head> {
+    open(archive, passphrase, |file, length| Opened::new(file).copy(length, &mut std::io::sink()))
+}
+
+/// As [`check`], and what the state in it holds.
+pub fn inspect(archive: &Path, passphrase: Option<&str>) -> Result<(Head, Inspection)> {
+    let head = check(archive, passphrase)?;
+    let found = open(archive, passphrase, |file, length| {
+        let (_, state) = Opened::new(file).start(length)?;
+        Ok(Store::inspect_from(file.take(state), archive))
+    })?;
+    Ok((head, found?))
+}
+
+/// As [`check`], and the state that it holds into a file of its own, which its owner alone may read.
 pub fn unpack(archive: &Path, state: &Path, passphrase: Option<&str>) -> Result<Head> {
+    open(archive, passphrase, |file, length| {
+        let mut out = std::io::BufWriter::new(create_private(state)?);
+        let head = Opened::new(file).copy(length, &mut out)?;
+        out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+        Ok(head)
+    })
+}
+
+/// Hands an archive's bytes, out of its seal, to `read`, and how many they are.
+fn open<T>(
+    archive: &Path,
+    passphrase: Option<&str>,
+    read: impl FnOnce(&mut dyn Read, u64) -> Result<T>,
+) -> Result<T> {
     let needed = is_sealed(archive)?;
     let mut file = std::fs::File::open(archive).with_context(|| format!("open {}", archive.display()))?;
     let length = file.metadata()?.len();
-    let unpacked = match (needed, passphrase) {
-        (false, _) => unpack_from(&mut file, length, state),
+    let done = match (needed, passphrase) {
+        (false, _) => read(&mut file, length),
         (true, None) => bail!("{} is encrypted: give --passphrase-file", archive.display()),
         (true, Some(passphrase)) => {
             let mut magic = [0; sealed::MAGIC.len()];
             file.read_exact(&mut magic)?;
             let opened = Opener::new(std::io::BufReader::new(file), length, passphrase);
             let inner = Opener::<std::fs::File>::opened_length(length).context("it ends too early");
-            opened.context("its head").and_then(|mut opened| unpack_from(&mut opened, inner?, state))
+            opened.context("its head").and_then(|mut opened| read(&mut opened, inner?))
         }
     };
-    unpacked.with_context(|| format!("{} is no whole snapshot", archive.display()))
+    done.with_context(|| format!("{} is no whole snapshot", archive.display()))
 }
 
-/// Reads so many bytes. What a sealed archive says of its passphrase is no early end.
-fn whole(file: &mut dyn Read, bytes: &mut [u8]) -> Result<()> {
-    file.read_exact(bytes).map_err(|error| match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => anyhow::anyhow!("it ends too early"),
-        _ => error.into(),
-    })
+/// An archive that is being read, and the sum of what was.
+struct Opened<'a> {
+    file: &'a mut dyn Read,
+    sum: Sha256,
 }
 
-fn unpack_from(file: &mut impl Read, length: u64, state: &Path) -> Result<Head> {
-    let mut sum = Sha256::new();
-    let mut take = |file: &mut dyn Read, bytes: &mut [u8]| -> Result<()> {
-        whole(file, bytes)?;
-        sum.update(&bytes);
+impl<'a> Opened<'a> {
+    fn new(file: &'a mut dyn Read) -> Self {
+        Self { file, sum: Sha256::new() }
+    }
+
+    /// Reads so many bytes. What a sealed archive says of its passphrase is no early end.
+    fn whole(&mut self, bytes: &mut [u8]) -> Result<()> {
+        self.file.read_exact(bytes).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => anyhow::anyhow!("it ends too early"),
+            _ => error.into(),
+        })
+    }
+
+    fn take(&mut self, bytes: &mut [u8]) -> Result<()> {
+        self.whole(bytes)?;
+        self.sum.update(&bytes);
         Ok(())
-    };
-    let mut magic = [0; MAGIC.len()];
-    take(file, &mut magic)?;
-    ensure!(magic == MAGIC, "it does not begin as a snapshot of a cluster");
-    let mut size = [0; 8];
-    take(file, &mut size)?;
-    let size = u64::from_le_bytes(size);
-    ensure!(size <= MAX_HEAD, "its head is too long");
-    let mut head = vec![0; usize::try_from(size)?];
-    take(file, &mut head)?;
-    let start = MAGIC.len() as u64 + 8 + size;
-    let mut left = length.checked_sub(start + SUM).context("it ends too early")?;
-    let mut out = std::io::BufWriter::new(std::fs::File::create(state)?);
-    let mut piece = vec![0; PIECE];
-    while left > 0 {
-        let count = left.min(PIECE as u64);
-        let piece = piece.get_mut(..usize::try_from(count)?).context("piece")?;
-        take(file, piece)?;
-        out.write_all(piece)?;
-        left -= count;
     }
-    out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
-    let mut expected = [0; SUM as usize];
-    whole(file, &mut expected)?;
-    if sum.finalize()[..] != expected {
-        bail!("its checksum does not match");
+
+    /// Reads up to the state: the head, unchecked, and how many bytes the state has.
+    fn start(&mut self, length: u64) -> Result<(Vec<u8>, u64)> {
+        let mut magic = [0; MAGIC.len()];
+        self.take(&mut magic)?;
+        ensure!(magic == MAGIC, "it does not begin as a snapshot of a cluster");
+        let mut size = [0; 8];
+        self.take(&mut size)?;
+        let size = u64::from_le_bytes(size);
+        ensure!(size <= MAX_HEAD, "its head is too long");
+        let mut head = vec![0; usize::try_from(size)?];
+        self.take(&mut head)?;
+        let start = MAGIC.len() as u64 + 8 + size;
+        Ok((head, length.checked_sub(start + SUM).context("it ends too early")?))
     }
-    serde_json::from_slice(&head).context("its head")
+
+    /// Reads all of it; the state goes to `out`.
+    fn copy(mut self, length: u64, out: &mut dyn Write) -> Result<Head> {
+        let (head, mut left) = self.start(length)?;
+        let mut piece = vec![0; PIECE];
+        while left > 0 {
+            let count = left.min(PIECE as u64);
+            let piece = piece.get_mut(..usize::try_from(count)?).context("piece")?;
+            self.take(piece)?;
+            out.write_all(piece)?;
+            left -= count;
+        }
+        let mut expected = [0; SUM as usize];
+        self.whole(&mut expected)?;
+        if self.sum.finalize()[..] != expected {
+            bail!("its checksum does not match");
+        }
+        serde_json::from_slice(&head).context("its head")
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use futures::TryStreamExt;
 
     use super::*;
@@ -154,14 +203,19 @@ mod tests {
         assert_eq!(packed.len() as u64, length);
         let (file, out) = (work.path().join("a"), work.path().join("b"));
         std::fs::write(&file, &packed).unwrap();
+        // Left over, and open to all.
+        std::fs::write(&out, "").unwrap();
+        std::fs::set_permissions(&out, PermissionsExt::from_mode(0o644)).unwrap();
         let head = unpack(&file, &out, None).unwrap();
         assert_eq!(head.keys, keys);
         assert_eq!(std::fs::read(&out).unwrap(), bytes);
+        assert_eq!(std::fs::metadata(&out).unwrap().permissions().mode() & 0o777, 0o600);
         for at in (0..packed.len()).step_by(7) {
             let mut damaged = packed.clone();
             damaged[at] ^= 1;
             std::fs::write(&file, &damaged).unwrap();
             assert!(unpack(&file, &out, None).is_err(), "byte {at}");
+            assert!(check(&file, None).is_err(), "byte {at}");
         }
         for cut in [0, 10, 100, packed.len() - 1] {
             std::fs::write(&file, &packed[..cut]).unwrap();

@@ -63,8 +63,7 @@ impl Place {
                 let copied = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
                     std::fs::copy(file, &part)?;
                     std::fs::File::open(&part)?.sync_all()?;
-                    std::fs::rename(part, &whole)?;
-                    std::fs::File::open(whole.parent().unwrap_or(Path::new(".")))?.sync_all()
+                    crate::data_dir::rename_durably(&part, &whole)
                 });
                 copied.await?.with_context(|| format!("write {name} to {}", directory.display()))
             }

@@ -13,6 +13,7 @@ use super::archive;
 use super::bucket::Place;
 use super::membership::{Membership, read_keys};
 use super::sealed::Sealer;
+use crate::data_dir::create_private;
 
 /// When, where to and how many.
 #[derive(Args, Clone, Debug)]
@@ -165,10 +166,8 @@ pub enum Output {
 impl Output {
     /// An empty file that its owner alone may read.
     pub fn create(path: &Path, passphrase: Option<&str>) -> Result<Self> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let mut options = std::fs::OpenOptions::new();
-        let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
-        let file = std::io::BufWriter::new(file.with_context(|| format!("write {}", path.display()))?);
+        let file = create_private(path).with_context(|| format!("write {}", path.display()))?;
+        let file = std::io::BufWriter::new(file);
         Ok(match passphrase {
             None => Self::Plain(file),
             Some(passphrase) => Self::Sealed(Box::new(Sealer::new(file, passphrase)?)),
