@@ -151,10 +151,11 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
     let images = ImageRegistry::open(&options.data_dir.join("images"))?;
     let own = Arc::new(OnceLock::new());
     let routes = images.member_router().merge(admin::member_router(own.clone()));
-    let store = open_store(&options, &membership, address.ip(), routes).await?;
+    let source = open_store(&options, &membership, address.ip(), routes).await?;
+    let store = source.store.clone();
     // Nobody else sets it.
     let _ = own.set(store.clone());
-    let taker = options.schedule.taker(&store, &membership, &options.data_dir)?;
+    let taker = options.schedule.taker(&source)?;
     let kubelet = ca.ensure_client(
         "apiserver-kubelet-client",
         coracle_apiserver::kubelet_proxy::CLIENT_USER,
@@ -197,12 +198,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
             Box::pin(async move { store.fetch_from_members(&path).await })
         }
     });
-    let admin = admin::router(admin::Admin {
-        store: store.clone(),
-        membership: membership.clone(),
-        data_dir: options.data_dir.clone(),
-        ca_pem: ca.cert_pem().to_owned(),
-    });
+    let admin = admin::router(admin::Admin { source, ca_pem: ca.cert_pem().to_owned() });
     let metrics = coracle_metrics::Objects::default();
     let builder = ApiServer::builder(Arc::new(store.clone()))
         .resources(coracle_metrics::resources(&metrics))
@@ -338,7 +334,7 @@ async fn open_store(
     membership: &Membership,
     ip: IpAddr,
     routes: axum::Router,
-) -> Result<Store> {
+) -> Result<archive::Source> {
     let asked = options.peer_listen.unwrap_or(SocketAddr::new(ip, 0));
     let listener = bind(asked, &options.data_dir.join("peer-port")).await?;
     let address = SocketAddr::new(ip, listener.local_addr()?.port());
@@ -347,12 +343,14 @@ async fn open_store(
     let dir = options.data_dir.join("store");
     let new = membership.join.is_empty() && !dir.join("state.redb").exists();
     let named = options.encrypting.encryption_provider_config.as_deref();
-    let sealer = encryption::sealer(named, &options.data_dir.join("pki"), new)?;
+    let (sealer, encryption) = encryption::sealer(named, &options.data_dir.join("pki"), new)?.unzip();
     let history_age = options.history_minutes.map(|minutes| Duration::from_secs(minutes.saturating_mul(60)));
     let node_id = membership.member;
     let store = coracle_store::Options { node_id, sealer, history_age, ..coracle_store::Options::new(&dir) };
     let opened = Store::open_member(store, peering).await;
-    opened.with_context(|| format!("open the store in {}", dir.display()))
+    let store = opened.with_context(|| format!("open the store in {}", dir.display()))?;
+    let (membership, data_dir) = (membership.clone(), options.data_dir.clone());
+    Ok(archive::Source { store, membership, data_dir, encryption })
 }
 
 /// Creates the system's own objects. Without a leader it is tried until there is one.

@@ -44,6 +44,11 @@ impl Servers {
         Ok(servers)
     }
 
+    /// Other flags than those of [`Self::start_with`], for servers that are started from now on.
+    pub fn set_flags(&mut self, more: &[&str]) {
+        self.more = more.iter().map(ToString::to_string).collect();
+    }
+
     /// One more server; it joins the first that runs. Returns its index.
     pub fn add(&mut self) -> Result<usize> {
         let index = self.running.len();

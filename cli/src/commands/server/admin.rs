@@ -2,7 +2,6 @@
 //!
 //! The authorizer has allowed the call: joining to all, for the secret is what counts; the rest to administrators.
 
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
@@ -16,18 +15,14 @@ use coracle_store::Store;
 use http::StatusCode;
 use serde_json::json;
 
-use super::archive;
+use super::archive::Source;
 use super::join::{self, Answer, Ask};
 use super::membership::{Membership, read_keys};
 
 /// What the calls work on.
 pub struct Admin {
-    /// The state.
-    pub store: Store,
-    /// This server's part in the cluster.
-    pub membership: Membership,
-    /// Its data directory.
-    pub data_dir: PathBuf,
+    /// The state, and whose it is.
+    pub source: Source,
     /// The authority's certificate.
     pub ca_pem: String,
 }
@@ -76,13 +71,13 @@ async fn own_defragment(State(store): Own) -> Answered {
 
 /// All members, each as it sees itself; of one that does not answer, why.
 async fn status(State(admin): State<Arc<Admin>>) -> Answered {
-    let asked = admin.store.members().into_iter().map(|member| {
+    let asked = admin.source.store.members().into_iter().map(|member| {
         let admin = admin.clone();
         async move {
-            let status = match member.id == admin.membership.member {
-                true => serde_json::to_value(admin.store.status()).map_err(anyhow::Error::from),
+            let status = match member.id == admin.source.membership.member {
+                true => serde_json::to_value(admin.source.store.status()).map_err(anyhow::Error::from),
                 false => {
-                    let asked = admin.store.ask_member(member.id, http::Method::GET, OWN_STATUS).await;
+                    let asked = admin.source.store.ask_member(member.id, http::Method::GET, OWN_STATUS).await;
                     asked.map_err(anyhow::Error::from).and_then(|body| Ok(serde_json::from_slice(&body)?))
                 }
             };
@@ -96,7 +91,7 @@ async fn status(State(admin): State<Arc<Admin>>) -> Answered {
         }
     });
     let members = futures::future::join_all(asked).await;
-    Ok(Json(json!({"cluster": admin.membership.cluster, "members": members})).into_response())
+    Ok(Json(json!({"cluster": admin.source.membership.cluster, "members": members})).into_response())
 }
 
 #[derive(serde::Deserialize)]
@@ -106,18 +101,19 @@ struct Compaction {
 }
 
 async fn compact(State(admin): State<Arc<Admin>>, Query(asked): Query<Compaction>) -> Answered {
-    admin.store.linearizable().await.map_err(failed)?;
-    let revision = asked.revision.unwrap_or_else(|| admin.store.revision());
-    admin.store.compact(revision).await.map_err(failed)?;
+    admin.source.store.linearizable().await.map_err(failed)?;
+    let revision = asked.revision.unwrap_or_else(|| admin.source.store.revision());
+    admin.source.store.compact(revision).await.map_err(failed)?;
     Ok(Json(json!({"revision": revision})).into_response())
 }
 
 async fn defragment(State(admin): State<Arc<Admin>>, Path(id): Path<u64>) -> Answered {
-    if id == admin.membership.member {
-        let (before, after) = admin.store.defragment().await.map_err(failed)?;
+    if id == admin.source.membership.member {
+        let (before, after) = admin.source.store.defragment().await.map_err(failed)?;
         return Ok(Json(json!({"before": before, "after": after})).into_response());
     }
-    let asked = admin.store.ask_member(id, http::Method::POST, OWN_DEFRAGMENT).await.map_err(failed)?;
+    let asked =
+        admin.source.store.ask_member(id, http::Method::POST, OWN_DEFRAGMENT).await.map_err(failed)?;
     Ok(([("content-type", "application/json")], asked).into_response())
 }
 
@@ -145,44 +141,39 @@ fn refuse(code: StatusCode, message: &str) -> Response {
 }
 
 async fn let_in(State(admin): State<Arc<Admin>>, Json(ask): Json<Ask>) -> Answered {
-    if !join::admits(&admin.store, &ask).await.map_err(failed)? {
+    if !join::admits(&admin.source.store, &ask).await.map_err(failed)? {
         return Err(refuse(
             StatusCode::UNAUTHORIZED,
             "the token is not, or no longer, the cluster's join token",
         ));
     }
-    let member = join::next_member(&admin.store).await.map_err(failed)?;
-    let known = admin.store.members().into_iter().map(|member| (member.id, member.address)).collect();
-    let membership = Membership { member, join: known, ..admin.membership.clone() };
-    let keys = read_keys(&admin.data_dir.join("pki")).map_err(failed)?;
+    let member = join::next_member(&admin.source.store).await.map_err(failed)?;
+    let known = admin.source.store.members().into_iter().map(|member| (member.id, member.address)).collect();
+    let membership = Membership { member, join: known, ..admin.source.membership.clone() };
+    let keys = read_keys(&admin.source.data_dir.join("pki")).map_err(failed)?;
     tracing::info!(member, "a server joins");
     Ok(Json(Answer::new(membership, keys)).into_response())
 }
 
 async fn new_token(State(admin): State<Arc<Admin>>) -> Answered {
-    match join::renew(&admin.store, &admin.ca_pem, false).await.map_err(failed)? {
+    match join::renew(&admin.source.store, &admin.ca_pem, false).await.map_err(failed)? {
         Some(token) => Ok(Json(json!({"token": token.to_string()})).into_response()),
         None => Err(refuse(StatusCode::CONFLICT, "another token is being made")),
     }
 }
 
 async fn members(State(admin): State<Arc<Admin>>) -> Answered {
-    admin.store.linearizable().await.map_err(failed)?;
-    Ok(Json(json!({"members": admin.store.members()})).into_response())
+    admin.source.store.linearizable().await.map_err(failed)?;
+    Ok(Json(json!({"members": admin.source.store.members()})).into_response())
 }
 
 async fn remove(State(admin): State<Arc<Admin>>, Path(id): Path<u64>) -> Answered {
-    admin.store.remove_member(id).await.map_err(failed)?;
+    admin.source.store.remove_member(id).await.map_err(failed)?;
     Ok(Json(json!({"removed": id})).into_response())
 }
 
 async fn snapshot(State(admin): State<Arc<Admin>>) -> Answered {
-    admin.store.linearizable().await.map_err(failed)?;
-    let keys = read_keys(&admin.data_dir.join("pki")).map_err(failed)?;
-    let folder = tempfile::tempdir_in(&admin.data_dir).map_err(failed)?;
-    let state = folder.path().join("state");
-    admin.store.save_snapshot(&state).await.map_err(failed)?;
-    let (length, stream) = archive::stream(&admin.membership, &keys, folder, &state).await.map_err(failed)?;
+    let (length, stream) = admin.source.snapshot().await.map_err(failed)?;
     let headers =
         [("content-type", "application/octet-stream".to_owned()), ("content-length", length.to_string())];
     Ok((headers, Body::from_stream(stream)).into_response())

@@ -2,7 +2,8 @@
 //! (which cluster, its keys), the store's snapshot, and the SHA-256 of all before.
 
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -13,7 +14,8 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
-use super::membership::{Keys, Membership};
+use super::encryption;
+use super::membership::{Keys, Membership, read_keys};
 use super::sealed::{self, Opener};
 use crate::data_dir::create_private;
 
@@ -31,13 +33,40 @@ pub struct Head {
     pub keys: Keys,
 }
 
+/// What snapshots are taken of.
+#[derive(Clone)]
+pub struct Source {
+    /// The state.
+    pub store: Store,
+    /// This server's part in the cluster.
+    pub membership: Membership,
+    /// Its data directory.
+    pub data_dir: PathBuf,
+    /// The configuration that Secrets are sealed with, as it was read when the server started; `None`: they lie open.
+    pub encryption: Option<Arc<str>>,
+}
+
+impl Source {
+    /// A snapshot of all that is acknowledged by now: how many bytes, and the bytes, made while they are read.
+    pub async fn snapshot(&self) -> Result<(u64, impl Stream<Item = std::io::Result<Bytes>> + Send + use<>)> {
+        self.store.linearizable().await?;
+        let mut keys = read_keys(&self.data_dir.join("pki"))?;
+        // What seals may be a file of the user's; a restored cluster has it as its own.
+        keys.extend(self.encryption.iter().map(|text| (encryption::FILE.to_owned(), text.to_string())));
+        let folder = tempfile::tempdir_in(&self.data_dir)?;
+        let state = folder.path().join("state");
+        self.store.save_snapshot(&state).await?;
+        stream(&self.membership, &keys, folder, &state).await
+    }
+}
+
 /// The archive's bytes, made while they are sent, and how many. `folder` holds the state and goes with the stream.
-pub async fn stream(
+async fn stream(
     membership: &Membership,
     keys: &Keys,
     folder: TempDir,
     state: &Path,
-) -> Result<(u64, impl Stream<Item = std::io::Result<Bytes>> + Send + 'static)> {
+) -> Result<(u64, impl Stream<Item = std::io::Result<Bytes>> + Send + use<>)> {
     let head = serde_json::to_vec(&Head { membership: membership.clone(), keys: keys.clone() })?;
     let mut start = MAGIC.to_vec();
     start.extend_from_slice(&(head.len() as u64).to_le_bytes());

@@ -205,9 +205,12 @@ async fn scheduled_snapshots_go_to_a_bucket_and_only_so_many_are_kept() {
     };
     let directory = dir.path().join("kept");
     let taker = |place: Arc<Place>| Taker {
-        store: store.clone(),
-        membership: membership.clone(),
-        data_dir: dir.path().to_owned(),
+        source: archive::Source {
+            store: store.clone(),
+            membership: membership.clone(),
+            data_dir: dir.path().to_owned(),
+            encryption: None,
+        },
         place,
         keep: 3,
         passphrase: Some("open sesame".into()),
@@ -234,7 +237,8 @@ async fn scheduled_snapshots_go_to_a_bucket_and_only_so_many_are_kept() {
     assert!(archive::unpack(&file, &state, None).is_err());
     assert!(archive::unpack(&file, &state, Some("open sesam")).is_err());
     assert_eq!(archive::unpack(&file, &state, Some("open sesame")).unwrap().keys, keys);
-    assert_eq!(Store::inspect(&state).unwrap().revision, store.revision());
+    let (head, found) = archive::inspect(&file, Some("open sesame")).unwrap();
+    assert_eq!((head.keys, found.revision), (keys, store.revision()));
     // Another secret: refused, and said so.
     let refused = taker(s3("another")).take().await.unwrap_err();
     assert!(format!("{refused:#}").contains("SignatureDoesNotMatch"), "{refused:#}");

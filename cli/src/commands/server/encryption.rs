@@ -35,9 +35,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// The cluster's own configuration, below `pki`.
 pub const FILE: &str = "encryption.yaml";
 
-/// Who seals values. `named` is the user's file; a cluster without one makes its own when it is `new`. Clusters that were
-/// made without one go on without.
-pub fn sealer(named: Option<&Path>, pki: &Path, new: bool) -> Result<Option<Arc<dyn Seal>>> {
+/// Who seals values, and the configuration that says so. `named` is the user's file; a cluster without one makes its own when
+/// it is `new`. Clusters that were made without one go on without.
+pub fn sealer(named: Option<&Path>, pki: &Path, new: bool) -> Result<Option<(Arc<dyn Seal>, Arc<str>)>> {
     let own = pki.join(FILE);
     if named.is_none() && new && !own.exists() {
         write_secret(&own, &Encryption::generate())?;
@@ -47,8 +47,11 @@ pub fn sealer(named: Option<&Path>, pki: &Path, new: bool) -> Result<Option<Arc<
         tracing::warn!("Secrets lie unencrypted: this cluster was made without a key for them");
         return Ok(None);
     }
-    let encryption = Encryption::open(file).with_context(|| format!("read {}", file.display()))?;
-    Ok(Some(Arc::new(encryption)))
+    let read = || -> Result<(Arc<dyn Seal>, Arc<str>)> {
+        let text = std::fs::read_to_string(file)?;
+        Ok((Arc::new(Encryption::parse(&text)?), text.into()))
+    };
+    read().map(Some).with_context(|| format!("read {}", file.display()))
 }
 
 /// Writes again what lies open or under an old key. Without a leader it is tried until there is one.

@@ -9,9 +9,8 @@ use clap::Args;
 use coracle_store::Store;
 use tokio_util::sync::CancellationToken;
 
-use super::archive;
+use super::archive::Source;
 use super::bucket::Place;
-use super::membership::{Membership, read_keys};
 use super::sealed::Sealer;
 use crate::data_dir::create_private;
 
@@ -54,12 +53,8 @@ pub fn passphrase(file: &Path) -> Result<String> {
 
 /// Takes them.
 pub struct Taker {
-    /// The state.
-    pub store: Store,
-    /// This server's part in the cluster.
-    pub membership: Membership,
-    /// Its data directory.
-    pub data_dir: PathBuf,
+    /// Of what.
+    pub source: Source,
     /// Where they go.
     pub place: Arc<Place>,
     /// How many are kept.
@@ -70,13 +65,11 @@ pub struct Taker {
 
 impl Schedule {
     /// Who takes the snapshots; `None`: nobody asked for any.
-    pub fn taker(&self, store: &Store, membership: &Membership, data_dir: &Path) -> Result<Option<Taker>> {
+    pub fn taker(&self, source: &Source) -> Result<Option<Taker>> {
         let (Some(_), Some(to)) = (self.snapshot_every, &self.snapshot_to) else { return Ok(None) };
         let place = Place::open(to, self.snapshot_endpoint.as_deref(), &self.snapshot_region)?;
         Ok(Some(Taker {
-            store: store.clone(),
-            membership: membership.clone(),
-            data_dir: data_dir.to_owned(),
+            source: source.clone(),
             place: Arc::new(place),
             keep: usize::try_from(self.snapshot_keep)?,
             passphrase: self.snapshot_passphrase_file.as_deref().map(passphrase).transpose()?,
@@ -89,7 +82,7 @@ impl Schedule {
         // The first is taken at once, by whoever was elected by then.
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = led(&taker.store) => {}
+            () = led(&taker.source.store) => {}
         }
         let mut ticks = tokio::time::interval(Duration::from_secs(minutes * 60));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -99,7 +92,7 @@ impl Schedule {
                 _ = ticks.tick() => {}
             }
             // One of the members is enough.
-            if taker.store.leader().0 != Some(taker.membership.member) {
+            if taker.source.store.leader().0 != Some(taker.source.membership.member) {
                 continue;
             }
             match taker.take().await {
@@ -122,8 +115,7 @@ async fn led(store: &Store) {
 impl Taker {
     /// Takes one now, and removes those that are too many. Returns its name.
     pub async fn take(&self) -> Result<String> {
-        self.store.linearizable().await?;
-        let folder = tempfile::tempdir_in(&self.data_dir)?;
+        let folder = tempfile::tempdir_in(&self.source.data_dir)?;
         let file = folder.path().join("snapshot");
         self.write(&file).await?;
         let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3fZ");
@@ -141,11 +133,7 @@ impl Taker {
     async fn write(&self, file: &Path) -> Result<()> {
         use futures::TryStreamExt;
         use std::io::Write;
-        let keys = read_keys(&self.data_dir.join("pki"))?;
-        let folder = tempfile::tempdir_in(&self.data_dir)?;
-        let state = folder.path().join("state");
-        self.store.save_snapshot(&state).await?;
-        let (_, pieces) = archive::stream(&self.membership, &keys, folder, &state).await?;
+        let (_, pieces) = self.source.snapshot().await?;
         let mut pieces = std::pin::pin!(pieces);
         let mut out = Output::create(file, self.passphrase.as_deref())?;
         while let Some(piece) = pieces.try_next().await? {
@@ -199,3 +187,7 @@ impl std::io::Write for Output {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "schedule_tests.rs"]
+mod tests;

@@ -128,6 +128,37 @@ fn servers_share_the_key_of_secrets() -> Result<()> {
     Ok(())
 }
 
+/// Row: security: a snapshot carries the keys of --encryption-provider-config: a server restored from it reads Secrets without the file
+#[test]
+fn a_snapshot_carries_the_keys_of_the_users_file() -> Result<()> {
+    let mut servers = Servers::start_with(0, &["--encryption-provider-config=keys.yaml"])?;
+    let keys = servers.dir().join("keys.yaml");
+    let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    std::fs::write(
+        &keys,
+        format!(
+            "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n- resources: [secrets]\n  providers:\n  - aesgcm: {{keys: [{{name: mine, secret: {key}}}]}}\n"
+        ),
+    )?;
+    let server = servers.add()?;
+    let literal = format!("--from-literal=password={PLAIN}");
+    servers.kubectl(server, &["create", "secret", "generic", "door", &literal])?;
+    let saved = servers.dir().join("saved").display().to_string();
+    servers.coracle(server, &["snapshot", "save", &saved])?;
+    servers.kill(server)?;
+    let lost = servers.data_dir(server);
+    std::fs::remove_dir_all(&lost)?;
+    std::fs::remove_file(&keys)?;
+
+    let data_dir = lost.display().to_string();
+    servers.coracle(server, &["snapshot", "restore", &saved, "--data-dir", &data_dir])?;
+    servers.set_flags(&[]);
+    servers.restart(server)?;
+    let path = "jsonpath={.data.password}";
+    ensure!(servers.kubectl(server, &["get", "secret", "door", "-o", path])? == ENCODED);
+    Ok(())
+}
+
 /// Row: security: the audit log tells calls as its policy says, with the caller, the object, and what came of it
 #[test]
 fn calls_are_audited() -> Result<()> {
