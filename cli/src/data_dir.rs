@@ -5,11 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 
 /// What `sockaddr_un` holds, without its closing zero.
 const MAX_SOCKET_PATH: usize = 107;
 /// Of the sockets in a data directory, the one with the longest path.
 const LONGEST_SOCKET: &str = "/runtime/isolated/0123456789ab/wasm-host.sock";
+/// The folder of a data directory that is emptied at each start.
+const TEMPORARY: &str = "tmp";
 
 /// A data directory.
 #[derive(Clone, Debug)]
@@ -97,6 +100,22 @@ pub fn create_private(path: &Path) -> io::Result<File> {
     File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
+/// A folder for what is written on the way to something else, which may be all of the state: it goes when it is dropped, or at
+/// the next start.
+pub fn temporary(data_dir: &Path) -> io::Result<TempDir> {
+    let folder = data_dir.join(TEMPORARY);
+    make_private(&folder)?;
+    tempfile::tempdir_in(folder)
+}
+
+/// Removes what a process that was killed left of [`temporary`]. Nobody else may use the directory meanwhile.
+pub fn clear_temporary(data_dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(data_dir.join(TEMPORARY)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
 /// Renames a file, for good when it returns: a name is durable only when its directory is.
 pub fn rename_durably(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)?;
@@ -114,6 +133,22 @@ mod tests {
         let error = DataDir::open(&dir.path().join("x".repeat(100))).unwrap_err();
         assert!(error.to_string().contains("give a shorter --data-dir"), "{error}");
         assert!(DataDir::open(&dir.path().join("short")).is_ok());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_goes_at_the_next_start() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        clear_temporary(dir.path()).unwrap();
+        std::fs::write(dir.path().join("kept"), "").unwrap();
+        // As if it were killed: nothing is dropped.
+        let left = temporary(dir.path()).unwrap().keep();
+        std::fs::write(left.join("state"), "all of it").unwrap();
+        let folder = std::fs::metadata(left.parent().unwrap()).unwrap();
+        assert_eq!(folder.permissions().mode() & 0o777, 0o700);
+        clear_temporary(dir.path()).unwrap();
+        let names = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), ["kept"]);
     }
 
     #[test]

@@ -37,7 +37,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::membership::Membership;
-use crate::data_dir::make_private;
+use crate::data_dir::{clear_temporary, make_private};
 use crate::kubeconfig::write_secret;
 
 /// How often it is looked at what Services hold of addresses and node ports, as kube-apiserver does.
@@ -153,6 +153,8 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
     let routes = images.member_router().merge(admin::member_router(own.clone()));
     let source = open_store(&options, &membership, address.ip(), routes).await?;
     let store = source.store.clone();
+    // The store is locked: nobody else works here.
+    clear_temporary(&options.data_dir).context("remove what an earlier start left in tmp")?;
     // Nobody else sets it.
     let _ = own.set(store.clone());
     let taker = options.schedule.taker(&source)?;

@@ -9,7 +9,7 @@ use coracle_store::Store;
 use futures::AsyncReadExt;
 
 use super::server::{archive, membership, schedule};
-use crate::data_dir::{make_private, rename_durably};
+use crate::data_dir::{clear_temporary, make_private, rename_durably, temporary};
 use crate::kubeconfig::Cluster;
 
 #[derive(Subcommand)]
@@ -127,7 +127,21 @@ async fn restore(options: &Restore) -> Result<()> {
         Err(error) => bail!("{}: {error}", dir.display()),
     }
     make_private(dir).with_context(|| format!("create {}", dir.display()))?;
-    let folder = tempfile::tempdir_in(dir)?;
+    let restored = restore_into(dir, options).await;
+    // The directory of a first attempt that failed is as empty as before.
+    let cleared = clear_temporary(dir);
+    let revision = restored?;
+    cleared?;
+    super::print(format!(
+        "restored to {}, at revision {revision}; start `coracle server --data-dir {}`\n",
+        dir.display(),
+        dir.display()
+    ))
+}
+
+/// Fills the directory; returns the revision that the store goes on from.
+async fn restore_into(dir: &Path, options: &Restore) -> Result<u64> {
+    let folder = temporary(dir)?;
     let state = folder.path().join("state");
     let passphrase = options.passphrase_file.as_deref().map(schedule::passphrase).transpose()?;
     let head = archive::unpack(&options.file, &state, passphrase.as_deref())?;
@@ -143,9 +157,5 @@ async fn restore(options: &Restore) -> Result<()> {
         Store::restore(&dir.join("store"), &state, restored.member).await.context("restore the store")?;
     // Last: without it the directory is none of a server.
     restored.write(dir)?;
-    super::print(format!(
-        "restored to {}, at revision {revision}; start `coracle server --data-dir {}`\n",
-        dir.display(),
-        dir.display()
-    ))
+    Ok(revision)
 }

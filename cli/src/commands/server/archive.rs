@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 use super::encryption;
 use super::membership::{Keys, Membership, read_keys};
 use super::sealed::{self, Opener};
-use crate::data_dir::create_private;
+use crate::data_dir::{create_private, temporary};
 
 const MAGIC: &[u8] = b"coracle snapshot 1\n";
 const MAX_HEAD: u64 = 1 << 20;
@@ -53,7 +53,7 @@ impl Source {
         let mut keys = read_keys(&self.data_dir.join("pki"))?;
         // What seals may be a file of the user's; a restored cluster has it as its own.
         keys.extend(self.encryption.iter().map(|text| (encryption::FILE.to_owned(), text.to_string())));
-        let folder = tempfile::tempdir_in(&self.data_dir)?;
+        let folder = temporary(&self.data_dir)?;
         let state = folder.path().join("state");
         self.store.save_snapshot(&state).await?;
         stream(&self.membership, &keys, folder, &state).await

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::archive::Source;
 use super::bucket::Place;
 use super::sealed::Sealer;
-use crate::data_dir::create_private;
+use crate::data_dir::{create_private, temporary};
 
 /// When, where to and how many.
 #[derive(Args, Clone, Debug)]
@@ -115,7 +115,7 @@ async fn led(store: &Store) {
 impl Taker {
     /// Takes one now, and removes those that are too many. Returns its name.
     pub async fn take(&self) -> Result<String> {
-        let folder = tempfile::tempdir_in(&self.source.data_dir)?;
+        let folder = temporary(&self.source.data_dir)?;
         let file = folder.path().join("snapshot");
         self.write(&file).await?;
         let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3fZ");

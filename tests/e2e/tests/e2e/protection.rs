@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use coracle_e2e::servers::Servers;
-use coracle_e2e::{Cluster, Profile, SOON, eventually};
+use coracle_e2e::{Cluster, Profile, SOON, eventually, succeed};
 use serde_json::Value;
 
 const PLAIN: &str = "correct-horse-battery-staple";
@@ -152,8 +152,12 @@ fn a_snapshot_carries_the_keys_of_the_users_file() -> Result<()> {
 
     let data_dir = lost.display().to_string();
     servers.coracle(server, &["snapshot", "restore", &saved, "--data-dir", &data_dir])?;
+    // As if it had been killed while it saved.
+    let left = lost.join("tmp/.tmp-left");
+    succeed(servers.command("mkdir").arg("-p").arg(&left))?;
     servers.set_flags(&[]);
     servers.restart(server)?;
+    ensure!(!left.exists(), "{} is still there", left.display());
     let path = "jsonpath={.data.password}";
     ensure!(servers.kubectl(server, &["get", "secret", "door", "-o", path])? == ENCODED);
     Ok(())
