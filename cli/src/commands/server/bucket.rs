@@ -16,11 +16,16 @@ use rusty_s3::actions::{DeleteObject, ListObjectsV2, PutObject};
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use tokio_util::io::ReaderStream;
 
+use super::schedule;
+use crate::data_dir::{make_private, rename_durably};
+
 /// For how long a signed request is good.
 const SIGNED_FOR: Duration = Duration::from_secs(900);
 /// Most bytes of an answer, and most answers of one list.
 const MAX_ANSWER: usize = 8 << 20;
 const MAX_PAGES: usize = 100;
+/// What ends the name of a file that is not whole yet.
+const PART: &str = ".part";
 
 type Body = BoxBody<Bytes, std::io::Error>;
 type Https = hyper_rustls::HttpsConnector<HttpConnector>;
@@ -46,7 +51,7 @@ impl Place {
     pub fn open(target: &str, endpoint: Option<&str>, region: &str) -> Result<Self> {
         let Some(path) = target.strip_prefix("s3://") else {
             let directory = PathBuf::from(target);
-            crate::data_dir::make_private(&directory).with_context(|| format!("create {target}"))?;
+            make_private(&directory).with_context(|| format!("create {target}"))?;
             return Ok(Self::Directory(directory));
         };
         let credentials = Credentials::from_env();
@@ -58,14 +63,10 @@ impl Place {
     pub async fn put(&self, name: &str, file: &Path) -> Result<()> {
         match self {
             Self::Directory(directory) => {
-                let (part, whole) = (directory.join(format!("{name}.part")), directory.join(name));
-                let file = file.to_owned();
-                let copied = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-                    std::fs::copy(file, &part)?;
-                    std::fs::File::open(&part)?.sync_all()?;
-                    crate::data_dir::rename_durably(&part, &whole)
-                });
-                copied.await?.with_context(|| format!("write {name} to {}", directory.display()))
+                let (into, name, file) = (directory.clone(), name.to_owned(), file.to_owned());
+                let doing = format!("write {name} to {}", directory.display());
+                let copied = tokio::task::spawn_blocking(move || copy(&file, &into, &name));
+                copied.await?.context(doing)
             }
             Self::Bucket(s3) => s3.put(name, file).await,
         }
@@ -97,6 +98,32 @@ impl Place {
             Self::Bucket(s3) => s3.remove(name).await,
         }
     }
+}
+
+/// Copies a file into a directory, beside its place first. What copies before it left would fill the disk: it goes.
+fn copy(file: &Path, directory: &Path, name: &str) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let left = entry?.path();
+        if is_part(&left)
+            && let Err(error) = std::fs::remove_file(&left)
+        {
+            tracing::warn!(%error, file = %left.display(), "half a snapshot cannot be removed");
+        }
+    }
+    let part = directory.join(format!("{name}{PART}"));
+    let copied = std::fs::copy(file, &part)
+        .and_then(|_| std::fs::File::open(&part)?.sync_all())
+        .and_then(|()| rename_durably(&part, &directory.join(name)));
+    if copied.is_err() {
+        let _ = std::fs::remove_file(&part);
+    }
+    copied
+}
+
+/// Whether this is what a copy of a scheduled snapshot left. The directory may hold files of others.
+fn is_part(file: &Path) -> bool {
+    let name = file.file_name().and_then(|name| name.to_str()?.strip_suffix(PART));
+    name.is_some_and(|name| schedule::taken(name).is_some())
 }
 
 impl S3 {

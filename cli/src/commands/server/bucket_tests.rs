@@ -244,3 +244,20 @@ async fn scheduled_snapshots_go_to_a_bucket_and_only_so_many_are_kept() {
     assert!(format!("{refused:#}").contains("SignatureDoesNotMatch"), "{refused:#}");
     store.shutdown().await.unwrap();
 }
+
+#[tokio::test]
+async fn half_a_copy_stays_neither_after_a_failure_nor_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::open(dir.path().to_str().unwrap(), None, "").unwrap();
+    let kept = ["coracle-20260101T000000000Z.snapshot", "coracle-notes.snapshot.part", "film.part"];
+    for name in kept.iter().chain(&["coracle-20260101T010000000Z.snapshot.part"]) {
+        std::fs::write(dir.path().join(name), "").unwrap();
+    }
+    // This file opens, and its first byte cannot be read.
+    let broken = Path::new("/proc/self/mem");
+    let refused = place.put("coracle-20260101T020000000Z.snapshot", broken).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("write coracle-20260101T020000000Z.snapshot to"), "{refused:#}");
+    assert_eq!(place.list().await.unwrap(), kept);
+    place.put("coracle-20260101T030000000Z.snapshot", &dir.path().join("film.part")).await.unwrap();
+    assert_eq!(place.list().await.unwrap().len(), kept.len() + 1);
+}

@@ -7,6 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use coracle_store::Store;
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::Source;
@@ -37,8 +40,9 @@ pub struct Schedule {
     pub snapshot_region: String,
 }
 
-/// What begins the name of each.
+/// What begins the name of each, then when it was taken (UTC), and what ends it.
 const NAME: &str = "coracle-";
+const TIME: &str = "%Y%m%dT%H%M%S%3fZ";
 const SUFFIX: &str = ".snapshot";
 /// How often is looked whether a member leads.
 const ELECTION: Duration = Duration::from_millis(100);
@@ -49,6 +53,18 @@ pub fn passphrase(file: &Path) -> Result<String> {
     let text = text.trim_end_matches(['\n', '\r']).to_owned();
     ensure!(!text.is_empty(), "{} holds no passphrase", file.display());
     Ok(text)
+}
+
+/// What one is called; names are in the order of times, which count by milliseconds.
+fn name_of(taken: Timestamp) -> String {
+    format!("{NAME}{}{SUFFIX}", taken.strftime(TIME))
+}
+
+/// When a scheduled snapshot was taken, by its name; `None`: this is the name of something else.
+pub fn taken(name: &str) -> Option<Timestamp> {
+    let time = name.strip_prefix(NAME)?.strip_suffix(SUFFIX)?;
+    let taken = DateTime::strptime(TIME, time).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
+    (name_of(taken) == name).then_some(taken)
 }
 
 /// Takes them.
@@ -118,12 +134,10 @@ impl Taker {
         let folder = temporary(&self.source.data_dir)?;
         let file = folder.path().join("snapshot");
         self.write(&file).await?;
-        let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3fZ");
-        let name = format!("{NAME}{now}{SUFFIX}");
+        let name = name_of(Timestamp::now());
         self.place.put(&name, &file).await?;
         let names = self.place.list().await?;
-        let ours: Vec<&String> =
-            names.iter().filter(|name| name.starts_with(NAME) && name.ends_with(SUFFIX)).collect();
+        let ours: Vec<&String> = names.iter().filter(|name| taken(name).is_some()).collect();
         for old in ours.iter().take(ours.len().saturating_sub(self.keep)) {
             self.place.remove(old).await?;
         }
