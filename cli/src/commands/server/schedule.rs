@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use coracle_store::Store;
-use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::archive::Source;
@@ -114,7 +114,7 @@ impl Schedule {
             match taker.take().await {
                 Ok(name) => tracing::info!(name, "a scheduled snapshot was saved"),
                 Err(error) => {
-                    tracing::error!(error = format!("{error:#}"), "a scheduled snapshot was not saved")
+                    tracing::error!(error = format!("{error:#}"), "a scheduled snapshot failed")
                 }
             }
         }
@@ -134,12 +134,18 @@ impl Taker {
         let folder = temporary(&self.source.data_dir)?;
         let file = folder.path().join("snapshot");
         self.write(&file).await?;
-        let name = name_of(Timestamp::now());
+        // Who may write and not list keeps it all the same.
+        let listed = self.place.list().await;
+        let mut older: Vec<Timestamp> = listed.iter().flatten().filter_map(|name| taken(name)).collect();
+        older.sort();
+        // Above the newest: a clock that went back, or another member's, must not make this one the oldest.
+        let after = older.last().map(|newest| newest.checked_add(SignedDuration::from_millis(1)));
+        let name = name_of(after.transpose()?.into_iter().fold(Timestamp::now(), Timestamp::max));
         self.place.put(&name, &file).await?;
-        let names = self.place.list().await?;
-        let ours: Vec<&String> = names.iter().filter(|name| taken(name).is_some()).collect();
-        for old in ours.iter().take(ours.len().saturating_sub(self.keep)) {
-            self.place.remove(old).await?;
+        let doing = || format!("remove snapshots before {name}");
+        listed.with_context(doing)?;
+        for old in older.iter().take((older.len() + 1).saturating_sub(self.keep)) {
+            self.place.remove(&name_of(*old)).await.with_context(doing)?;
         }
         Ok(name)
     }

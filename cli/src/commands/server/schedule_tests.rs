@@ -58,3 +58,31 @@ async fn a_snapshot_carries_the_keys_that_are_in_use() {
     assert_eq!(&restored.get(SECRET.as_bytes()).unwrap().value.json[..], b"kept");
     restored.shutdown().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_clock_that_goes_back_costs_no_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let taker = taker(&dir, None).await;
+    // Those of a day that this machine's clock has not seen yet, and what is called nearly so.
+    let ahead = |n: usize| format!("coracle-21000101T00000000{n}Z.snapshot");
+    let others = ["coracle-21000101T000000.snapshot", "coracle-21010101T000000000Z.snapshot.part2"];
+    for name in (1..=5).map(ahead).chain(others.map(str::to_owned)) {
+        std::fs::write(dir.path().join("kept").join(name), "").unwrap();
+    }
+    let taken = [taker.take().await.unwrap(), taker.take().await.unwrap()];
+    assert_eq!(taken, [ahead(6), ahead(7)]);
+    let mut left = taker.place.list().await.unwrap();
+    left.retain(|name| !others.contains(&name.as_str()));
+    assert_eq!(left, [ahead(5), ahead(6), ahead(7)], "the newest three");
+    taker.source.store.shutdown().await.unwrap();
+}
+
+#[test]
+fn names_say_when() {
+    let taken = |text: &str| super::taken(&format!("coracle-{text}.snapshot"));
+    assert_eq!(taken("20260102T030405678Z").unwrap().to_string(), "2026-01-02T03:04:05.678Z");
+    for text in ["", "20260102T030405Z", "20260102T0304056Z", "20261302T030405678Z", "20260102T030405678Zz"] {
+        assert_eq!(taken(text), None, "{text}");
+    }
+    assert_eq!(super::taken("coracle-20260102T030405678Z.snapshot.part"), None);
+}
