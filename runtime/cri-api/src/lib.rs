@@ -22,5 +22,8 @@ pub mod network {
 
 pub use endpoint::{EndpointError, connect, connect_lazy};
 
+/// The control group of all Linux pods of our runtime, each in a group of its own below it.
+pub const PODS_GROUP: &str = "/coracle";
+
 /// The largest message that either side accepts, in bytes: lists of a node full of pods pass 4 MiB, the default.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;

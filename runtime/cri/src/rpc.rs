@@ -19,10 +19,6 @@ pub struct Rpc(pub Arc<Service>);
 
 type Answer<T> = Result<Response<T>, Status>;
 
-fn unimplemented<T>(what: &str) -> Answer<T> {
-    Err(Status::unimplemented(what))
-}
-
 /// The range that was brought by UpdateRuntimeConfig, as it is kept.
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -100,7 +96,10 @@ impl RuntimeService for Rpc {
                 .filter(|h| **h != "runc" || self.0.linux.engine().is_ok())
                 .map(|h| handler(h))
                 .collect(),
-            features: Some(v1::RuntimeFeatures::default()),
+            // Of Linux containers: guests of wasm have no groups.
+            features: Some(v1::RuntimeFeatures {
+                supplemental_groups_policy: self.0.linux.engine().is_ok(),
+            }),
         }))
     }
 
@@ -350,9 +349,11 @@ impl RuntimeService for Rpc {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
-        unimplemented("a wasm sandbox has no resources of its own to change")
+        let service = self.0.clone();
+        finish(async move { service.update_pod_sandbox_resources(request.into_inner()).await }).await?;
+        Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
 }
 

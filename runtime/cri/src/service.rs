@@ -38,6 +38,8 @@ pub struct Service {
     pub compiler: Compiler,
     pub events: broadcast::Sender<v1::ContainerEventResponse>,
     pub samples: stats::Samples,
+    /// What Linux containers have written.
+    pub layers: stats::layers::Layers,
     /// What wasm guests measure of themselves.
     pub guests: crate::metrics::guests::Guests,
     /// The Service table that came last.
@@ -67,6 +69,7 @@ impl Service {
             compiler,
             events: broadcast::Sender::new(EVENTS),
             samples: stats::Samples::default(),
+            layers: Default::default(),
             guests: Default::default(),
             table: watch::Sender::new(None),
             settings,

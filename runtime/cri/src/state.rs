@@ -282,6 +282,20 @@ impl State {
         Some(self.journal.write(CONTAINERS, id, record))
     }
 
+    /// Gives a pod other resources; `None` when it is not there.
+    pub fn set_pod_resources(
+        &self,
+        id: &str,
+        resources: Option<v1::LinuxContainerResources>,
+        overhead: Option<v1::LinuxContainerResources>,
+    ) -> Option<Pending> {
+        let mut inner = self.inner.lock();
+        let record = inner.sandboxes.get_mut(id)?;
+        let linux = record.config.linux.get_or_insert_default();
+        (linux.resources, linux.overhead) = (resources, overhead);
+        Some(self.journal.write(SANDBOXES, id, record))
+    }
+
     /// Moves a container on in its life. Nothing comes after Exited, and nothing goes back: then, and when it is not
     /// there, the answer is `None`; else what it was before, and the record.
     pub fn advance(&self, id: &str, life: Life) -> Option<(Life, ContainerRecord, Pending)> {

@@ -1,5 +1,7 @@
 //! What containers and pods use.
 
+pub mod layers;
+
 use std::collections::HashMap;
 
 use coracle_cri_api::v1;
@@ -111,6 +113,14 @@ impl Service {
         measured.collect()
     }
 
+    /// Has what running Linux containers have written counted.
+    async fn count_layers(&self) {
+        let Ok(engine) = self.linux.engine() else { return };
+        let (_, containers) = self.state.snapshot();
+        let running = containers.into_iter().filter(|c| c.linux && matches!(c.state, State::Running { .. }));
+        self.layers.refresh(running.map(|c| (c.id.clone(), engine.written_to(&c.id))).collect()).await;
+    }
+
     fn show(&self, record: &ContainerRecord, stats: &ContainerStats) -> v1::ContainerStats {
         let limit = record.config.linux.as_ref().and_then(|l| l.resources.as_ref());
         let limit = limit.and_then(|r| u64::try_from(r.memory_limit_in_bytes).ok()).filter(|l| *l > 0);
@@ -129,6 +139,7 @@ impl Service {
                 available_bytes: limit.and_then(|l| value(l.saturating_sub(stats.memory_bytes))),
                 ..Default::default()
             }),
+            writable_layer: self.layers.of(&record.id),
             ..Default::default()
         }
     }
@@ -136,6 +147,7 @@ impl Service {
     /// Use of one running container.
     pub async fn container_stats(&self, id: &str) -> Result<v1::ContainerStats, Status> {
         let record = self.container(id)?;
+        self.count_layers().await;
         let stats = self.measure(std::slice::from_ref(&record.id)).await?;
         match stats.get(&record.id) {
             Some(stats) => Ok(self.show(&record, stats)),
@@ -149,6 +161,7 @@ impl Service {
         filter: Option<v1::ContainerStatsFilter>,
     ) -> Result<Vec<v1::ContainerStats>, Status> {
         let filter = filter.unwrap_or_default();
+        self.count_layers().await;
         let stats = self.measure(&[]).await?;
         let by = Filter {
             id: &filter.id,
@@ -162,6 +175,7 @@ impl Service {
     /// Use of one pod.
     pub async fn pod_sandbox_stats(&self, id: &str) -> Result<v1::PodSandboxStats, Status> {
         let record = self.sandbox(id)?;
+        self.count_layers().await;
         Ok(self.pod_stats(&record, &self.measure(&[]).await?))
     }
 
@@ -171,6 +185,7 @@ impl Service {
         filter: Option<v1::PodSandboxStatsFilter>,
     ) -> Result<Vec<v1::PodSandboxStats>, Status> {
         let filter = filter.unwrap_or_default();
+        self.count_layers().await;
         let stats = self.measure(&[]).await?;
         let by = Filter { id: &filter.id, labels: Some(&filter.label_selector), ..Filter::default() };
         let records = self.state.sandboxes(&by);
@@ -183,12 +198,10 @@ impl Service {
         stats: &HashMap<String, ContainerStats>,
     ) -> v1::PodSandboxStats {
         let by = Filter { sandbox_id: &record.id, ..Filter::default() };
-        let mine: Vec<_> = self
-            .state
-            .containers(&by)
-            .into_iter()
-            .filter_map(|c| stats.get(&c.id).map(|s| (self.show(&c, s), s)))
-            .collect();
+        let containers = self.state.containers(&by);
+        let measured = containers.iter().filter_map(|c| Some((c, stats.get(&c.id)?)));
+        let processes = measured.clone().filter(|(c, _)| c.linux).map(|(_, s)| u64::from(s.instances)).sum();
+        let mine: Vec<_> = measured.map(|(c, s)| (self.show(c, s), s)).collect();
         let timestamp = mine.iter().map(|(_, s)| s.timestamp_ns).max().unwrap_or_else(crate::record::now_ns);
         let memory: u64 = mine.iter().map(|(_, s)| s.memory_bytes).sum();
         let rates = mine.iter().filter_map(|(c, _)| c.cpu.as_ref()?.usage_nano_cores.map(|v| v.value));
@@ -208,7 +221,10 @@ impl Service {
                     ..Default::default()
                 }),
                 network: None,
-                process: None,
+                // Guests of wasm are no processes: theirs is the host, which is nobody's.
+                process: record
+                    .linux
+                    .then(|| v1::ProcessUsage { timestamp, process_count: value(processes) }),
                 containers: mine.into_iter().map(|(c, _)| c).collect(),
             }),
         }

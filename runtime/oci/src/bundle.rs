@@ -30,6 +30,10 @@ pub struct Parts<'a> {
     pub cdi_dirs: &'a [PathBuf],
     /// Control groups count huge pages here; where they do not, nobody is limited.
     pub huge_pages: bool,
+    /// Control groups count swap here.
+    pub swap: bool,
+    /// Control groups are of version 2: a container sees its own group as the first.
+    pub unified: bool,
 }
 
 /// What the containers of a pod share.
@@ -84,7 +88,7 @@ pub fn spec(parts: &Parts<'_>) -> Result<Spec, Error> {
         "mounts": mounts::mounts(parts, &security)?,
         "annotations": {"io.kubernetes.cri.container-type": "container"},
         "linux": {
-            "namespaces": namespaces(parts.shared, &security),
+            "namespaces": namespaces(parts, &security),
             "cgroupsPath": parts.shared.cgroup_of(parts.id),
             "resources": resources(parts),
         },
@@ -93,6 +97,9 @@ pub fn spec(parts: &Parts<'_>) -> Result<Spec, Error> {
         // An empty list from an older kubelet means the defaults too.
         spec["linux"]["maskedPaths"] = json!(or_default(&security.masked_paths, &MASKED));
         spec["linux"]["readonlyPaths"] = json!(or_default(&security.readonly_paths, &READONLY));
+    }
+    if let Some(propagation) = mounts::of_root(config) {
+        spec["linux"]["rootfsPropagation"] = json!(propagation);
     }
     let sysctls = parts.sandbox.linux.as_ref().map(|l| &l.sysctls).filter(|s| !s.is_empty());
     if let Some(sysctls) = sysctls {
@@ -149,7 +156,8 @@ fn check(security: &v1::LinuxContainerSecurityContext, shared: &Shared) -> Resul
     Ok(())
 }
 
-fn namespaces(shared: &Shared, security: &v1::LinuxContainerSecurityContext) -> Value {
+fn namespaces(parts: &Parts<'_>, security: &v1::LinuxContainerSecurityContext) -> Value {
+    let shared = parts.shared;
     let mut list = vec![json!({"type": "mount"})];
     let pid = security.namespace_options.as_ref().map(v1::NamespaceOption::pid);
     match pid {
@@ -163,6 +171,10 @@ fn namespaces(shared: &Shared, security: &v1::LinuxContainerSecurityContext) -> 
     let joined =
         files.into_iter().filter_map(|(kind, path)| Some(json!({"type": kind, "path": path.as_ref()?})));
     list.extend(joined);
+    // As other runtimes do: version 1 and privileged containers see the host's groups.
+    if parts.unified && !security.privileged {
+        list.push(json!({"type": "cgroup"}));
+    }
     Value::Array(list)
 }
 
@@ -170,14 +182,14 @@ fn namespaces(shared: &Shared, security: &v1::LinuxContainerSecurityContext) -> 
 fn resources(parts: &Parts<'_>) -> Value {
     let mut asked = parts.config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
     asked.hugepage_limits.retain(|_| parts.huge_pages);
-    limits(&asked)
+    limits(&asked, parts.swap)
 }
 
 /// Most processes and threads of a container.
 const MAX_PROCESSES: i64 = 32_768;
 
-/// CRI's limits in the words of the OCI.
-pub fn limits(asked: &v1::LinuxContainerResources) -> Value {
+/// CRI's limits in the words of the OCI; that of memory and swap together only where control groups count `swap`.
+pub fn limits(asked: &v1::LinuxContainerResources, swap: bool) -> Value {
     let mut resources = json!({"pids": {"limit": MAX_PROCESSES}});
     let positive = |n: i64| Some(n).filter(|n| *n > 0);
     let mut cpu = serde_json::Map::new();
@@ -196,6 +208,10 @@ pub fn limits(asked: &v1::LinuxContainerResources) -> Value {
     }
     if let Some(limit) = positive(asked.memory_limit_in_bytes) {
         resources["memory"] = json!({"limit": limit});
+    }
+    // -1 is as much as there is.
+    if swap && asked.memory_swap_limit_in_bytes != 0 {
+        resources["memory"]["swap"] = json!(asked.memory_swap_limit_in_bytes);
     }
     let huge = asked.hugepage_limits.iter();
     let huge: Vec<Value> = huge.map(|one| json!({"pageSize": one.page_size, "limit": one.limit})).collect();

@@ -1,5 +1,7 @@
-//! Control groups, version 1 and 2: what a container used, and whether it ran out of memory. The limits are set by the
-//! OCI runtime.
+//! Control groups, version 1 and 2: what a container used, and whether it ran out of memory. A container's limits are set
+//! by the OCI runtime, those of its pod here.
+
+pub mod pod;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ pub struct Usage {
 }
 
 /// Whether this host has the unified hierarchy only.
-fn unified() -> bool {
+pub fn unified() -> bool {
     Path::new(ROOT).join("cgroup.controllers").is_file()
 }
 
@@ -114,6 +116,21 @@ fn counts(root: &Path, controller: &str) -> bool {
     }
 }
 
+/// Whether swap is counted, which a kernel may do without; told by a group that is there, or by the one above it.
+pub fn counts_swap(group: &str) -> bool {
+    counts_swap_below(Path::new(ROOT), group)
+}
+
+fn counts_swap_below(root: &Path, group: &str) -> bool {
+    let group = Path::new(group.trim_start_matches('/'));
+    let mut groups = group.ancestors();
+    match root.join("cgroup.controllers").is_file() {
+        // The root of version 2 has no such file.
+        true => groups.any(|group| root.join(group).join("memory.swap.max").is_file()),
+        false => root.join("memory/memory.memsw.limit_in_bytes").is_file(),
+    }
+}
+
 /// Why limits cannot be set here, if so.
 pub fn missing() -> Option<String> {
     if unified() {
@@ -143,6 +160,21 @@ mod tests {
         std::fs::write(dir.path().join("cgroup.controllers"), "cpu memory\n").expect("a file");
         assert!(!counted());
         std::fs::write(dir.path().join("cgroup.controllers"), "cpu hugetlb\n").expect("a file");
+        assert!(counted());
+    }
+
+    #[test]
+    fn swap_is_counted_where_the_kernel_does() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let counted = || counts_swap_below(dir.path(), "/coracle/pod");
+        assert!(!counted());
+        std::fs::create_dir(dir.path().join("memory")).expect("a folder");
+        std::fs::write(dir.path().join("memory/memory.memsw.limit_in_bytes"), "0").expect("a file");
+        assert!(counted());
+        std::fs::write(dir.path().join("cgroup.controllers"), "memory").expect("a file");
+        assert!(!counted());
+        std::fs::create_dir(dir.path().join("coracle")).expect("a folder");
+        std::fs::write(dir.path().join("coracle/memory.swap.max"), "max").expect("a file");
         assert!(counted());
     }
 

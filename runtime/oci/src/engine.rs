@@ -129,6 +129,8 @@ impl Engine {
             shared: &shared,
             cdi_dirs: &self.settings.cdi_dirs,
             huge_pages: cgroup::counts_huge_pages(),
+            swap: cgroup::counts_swap(&shared.cgroup),
+            unified: cgroup::unified(),
         })?;
         shim::write_whole(&dir.join("config.json"), &serde_json::to_vec(&spec)?)?;
         std::fs::write(dir.join("layers.json"), serde_json::to_vec(&wanted.layers)?)?;
@@ -308,14 +310,23 @@ impl Engine {
 
     /// What a container uses; `None` when it does not run.
     pub fn usage(&self, id: &str) -> Option<Usage> {
-        let config = std::fs::read(self.container_dir(id).join(shim::file::CONFIG)).ok()?;
-        let config: Config = serde_json::from_slice(&config).ok()?;
-        cgroup::usage(&config.cgroup)
+        cgroup::usage(&self.config(id).ok()?.cgroup)
+    }
+
+    fn config(&self, id: &str) -> anyhow::Result<Config> {
+        let path = self.container_dir(id).join(shim::file::CONFIG);
+        let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// The folder of what a container has changed of its files.
+    pub fn written_to(&self, id: &str) -> PathBuf {
+        self.container_dir(id).join("upper")
     }
 
     /// Changes the limits of a container.
     pub async fn update(&self, id: &str, asked: &v1::LinuxContainerResources) -> anyhow::Result<()> {
-        let mut limits = bundle::limits(asked);
+        let mut limits = bundle::limits(asked, cgroup::counts_swap(&self.config(id)?.cgroup));
         if let Some(map) = limits.as_object_mut() {
             map.remove("pids");
         }

@@ -12,7 +12,7 @@ pub mod exec;
 pub mod namespaces;
 pub mod network;
 pub mod pause;
-mod rootfs;
+pub mod rootfs;
 mod runtime;
 pub mod shim;
 

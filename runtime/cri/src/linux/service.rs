@@ -14,7 +14,7 @@ use tonic::Status;
 
 use super::{Ends, hostname, internal, life};
 use crate::record::{ContainerRecord, SandboxRecord, lost};
-use crate::service::Service;
+use crate::service::{Service, durable};
 
 impl Service {
     /// Gives a sandbox its network: namespaces and a cable, or a local address.
@@ -94,6 +94,30 @@ impl Service {
                 None => Status::internal(words),
             }
         })
+    }
+
+    /// Changes what the containers of a pod may use together; what is not named stays as it is.
+    pub async fn update_pod_sandbox_resources(
+        &self,
+        request: v1::UpdatePodSandboxResourcesRequest,
+    ) -> Result<(), Status> {
+        let record = self.sandbox(&request.pod_sandbox_id)?;
+        if !record.linux {
+            return Err(Status::unimplemented("a wasm sandbox has no resources of its own to change"));
+        }
+        if !record.ready {
+            return Err(Status::failed_precondition(format!("sandbox {} is not ready", record.id)));
+        }
+        let mut config = record.config.clone();
+        let linux = config.linux.get_or_insert_default();
+        linux.resources = request.resources.or(linux.resources.take());
+        linux.overhead = request.overhead.or(linux.overhead.take());
+        self.linux.engine()?.limit_pod(&record.id, &config).await.map_err(internal)?;
+        let v1::LinuxPodSandboxConfig { resources, overhead, .. } = config.linux.unwrap_or_default();
+        match self.state.set_pod_resources(&record.id, resources, overhead) {
+            Some(pending) => durable(pending).await,
+            None => Ok(()),
+        }
     }
 
     /// What a Linux image says of itself.

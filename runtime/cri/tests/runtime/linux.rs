@@ -7,7 +7,7 @@ use tonic::Code;
 
 use crate::service::Service;
 
-fn shell(script: &str) -> Program {
+pub fn shell(script: &str) -> Program {
     Program { image: "busybox:v1".into(), command: vec!["/bin/sh".into(), "-c".into(), script.into()] }
 }
 

@@ -8,5 +8,6 @@ mod linux;
 mod pods;
 mod programs;
 mod registry;
+mod resources;
 mod restart;
 mod service;

@@ -63,6 +63,12 @@ pub(super) fn mounts(
     Ok(list)
 }
 
+/// How the container's root is to see mounts: one that cannot give the host any has no mount that can.
+pub(super) fn of_root(config: &v1::ContainerConfig) -> Option<&'static str> {
+    let both = |m: &v1::Mount| m.propagation() == v1::MountPropagation::PropagationBidirectional;
+    config.mounts.iter().any(both).then_some("rshared")
+}
+
 /// An absolute path without `..`, tidied; a container path may also be given relative to the root.
 fn clean(path: &str) -> Option<String> {
     let mut tidy = String::new();

@@ -15,6 +15,7 @@ struct Given {
     dir: tempfile::TempDir,
     config: v1::ContainerConfig,
     sandbox: v1::PodSandboxConfig,
+    unified: bool,
 }
 
 impl Given {
@@ -31,7 +32,8 @@ impl Given {
             }),
             ..Default::default()
         };
-        Self { dir, config, sandbox: v1::PodSandboxConfig { hostname: "pod".into(), ..Default::default() } }
+        let sandbox = v1::PodSandboxConfig { hostname: "pod".into(), ..Default::default() };
+        Self { dir, config, sandbox, unified: false }
     }
 
     fn security(&mut self) -> &mut v1::LinuxContainerSecurityContext {
@@ -60,6 +62,8 @@ impl Given {
             shared: &shared,
             cdi_dirs: cdi,
             huge_pages,
+            swap: huge_pages,
+            unified: self.unified,
         };
         spec(&parts).map(|s| serde_json::to_value(s).unwrap()).map_err(|e| e.to_string())
     }
@@ -101,6 +105,7 @@ fn image_and_pod_make_a_process() {
         cpu_quota: 50_000,
         cpu_period: 100_000,
         memory_limit_in_bytes: 1 << 26,
+        memory_swap_limit_in_bytes: 1 << 27,
         cpuset_cpus: "2-3".into(),
         cpuset_mems: "1".into(),
         hugepage_limits: [("2MB", 1 << 21), ("1GB", 0)]
@@ -116,7 +121,7 @@ fn image_and_pod_make_a_process() {
     );
     assert_eq!((&spec["process"]["user"]["uid"], &spec["process"]["user"]["gid"]), (&json!(1000), &json!(0)));
     assert_eq!(spec["process"]["capabilities"]["bounding"], json!(["CAP_NET_ADMIN"]));
-    assert_eq!(spec["linux"]["resources"]["memory"]["limit"], 1 << 26);
+    assert_eq!(spec["linux"]["resources"]["memory"], json!({"limit": 1 << 26, "swap": 1 << 27}));
     let cpu = json!({"quota": 50_000, "period": 100_000, "cpus": "2-3", "mems": "1"});
     assert_eq!(spec["linux"]["resources"]["cpu"], cpu);
     let huge = json!([{"pageSize": "2MB", "limit": 1 << 21}, {"pageSize": "1GB", "limit": 0}]);
@@ -124,6 +129,22 @@ fn image_and_pod_make_a_process() {
     // Where nothing counts them, the OCI runtime would fail to set it.
     let uncounted = &given.spec_where(&[], false).unwrap()["linux"]["resources"];
     assert!(uncounted["hugepageLimits"].is_null());
+    assert_eq!(uncounted["memory"], json!({"limit": 1 << 26}));
+}
+
+#[test]
+fn a_container_sees_its_own_control_group_alone() {
+    let mut given = Given::new();
+    let own = |given: &Given| {
+        let spec = given.spec(&[]).unwrap();
+        let list = spec["linux"]["namespaces"].as_array().unwrap().clone();
+        list.contains(&json!({"type": "cgroup"}))
+    };
+    assert!(!own(&given), "version 1");
+    given.unified = true;
+    assert!(own(&given));
+    given.security().privileged = true;
+    assert!(!own(&given));
 }
 
 #[test]
@@ -251,4 +272,28 @@ fn seccomp_profiles_are_as_asked() {
     }
     given.security().seccomp = Some(asked(ProfileType::Localhost, "/none/such"));
     assert!(given.spec(&[]).unwrap_err().contains("No such file"));
+}
+
+#[test]
+fn mounts_that_the_host_is_to_see_leave_a_shared_root() {
+    let mut given = Given::new();
+    let host_path = given.dir.path().display().to_string();
+    let with = |propagation: v1::MountPropagation| v1::Mount {
+        container_path: "/m".into(),
+        host_path: host_path.clone(),
+        propagation: propagation.into(),
+        ..Default::default()
+    };
+    for (propagation, option, root) in [
+        (v1::MountPropagation::PropagationPrivate, "rprivate", Value::Null),
+        (v1::MountPropagation::PropagationHostToContainer, "rslave", Value::Null),
+        (v1::MountPropagation::PropagationBidirectional, "rshared", json!("rshared")),
+    ] {
+        given.config.mounts = vec![with(propagation)];
+        let spec = given.spec(&[]).unwrap();
+        assert_eq!(spec["linux"]["rootfsPropagation"], root);
+        let mounts = spec["mounts"].as_array().unwrap();
+        let made = mounts.iter().find(|m| m["destination"] == "/m").unwrap();
+        assert!(made["options"].as_array().unwrap().contains(&json!(option)), "{made}");
+    }
 }

@@ -45,6 +45,7 @@ impl Engine {
         let options = security.and_then(|s| s.namespace_options.as_ref());
         let processes = options.is_some_and(|o| o.pid() == v1::NamespaceMode::Pod);
         let shim = processes.then(|| self.settings.shim_command.clone());
+        self.limit_pod(pod.id, pod.config).await?;
         let made = tokio::task::spawn_blocking(move || -> io::Result<()> {
             std::fs::create_dir_all(dir.join("shm"))?;
             let hosts =
@@ -73,6 +74,21 @@ impl Engine {
             std::fs::write(self.pod_dir(pod.id).join("host-network"), "")?;
         }
         made.await?.with_context(|| format!("make the namespaces of pod {}", pod.id))
+    }
+
+    /// Gives a pod's group the weight and the limits of its config; a group that the caller named is the caller's.
+    ///
+    /// # Errors
+    /// What the kernel refuses, such as, in version 1 of control groups, less than a container of the pod may use.
+    pub async fn limit_pod(&self, id: &str, config: &v1::PodSandboxConfig) -> anyhow::Result<()> {
+        let Some(linux) = &config.linux else { return Ok(()) };
+        if own_parent(linux).is_some() || (linux.resources.is_none() && linux.overhead.is_none()) {
+            return Ok(());
+        }
+        let (group, limits) = (cgroup_of_pod(id), cgroup::pod::Limits::of(linux));
+        tokio::task::spawn_blocking(move || cgroup::pod::limit(&group, &limits))
+            .await?
+            .with_context(|| format!("limit pod {id}"))
     }
 
     /// Whether a pod's namespaces are there.
@@ -107,14 +123,7 @@ impl Engine {
     pub(super) fn shared(&self, id: &str, config: &v1::PodSandboxConfig) -> Shared {
         let dir = self.pod_dir(id);
         let own_network = !dir.join("host-network").exists();
-        let parent = config.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
-        // A parent in systemd's words is for its driver; the folders here are our own.
-        let cgroup = match parent {
-            parent if parent.starts_with('/') && !parent.contains("..") => {
-                parent.trim_end_matches('/').to_owned()
-            }
-            _ => cgroup_of_pod(id),
-        };
+        let cgroup = config.linux.as_ref().and_then(own_parent).unwrap_or_else(|| cgroup_of_pod(id));
         Shared {
             network: own_network.then(|| namespaces::network(&dir)),
             uts: own_network.then(|| namespaces::uts(&dir)),
@@ -136,8 +145,14 @@ fn namespaces_name(dir: &Path, hostname: &str) -> Option<String> {
     (!dir.join("host-network").exists()).then(|| hostname.to_owned())
 }
 
+/// The group that the caller made for the pod. One in systemd's words is for its driver; the folders here are our own.
+fn own_parent(linux: &v1::LinuxPodSandboxConfig) -> Option<String> {
+    let parent = linux.cgroup_parent.as_str();
+    (parent.starts_with('/') && !parent.contains("..")).then(|| parent.trim_end_matches('/').to_owned())
+}
+
 fn cgroup_of_pod(id: &str) -> String {
-    format!("/coracle/{id}")
+    format!("{}/{id}", coracle_cri_api::PODS_GROUP)
 }
 
 fn hosts(address: Ipv4Addr, hostname: &str) -> String {

@@ -80,9 +80,13 @@ impl Host {
 
     pub async fn pod(&self, id: &str, address: [u8; 4]) -> v1::PodSandboxConfig {
         let config = v1::PodSandboxConfig { hostname: id.to_owned(), ..Default::default() };
-        let pod = Pod { id, config: &config, hostname: id, address: Some(address.into()) };
-        self.engine.make_pod(pod).await.unwrap();
+        self.make(id, &config, address).await;
         config
+    }
+
+    pub async fn make(&self, id: &str, config: &v1::PodSandboxConfig, address: [u8; 4]) {
+        let pod = Pod { id, config, hostname: id, address: Some(address.into()) };
+        self.engine.make_pod(pod).await.unwrap();
     }
 
     /// Creates a container of these arguments in a pod; answers its log's path.

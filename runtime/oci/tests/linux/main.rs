@@ -4,3 +4,4 @@ mod checkpoints;
 mod containers;
 mod host;
 mod networks;
+mod pods;
