@@ -6,6 +6,7 @@ pub mod endpoint;
 /// The label of a metric whose value is not whole: its text is the value, for CRI's are whole numbers.
 pub const VALUE_LABEL: &str = "__value__";
 
+pub mod mount;
 pub mod signal;
 
 /// CRI v1 (`runtime.v1`), as kubelet and crictl speak it.

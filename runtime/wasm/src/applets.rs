@@ -9,11 +9,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use cap_std::{ambient_authority, fs::Dir};
+use cap_std::fs::Dir;
 use coracle_streaming::Output;
 use tokio::sync::mpsc;
 
-use crate::protocol::Mount;
+use crate::{hosts::filesystem, protocol::Mount};
 
 /// Their names.
 pub(crate) const NAMES: [&str; 10] =
@@ -261,7 +261,7 @@ impl Place {
         };
         let rest = path.strip_prefix(&mount.guest_path).unwrap_or(Path::new("."));
         let rest = if rest.as_os_str().is_empty() { Path::new(".") } else { rest };
-        let volume = Dir::open_ambient_dir(&mount.host_path, ambient_authority())?;
+        let volume = filesystem::open(&mount.host_path)?;
         Ok(Found { volume, path: rest.to_owned(), read_only: mount.read_only })
     }
 

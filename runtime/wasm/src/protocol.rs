@@ -112,6 +112,7 @@ pub enum KeyValue {
 /// A directory or file of the host that a container sees.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
+    /// Of a place in a volume that a container may write to: the volume, `/./`, and the place, which is looked up beneath it.
     pub host_path: PathBuf,
     pub guest_path: String,
     pub read_only: bool,

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use cap_std::{ambient_authority, fs::Dir};
+use cap_std::fs::Dir;
 use wasmtime::component::{HasData, Linker};
 
 use super::Granted;
@@ -47,7 +47,7 @@ pub(crate) fn mounted(mounts: &[Mount], path: &str, annotation: &str) -> Result<
     let mount = mounts.iter().find(|mount| mount.guest_path.trim_end_matches('/') == wanted);
     let mount = mount
         .ok_or_else(|| format!("the annotation {annotation} names {path}, where no volume is mounted"))?;
-    let dir = Dir::open_ambient_dir(&mount.host_path, ambient_authority());
+    let dir = super::filesystem::open(&mount.host_path);
     let dir =
         dir.map_err(|error| format!("the annotation {annotation}: opening the volume at {path}: {error}"))?;
     Ok((dir, mount.read_only))

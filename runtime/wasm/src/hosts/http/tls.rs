@@ -4,8 +4,6 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cap_std::ambient_authority;
-use cap_std::fs::Dir;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use parking_lot::Mutex;
@@ -15,6 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::{Connector, pooled};
+use crate::hosts::filesystem;
 use crate::network::PodNetwork;
 use crate::protocol::Mount;
 
@@ -71,7 +70,7 @@ impl Trust {
     fn read(&self) -> std::io::Result<Vec<u8>> {
         let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "no service account is mounted");
         // Within the volume: what lies in it may be links that somebody else made.
-        let dir = Dir::open_ambient_dir(self.folder.as_ref().ok_or_else(missing)?, ambient_authority())?;
+        let dir = filesystem::open(self.folder.as_ref().ok_or_else(missing)?)?;
         let mut pem = Vec::new();
         dir.open(FILE)?.take(MAX_BYTES).read_to_end(&mut pem)?;
         Ok(pem)
