@@ -12,17 +12,21 @@ use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, Volume};
 use crate::env::{Sources, fields::Facts};
 
 use claims::{Claimed, Claims};
+pub(crate) use ownership::own;
 
 pub mod atomic;
 pub mod claims;
 pub mod devices;
 pub mod host_path;
 pub mod huge_pages;
+pub mod local;
 pub mod memory;
 pub mod mounting;
 pub mod mounts;
+pub mod ownership;
 pub mod sources;
 pub mod stats;
+pub mod sub_paths;
 pub mod used;
 
 /// Why a volume is not there: the words of a `FailedMount` Event.
@@ -120,15 +124,49 @@ impl PodDir {
         self.claims.get(&volume.name).is_some_and(|c| c.read_only)
     }
 
+    /// Removes the pod's own volumes, and unmounts those of others. Its hosts file and last words stay.
+    pub fn remove_volumes(&self) -> std::io::Result<()> {
+        sub_paths::remove(&self.path)?;
+        let volumes = self.path.join("volumes");
+        mounting::unmount_below(&volumes)?;
+        memory::remove(&self.root, &self.uid)?;
+        remove_all(&volumes)
+    }
+
     /// Removes everything that the pod has here.
     pub fn remove(&self) -> std::io::Result<()> {
+        self.remove_volumes()?;
         mounting::unmount_below(&self.path)?;
-        memory::remove(&self.root, &self.uid)?;
-        match std::fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove_all(&self.path)
     }
+}
+
+fn remove_all(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Takes away what the volumes of pods whose containers have ended hold of this machine besides files: memory, and shares
+/// of the network. What a storage driver has published stays with it.
+///
+/// # Errors
+/// When something stays.
+pub fn let_go(root: &Path) -> std::io::Result<()> {
+    let root = std::path::absolute(root)?;
+    let pods = std::fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
+    for uid in pods.filter_map(|entry| entry.file_name().into_string().ok()) {
+        let volumes = root.join("pods").join(&uid).join("volumes");
+        for kind in std::fs::read_dir(volumes).into_iter().flatten().flatten() {
+            if kind.file_name() != crate::csi::volume::PLUGIN {
+                mounting::unmount_below(&kind.path())?;
+            }
+        }
+        sub_paths::remove(&root.join("pods").join(&uid))?;
+        memory::remove(&root, &uid)?;
+    }
+    Ok(())
 }
 
 /// Whether a volume is to be in memory.
@@ -204,14 +242,19 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
         }
         let path =
             dir.volume(volume).ok_or_else(|| failed("the name of the volume is not a file name".into()))?;
-        if let Some(directory) = dir.claims.get(&volume.name).and_then(Claimed::directory) {
-            let is_block = dir.claims.get(&volume.name).is_some_and(Claimed::is_block);
-            let directory = Path::new(directory);
-            let checked = if is_block { devices::is_device(directory) } else { check_directory(dir, directory) };
-            checked.map_err(failed)?;
+        if let Some(claimed) = dir.claims.get(&volume.name)
+            && let Some(directory) = claimed.directory().map(Path::new)
+        {
+            let made = match claimed.is_block() {
+                true => devices::is_device(directory),
+                false => check_directory(dir, directory).and_then(|()| local::give(pod, dir, claimed)),
+            };
+            made.map_err(failed)?;
             continue;
         }
-        let fresh = !path.exists();
+        // After a stop, or the machine's restart, the directory is there and its memory is not.
+        let lost = || is_memory(volume) && nix::unistd::geteuid().is_root() && !mounting::is_mounted(&path);
+        let fresh = !path.exists() || lost();
         if is_memory(volume)
             && memory::directory(&dir.root, &dir.uid).is_some_and(|own| path.starts_with(own))
         {
@@ -240,11 +283,8 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
         let files = sources::files(pod, volume, sources, facts).map_err(failed)?;
         let target = Dir::open_ambient_dir(&path, ambient_authority())
             .map_err(|e| failed(format!("open {}: {e}", path.display())))?;
-        let written = atomic::write(&target, &files).map_err(|e| failed(e.to_string()))?;
-        if written {
-            own(pod, &path).map_err(failed)?;
-        }
-        changed |= written;
+        let group = ownership::group(pod, true);
+        changed |= atomic::write(&target, &files, group).map_err(|e| failed(e.to_string()))?;
     }
     Ok(changed)
 }
@@ -258,36 +298,6 @@ fn empty_dir(source: &EmptyDirVolumeSource, path: &Path, fresh: bool) -> Result<
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     let opened = if fresh { std::fs::set_permissions(path, open) } else { Ok(()) };
     opened.map(|()| fresh).map_err(|e| format!("open {} to all: {e}", path.display()))
-}
-
-/// Gives what is in a volume to the pod's `fsGroup`. Only root can, and only root's pods have other users.
-pub(crate) fn own(pod: &Pod, path: &Path) -> Result<(), String> {
-    let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
-    let group = context.and_then(|c| c.fs_group).and_then(|g| u32::try_from(g).ok());
-    match group.filter(|_| nix::unistd::geteuid().is_root()) {
-        Some(group) => {
-            give(path, group, 0).map_err(|e| format!("give {} to group {group}: {e}", path.display()))
-        }
-        None => Ok(()),
-    }
-}
-
-fn give(path: &Path, group: u32, depth: u32) -> std::io::Result<()> {
-    use std::os::unix::fs::{PermissionsExt, lchown};
-    let metadata = std::fs::symlink_metadata(path)?;
-    lchown(path, None, Some(group))?;
-    if metadata.is_symlink() {
-        return Ok(());
-    }
-    let mode = metadata.permissions().mode() & 0o7777;
-    let more = if metadata.is_dir() { 0o2070 } else { (mode & 0o700) >> 3 };
-    std::fs::set_permissions(path, PermissionsExt::from_mode(mode | more))?;
-    if metadata.is_dir() && depth < 64 {
-        for entry in std::fs::read_dir(path)?.take(100_000) {
-            give(&entry?.path(), group, depth + 1)?;
-        }
-    }
-    Ok(())
 }
 
 /// A directory of a persistent volume: those that are made on demand are made at their first mount.

@@ -54,7 +54,7 @@ pub fn mount(dir: &PodDir, spec: &Spec, attempt: u32, linux: bool) -> Result<Opt
     Ok(Some(Mount {
         container_path: inside.to_string_lossy().into_owned(),
         host_path: outside.to_string_lossy().into_owned(),
-        read_only: false,
+        ..Mount::default()
     }))
 }
 

@@ -8,21 +8,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cap_std::fs::{Dir, DirBuilder, DirBuilderExt, OpenOptions, OpenOptionsExt, Permissions, PermissionsExt};
 
+use super::ownership::{self, Group};
 use super::sources::Files;
 
 const DATA: &str = "..data";
 const DATA_NEW: &str = "..data_tmp";
 
-/// Brings a volume to `files`. Returns false when it already was so.
-pub fn write(volume: &Dir, files: &Files) -> io::Result<bool> {
+/// Brings a volume to `files`, which are `group`'s where there is one. Returns false when it already was so.
+pub fn write(volume: &Dir, files: &Files, group: Option<Group>) -> io::Result<bool> {
     let current = volume.read_link_contents(DATA).ok();
     if let Some(current) = &current
-        && is_same(volume, current, files)
+        && is_same(volume, current, files, group)
     {
         return Ok(false);
     }
     let fresh = fresh_dir(volume)?;
-    fill(&volume.open_dir(&fresh)?, files)?;
+    let filled = volume.open_dir(&fresh)?;
+    fill(&filled, files)?;
+    // Before anybody sees it: who reads by the group alone reads all of the old or all of the new too.
+    if let Some(group) = group {
+        ownership::give(&filled, group)?;
+        ownership::give_directory(volume, group)?;
+    }
     let _ = volume.remove_file(DATA_NEW);
     volume.symlink_contents(&fresh, DATA_NEW)?;
     volume.rename(DATA_NEW, volume, DATA)?;
@@ -70,7 +77,7 @@ fn fill(dir: &Dir, files: &Files) -> io::Result<()> {
     Ok(())
 }
 
-fn is_same(volume: &Dir, current: &Path, files: &Files) -> bool {
+fn is_same(volume: &Dir, current: &Path, files: &Files, group: Option<Group>) -> bool {
     let Ok(dir) = volume.open_dir(current) else { return false };
     let mut found = BTreeSet::new();
     if list(&dir, "", &mut found, 0).is_err() || found.len() != files.len() {
@@ -78,7 +85,8 @@ fn is_same(volume: &Dir, current: &Path, files: &Files) -> bool {
     }
     files.iter().all(|(path, file)| {
         let mode = dir.metadata(path).map(|m| m.permissions().mode() & 0o777).ok();
-        mode == Some(file.mode) && dir.read(path).is_ok_and(|data| data == file.data)
+        let wanted = group.map_or(file.mode, |group| group.file(file.mode));
+        mode == Some(wanted) && dir.read(path).is_ok_and(|data| data == file.data)
     })
 }
 

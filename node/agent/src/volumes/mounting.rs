@@ -40,7 +40,8 @@ pub fn unmount_below(directory: &Path) -> std::io::Result<()> {
     }
 }
 
-fn is_mounted(path: &Path) -> bool {
+/// Whether something is mounted at a path.
+pub fn is_mounted(path: &Path) -> bool {
     below(path).is_ok_and(|mounts| mounts.iter().any(|m| m == path))
 }
 

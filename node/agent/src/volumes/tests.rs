@@ -75,6 +75,53 @@ fn huge_pages_are_of_the_size_that_containers_ask_for() {
 }
 
 #[test]
+fn files_of_a_group_are_written_once_and_readable_from_their_first_moment() {
+    use std::os::unix::fs::MetadataExt;
+    let (_root, dir) = dir();
+    let own = nix::unistd::getegid().as_raw();
+    // Only root can give.
+    let (gid, file, folder) =
+        if nix::unistd::geteuid().is_root() { (4242, 0o440, 0o2050) } else { (own, 0o400, 0o050) };
+    let mut pod = pod(json!([{"name": "v", "secret": {"secretName": "config", "defaultMode": 0o400}}]));
+    pod.spec.as_mut().expect("a spec").security_context =
+        serde_json::from_value(json!({"fsGroup": 4242})).expect("a context");
+    let secret = |text: &str| {
+        let keys = std::collections::BTreeMap::from([("a".to_owned(), text.as_bytes().to_vec())]);
+        HashMap::from([((Kind::Secret, "config".to_owned()), Some(Arc::new(keys)))])
+    };
+    let set_up = |text| set_up(&pod, &dir, &secret(text), &Facts::default()).expect("set up");
+    let path = dir.volume(&volumes(&pod)[0]).expect("a path");
+    assert!(set_up("1"));
+    let data = || std::fs::read_link(path.join("..data")).expect("a link");
+    let (first, seen) = (data(), std::fs::metadata(path.join("a")).expect("a"));
+    assert_eq!((seen.gid(), seen.mode() & 0o777), (gid, file));
+    assert!(!set_up("1"), "nothing is to be written");
+    assert_eq!(data(), first);
+    assert!(set_up("2"));
+    let above = std::fs::metadata(path.join("..data/.")).expect("a directory");
+    assert_eq!((above.gid(), above.mode() & 0o2070), (gid, folder));
+}
+
+#[test]
+fn a_pod_that_has_ended_keeps_its_last_words_and_no_volumes() {
+    let (_root, dir) = dir();
+    let pod = pod(json!([{"name": "v", "emptyDir": {}}, {"name": "m", "emptyDir": {"medium": "Memory"}}]));
+    let words = dir.path.join("containers/a/0/termination-log");
+    std::fs::create_dir_all(words.parent().expect("a parent")).expect("a directory");
+    std::fs::write(&words, "last words").expect("a file");
+    set_up(&pod, &dir, &Sources::new(), &Facts::default()).expect("set up");
+    let paths: Vec<PathBuf> = volumes(&pod).iter().map(|v| dir.volume(v).expect("a path")).collect();
+    paths.iter().for_each(|path| std::fs::write(path.join("file"), "x").expect("written"));
+    dir.remove_volumes().expect("removed");
+    assert!(paths.iter().all(|path| !path.exists()));
+    assert!(mounting::below(&dir.path).expect("mounts").is_empty());
+    assert_eq!(std::fs::read_to_string(&words).expect("the words"), "last words");
+    dir.remove_volumes().expect("nothing is left to remove");
+    dir.remove().expect("removed");
+    assert!(!dir.path.exists());
+}
+
+#[test]
 fn projected_and_downward() {
     let (_root, dir) = dir();
     let pod = pod(json!([{"name": "v", "projected": {"sources": [
@@ -98,6 +145,27 @@ fn nothing_leaves_the_volume() {
     }
     assert!(PodDir::new(Path::new("/"), "..").is_none());
     assert!(PodDir::new(Path::new("/"), "a/b").is_none());
+}
+
+#[test]
+fn memory_is_let_go_and_comes_back() {
+    let (root, dir) = dir();
+    let pod = pod(json!([{"name": "v", "emptyDir": {"medium": "Memory"}}, {"name": "d", "emptyDir": {}}]));
+    let all = || set_up(&pod, &dir, &Sources::new(), &Facts::default()).expect("set up");
+    all();
+    let files: Vec<_> = volumes(&pod).iter().map(|v| dir.volume(v).expect("a path").join("file")).collect();
+    files.iter().for_each(|file| std::fs::write(file, "kept").expect("written"));
+    let_go(root.path()).expect("let go");
+    let_go(root.path()).expect("nothing is left to let go");
+    assert_eq!(files.iter().map(|file| file.exists()).collect::<Vec<_>>(), [false, true]);
+    assert!(super::mounting::below(root.path()).expect("mounts").is_empty());
+    all();
+    std::fs::write(&files[0], "again").expect("written");
+    assert_eq!(
+        super::mounting::is_mounted(files[0].parent().expect("a volume")),
+        nix::unistd::geteuid().is_root()
+    );
+    dir.remove().expect("removed");
 }
 
 #[test]
@@ -206,9 +274,63 @@ fn a_sub_path_is_made_of_the_containers_variables() {
         let spec = pod.spec.as_mut().expect("a spec");
         spec.containers[0].volume_mounts = serde_json::from_value(mounts).expect("mounts");
         let container = spec.containers[0].clone();
-        let made = container_mounts(&pod, &container, &dir, &env).map(|m| m[0].host_path.clone());
-        let expected = expected.map(|path| volume.join(path).display().to_string()).map_err(str::to_owned);
+        let made = container_mounts(&pod, &container, &dir, &env);
+        let made = made.map(|m| (m[0].host_path.clone(), m[0].sub_path.clone()));
+        let expected = expected.map(|path| (volume.display().to_string(), path.to_owned()));
+        let expected = expected.map_err(str::to_owned);
         assert_eq!(made, expected, "{text}");
     }
     assert!(volume.join("p/logs").is_dir());
+    let mode = |path: &str| std::fs::metadata(volume.join(path)).expect(path).permissions().mode() & 0o777;
+    assert_eq!((mode("p"), mode("p/logs")), (0o777, 0o777), "as open as the volume");
+}
+
+#[test]
+fn mounts_are_seen_on_the_other_side_as_the_pod_asks() {
+    use coracle_cri_api::v1::MountPropagation as P;
+    let (_root, dir) = dir();
+    let mut pod = pod(json!([{"name": "v", "emptyDir": {}}]));
+    set_up(&pod, &dir, &Sources::new(), &Facts::default()).expect("set up");
+    let table = [
+        (json!(null), false, Some(P::PropagationPrivate)),
+        (json!("None"), false, Some(P::PropagationPrivate)),
+        (json!("HostToContainer"), false, Some(P::PropagationHostToContainer)),
+        (json!("Bidirectional"), true, Some(P::PropagationBidirectional)),
+        (json!("Bidirectional"), false, None),
+    ];
+    for (asked, privileged, expected) in table {
+        let container = json!({"name": "a", "securityContext": {"privileged": privileged},
+            "volumeMounts": [{"name": "v", "mountPath": "/m", "mountPropagation": asked}]});
+        let spec = pod.spec.as_mut().expect("a spec");
+        spec.containers = vec![serde_json::from_value(container).expect("a container")];
+        let container = spec.containers[0].clone();
+        let made = container_mounts(&pod, &container, &dir, &[]);
+        let made = made.and_then(|mounts| {
+            let of = crate::pods::steps::config::Ingredients { mounts, ..Default::default() };
+            crate::pods::steps::config::container(&pod, &container, of)
+        });
+        match expected {
+            Some(expected) => assert_eq!(made.expect("a config").mounts[0].propagation(), expected),
+            None => assert!(made.is_err_and(|why| why.contains("only to privileged containers"))),
+        }
+    }
+}
+
+#[test]
+fn a_wasm_container_is_told_the_volume_and_the_place_in_it() {
+    let (_root, dir) = dir();
+    let mut pod =
+        pod(json!([{"name": "v", "emptyDir": {}}, {"name": "h", "hostPath": {"path": "/./usr/./lib/"}}]));
+    set_up(&pod, &dir, &Sources::new(), &Facts::default()).expect("set up");
+    let mounts = json!([{"name": "v", "mountPath": "/a", "subPath": "./x/./y/"},
+        {"name": "v", "mountPath": "/b", "subPath": "."}, {"name": "h", "mountPath": "/c"}]);
+    let spec = pod.spec.as_mut().expect("a spec");
+    spec.containers[0].volume_mounts = serde_json::from_value(mounts).expect("mounts");
+    let container = spec.containers[0].clone();
+    let mounts = container_mounts(&pod, &container, &dir, &[]).expect("mounts");
+    let of = crate::pods::steps::config::Ingredients { mounts, ..Default::default() };
+    let config = crate::pods::steps::config::container(&pod, &container, of).expect("a config");
+    let told: Vec<_> = config.mounts.iter().map(|m| m.host_path.as_str()).collect();
+    let volume = dir.volume(&volumes(&pod)[0]).expect("a path").display().to_string();
+    assert_eq!(told, [format!("{volume}/./x/y").as_str(), volume.as_str(), "/usr/lib"]);
 }

@@ -207,13 +207,18 @@ fn stop_signal(spec: &Container) -> Result<cri::Signal, String> {
 fn mount(mount: Mount) -> cri::Mount {
     cri::Mount {
         container_path: mount.container_path,
-        host_path: mount.host_path,
+        host_path,
         readonly: mount.read_only,
         ..Default::default()
+    let host_path = match mount.sub_path.as_str() {
+        "" => mount.host_path,
+        place => coracle_cri_api::mount::beneath(&mount.host_path, place),
+    };
     }
 }
 
 /// What the kubelet tells a runtime about a container, under the same names.
+        propagation: mount.propagation.into(),
 fn annotations(pod: &Pod, spec: &Container, attempt: u32) -> HashMap<String, String> {
     let grace = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
     let mut annotations = HashMap::from([

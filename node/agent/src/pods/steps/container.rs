@@ -156,6 +156,7 @@ async fn make_config(
     }
     mounts.extend(termination::mount(&dir, spec, attempt, linux)?);
     if linux {
+        crate::volumes::sub_paths::bind(&dir, &spec.name, &mut mounts)?;
         mounts.extend(hosts::mount(pod, spec, &dir, &sandbox.ips)?);
     }
     let blocks = block::of(pod, spec, &dir, linux)?;

@@ -98,7 +98,7 @@ mod tests {
         let mount = |path: &str, host: &str| Mount {
             container_path: path.into(),
             host_path: host.into(),
-            read_only: false,
+            ..Mount::default()
         };
         let both =
             joined(vec![mount("/data/", "/own")], vec![mount("/data", "/theirs"), mount("/more", "/more")]);

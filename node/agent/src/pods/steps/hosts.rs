@@ -53,7 +53,7 @@ pub fn mount(
         .and_then(|()| std::fs::write(&path, text(pod, ips, node)))
         .map_err(|e| format!("write {}: {e}", path.display()))?;
     let host_path = path.to_string_lossy().into_owned();
-    Ok(Some(Mount { container_path: "/etc/hosts".to_owned(), host_path, read_only: false }))
+    Ok(Some(Mount { container_path: "/etc/hosts".to_owned(), host_path, ..Mount::default() }))
 }
 
 #[cfg(test)]
