@@ -15,6 +15,7 @@ use tower::service_fn;
 
 pub mod expand;
 pub mod registration;
+pub mod usage;
 pub mod volume;
 
 /// The messages of drivers.

@@ -1,13 +1,16 @@
 //! Volumes whose PersistentVolume has become larger than their claim says: their driver makes the filesystem as large, and
 //! the claim is told. Growing the volume itself is the external resizer's.
 
+use std::path::Path;
+
 use coracle_api::quantity::Quantity;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimStatus, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimStatus, Pod, Volume};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
+use tonic::Code;
 
-use super::volume::{self, Expanded};
+use super::{v1, volume, words};
 use crate::context::Context;
 use crate::pods::steps::volumes::place;
 use crate::volumes::claims::{Claimed, claim};
@@ -52,6 +55,52 @@ fn done(claim: &PersistentVolumeClaim, size: &str) -> Value {
     })
 }
 
+/// What came of an expansion.
+enum Expanded {
+    /// The volume has its new size.
+    Done,
+    /// Nothing of it is to be done on the node.
+    Needless,
+    /// The driver refuses this size for good, in its words.
+    Never(String),
+}
+
+/// Lets a driver make its volume as large as it is to be.
+///
+/// # Errors
+/// In the driver's words; it is worth another try.
+async fn expand(
+    context: &Context,
+    pod: &Pod,
+    of: &Volume,
+    claimed: &Claimed,
+    (target, bytes): (&Path, i64),
+) -> Result<Expanded, String> {
+    let Some(wish) = volume::wish(pod, of, Some(claimed)) else { return Ok(Expanded::Needless) };
+    let source = &wish.source;
+    let mut driver = context.csi.get(&source.driver).await?;
+    if !driver.expands {
+        return Ok(Expanded::Needless);
+    }
+    let request = v1::NodeExpandVolumeRequest {
+        volume_id: source.volume_handle.clone(),
+        volume_path: target.display().to_string(),
+        capacity_range: Some(v1::CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
+        staging_target_path: volume::staged(context, &driver, source),
+        volume_capability: Some(wish.capability(String::new())),
+        secrets: volume::secrets(context, source.node_expand_secret_ref.as_ref()).await?,
+    };
+    match driver.client.node_expand_volume(request).await {
+        Ok(_) => Ok(Expanded::Done),
+        Err(status) => {
+            let infeasible =
+                [Code::InvalidArgument, Code::OutOfRange, Code::NotFound].contains(&status.code());
+            let words = words(&source.driver, &status);
+            if infeasible { Ok(Expanded::Never(words)) } else { Err(words) }
+        }
+    }
+}
+
 /// Looks at every claim of a pod. What fails is told by an Event, and tried again with the next look.
 pub async fn run(context: &Context, pod: &Pod) {
     let all = volumes(pod).iter().filter_map(|volume| Some((volume, claim(pod, volume)?.0)));
@@ -87,7 +136,7 @@ pub async fn run(context: &Context, pod: &Pod) {
             let words = format!("NodeExpandVolume.NodeExpandVolume failed for volume {what:?} : {why}");
             context.recorder.pod(pod, None, true, "VolumeResizeFailed", words);
         };
-        match volume::expand(context, pod, volume, claimed, (&target, bytes)).await {
+        match expand(context, pod, volume, claimed, (&target, bytes)).await {
             Ok(Expanded::Done) => {
                 if tell(done(&claim, &size)).await.is_ok() {
                     let node = &context.node_name;

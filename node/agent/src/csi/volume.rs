@@ -11,7 +11,6 @@ use kube::api::{Patch, PatchParams};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tonic::Code;
 
 use super::{Driver, v1, words};
 use crate::context::Context;
@@ -60,8 +59,8 @@ async fn report(context: &Context) -> Result<(), String> {
 }
 
 /// A volume as the pod's spec or its claim has it.
-struct Wish {
-    source: CSIPersistentVolumeSource,
+pub(super) struct Wish {
+    pub source: CSIPersistentVolumeSource,
     /// Made for this pod, without a PersistentVolume.
     inline: bool,
     /// The directory's name: the volume of the pod, or the PersistentVolume.
@@ -74,7 +73,7 @@ struct Wish {
 }
 
 impl Wish {
-    fn capability(&self, group: String) -> v1::VolumeCapability {
+    pub fn capability(&self, group: String) -> v1::VolumeCapability {
         let access = match self.block {
             true => AccessType::Block(BlockVolume {}),
             false => AccessType::Mount(MountVolume {
@@ -92,7 +91,7 @@ fn hash(parts: &[&str]) -> String {
     hex::encode(Sha256::digest(parts.concat()))
 }
 
-fn wish(pod: &Pod, volume: &Volume, claimed: Option<&Claimed>) -> Option<Wish> {
+pub(super) fn wish(pod: &Pod, volume: &Volume, claimed: Option<&Claimed>) -> Option<Wish> {
     if let Some(csi) = &volume.csi {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let source = CSIPersistentVolumeSource {
@@ -297,7 +296,7 @@ async fn attachment(
     }
 }
 
-async fn secrets(
+pub(super) async fn secrets(
     context: &Context,
     reference: Option<&SecretReference>,
 ) -> Result<HashMap<String, String>, String> {
@@ -309,9 +308,15 @@ async fn secrets(
     Ok(keys.iter().map(|(key, value)| (key.clone(), text(value))).collect())
 }
 
-fn staging(root: &Path, driver: &str, handle: &str) -> PathBuf {
+pub(super) fn staging(root: &Path, driver: &str, handle: &str) -> PathBuf {
     let driver: String = driver.chars().filter(|c| *c != '/').collect();
     root.join("plugins/kubernetes.io/csi").join(driver).join(hash(&[handle])).join("globalmount")
+}
+
+/// Where a driver has a volume staged; empty: its volumes are not.
+pub(super) fn staged(context: &Context, driver: &Driver, source: &CSIPersistentVolumeSource) -> String {
+    let path = staging(&context.root, &source.driver, &source.volume_handle);
+    if driver.stages { path.display().to_string() } else { String::new() }
 }
 
 fn make(path: &Path) -> Result<(), String> {
@@ -380,79 +385,6 @@ async fn unpublish(driver: &mut Driver, record: &Record, target: &Path) -> anyho
             Err(anyhow::Error::new(error).context(format!("remove {}", target.display())))
         }
         _ => Ok(()),
-    }
-}
-
-/// How full a volume of a driver is, as the driver says it; nothing where it does not say.
-///
-/// # Errors
-/// When it has left, or fails.
-pub async fn usage(
-    context: &Context,
-    source: &CSIPersistentVolumeSource,
-    target: &Path,
-) -> Result<Vec<v1::VolumeUsage>, String> {
-    let mut driver = context.csi.get(&source.driver).await?;
-    if !driver.counts {
-        return Ok(Vec::new());
-    }
-    let request = v1::NodeGetVolumeStatsRequest {
-        volume_id: source.volume_handle.clone(),
-        volume_path: target.display().to_string(),
-        staging_target_path: staged(context, &driver, source),
-    };
-    let answer = driver.client.node_get_volume_stats(request).await;
-    Ok(answer.map_err(|e| words(&source.driver, &e))?.into_inner().usage)
-}
-
-fn staged(context: &Context, driver: &Driver, source: &CSIPersistentVolumeSource) -> String {
-    let path = staging(&context.root, &source.driver, &source.volume_handle);
-    if driver.stages { path.display().to_string() } else { String::new() }
-}
-
-/// What came of an expansion.
-pub enum Expanded {
-    /// The volume has its new size.
-    Done,
-    /// Nothing of it is to be done on the node.
-    Needless,
-    /// The driver refuses this size for good, in its words.
-    Never(String),
-}
-
-/// Lets a driver make its volume as large as it is to be.
-///
-/// # Errors
-/// In the driver's words; it is worth another try.
-pub async fn expand(
-    context: &Context,
-    pod: &Pod,
-    volume: &Volume,
-    claimed: &Claimed,
-    (target, bytes): (&Path, i64),
-) -> Result<Expanded, String> {
-    let Some(wish) = wish(pod, volume, Some(claimed)) else { return Ok(Expanded::Needless) };
-    let source = &wish.source;
-    let mut driver = context.csi.get(&source.driver).await?;
-    if !driver.expands {
-        return Ok(Expanded::Needless);
-    }
-    let request = v1::NodeExpandVolumeRequest {
-        volume_id: source.volume_handle.clone(),
-        volume_path: target.display().to_string(),
-        capacity_range: Some(v1::CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
-        staging_target_path: staged(context, &driver, source),
-        volume_capability: Some(wish.capability(String::new())),
-        secrets: secrets(context, source.node_expand_secret_ref.as_ref()).await?,
-    };
-    match driver.client.node_expand_volume(request).await {
-        Ok(_) => Ok(Expanded::Done),
-        Err(status) => {
-            let infeasible =
-                [Code::InvalidArgument, Code::OutOfRange, Code::NotFound].contains(&status.code());
-            let words = words(&source.driver, &status);
-            if infeasible { Ok(Expanded::Never(words)) } else { Err(words) }
-        }
     }
 }
 

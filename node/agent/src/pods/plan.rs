@@ -320,11 +320,9 @@ fn init(input: Input<'_>, plan: &mut Plan) -> bool {
             if !up && !mains_began {
                 return false;
             }
-        } else if !mains_began {
-            if !succeeded(input, spec) {
-                start_if_due(input, spec, plan);
-                return false;
-            }
+        } else if !mains_began && !succeeded(input, spec) {
+            start_if_due(input, spec, plan);
+            return false;
         }
     }
     true

@@ -99,7 +99,7 @@ async fn measure(
     use csi::v1::volume_usage::Unit;
     let path = dir.volume(volume).ok_or("it has no place on this node")?;
     if let Some(source) = &claimed.spec.csi {
-        let usage = csi::volume::usage(context, source, &path).await?;
+        let usage = csi::usage::read(context, source, &path).await?;
         let amounts = [Unit::Bytes, Unit::Inodes].map(|unit| of_driver(&usage, unit));
         return Ok(amounts.iter().any(Option::is_some).then_some(amounts));
     }
