@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use crate::pods::source::Pods;
 use crate::pods::state::{Failed, Fate};
 use crate::runtime::label;
 use crate::tuning::Eviction;
-use crate::volumes::PodDir;
+use crate::volumes::{PodDir, is_component};
 
 pub mod rank;
 pub mod signals;
@@ -90,11 +91,35 @@ impl Manager {
         let words = format!("Attempting to reclaim {}", signal.resource());
         self.context.recorder.own_node(&self.context.node_name, true, "EvictionThresholdMet", words);
         if signal.is_disk() {
+            self.remove_dead().await;
             gc::remove_all_unused(&self.context).await;
             // What could be had without anybody's loss may be enough.
             crossed = look(&mut self.monitor).1?;
         }
         self.evict(&crossed, config).await
+    }
+
+    /// Removes the containers of pods that have ended, with their logs: the status has said how they ended.
+    async fn remove_dead(&self) {
+        let ended = self.pods.list_with_fate().into_iter().filter(|(pod, fate)| {
+            let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+            *fate == Fate::Runs && matches!(phase, Some("Succeeded" | "Failed"))
+        });
+        let ended: HashMap<String, Arc<Pod>> =
+            ended.filter_map(|(pod, _)| Some((pod.metadata.uid.clone()?, pod))).collect();
+        let containers = self.context.runtime.containers(HashMap::new()).await.unwrap_or_default();
+        for (id, name, pod) in dead(&containers, &ended) {
+            if let Err(status) = self.context.runtime.remove_container(id).await {
+                tracing::warn!(
+                    container = id,
+                    message = status.message(),
+                    "a dead container could not be removed"
+                );
+                continue;
+            }
+            let _ = tokio::fs::remove_dir_all(self.context.log_directory(pod).join(name)).await;
+            tracing::info!(pod = pod.metadata.name, container = name, "a dead container is removed");
+        }
     }
 
     async fn evict(&self, crossed: &Crossed, config: &Eviction) -> Option<String> {
@@ -181,5 +206,42 @@ impl Manager {
             }
         };
         let _ = tokio::time::timeout(CLEANUP, ended).await;
+    }
+}
+
+/// Pure: the containers that do not run of pods that have ended: their ids and names.
+fn dead<'a>(
+    containers: &'a [cri::Container],
+    ended: &'a HashMap<String, Arc<Pod>>,
+) -> Vec<(&'a str, &'a str, &'a Pod)> {
+    let of = |one: &'a cri::Container| {
+        let pod = ended.get(one.labels.get(label::POD_UID)?)?;
+        let name = one.labels.get(label::CONTAINER_NAME).filter(|name| is_component(name))?;
+        let over = one.state() == cri::ContainerState::ContainerExited;
+        over.then_some((one.id.as_str(), name.as_str(), pod.as_ref()))
+    };
+    containers.iter().filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_dead_of_ended_pods_makes_room() {
+        let one = |id: &str, uid: &str, state: cri::ContainerState| cri::Container {
+            id: id.into(),
+            state: state.into(),
+            labels: [(label::POD_UID, uid), (label::CONTAINER_NAME, "main")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+            ..Default::default()
+        };
+        let (over, runs) = (cri::ContainerState::ContainerExited, cri::ContainerState::ContainerRunning);
+        let all =
+            [one("1", "ended", over), one("2", "ended", runs), one("3", "lives", over), one("4", "x", over)];
+        let ended = HashMap::from([("ended".to_owned(), Arc::new(Pod::default()))]);
+        let chosen: Vec<_> = dead(&all, &ended).into_iter().map(|(id, name, _)| (id, name)).collect();
+        assert_eq!(chosen, [("1", "main")]);
     }
 }

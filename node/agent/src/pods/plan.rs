@@ -56,6 +56,8 @@ pub enum Action {
         /// Its id.
         id: String,
     },
+    /// Give back the volumes and devices of a pod that has ended. Its logs and last words stay.
+    GiveBack,
     /// Remove what the pod has on this node's disk.
     RemoveFiles,
     /// Write the last status and remove the pod from the API.
@@ -181,8 +183,7 @@ fn new_sandbox(input: Input<'_>, attempt: u32) -> Plan {
 
 /// Whether the pod has come to its end: it will not run again.
 pub fn ended(input: Input<'_>) -> bool {
-    let phase = input.pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    if matches!(phase, Some("Succeeded" | "Failed"))
+    if told_ended(input)
         || input.memory.refused.is_some()
         || input.memory.failed.is_some()
         || deadline(input).is_some_and(|at| at <= input.now)
@@ -217,7 +218,20 @@ fn clean_up(input: Input<'_>) -> Plan {
         let ready = input.state.sandboxes.iter().filter(|s| s.ready);
         plan.actions.extend(ready.map(|s| Action::StopSandbox { id: s.id.clone() }));
     }
+    // That it ended is said first: a driver may take its time. A pod that was refused stays Pending, and had nothing.
+    if plan.actions.is_empty() && told_ended(input) && !input.memory.given_back {
+        match &input.memory.mount_error {
+            Some(error) if error.retry_at > input.now => plan.wake_at(error.retry_at),
+            _ => plan.actions.push(Action::GiveBack),
+        }
+    }
     plan
+}
+
+/// Whether the API knows that the pod has ended.
+fn told_ended(input: Input<'_>) -> bool {
+    let phase = input.pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn ending(container: &Container, why: String, grace: i64, turn: usize) -> Ending {

@@ -183,7 +183,7 @@ pub enum Doom {
 pub struct Memory {
     /// The volumes are there and filled.
     pub mounted: bool,
-    /// Why volumes are not there, and when to try again.
+    /// Why volumes are not there, or not given back, and when to try again.
     pub mount_error: Option<Waiting>,
     /// Why there is no sandbox, and when to try again.
     pub sandbox_error: Option<Waiting>,
@@ -194,6 +194,8 @@ pub struct Memory {
     /// By container id.
     pub probed: BTreeMap<String, Probed>,
     /// Some container has a Linux image: the sandbox has to be made for that.
+    /// The pod has ended, and its volumes and devices are given back.
+    pub given_back: bool,
     pub needs_linux: bool,
     /// By container name: images that were seen to before the sandbox was made.
     pub images: BTreeMap<String, Image>,

@@ -20,6 +20,7 @@ use crate::probes::Prober;
 use crate::volumes::{Error as VolumeError, PodDir};
 
 mod admit;
+mod give_back;
 mod limits;
 mod mirror;
 pub mod report;
@@ -310,6 +311,7 @@ impl Worker {
                 runtime.remove_sandbox(&id).await.map_err(|e| failed("remove the sandbox", e))?
             }
             Action::RemoveFiles => {
+            Action::GiveBack => self.give_back_volumes().await,
                 self.free_devices();
                 self.remove_files().await?;
             }
@@ -434,8 +436,7 @@ impl Worker {
         let logs = self.context.log_directory(&self.pod);
         self.context.tokens.forget(&uid);
         let Some(dir) = PodDir::new(&self.context.root, &uid) else { return Ok(()) };
-        crate::csi::volume::give_back(&self.context, &dir).await?;
-        crate::claims::give_back(&self.context, &dir).await?;
+        self.give_back(&dir).await?;
         tokio::task::spawn_blocking(move || -> std::io::Result<()> {
             dir.remove()?;
             match std::fs::remove_dir_all(&logs) {

@@ -311,3 +311,29 @@ fn an_ephemeral_container_runs_once() {
     let ended = state(&[("a", 0, Phase::Running, 0), ("debug", 0, Phase::Exited, 1)]);
     assert_eq!(decide(&pod, Fate::Runs, &ended, &mounted(), 1000).actions, []);
 }
+
+#[test]
+fn a_pod_that_has_ended_gives_back_what_it_has_when_that_is_known() {
+    let mut over = pod("Never", &[], &["a"]);
+    let mut state = state(&[("a", 0, Phase::Exited, 0)]);
+    let stop = [Action::StopSandbox { id: "s".into() }];
+    assert_eq!(decide(&over, Fate::Runs, &state, &mounted(), 0).actions, stop);
+    state.sandboxes[0].ready = false;
+    // The status is written first: nobody is to wait for a driver.
+    assert_eq!(decide(&over, Fate::Runs, &state, &mounted(), 0), Plan::default());
+    over.status = serde_json::from_value(json!({"phase": "Succeeded"})).expect("a status");
+    // An agent that knows nothing of it gives back again.
+    for memory in [mounted(), Memory::default()] {
+        assert_eq!(decide(&over, Fate::Runs, &state, &memory, 0).actions, [Action::GiveBack]);
+    }
+    let fails = Memory {
+        mount_error: Some(Waiting { retry_at: at(9), ..Default::default() }),
+        ..Default::default()
+    };
+    assert_eq!(decide(&over, Fate::Runs, &state, &fails, 8), Plan { actions: vec![], wake: Some(at(9)) });
+    assert_eq!(decide(&over, Fate::Runs, &state, &fails, 9).actions, [Action::GiveBack]);
+    let given = Memory { given_back: true, ..Default::default() };
+    assert_eq!(decide(&over, Fate::Runs, &state, &given, 0), Plan::default());
+    state.sandboxes[0].ready = true;
+    assert_eq!(decide(&over, Fate::Runs, &state, &mounted(), 0).actions, stop, "what runs ends first");
+}
