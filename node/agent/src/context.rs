@@ -10,6 +10,7 @@ use crate::events::Recorder;
 use crate::eviction::thresholds::Pressure;
 use crate::objects::Objects;
 use crate::pods::requests::Amounts;
+use crate::pods::state::{init_containers, main_containers};
 use crate::pods::steps::config::Surroundings;
 use crate::pods::steps::config::security::Profiles;
 use crate::runtime::Runtime;
@@ -88,6 +89,8 @@ pub struct Context {
     pub shutting_down: std::sync::atomic::AtomicBool,
     /// Names of the runtime's handlers, as it last told.
     pub handlers: parking_lot::RwLock<Vec<String>>,
+    /// It does `supplementalGroupsPolicy: Strict`, as it last told.
+    pub strict_groups: std::sync::atomic::AtomicBool,
 }
 
 impl Context {
@@ -101,13 +104,21 @@ impl Context {
         matches!(handler, "" | "wasm" | "wasm-isolated")
     }
 
-    /// What the config of a sandbox says besides the pod.
-    pub fn surroundings<'a>(&'a self, log_directory: &'a Path, linux: bool) -> Surroundings<'a> {
+    /// Whether a container of the pod has processors of its own.
+    pub fn has_own_cpus(&self, pod: &Pod) -> bool {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let mut all = init_containers(pod).iter().chain(main_containers(pod));
+        all.any(|spec| self.cpus.has_own(uid, &spec.name))
+    }
+
+    /// What the config of a pod's sandbox says besides the pod.
+    pub fn surroundings<'a>(&'a self, pod: &Pod, log_directory: &'a Path, linux: bool) -> Surroundings<'a> {
         Surroundings {
             log_directory,
             dns: &self.dns,
             linux,
-            node_memory: self.machine_memory,
+            own_cpus: self.has_own_cpus(pod),
+            resolver: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
             profiles: self.profiles(),
         }
     }

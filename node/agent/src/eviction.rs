@@ -155,6 +155,10 @@ impl Manager {
             let sum = used.entry((of(label::POD_UID), of(label::CONTAINER_NAME))).or_default();
             *sum = (sum.0.saturating_add(memory), sum.1.saturating_add(disk));
         }
+        let processes = match signal {
+            Signal::PidAvailable => self.context.runtime.processes().await.unwrap_or_default(),
+            _ => HashMap::new(),
+        };
         let mut candidates = Vec::new();
         for pod in pods {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
@@ -168,8 +172,7 @@ impl Manager {
                 })
                 .collect();
             let usage = match signal {
-                // Every container counts as one where processes cannot be counted.
-                Signal::PidAvailable => u64::try_from(containers.len()).unwrap_or(u64::MAX),
+                Signal::PidAvailable => rank::processes(processes.get(&uid), &containers),
                 _ => containers.iter().map(|(_, usage, _)| usage).sum(),
             };
             let files = if signal.is_disk() { self.files(&uid, pod).await } else { 0 };

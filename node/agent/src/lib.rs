@@ -122,6 +122,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         pressure: tokio::sync::watch::channel(Default::default()).0,
         shutting_down: Default::default(),
         handlers: Default::default(),
+        strict_groups: true.into(),
     });
     let pods = pods::source::Pods::default();
     let server = server::Server::bind(&options, context.clone(), pods.clone()).await?;

@@ -16,6 +16,7 @@ use crate::context::Context;
 pub mod lease;
 pub mod machine;
 pub mod object;
+mod reserve;
 pub mod shutdown;
 
 /// How often the status is looked at.
@@ -45,8 +46,18 @@ pub async fn run(
 }
 
 async fn keep_node(context: &Context, machine: &machine::Machine, port: u16, max_pods: u32) {
-    let mut keeper =
-        Keeper { context, machine, port, max_pods, written: None, cidr: None, problem: None, started: false };
+    let mut keeper = Keeper {
+        context,
+        machine,
+        port,
+        max_pods,
+        written: None,
+        cidr: None,
+        problem: None,
+        started: false,
+        reserved: false,
+        unreserved: None,
+    };
     let mut delay = RETRY_MIN;
     let mut pressure = context.pressure.subscribe();
     loop {
@@ -85,6 +96,10 @@ struct Keeper<'a> {
     /// What was last wrong with the runtime.
     problem: Option<String>,
     started: bool,
+    /// What is reserved is kept from all pods together.
+    reserved: bool,
+    /// Why it is not.
+    unreserved: Option<String>,
 }
 
 impl Keeper<'_> {
@@ -129,6 +144,7 @@ impl Keeper<'_> {
             now: Timestamp::now(),
         };
         let ready = facts.runtime.problem.is_none();
+        self.reserve().await;
         if self.problem != facts.runtime.problem {
             self.problem.clone_from(&facts.runtime.problem);
             match &self.problem {
@@ -164,6 +180,25 @@ impl Keeper<'_> {
         shown.collect()
     }
 
+    /// Keeps what is reserved from Linux pods, where our runtime has some; tried again until it is.
+    async fn reserve(&mut self) {
+        let context = self.context;
+        if self.reserved || !context.tuning.enforce || !context.runs_linux() {
+            return;
+        }
+        if context.runtime.name().await.is_ok_and(|name| name == "coracle") {
+            let refused = reserve::enforce(context).err().map(|error| error.to_string());
+            self.reserved = refused.is_none();
+            if refused.is_some() && refused != self.unreserved {
+                tracing::warn!(
+                    error = refused,
+                    "what is reserved on the node cannot be kept from its pods yet"
+                );
+            }
+            self.unreserved = refused;
+        }
+    }
+
     async fn hand_over_cidr(&mut self, node: &Node) -> Result<(), String> {
         let Some(cidr) = node.spec.as_ref().and_then(|s| s.pod_cidr.clone()) else { return Ok(()) };
         // Handed over again now and then: the runtime may have been restarted.
@@ -185,11 +220,15 @@ impl Keeper<'_> {
             Ok(version) => format!("{}://{}", version.runtime_name, version.runtime_version),
             Err(status) => {
                 let problem = format!("container runtime is down: {}", status.message());
-                return object::RuntimeFacts { version: None, problem: Some(problem) };
+                return object::RuntimeFacts { problem: Some(problem), ..Default::default() };
             }
         };
         if let Ok(handlers) = self.context.runtime.handlers().await {
             *self.context.handlers.write() = handlers;
+        }
+        let strict_groups = self.context.runtime.has_strict_groups().await.ok();
+        if let Some(has) = strict_groups {
+            self.context.strict_groups.store(has, std::sync::atomic::Ordering::Relaxed);
         }
         let mut problems: Vec<String> = handed.err().into_iter().collect();
         match self.context.runtime.conditions().await {
@@ -206,6 +245,6 @@ impl Keeper<'_> {
             })),
         }
         let problem = (!problems.is_empty()).then(|| problems.join(", "));
-        object::RuntimeFacts { version: Some(version), problem }
+        object::RuntimeFacts { version: Some(version), problem, strict_groups }
     }
 }

@@ -9,6 +9,7 @@ pub mod state;
 pub mod static_pods;
 pub mod status;
 pub mod steps;
+pub mod sysctls;
 pub mod termination;
 pub mod unsupported;
 pub mod worker;

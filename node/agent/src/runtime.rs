@@ -12,7 +12,7 @@ use tokio::sync::OnceCell;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use crate::pods::state::{Container, Phase, PodState, Sandbox};
+use crate::pods::state::{Container, Phase, PodState, Sandbox, Together};
 use crate::pods::steps::config::security::ImageUser;
 
 /// Labels by which a runtime's objects are found again; the kubelet sets the same.
@@ -124,6 +124,12 @@ impl Runtime {
         Ok(answer.into_inner().runtime_handlers.into_iter().map(|h| h.name).collect())
     }
 
+    /// Whether Linux containers can have the groups that are named and no others.
+    pub async fn has_strict_groups(&self) -> Result<bool, Status> {
+        let answer = self.runtime.clone().status(timed(cri::StatusRequest { verbose: false }, LOOK)).await?;
+        Ok(answer.into_inner().features.is_some_and(|f| f.supplemental_groups_policy))
+    }
+
     /// Tells the runtime the range of pod addresses of this node.
     pub async fn set_pod_cidr(&self, pod_cidr: &str) -> Result<(), Status> {
         let config =
@@ -220,6 +226,7 @@ impl Runtime {
             image_ref: status.image_ref,
             log_path: status.log_path,
             stop_signal,
+            replaced: false,
         }))
     }
 
@@ -291,6 +298,20 @@ impl Runtime {
         Ok(())
     }
 
+    /// Gives a sandbox other resources, and its overhead. A runtime that does not know how is fine: its sandboxes have none.
+    pub async fn update_sandbox(
+        &self,
+        id: &str,
+        [resources, overhead]: Together,
+    ) -> Result<(), Status> {
+        let request =
+            cri::UpdatePodSandboxResourcesRequest { pod_sandbox_id: id.to_owned(), overhead, resources };
+        match self.runtime.clone().update_pod_sandbox_resources(timed(request, LOOK)).await {
+            Err(status) if status.code() != tonic::Code::Unimplemented => Err(status),
+            _ => Ok(()),
+        }
+    }
+
     /// After its log was renamed: the container goes on in a new file of the old name.
     pub async fn reopen_log(&self, id: &str) -> Result<(), Status> {
         let request = cri::ReopenContainerLogRequest { container_id: id.to_owned() };
@@ -340,13 +361,7 @@ impl Runtime {
             sandbox_config: Some(sandbox),
         };
         // Pulls take as long as they take; deleting the pod interrupts them.
-        Ok(self
-            .images
-            .clone()
-            .pull_image(timed(request, Duration::from_secs(3600)))
-            .await?
-            .into_inner()
-            .image_ref)
+        Ok(self.images.clone().pull_image(request).await?.into_inner().image_ref)
     }
 
     /// Container events as they happen; a runtime without them answers `Unimplemented`.
@@ -410,6 +425,22 @@ impl Runtime {
             Some((name, stat.writable_layer?.used_bytes?.value))
         };
         Ok(stats.into_iter().filter_map(layer).collect())
+    }
+
+    /// Processes of each pod, by its uid, where the runtime can count them.
+    pub async fn processes(&self) -> Result<HashMap<String, u64>, Status> {
+        let request = cri::ListPodSandboxStatsRequest { filter: None };
+        let stats = self.runtime.clone().list_pod_sandbox_stats(timed(request, LOOK)).await?.into_inner().stats;
+        let mut all = HashMap::new();
+        let count = |stat: cri::PodSandboxStats| {
+            let uid = stat.attributes?.labels.remove(label::POD_UID)?;
+            Some((uid, stat.linux?.process?.process_count?.value))
+        };
+        for (uid, processes) in stats.into_iter().filter_map(count) {
+            let sum: &mut u64 = all.entry(uid).or_default();
+            *sum = sum.saturating_add(processes);
+        }
+        Ok(all)
     }
 
     /// CPU and memory of every container.

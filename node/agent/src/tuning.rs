@@ -11,6 +11,7 @@ use crate::cpus::{self, Policy};
 use crate::eviction::thresholds::Threshold;
 use crate::images::gc;
 use crate::logs::rotate::Limits;
+use crate::pods::sysctls::Allowed;
 use crate::{memory, numa};
 
 pub mod options;
@@ -46,6 +47,10 @@ pub struct Tuning {
     pub topology: numa::Settings,
     /// Which groups of options may be used.
     pub gates: options::Gates,
+    /// What is reserved is kept from all Linux pods together, not from the scheduler alone.
+    pub enforce: bool,
+    /// Kernel parameters that pods may set besides the safe ones.
+    pub sysctls: Allowed,
     /// Containers that name no seccomp profile get the runtime's.
     pub seccomp_default: bool,
 }

@@ -97,9 +97,7 @@ impl RuntimeService for Rpc {
                 .map(|h| handler(h))
                 .collect(),
             // Of Linux containers: guests of wasm have no groups.
-            features: Some(v1::RuntimeFeatures {
-                supplemental_groups_policy: self.0.linux.engine().is_ok(),
-            }),
+            features: Some(v1::RuntimeFeatures { supplemental_groups_policy: self.0.linux.engine().is_ok() }),
         }))
     }
 

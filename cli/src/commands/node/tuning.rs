@@ -11,6 +11,7 @@ use coracle_agent::images::gc;
 use coracle_agent::logs::rotate;
 use coracle_agent::numa::hints::Policy as Closeness;
 use coracle_agent::numa::{Scope, Settings};
+use coracle_agent::pods::sysctls::Allowed;
 use coracle_agent::tuning::options::Gates;
 use coracle_agent::tuning::{Eviction, Reserved, Shutdown, Tuning as Agent, duration};
 use coracle_agent::{memory, numa};
@@ -100,6 +101,12 @@ pub struct Tuning {
     /// Groups of such options that may be used, or not: `CPUManagerPolicyAlphaOptions=true`.
     #[arg(long, default_value = "")]
     pub feature_gates: String,
+    /// Keeps what is reserved from Linux pods, all together, by their control group; `none`: they may use it up.
+    #[arg(long, default_value = "pods", value_parser = ["pods", "none"])]
+    pub enforce_node_allocatable: String,
+    /// Kernel parameters that pods may set besides the safe ones, `kernel.msg*,net.core.somaxconn`; those of a namespace.
+    #[arg(long, default_value = "")]
+    pub allowed_unsafe_sysctls: String,
     /// Linux containers that name no seccomp profile get the runtime's default one.
     #[arg(long, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
     pub seccomp_default: bool,
@@ -136,6 +143,8 @@ impl Tuning {
             ("topology-manager-scope", self.topology_manager_scope.clone()),
             ("topology-manager-policy-options", self.topology_manager_policy_options.clone()),
             ("feature-gates", self.feature_gates.clone()),
+            ("enforce-node-allocatable", self.enforce_node_allocatable.clone()),
+            ("allowed-unsafe-sysctls", self.allowed_unsafe_sysctls.clone()),
             ("seccomp-default", self.seccomp_default.to_string()),
             ("shutdown-grace-period", self.shutdown_grace_period.clone()),
             ("shutdown-grace-period-critical-pods", self.shutdown_grace_period_critical_pods.clone()),
@@ -226,6 +235,8 @@ impl Tuning {
             cpu_options: processors.map_err(wrong("cpu-manager-policy-options"))?,
             topology: self.topology(closeness.map_err(wrong("topology-manager-policy-options"))?),
             gates,
+            enforce: self.enforce_node_allocatable == "pods",
+            sysctls: Allowed::parse(&self.allowed_unsafe_sysctls).map_err(wrong("allowed-unsafe-sysctls"))?,
             seccomp_default: self.seccomp_default,
             shutdown: Shutdown {
                 grace: time("shutdown-grace-period", &self.shutdown_grace_period)?,

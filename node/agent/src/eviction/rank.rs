@@ -30,6 +30,12 @@ pub fn request(pod: &Pod, container: Option<&str>, resource: &str) -> u64 {
     amounts.filter_map(|q| u64::try_from(Quantity::parse(&q.0).ok()?.value()).ok()).sum()
 }
 
+/// Processes of a pod; where they cannot be counted, as with guests of wasm, every container is one.
+pub fn processes(counted: Option<&u64>, containers: &[(String, u64, u64)]) -> u64 {
+    let containers = u64::try_from(containers.len()).unwrap_or(u64::MAX);
+    counted.map_or(containers, |counted| containers.max(*counted))
+}
+
 /// A pod that could be evicted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Candidate {
@@ -116,6 +122,18 @@ mod tests {
         assert_eq!(first_of(Signal::MemoryAvailable, &kept).as_deref(), Some("guaranteed"));
         assert_eq!(first_of(Signal::PidAvailable, &all).as_deref(), Some("guaranteed"));
         assert_eq!(first(Signal::MemoryAvailable, Vec::new()), None);
+    }
+
+    #[test]
+    fn of_processes_the_pod_with_the_most_goes_first() {
+        let of = |uid: &str, counted: Option<u64>, containers: usize| Candidate {
+            uid: uid.into(),
+            usage: processes(counted.as_ref(), &vec![("a".into(), 0, 0); containers]),
+            ..Default::default()
+        };
+        let all = vec![of("wide", Some(3), 3), of("forks", Some(900), 1), of("wasm", None, 4)];
+        assert_eq!(all[2].usage, 4);
+        assert_eq!(first(Signal::PidAvailable, all).map(|c| c.uid).as_deref(), Some("forks"));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
-    NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -29,6 +29,8 @@ pub struct RuntimeFacts {
     pub version: Option<String>,
     /// Why the node is not ready.
     pub problem: Option<String>,
+    /// Whether `supplementalGroupsPolicy: Strict` is done.
+    pub strict_groups: Option<bool>,
 }
 
 /// What a status is made from.
@@ -168,6 +170,11 @@ pub fn status(node: &Node, facts: &Facts<'_>) -> NodeStatus {
             system_uuid: machine.machine_id.clone(),
             swap: None,
         }),
+        features: facts
+            .runtime
+            .strict_groups
+            .map(|has| NodeFeatures { supplemental_groups_policy: Some(has) })
+            .or(old.features.clone()),
         // Nothing is said where nothing was said before.
         volumes_in_use: Some(facts.volumes_in_use.clone())
             .filter(|now| !now.is_empty() || old.volumes_in_use.as_ref().is_some_and(|b| !b.is_empty())),
@@ -313,6 +320,7 @@ mod tests {
             runtime: RuntimeFacts {
                 version: Some("coracle://0.1.0".into()),
                 problem: problem.map(str::to_owned),
+                strict_groups: Some(true),
             },
             devices: Vec::new(),
             tuning: &Tuning::default(),
@@ -336,6 +344,7 @@ mod tests {
         assert!(differs(Some(&ready), &down));
         assert!(!differs(Some(&ready), &facts(&machine, None)));
         assert_eq!(ready.capacity.unwrap_or_default()["memory"].0, "2Ki");
+        assert_eq!(ready.features.and_then(|f| f.supplemental_groups_policy), Some(true));
     }
 
     #[test]

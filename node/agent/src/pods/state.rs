@@ -1,7 +1,9 @@
 //! What the runtime says of one pod, and what the agent remembers about it between two decisions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
+use coracle_cri_api::v1::LinuxContainerResources;
 use k8s_openapi::api::core::v1::{Container as Spec, ContainerRestartRule, Pod, ResourceRequirements};
 use k8s_openapi::jiff::Timestamp;
 
@@ -85,9 +87,16 @@ pub struct Container {
     pub log_path: String,
     /// What asks it to end, as the API names it; empty: the runtime does not say.
     pub stop_signal: String,
+    /// The agent ended it to start it anew (a probe failed, or other resources need that), whatever its exit code is.
+    pub replaced: bool,
 }
 
 impl PodState {
+    /// Runtimes tell no address of a pod on its node's network: it is the node's.
+    pub fn on_network_of(&mut self, pod: &Pod, node: IpAddr) {
+        let _ = (pod, node);
+    }
+
     /// The sandbox that counts.
     pub fn sandbox(&self) -> Option<&Sandbox> {
         self.sandboxes.first()
@@ -185,6 +194,8 @@ pub struct Memory {
     pub mounted: bool,
     /// Why volumes are not there, or not given back, and when to try again.
     pub mount_error: Option<Waiting>,
+    /// The pod has ended, and its volumes and devices are given back.
+    pub given_back: bool,
     /// Why there is no sandbox, and when to try again.
     pub sandbox_error: Option<Waiting>,
     /// By container name: why it could not be started.
@@ -194,8 +205,6 @@ pub struct Memory {
     /// By container id.
     pub probed: BTreeMap<String, Probed>,
     /// Some container has a Linux image: the sandbox has to be made for that.
-    /// The pod has ended, and its volumes and devices are given back.
-    pub given_back: bool,
     pub needs_linux: bool,
     /// By container name: images that were seen to before the sandbox was made.
     pub images: BTreeMap<String, Image>,
@@ -207,6 +216,8 @@ pub struct Memory {
     pub hooked: BTreeSet<String>,
     /// By container id: the resources that it has.
     pub resources: BTreeMap<String, ResourceRequirements>,
+    /// The sandbox that was last given resources, and those.
+    pub limited: Option<(String, Together)>,
     /// Why running containers do not have the resources of their specs.
     pub unresized: Option<Unresized>,
     /// What this node cannot do for the pod: it is refused for good.
@@ -216,6 +227,9 @@ pub struct Memory {
     /// What it gets of processors, memory and devices is decided when its images are known.
     pub unplaced: bool,
 }
+
+/// What the Linux containers of a pod may use together, and what the pod takes besides.
+pub type Together = [Option<LinuxContainerResources>; 2];
 
 /// The pod left the API without its node's consent, or is on its way out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -285,6 +299,12 @@ pub fn restarts(pod: &Pod, spec: &Spec, exit_code: i32) -> bool {
         "OnFailure" => exit_code != 0,
         _ => false,
     }
+}
+
+/// Whether a container that has ended starts again: as [`restarts`] has it, and what was ended to start anew unless it
+/// never does. What its rules say of its exit code is not asked then: the code says nothing of the program.
+pub fn starts_again(pod: &Pod, spec: &Spec, ended: &Container) -> bool {
+    restarts(pod, spec, ended.exit_code)
 }
 
 fn matches(rule: &ContainerRestartRule, exit_code: i32) -> bool {

@@ -16,6 +16,7 @@ use crate::runtime::label;
 use crate::volumes::mounts::Mount;
 
 mod dns;
+pub mod hostname;
 pub mod resources;
 pub mod security;
 
@@ -29,8 +30,10 @@ pub struct Surroundings<'a> {
     pub dns: &'a Dns,
     /// Some container is a Linux container.
     pub linux: bool,
-    /// Bytes of this machine.
-    pub node_memory: i64,
+    /// Some container has processors of its own.
+    pub own_cpus: bool,
+    /// What the node itself asks for names: its `resolv.conf`.
+    pub resolver: String,
     /// Seccomp profiles of the node.
     pub profiles: Profiles<'a>,
 }
@@ -41,8 +44,9 @@ pub fn sandbox(pod: &Pod, attempt: u32, of: &Surroundings<'_>) -> cri::PodSandbo
     let spec = pod.spec.as_ref();
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let name = text(&meta.name);
-    let mut hostname = spec.and_then(|s| s.hostname.clone()).unwrap_or_else(|| name.clone());
-    hostname.truncate(hostname.char_indices().take_while(|(i, c)| i + c.len_utf8() <= 63).count());
+    let domain = &of.dns.domain;
+    // Without room for the whole name there is no sandbox: that is told where one is made.
+    let hostname = hostname::nodename(pod, domain).unwrap_or_else(|_| hostname::names(pod, domain).0);
     let mut labels: HashMap<String, String> = meta.labels.clone().unwrap_or_default().into_iter().collect();
     labels.extend(identity(pod));
     let security = spec.and_then(|s| s.security_context.as_ref());
@@ -59,15 +63,16 @@ pub fn sandbox(pod: &Pod, attempt: u32, of: &Surroundings<'_>) -> cri::PodSandbo
             namespace: text(&meta.namespace),
             attempt,
         }),
-        hostname: hostname.trim_end_matches(['-', '.']).to_owned(),
+        hostname,
         log_directory: of.log_directory.to_string_lossy().into_owned(),
-        dns_config: Some(dns::config(pod, of.dns)),
+        dns_config: Some(dns::config(pod, of.dns, &of.resolver)),
         port_mappings: port_mappings(pod),
         labels,
         annotations,
         linux: Some(cri::LinuxPodSandboxConfig {
             security_context: Some(security::sandbox(pod, of.profiles)),
-            resources: Some(resources::sandbox(pod, of.node_memory)),
+            resources: Some(resources::sandbox(pod, of.own_cpus)),
+            overhead: resources::overhead(pod),
             sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
             ..Default::default()
         }),
@@ -205,20 +210,20 @@ fn stop_signal(spec: &Container) -> Result<cri::Signal, String> {
 }
 
 fn mount(mount: Mount) -> cri::Mount {
-    cri::Mount {
-        container_path: mount.container_path,
-        host_path,
-        readonly: mount.read_only,
-        ..Default::default()
     let host_path = match mount.sub_path.as_str() {
         "" => mount.host_path,
         place => coracle_cri_api::mount::beneath(&mount.host_path, place),
     };
+    cri::Mount {
+        container_path: mount.container_path,
+        host_path,
+        readonly: mount.read_only,
+        propagation: mount.propagation.into(),
+        ..Default::default()
     }
 }
 
 /// What the kubelet tells a runtime about a container, under the same names.
-        propagation: mount.propagation.into(),
 fn annotations(pod: &Pod, spec: &Container, attempt: u32) -> HashMap<String, String> {
     let grace = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
     let mut annotations = HashMap::from([

@@ -61,7 +61,7 @@ pub async fn start(
     let recorder = &context.recorder;
     let sandbox = state.sandbox().ok_or_else(|| failure("CreateContainerError", "the pod has no sandbox"))?;
     let logs = context.log_directory(pod);
-    let sandbox_config = config::sandbox(pod, sandbox.attempt, &context.surroundings(&logs, sandbox.linux));
+    let sandbox_config = config::sandbox(pod, sandbox.attempt, &context.surroundings(pod, &logs, sandbox.linux));
     let image = match seen {
         Some(image) => Ok(image),
         None => image(context, pod, spec, sandbox_config.clone(), &sandbox.handler).await,
@@ -157,7 +157,7 @@ async fn make_config(
     mounts.extend(termination::mount(&dir, spec, attempt, linux)?);
     if linux {
         crate::volumes::sub_paths::bind(&dir, &spec.name, &mut mounts)?;
-        mounts.extend(hosts::mount(pod, spec, &dir, &sandbox.ips)?);
+        mounts.extend(hosts::mount(pod, spec, &dir, &sandbox.ips, &context.dns.domain)?);
     }
     let blocks = block::of(pod, spec, &dir, linux)?;
     let mut devices = devices::allocate(context, pod, spec, linux).await?;

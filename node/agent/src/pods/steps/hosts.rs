@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
+use super::config::hostname;
 use crate::volumes::PodDir;
 use crate::volumes::mounts::Mount;
 
@@ -9,16 +10,12 @@ const HEAD: &str = "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\
 fe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n";
 
 /// Pure: what the file says.
-fn text(pod: &Pod, ips: &[String], node: Option<String>) -> String {
+fn text(pod: &Pod, ips: &[String], cluster_domain: &str, node: Option<String>) -> String {
     let spec = pod.spec.as_ref();
     let mut text = node.unwrap_or_else(|| HEAD.to_owned());
     if spec.and_then(|s| s.host_network) != Some(true) {
-        let name =
-            spec.and_then(|s| s.hostname.clone()).or_else(|| pod.metadata.name.clone()).unwrap_or_default();
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let full = spec.and_then(|s| s.subdomain.as_deref()).filter(|s| !s.is_empty());
-        let full =
-            full.map(|sub| format!("\t{name}.{sub}.{namespace}.svc.cluster.local")).unwrap_or_default();
+        let (name, domain) = hostname::names(pod, cluster_domain);
+        let full = domain.map(|domain| format!("\t{name}.{domain}")).unwrap_or_default();
         for ip in ips {
             text += &format!("{ip}{full}\t{name}\n");
         }
@@ -42,6 +39,7 @@ pub fn mount(
     spec: &k8s_openapi::api::core::v1::Container,
     dir: &PodDir,
     ips: &[String],
+    cluster_domain: &str,
 ) -> Result<Option<Mount>, String> {
     if spec.volume_mounts.iter().flatten().any(|m| m.mount_path.trim_end_matches('/') == "/etc/hosts") {
         return Ok(None);
@@ -50,7 +48,7 @@ pub fn mount(
     let node = if node_network { std::fs::read_to_string("/etc/hosts").ok() } else { None };
     let path = dir.path.join("etc-hosts");
     std::fs::create_dir_all(&dir.path)
-        .and_then(|()| std::fs::write(&path, text(pod, ips, node)))
+        .and_then(|()| std::fs::write(&path, text(pod, ips, cluster_domain, node)))
         .map_err(|e| format!("write {}: {e}", path.display()))?;
     let host_path = path.to_string_lossy().into_owned();
     Ok(Some(Mount { container_path: "/etc/hosts".to_owned(), host_path, ..Mount::default() }))
@@ -67,8 +65,8 @@ mod tests {
             "spec": {"containers": [], "subdomain": "sub", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]},
         }))
         .expect("a Pod");
-        let text = text(&pod, &["10.0.0.1".to_owned()], None);
-        assert!(text.contains("\n10.0.0.1\tp.sub.ns.svc.cluster.local\tp\n"), "{text}");
+        let text = text(&pod, &["10.0.0.1".to_owned()], "corp.example", None);
+        assert!(text.contains("\n10.0.0.1\tp.sub.ns.svc.corp.example\tp\n"), "{text}");
         assert!(text.ends_with("# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"), "{text}");
     }
 }

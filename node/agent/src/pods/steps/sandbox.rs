@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
 
-use super::config::sandbox;
+use super::config::{hostname, sandbox};
 use super::container;
 use crate::context::Context;
 use crate::numa::Refusal;
@@ -41,7 +41,7 @@ async fn has_linux(context: &Context, pod: &Pod, memory: &mut Memory) -> bool {
     let mut linux = memory.needs_linux;
     for spec in init_containers(pod).iter().chain(main_containers(pod)) {
         let logs = context.log_directory(pod);
-        let config = sandbox(pod, 0, &context.surroundings(&logs, false));
+        let config = sandbox(pod, 0, &context.surroundings(pod, &logs, false));
         if let Ok(image) = container::image(context, pod, spec, config, "").await {
             linux |= image.user.linux;
             memory.images.insert(spec.name.clone(), image);
@@ -102,6 +102,7 @@ impl From<String> for Failure {
 /// # Errors
 /// See [`Failure`].
 pub async fn run(context: &Context, pod: &Pod, attempt: u32, memory: &mut Memory) -> Result<(), Failure> {
+    hostname::nodename(pod, &context.dns.domain)?;
     let handler = handler(context, pod).await?;
     let linux = match handler.as_str() {
         "wasm" | "wasm-isolated" => false,
@@ -114,7 +115,10 @@ pub async fn run(context: &Context, pod: &Pod, attempt: u32, memory: &mut Memory
         memory.unplaced = false;
     }
     let logs = context.log_directory(pod);
-    let config = sandbox(pod, attempt, &context.surroundings(&logs, linux));
+    let config = sandbox(pod, attempt, &context.surroundings(pod, &logs, linux));
+    let together = config.linux.as_ref().map(|l| [l.resources.clone(), l.overhead.clone()]);
     let made = context.runtime.run_sandbox(config, &handler).await;
-    made.map(drop).map_err(|status| Failure::Again(container::words(&status)))
+    let id = made.map_err(|status| Failure::Again(container::words(&status)))?;
+    memory.limited = together.map(|together| (id, together));
+    Ok(())
 }

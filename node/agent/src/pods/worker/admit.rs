@@ -13,6 +13,7 @@ use crate::pods::plan;
 use crate::pods::requests::{self, Amounts};
 use crate::pods::state::{Failed, Fate};
 use crate::pods::steps::sandbox;
+use crate::pods::sysctls;
 
 /// How long what is in use is waited for to be known.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -38,6 +39,16 @@ fn rejected(pod: &Pod, pressure: Pressure, shutting_down: bool) -> Option<(&'sta
     }
     let names = pressure.names().join(" ");
     Some(("Evicted", format!("Pod was rejected: The node had condition: [{names}]. ")))
+}
+
+/// Pure: why a pod is not taken by a node that gives its containers other groups than it names.
+fn other_groups(pod: &Pod, strict: bool) -> Option<(&'static str, String)> {
+    let context = pod.spec.as_ref()?.security_context.as_ref()?;
+    let asked = context.supplemental_groups_policy.as_deref() == Some("Strict");
+    (asked && !strict).then(|| {
+        let words = "Pod was rejected: SupplementalGroupsPolicy=Strict is not supported in this node";
+        ("SupplementalGroupsPolicyNotSupported", words.to_owned())
+    })
 }
 
 impl Worker {
@@ -66,7 +77,10 @@ impl Worker {
         }
         let shutting_down = self.context.shutting_down.load(Ordering::Relaxed);
         let pressure = *self.context.pressure.borrow();
-        let mut refused = rejected(&self.pod, pressure, shutting_down);
+        let strict = !self.context.runs_linux() || self.context.strict_groups.load(Ordering::Relaxed);
+        let mut refused = rejected(&self.pod, pressure, shutting_down)
+            .or_else(|| sysctls::forbidden(&self.pod, &self.context.tuning.sysctls))
+            .or_else(|| other_groups(&self.pod, strict));
         if refused.is_none() {
             let (capacity, most) = (self.context.allocatable, self.context.max_pods);
             self.pods.take(&uid, asked, |used, count| {

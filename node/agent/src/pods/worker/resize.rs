@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{Container as Spec, ResourceRequirements};
 use super::Worker;
 use crate::pods::plan::Ending;
 use crate::pods::requests;
-use crate::pods::state::{Fate, Phase, Unresized, find_container, grace_seconds};
+use crate::pods::state::{Fate, Phase, Together, Unresized, find_container, grace_seconds};
 use crate::pods::status::containers::old_status;
 use crate::pods::steps::config::resources;
 
@@ -20,7 +20,8 @@ impl Worker {
         let running = self.state.containers.iter().filter(|c| c.phase == Phase::Running);
         let running: Vec<(String, String)> = running.map(|c| (c.id.clone(), c.name.clone())).collect();
         self.memory.resources.retain(|id, _| running.iter().any(|(other, _)| other == id));
-        let mut changes = Vec::new();
+        let whole = self.is_resized_as_a_whole();
+        let (mut changes, mut others) = (Vec::new(), Vec::new());
         for (id, name) in running {
             let Some(spec) = find_container(&self.pod, &name) else { continue };
             let wanted = spec.resources.clone().unwrap_or_default();
@@ -31,10 +32,15 @@ impl Worker {
             self.memory.resources.insert(id.clone(), has.clone());
             if has != wanted {
                 changes.push((id, spec, has, wanted));
+            } else if whole {
+                others.push((id, spec));
             }
         }
-        if changes.is_empty() {
-            self.memory.unresized = None;
+        if changes.is_empty() && !whole {
+            // A sandbox of before the agent's restart may have others.
+            if self.limit_together(false).await {
+                self.memory.unresized = None;
+            }
             return Ok(false);
         }
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
@@ -52,10 +58,13 @@ impl Worker {
             self.unresized("Infeasible", "ResizeInfeasible", words, None);
             return Ok(false);
         }
-        if !self.has_room() {
+        if !self.has_room() || !self.limit_together(true).await {
             return Ok(false);
         }
         let (mut restarts, mut all) = (Vec::new(), true);
+        for (id, spec) in others {
+            all &= self.inherit(id, &spec).await;
+        }
         for (id, spec, has, wanted) in changes {
             if needs_restart(&spec, &has, &wanted) {
                 let why = format!("Container {} resize requires restart", spec.name);
@@ -65,7 +74,8 @@ impl Worker {
                 all &= self.apply(id, &spec, wanted).await;
             }
         }
-        if all {
+        // What is to be restarted has its old limits still.
+        if all && (!restarts.is_empty() || self.limit_together(false).await) {
             self.memory.unresized = None;
         }
         if restarts.is_empty() {
@@ -125,6 +135,58 @@ impl Worker {
                 self.unresized("Error", "ResizeError", words, None);
             }
         }
+        false
+    }
+
+    /// What the pod's Linux containers may use together by its spec; `None`: it has none.
+    fn together(&self) -> Option<(String, Together)> {
+        let sandbox = self.state.sandbox().filter(|s| s.linux && s.ready)?;
+        let resources = resources::sandbox(&self.pod, self.context.has_own_cpus(&self.pod));
+        Some((sandbox.id.clone(), [Some(resources), resources::overhead(&self.pod)]))
+    }
+
+    fn has_together(&self, sandbox: &str) -> Option<&Together> {
+        self.memory.limited.as_ref().filter(|(id, _)| id == sandbox).map(|(_, has)| has)
+    }
+
+    fn is_resized_as_a_whole(&self) -> bool {
+        let Some((sandbox, wanted)) = self.together() else { return false };
+        self.has_together(&sandbox).is_some_and(|has| *has != wanted)
+    }
+
+    /// Gives the sandbox what the pod's containers may use together, or, while they change, room for what they had too.
+    /// False: it has not got that, which is told.
+    async fn limit_together(&mut self, wide: bool) -> bool {
+        let Some((sandbox, mut wanted)) = self.together() else { return true };
+        if wide && let [Some(resources), _] = &mut wanted {
+            let has = self.has_together(&sandbox).and_then(|[has, _]| has.clone()).unwrap_or_default();
+            *resources = resources::wider(&has, resources);
+        }
+        if self.has_together(&sandbox) == Some(&wanted) {
+            return true;
+        }
+        match self.context.runtime.update_sandbox(&sandbox, wanted.clone()).await {
+            Ok(()) => {
+                self.memory.limited = Some((sandbox, wanted));
+                true
+            }
+            Err(status) => {
+                self.unresized("Error", "ResizeError", status.message().to_owned(), None);
+                false
+            }
+        }
+    }
+
+    /// Gives a container the limits of its pod where it has none of its own; false: it has not got them, which is told.
+    async fn inherit(&mut self, id: String, spec: &Spec) -> bool {
+        let asked = match resources::container(&self.pod, spec, self.context.machine_memory) {
+            Ok(limits) => self.context.runtime.update_resources(&id, limits).await,
+            Err(words) => Err(tonic::Status::invalid_argument(words)),
+        };
+        let Err(status) = asked else { return true };
+        let (reason, event) =
+            if never(&status) { ("Infeasible", "ResizeInfeasible") } else { ("Error", "ResizeError") };
+        self.unresized(reason, event, status.message().to_owned(), None);
         false
     }
 

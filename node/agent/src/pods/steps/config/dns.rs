@@ -5,26 +5,116 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::context::Dns;
 
-/// By `dnsPolicy` and `dnsConfig`. An empty answer means: as the node itself asks.
-pub fn config(pod: &Pod, cluster: &Dns) -> cri::DnsConfig {
+/// By `dnsPolicy` and `dnsConfig`; `resolver` is what the node asks itself (`/etc/resolv.conf`). An empty answer means: as
+/// the node asks.
+pub fn config(pod: &Pod, cluster: &Dns, resolver: &str) -> cri::DnsConfig {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let spec = pod.spec.as_ref();
-    let mut config = cri::DnsConfig::default();
+    let own = spec.and_then(|s| s.dns_config.as_ref());
     let policy = spec.and_then(|s| s.dns_policy.as_deref()).unwrap_or("ClusterFirst");
     let node_network = spec.and_then(|s| s.host_network).unwrap_or(false);
-    if policy == "ClusterFirstWithHostNet" || policy == "ClusterFirst" && !node_network {
-        let domain = &cluster.domain;
-        config.servers = cluster.servers.iter().map(ToString::to_string).collect();
-        config.searches = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
-        config.options = vec!["ndots:5".into()];
-    }
-    if let Some(own) = spec.and_then(|s| s.dns_config.as_ref()) {
-        config.servers.extend(own.nameservers.iter().flatten().cloned());
-        config.searches.extend(own.searches.iter().flatten().cloned());
-        config.options.extend(own.options.iter().flatten().filter_map(|o| {
-            let name = o.name.as_ref()?;
-            Some(o.value.as_ref().map_or_else(|| name.clone(), |value| format!("{name}:{value}")))
-        }));
+    let mut config = match policy {
+        "None" => cri::DnsConfig::default(),
+        "ClusterFirstWithHostNet" => of_cluster(namespace, cluster),
+        "ClusterFirst" if !node_network => of_cluster(namespace, cluster),
+        // Nothing said and nothing added: the runtime takes the node's own file as it is.
+        _ if own.is_none() => cri::DnsConfig::default(),
+        _ => parse(resolver),
+    };
+    let Some(own) = own else { return config };
+    add(&mut config.servers, own.nameservers.iter().flatten().cloned());
+    add(&mut config.searches, own.searches.iter().flatten().cloned());
+    for option in own.options.iter().flatten() {
+        let Some(name) = &option.name else { continue };
+        // The pod's own word counts.
+        config.options.retain(|other| other.split(':').next() != Some(name.as_str()));
+        let value = option.value.as_ref();
+        config.options.push(value.map_or_else(|| name.clone(), |value| format!("{name}:{value}")));
     }
     config
+}
+
+fn of_cluster(namespace: &str, cluster: &Dns) -> cri::DnsConfig {
+    let domain = &cluster.domain;
+    cri::DnsConfig {
+        servers: cluster.servers.iter().map(ToString::to_string).collect(),
+        searches: vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()],
+        options: vec!["ndots:5".into()],
+    }
+}
+
+/// Those that are not there yet.
+fn add(list: &mut Vec<String>, more: impl Iterator<Item = String>) {
+    for one in more {
+        if !list.contains(&one) {
+            list.push(one);
+        }
+    }
+}
+
+/// Reads a `resolv.conf`: of several search lists the last counts.
+fn parse(text: &str) -> cri::DnsConfig {
+    let mut config = cri::DnsConfig::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => add(&mut config.servers, words.next().map(str::to_owned).into_iter()),
+            Some("search") => {
+                let domain =
+                    |word: &str| if word == "." { word } else { word.trim_end_matches('.') }.to_owned();
+                config.searches = words.map(domain).collect();
+            }
+            Some("options") => add(&mut config.options, words.map(str::to_owned)),
+            _ => {}
+        }
+    }
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const NODE: &str = "# of the node\nnameserver 192.0.2.53\nsearch old.example\nsearch corp.example. example\noptions timeout:3 edns0\n";
+
+    fn of(spec: Value) -> (Vec<String>, Vec<String>, Vec<String>) {
+        let mut pod = json!({"metadata": {"name": "a", "namespace": "shop"}, "spec": {"containers": []}});
+        pod["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        let pod: Pod = serde_json::from_value(pod).expect("a Pod");
+        let cluster = Dns { servers: vec!["10.96.0.10".parse().unwrap()], ..Dns::default() };
+        let made = config(&pod, &cluster, NODE);
+        (made.servers, made.searches, made.options)
+    }
+
+    fn words(list: &[&str]) -> Vec<String> {
+        list.iter().map(|w| (*w).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_pod_that_asks_as_its_node_keeps_the_nodes_servers() {
+        let own = json!({"searches": ["my.example", "example"], "options": [{"name": "timeout", "value": "1"}, {"name": "rotate"}]});
+        let expected = (
+            words(&["192.0.2.53"]),
+            words(&["corp.example", "example", "my.example"]),
+            words(&["edns0", "timeout:1", "rotate"]),
+        );
+        assert_eq!(of(json!({"dnsPolicy": "Default", "dnsConfig": own})), expected);
+        assert_eq!(of(json!({"hostNetwork": true, "dnsConfig": own})), expected);
+        // Without words of its own the runtime takes the node's file.
+        assert_eq!(of(json!({"dnsPolicy": "Default"})), Default::default());
+    }
+
+    #[test]
+    fn a_pod_asks_the_cluster_or_whom_it_names() {
+        let (servers, searches, options) = of(
+            json!({"dnsConfig": {"nameservers": ["192.0.2.1"], "options": [{"name": "ndots", "value": "2"}]}}),
+        );
+        assert_eq!(servers, words(&["10.96.0.10", "192.0.2.1"]));
+        assert_eq!(searches, words(&["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"]));
+        assert_eq!(options, words(&["ndots:2"]));
+        let (servers, searches, _) =
+            of(json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"]}}));
+        assert_eq!((servers, searches), (words(&["192.0.2.1"]), Vec::new()));
+    }
 }

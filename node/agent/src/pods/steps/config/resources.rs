@@ -5,8 +5,22 @@ use coracle_cri_api::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::cpus::Share;
+use crate::pods::requests;
 
 const PERIOD: i64 = 100_000;
+
+/// The least weight of control groups: of who asks for nothing.
+const LEAST_SHARES: i64 = 2;
+
+/// Millicores as a weight: 1024 a processor.
+fn shares(milli: i64) -> i64 {
+    (milli.saturating_mul(1024) / 1000).max(LEAST_SHARES)
+}
+
+/// Millicores as microseconds of a period; the kernel takes no less than a hundredth of one.
+fn quota(milli: i64) -> i64 {
+    milli.saturating_mul(PERIOD / 1000).max(PERIOD / 100)
+}
 
 fn amount(spec: &Container, limits: bool, name: &str) -> Result<Option<Quantity>, String> {
     let resources = spec.resources.as_ref();
@@ -62,7 +76,7 @@ pub fn no_other_pages(
     resources
 }
 
-/// What a container may use.
+/// What a container may use; where it has no limit, that of its pod.
 ///
 /// # Errors
 /// A quantity that cannot be read.
@@ -71,13 +85,15 @@ pub fn container(
     spec: &Container,
     node_memory: i64,
 ) -> Result<cri::LinuxContainerResources, String> {
-    let limit = amount(spec, true, "cpu")?.map(|q| q.milli_value()).filter(|m| *m > 0);
-    let request = amount(spec, false, "cpu")?.map(|q| q.milli_value()).or(limit).unwrap_or(0);
-    let memory = amount(spec, true, "memory")?.map_or(0, |q| q.value());
+    let own = amount(spec, true, "cpu")?.map(|q| q.milli_value()).filter(|m| *m > 0);
+    let request = amount(spec, false, "cpu")?.map(|q| q.milli_value()).or(own).unwrap_or(0);
+    let memory = amount(spec, true, "memory")?.map(|q| q.value()).filter(|m| *m > 0);
+    let [shared_cpu, shared_memory, _] = requests::own_limits(pod);
+    let (limit, memory) = (own.or(shared_cpu), memory.or(shared_memory).unwrap_or(0));
     Ok(cri::LinuxContainerResources {
         cpu_period: if limit.is_some() { PERIOD } else { 0 },
-        cpu_quota: limit.map_or(0, |milli| milli.saturating_mul(PERIOD / 1000).max(1000)),
-        cpu_shares: (request.saturating_mul(1024) / 1000).max(2),
+        cpu_quota: limit.map_or(0, quota),
+        cpu_shares: shares(request),
         memory_limit_in_bytes: memory,
         // No swap beyond the limit.
         memory_swap_limit_in_bytes: memory,
@@ -104,22 +120,45 @@ pub fn on(
     resources
 }
 
-/// What all main containers of a pod together may use: a limit holds only where each has one.
-pub fn sandbox(pod: &Pod, node_memory: i64) -> cri::LinuxContainerResources {
-    let specs = pod.spec.as_ref().map(|s| s.containers.as_slice()).unwrap_or_default();
-    let mut sum = cri::LinuxContainerResources::default();
-    let (mut cpu, mut memory) = (true, true);
-    for one in specs.iter().filter_map(|spec| container(pod, spec, node_memory).ok()) {
-        sum.cpu_shares = sum.cpu_shares.saturating_add(one.cpu_shares);
-        (cpu, memory) = (cpu && one.cpu_quota > 0, memory && one.memory_limit_in_bytes > 0);
-        sum.cpu_quota = sum.cpu_quota.saturating_add(one.cpu_quota);
-        sum.memory_limit_in_bytes = sum.memory_limit_in_bytes.saturating_add(one.memory_limit_in_bytes);
-    }
+/// What all containers of a pod together may use: a limit holds only where each has one, or the pod itself. Who has
+/// processors of its own may use them up: then there is no quota.
+pub fn sandbox(pod: &Pod, own_cpus: bool) -> cri::LinuxContainerResources {
+    let [request, ..] = requests::of_containers(pod);
+    let [cpu, memory, _] = requests::limits_of_containers(pod);
+    let cpu = cpu.filter(|_| !own_cpus);
     cri::LinuxContainerResources {
-        cpu_period: if cpu { PERIOD } else { 0 },
-        cpu_quota: if cpu { sum.cpu_quota } else { 0 },
-        memory_limit_in_bytes: if memory { sum.memory_limit_in_bytes } else { 0 },
-        ..sum
+        cpu_shares: shares(request),
+        cpu_quota: cpu.map_or(0, quota),
+        cpu_period: if cpu.is_some() { PERIOD } else { 0 },
+        memory_limit_in_bytes: memory.unwrap_or(0),
+        ..Default::default()
+    }
+}
+
+/// What a pod takes besides its containers, if anything.
+pub fn overhead(pod: &Pod) -> Option<cri::LinuxContainerResources> {
+    let [cpu, memory, _] = requests::overhead(pod);
+    (cpu > 0 || memory > 0).then(|| cri::LinuxContainerResources {
+        cpu_shares: if cpu > 0 { shares(cpu) } else { 0 },
+        cpu_quota: if cpu > 0 { quota(cpu) } else { 0 },
+        cpu_period: PERIOD,
+        memory_limit_in_bytes: memory,
+        ..Default::default()
+    })
+}
+
+/// Room for both: of each limit the larger one, or none where one has none.
+pub fn wider(
+    one: &cri::LinuxContainerResources,
+    other: &cri::LinuxContainerResources,
+) -> cri::LinuxContainerResources {
+    let limit = |a: i64, b: i64| if a > 0 && b > 0 { a.max(b) } else { 0 };
+    cri::LinuxContainerResources {
+        cpu_shares: one.cpu_shares.max(other.cpu_shares),
+        cpu_quota: limit(one.cpu_quota, other.cpu_quota),
+        cpu_period: PERIOD,
+        memory_limit_in_bytes: limit(one.memory_limit_in_bytes, other.memory_limit_in_bytes),
+        ..Default::default()
     }
 }
 
@@ -176,13 +215,37 @@ mod tests {
             .expect("resources");
         assert_eq!((made.cpu_quota, made.cpu_period, made.cpu_shares), (100_000, 100_000, 512));
         assert_eq!((made.memory_limit_in_bytes, made.oom_score_adj), (4 << 30, 500));
-        assert_eq!(sandbox(&one, 1 << 30).memory_limit_in_bytes, 4 << 30);
+        let alone = sandbox(&one, false);
+        assert_eq!((alone.cpu_shares, alone.cpu_quota, alone.memory_limit_in_bytes), (512, 100_000, 4 << 30));
+        assert_eq!(sandbox(&one, true).cpu_quota, 0, "its processors are its own");
         let share = Share { cpus: "2-3".into(), exclusive: true };
         let placed = on(Some(share), "1".into(), made);
         assert_eq!((placed.cpuset_cpus.as_str(), placed.cpuset_mems.as_str()), ("2-3", "1"));
         assert_eq!((placed.cpu_quota, placed.memory_limit_in_bytes), (0, 4 << 30));
         let two = pod(json!([{"name": "a", "resources": limited}, {"name": "b"}]));
-        let both = sandbox(&two, 1 << 30);
-        assert_eq!((both.memory_limit_in_bytes, both.cpu_quota, both.cpu_shares), (0, 0, 514));
+        let both = sandbox(&two, false);
+        assert_eq!((both.memory_limit_in_bytes, both.cpu_quota, both.cpu_shares), (0, 0, 512));
+        assert_eq!(sandbox(&pod(json!([{"name": "b"}, {"name": "c"}])), false).cpu_shares, 2, "BestEffort");
+    }
+
+    #[test]
+    fn limits_of_the_pod_are_those_of_containers_without() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": {
+            "resources": {"limits": {"cpu": "2", "memory": "1Gi"}, "requests": {"cpu": "1"}},
+            "overhead": {"cpu": "250m", "memory": "120Mi"},
+            "containers": [{"name": "a", "resources": {"limits": {"cpu": "500m"}}}, {"name": "b"}]}}))
+        .expect("a Pod");
+        let of = |at: usize| {
+            let spec = &pod.spec.as_ref().expect("a spec").containers[at];
+            let made = container(&pod, spec, 1 << 30).expect("resources");
+            (made.cpu_shares, made.cpu_quota, made.memory_limit_in_bytes)
+        };
+        assert_eq!((of(0), of(1)), ((512, 50_000, 1 << 30), (2, 200_000, 1 << 30)));
+        let all = sandbox(&pod, false);
+        assert_eq!((all.cpu_shares, all.cpu_quota, all.memory_limit_in_bytes), (1024, 200_000, 1 << 30));
+        let besides = overhead(&pod).expect("overhead");
+        assert_eq!((besides.cpu_shares, besides.memory_limit_in_bytes), (256, 120 << 20));
+        assert_eq!(wider(&all, &besides).cpu_quota, 200_000);
+        assert_eq!(wider(&all, &cri::LinuxContainerResources::default()).memory_limit_in_bytes, 0);
     }
 }

@@ -91,6 +91,7 @@ pub fn sandbox(pod: &Pod, profiles: Profiles<'_>) -> cri::LinuxSandboxSecurityCo
         run_as_user: context.run_as_user.map(value),
         run_as_group: context.run_as_group.map(value),
         supplemental_groups: groups(&context),
+        supplemental_groups_policy: groups_policy(&context).into(),
         privileged,
         seccomp: Some(seccomp(context.seccomp_profile.as_ref(), profiles)),
         selinux_options: context.se_linux_options.as_ref().map(selinux),
@@ -106,6 +107,14 @@ fn value(value: i64) -> cri::Int64Value {
 fn groups(context: &PodSecurityContext) -> Vec<i64> {
     let all = context.fs_group.into_iter().chain(context.supplemental_groups.iter().flatten().copied());
     all.collect()
+}
+
+/// Whether the groups of the image's own files come to them.
+fn groups_policy(context: &PodSecurityContext) -> cri::SupplementalGroupsPolicy {
+    match context.supplemental_groups_policy.as_deref() {
+        Some("Strict") => cri::SupplementalGroupsPolicy::Strict,
+        _ => cri::SupplementalGroupsPolicy::Merge,
+    }
 }
 
 /// A profile of the node lies below its folder; the API takes paths that stay there only.
@@ -189,6 +198,7 @@ pub fn container(
         run_as_group: group.map(value),
         readonly_rootfs: own.read_only_root_filesystem.unwrap_or(false),
         supplemental_groups: groups(&shared),
+        supplemental_groups_policy: groups_policy(&shared).into(),
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
@@ -260,6 +270,19 @@ mod tests {
         assert!(made.readonly_rootfs && made.no_new_privs && !made.privileged);
         assert_eq!(made.capabilities.expect("capabilities").drop_capabilities, ["ALL"]);
         assert!(made.masked_paths.contains(&"/proc/kcore".to_owned()));
+    }
+
+    #[test]
+    fn groups_of_the_image_come_to_those_of_the_pod_unless_it_is_strict() {
+        let policies = |context: serde_json::Value| {
+            let pod = pod(context, json!({}));
+            let own = of(&pod, &ImageUser::default()).expect("a context").supplemental_groups_policy();
+            (own, super::sandbox(&pod, Profiles::default()).supplemental_groups_policy())
+        };
+        use cri::SupplementalGroupsPolicy::{Merge, Strict};
+        assert_eq!(policies(json!({"supplementalGroupsPolicy": "Strict"})), (Strict, Strict));
+        assert_eq!(policies(json!({"supplementalGroupsPolicy": "Merge"})), (Merge, Merge));
+        assert_eq!(policies(json!({})), (Merge, Merge));
     }
 
     #[test]
