@@ -10,7 +10,7 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 
 /// A token asked for without a time lives so long, in seconds.
-const DEFAULT_SECONDS: i64 = 3600;
+pub const DEFAULT_SECONDS: i64 = 3600;
 /// No token is kept longer than this, in seconds: the kubelet renews after a day.
 const MAX_AGE_SECONDS: i64 = 24 * 3600;
 /// Tokens that are kept at a time.
@@ -70,7 +70,7 @@ impl Tokens {
     pub async fn of(&self, pod: &Pod) -> Result<Issued, String> {
         let mut issued = Issued::new();
         for wish in wishes(pod) {
-            let token = self.get(pod, &wish).await?;
+            let (token, _) = self.get(pod, &wish).await?;
             issued.insert(wish, token);
         }
         Ok(issued)
@@ -81,20 +81,24 @@ impl Tokens {
         self.kept.lock().retain(|(of, _), _| of != uid);
     }
 
-    async fn get(&self, pod: &Pod, wish: &Wish) -> Result<String, String> {
+    /// A token for one wish, valid now, and when it ends.
+    ///
+    /// # Errors
+    /// The words of a `FailedMount` Event.
+    pub async fn get(&self, pod: &Pod, wish: &Wish) -> Result<(String, Timestamp), String> {
         let key = (pod.metadata.uid.clone().unwrap_or_default(), wish.clone());
         let now = Timestamp::now();
         let old = {
             let kept = self.kept.lock();
             match kept.get(&key) {
-                Some(token) if token.renew_at > now => return Ok(token.token.clone()),
-                Some(token) if token.expires_at > now => Some(token.token.clone()),
+                Some(token) if token.renew_at > now => return Ok((token.token.clone(), token.expires_at)),
+                Some(token) if token.expires_at > now => Some((token.token.clone(), token.expires_at)),
                 _ => None,
             }
         };
         match (self.ask(pod, wish).await, old) {
             (Ok(fresh), _) => {
-                let token = fresh.token.clone();
+                let token = (fresh.token.clone(), fresh.expires_at);
                 let mut kept = self.kept.lock();
                 if kept.len() >= MAX_KEPT {
                     kept.retain(|_, token| token.renew_at > now);

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, Node, Pod, SecretReference, Volume};
-use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
+use k8s_openapi::api::storage::v1::{CSIDriver, TokenRequest, VolumeAttachment};
+use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde::{Deserialize, Serialize};
@@ -15,14 +16,17 @@ use sha2::{Digest, Sha256};
 use super::{Driver, v1, words};
 use crate::context::Context;
 use crate::objects::Kind;
-use crate::volumes::PodDir;
+use crate::tokens::DEFAULT_SECONDS;
 use crate::volumes::claims::Claimed;
+use crate::volumes::{PodDir, mounting};
 use v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode};
 
 /// The directory of volumes of drivers, in a pod's.
 pub const PLUGIN: &str = "kubernetes.io~csi";
 const RECORD: &str = "vol_data.json";
 const MOUNT: &str = "mount";
+/// Where drivers find the tokens that they ask for.
+const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 
 /// What was published; the kubelet writes the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +43,12 @@ struct Record {
     /// It is attached to this node from outside.
     #[serde(default)]
     attached: bool,
+    /// Whether its driver mounts it; nothing: the driver has not said yet that it is published.
+    #[serde(default)]
+    mounted: Option<bool>,
+    /// Its driver is to be asked again and again (`requiresRepublish`): tokens and secrets end.
+    #[serde(default)]
+    again: bool,
 }
 
 /// The names of attached volumes that pods of this node have, as the Node's status says them: those that must not be detached.
@@ -157,12 +167,22 @@ pub async fn publish(context: &Context, pod: &Pod, dir: &PodDir) -> Result<(), (
         let target = place(&dir.path, volume, claimed)
             .ok_or_else(|| failed("the name of the volume is not a file name".to_owned()))?;
         let Some(home) = target.parent() else { continue };
-        if home.join(RECORD).is_file() && target.exists() {
+        if is_published(home, &target) && !read(home).is_some_and(|record| record.again) {
             continue;
         }
         publish_one(context, pod, &wish, home, &target).await.map_err(failed)?;
     }
     Ok(())
+}
+
+/// Whether the driver has published a volume, and it is still there: a restart of the machine takes mounts away, and what
+/// were written then would go to the directory below.
+fn is_published(home: &Path, target: &Path) -> bool {
+    match read(home).and_then(|record| record.mounted) {
+        Some(true) => mounting::is_mounted(target),
+        Some(false) => target.exists(),
+        None => false,
+    }
 }
 
 async fn publish_one(
@@ -197,14 +217,26 @@ async fn publish_one(
     if wish.inline || spec.pod_info_on_mount == Some(true) {
         about.extend(pod_info(pod, wish.inline));
     }
-    let record = Record {
+    let mut publish_secrets = secrets(context, source.node_publish_secret_ref.as_ref()).await?;
+    if let Some(requests) = spec.token_requests.as_deref().filter(|requests| !requests.is_empty()) {
+        let holder = match spec.service_account_token_in_secrets {
+            Some(true) => &mut publish_secrets,
+            _ => &mut about,
+        };
+        holder.insert(TOKENS.to_owned(), account_tokens(context, pod, requests).await?);
+    }
+    let again = is_published(home, target);
+    let mut record = Record {
         driver_name: name.to_owned(),
         volume_handle: source.volume_handle.clone(),
         spec_vol_id: wish.name.clone(),
         node_name: context.node_name.clone(),
         volume_lifecycle_mode: mode.to_owned(),
-        staged: String::new(),
+        staged: read(home).map(|before| before.staged).unwrap_or_default(),
         attached: needs_attaching,
+        // Of one that is asked again this stays, whatever comes of it now.
+        mounted: read(home).and_then(|before| before.mounted).filter(|_| again),
+        again: spec.requires_republish == Some(true),
     };
     if needs_attaching {
         // What is said to be in use is not detached, unless that was decided before it was said.
@@ -224,7 +256,8 @@ async fn publish_one(
             volume_context: source.volume_attributes.clone().unwrap_or_default().into_iter().collect(),
         };
         // First, so that what is half done is undone too.
-        write(home, &Record { staged: path.display().to_string(), ..record.clone() })?;
+        record.staged = path.display().to_string();
+        write(home, &record)?;
         driver.client.node_stage_volume(request).await.map_err(|e| words(name, &e))?;
         path.display().to_string()
     } else {
@@ -238,17 +271,17 @@ async fn publish_one(
         target_path: target.display().to_string(),
         volume_capability: Some(capability),
         readonly: wish.read_only,
-        secrets: secrets(context, source.node_publish_secret_ref.as_ref()).await?,
+        secrets: publish_secrets,
         volume_context: about,
     };
     driver.client.node_publish_volume(request).await.map_err(|e| words(name, &e))?;
-    if driver.groups || wish.read_only || wish.block || !gives_to_group(wish, spec.fs_group_policy.as_deref())
-    {
-        return Ok(());
+    let gives = gives_to_group(wish, spec.fs_group_policy.as_deref());
+    if gives && !again && !driver.groups && !wish.read_only && !wish.block {
+        let (pod, target) = (pod.clone(), target.to_owned());
+        let owned = tokio::task::spawn_blocking(move || crate::volumes::own(&pod, &target)).await;
+        owned.unwrap_or_else(|e| Err(e.to_string()))?;
     }
-    let (pod, target) = (pod.clone(), target.to_owned());
-    let owned = tokio::task::spawn_blocking(move || crate::volumes::own(&pod, &target)).await;
-    owned.unwrap_or_else(|e| Err(e.to_string()))
+    write(home, &Record { mounted: Some(mounting::is_mounted(target)), ..record })
 }
 
 /// Whether the agent gives what is in the volume to the pod's `fsGroup`.
@@ -261,6 +294,26 @@ fn gives_to_group(wish: &Wish, policy: Option<&str>) -> bool {
                 && wish.source.fs_type.as_deref().is_some_and(|t| !t.is_empty())
         }
     }
+}
+
+/// Tokens of the pod's service account for the audiences that a driver names.
+async fn account_tokens(context: &Context, pod: &Pod, requests: &[TokenRequest]) -> Result<String, String> {
+    let mut tokens = BTreeMap::new();
+    for request in requests {
+        let wish = (request.audience.clone(), request.expiration_seconds.unwrap_or(DEFAULT_SECONDS));
+        let issued = context.tokens.get(pod, &wish).await?;
+        tokens.insert(wish.0, issued);
+    }
+    Ok(tokens_text(tokens))
+}
+
+/// Tokens by audience, and when they end, as the kubelet writes them for drivers.
+fn tokens_text(tokens: BTreeMap<String, (String, Timestamp)>) -> String {
+    let one =
+        |(token, end): (String, Timestamp)| json!({"token": token, "expirationTimestamp": end.to_string()});
+    let all: BTreeMap<String, serde_json::Value> =
+        tokens.into_iter().map(|(audience, issued)| (audience, one(issued))).collect();
+    json!(all).to_string()
 }
 
 fn pod_info(pod: &Pod, inline: bool) -> [(String, String); 5] {
@@ -326,18 +379,26 @@ fn make(path: &Path) -> Result<(), String> {
 fn write(home: &Path, record: &Record) -> Result<(), String> {
     make(home)?;
     let text = serde_json::to_vec(record).map_err(|e| e.to_string())?;
-    let path = home.join(RECORD);
-    std::fs::write(&path, text).map_err(|e| format!("write {}: {e}", path.display()))
+    let (path, half) = (home.join(RECORD), home.join(format!("{RECORD}.tmp")));
+    // What is half written would never be given back.
+    let written = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&half)?;
+        std::io::Write::write_all(&mut file, &text)?;
+        file.sync_all()?;
+        std::fs::rename(&half, &path)
+    };
+    written().map_err(|e| format!("write {}: {e}", path.display()))
+}
+
+fn read(home: &Path) -> Option<Record> {
+    serde_json::from_slice(&std::fs::read(home.join(RECORD)).ok()?).ok()
 }
 
 /// What is recorded in a pod's directory, by the volume's own directory.
 fn recorded(pod_dir: &Path) -> BTreeMap<PathBuf, Record> {
     let Ok(entries) = std::fs::read_dir(pod_dir.join("volumes").join(PLUGIN)) else { return BTreeMap::new() };
-    let read = |home: PathBuf| {
-        let record = serde_json::from_slice(&std::fs::read(home.join(RECORD)).ok()?).ok()?;
-        Some((home, record))
-    };
-    entries.take(10_000).flatten().filter_map(|entry| read(entry.path())).collect()
+    let homes = entries.take(10_000).flatten().map(|entry| entry.path());
+    homes.filter_map(|home| read(&home).map(|record| (home, record))).collect()
 }
 
 /// Gives back what a pod has of drivers: before its directory is removed.
@@ -395,4 +456,48 @@ fn is_used(root: &Path, record: &Record) -> bool {
         other.driver_name == record.driver_name && other.volume_handle == record.volume_handle
     };
     pods.flatten().any(|pod| recorded(&pod.path()).values().any(same))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_counts_as_published_when_its_driver_has_said_so_and_it_is_there() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (home, target) = (root.path().join("v"), root.path().join("v").join(MOUNT));
+        assert!(!is_published(&home, &target));
+        let record = |mounted| Record {
+            driver_name: "d".into(),
+            volume_handle: "h".into(),
+            spec_vol_id: "v".into(),
+            node_name: "n".into(),
+            volume_lifecycle_mode: "Persistent".into(),
+            staged: String::new(),
+            attached: false,
+            mounted,
+            again: false,
+        };
+        std::fs::create_dir_all(&target).expect("a target");
+        // Written before the driver is asked, so that it is given back whatever comes of it.
+        write(&home, &record(None)).expect("written");
+        assert!(!is_published(&home, &target), "the driver has not answered");
+        write(&home, &record(Some(false))).expect("written");
+        assert!(is_published(&home, &target), "a directory is all that this driver makes");
+        write(&home, &record(Some(true))).expect("written");
+        assert!(
+            !is_published(&home, &target),
+            "the machine has restarted: the directory is there, the mount is not"
+        );
+        assert!(is_published(&home, Path::new("/proc")), "it is mounted");
+        assert_eq!(read(&home), Some(record(Some(true))));
+    }
+
+    #[test]
+    fn drivers_find_tokens_by_audience() {
+        let issued = ("t".to_owned(), Timestamp::from_second(0).expect("a time"));
+        let text = tokens_text(BTreeMap::from([("vault".to_owned(), issued)]));
+        let expected = json!({"vault": {"token": "t", "expirationTimestamp": "1970-01-01T00:00:00Z"}});
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).expect("JSON"), expected);
+    }
 }

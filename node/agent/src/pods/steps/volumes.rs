@@ -104,6 +104,7 @@ pub async fn mount(context: &Context, pod: &Pod, pod_ips: Vec<String>) -> Result
 /// Whether the volumes of a pod can change while it runs.
 pub fn live(pod: &Pod) -> bool {
     volumes::volumes(pod).iter().any(|v| {
-        v.config_map.is_some() || v.secret.is_some() || v.projected.is_some() || v.downward_api.is_some()
+        let written = v.config_map.is_some() || v.secret.is_some() || v.projected.is_some();
+        written || v.downward_api.is_some() || v.csi.is_some()
     })
 }
