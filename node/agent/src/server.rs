@@ -178,6 +178,8 @@ async fn configz(State(shared): State<Shared>) -> Response {
         "memoryManagerPolicy": match tuning.memory { memory::Policy::None => "None", memory::Policy::Static => "Static" },
         "reservedMemory": Some(reserved_memory(tuning)).filter(|list| !list.is_empty()),
         "seccompDefault": tuning.seccomp_default,
+        "enforceNodeAllocatable": if tuning.enforce { ["pods"] } else { ["none"] },
+        "allowedUnsafeSysctls": tuning.sysctls.words(),
         "nodeStatusReportFrequency": "5m0s",
         "nodeLeaseDurationSeconds": 40,
     });

@@ -5,6 +5,7 @@ use coracle_e2e::{Cluster, Profile, SOON, eventually, layout};
 use serde_json::{Value, json};
 
 mod promises;
+mod resources;
 mod volumes;
 
 fn cluster() -> Result<Cluster> {
