@@ -91,12 +91,25 @@ fn configuration_and_volumes_reach_containers() -> Result<()> {
         "/sub/file: written\n/shared/deep/er/file: in-sub\n",
     ];
     has(&said, &lines)?;
+    let data = cluster.data_dir();
+    let found = |pattern: &str| {
+        succeed(Command::new("find").arg(&data).args(["-path", pattern, "-type", "f", "-printf", "%m\n"]))
+    };
+    // It has ended: its files are given back while its object and its logs stay.
+    let uid = cluster.get(&["pod", "config"])?["metadata"]["uid"].as_str().context("uid")?.to_owned();
+    eventually("its volumes are given back", SOON, || {
+        // What goes while it is looked for is an error of find's.
+        Ok(found(&format!("*/{uid}/volumes/*")).is_ok_and(|left| left.is_empty()))
+    })?;
+    let mut lives = steps(&node, "lives", "Always", &["sleep 600000"]);
+    let color = json!([{"key": "color", "path": "nested/color", "mode": 0o440}]);
+    lives["spec"]["volumes"] = json!([{"name": "cm", "configMap": {"name": "settings", "items": color}},
+        {"name": "secret", "secret": {"secretName": "keys", "defaultMode": 0o600}},
+        {"name": "all", "configMap": {"name": "settings"}}]);
+    apply(&cluster, &[lives])?;
+    status(&cluster, "lives", "runs", |status| status["phase"] == "Running")?;
     for (path, mode) in [("cm/*/nested/color", "440"), ("secret/*/token", "600"), ("all/*/color", "644")] {
-        let pattern = format!("*/volumes/*/{path}");
-        let data = cluster.data_dir();
-        let found = succeed(
-            Command::new("find").arg(data).args(["-path", &pattern, "-type", "f", "-printf", "%m\n"]),
-        )?;
+        let found = found(&format!("*/volumes/*/{path}"))?;
         ensure!(found.trim() == mode, "{path} has mode {found:?} instead of {mode}");
     }
     what_is_refused(&cluster, &node)?;
