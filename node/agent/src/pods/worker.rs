@@ -310,8 +310,8 @@ impl Worker {
             Action::RemoveSandbox { id } => {
                 runtime.remove_sandbox(&id).await.map_err(|e| failed("remove the sandbox", e))?
             }
-            Action::RemoveFiles => {
             Action::GiveBack => self.give_back_volumes().await,
+            Action::RemoveFiles => {
                 self.free_devices();
                 self.remove_files().await?;
             }
