@@ -70,10 +70,8 @@ impl Limits {
 /// Version 1's shares as version 2's weight, 1 to 10000: 1024 is the default of both (KEP-2254, as runc 1.3.2 has it).
 fn weight(shares: u64) -> u64 {
     let shares = shares.clamp(LEAST_SHARES, MOST_SHARES);
-    #[expect(clippy::cast_precision_loss, reason = "at most 262144")]
     let log = (shares as f64).log2();
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 10000")]
     let weight = 10_f64.powf(exponent).ceil() as u64;
     weight.clamp(1, 10_000)
 }
