@@ -3,6 +3,7 @@
 
 pub mod backoff;
 pub mod plan;
+mod replaced;
 pub mod requests;
 pub mod source;
 pub mod state;

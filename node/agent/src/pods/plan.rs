@@ -10,7 +10,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use super::backoff::Backoff;
 use super::state::{
     Container, Doom, Fate, Memory, Phase, PodState, ephemeral_containers, find_container, grace_left,
-    grace_seconds, init_containers, is_sidecar, main_containers, restarts,
+    grace_seconds, init_containers, is_sidecar, main_containers, may_restart, starts_again,
 };
 
 /// One thing to do.
@@ -79,6 +79,8 @@ pub struct Ending {
     pub grace: i64,
     /// It is asked when all of lower turns have ended: main containers are 0, sidecars go in the reverse order of their start.
     pub turn: usize,
+    /// It is to be started anew, whatever its exit code will be.
+    pub replaces: bool,
 }
 
 /// What to do, and when to look again at the latest.
@@ -192,7 +194,7 @@ pub fn ended(input: Input<'_>) -> bool {
     }
     let exited = |name: &str| input.state.newest(name).filter(|c| c.phase == Phase::Exited);
     let over = |spec: &Spec| {
-        exited(&spec.name).is_some_and(|c| !restarts(input.pod, spec, c.exit_code))
+        exited(&spec.name).is_some_and(|c| !starts_again(input.pod, spec, c))
             && !input.memory.waiting.contains_key(&spec.name)
     };
     let failed = |spec: &&Spec| exited(&spec.name).is_some_and(|c| c.exit_code != 0) && over(spec);
@@ -235,7 +237,7 @@ fn told_ended(input: Input<'_>) -> bool {
 }
 
 fn ending(container: &Container, why: String, grace: i64, turn: usize) -> Ending {
-    Ending { id: container.id.clone(), name: container.name.clone(), why, grace, turn }
+    Ending { id: container.id.clone(), name: container.name.clone(), why, grace, turn, replaces: false }
 }
 
 /// Main containers first, then the sidecars, the last one first. What is left of the grace is for all of them.
@@ -275,9 +277,6 @@ fn leave(input: Input<'_>) -> Plan {
     plan
 }
 
-/// The exit code of a container that had to be killed.
-const KILLED: i32 = 137;
-
 /// Containers that a probe gave up on.
 fn doomed(input: Input<'_>) -> Vec<Action> {
     let mut stops = Vec::new();
@@ -289,12 +288,12 @@ fn doomed(input: Input<'_>) -> Vec<Action> {
             Doom::Liveness => ("liveness", spec.as_ref().and_then(|s| s.liveness_probe.as_ref())),
             Doom::Startup => ("startup", spec.as_ref().and_then(|s| s.startup_probe.as_ref())),
         };
-        let again = spec.as_ref().is_some_and(|s| restarts(input.pod, s, KILLED));
+        let again = spec.as_ref().is_some_and(|s| may_restart(input.pod, s));
         let why =
             format!("Container {name} failed {word} probe{}", if again { ", will be restarted" } else { "" });
         let own = probe.and_then(|p| p.termination_grace_period_seconds).map(|seconds| seconds.max(1));
         let grace = own.unwrap_or_else(|| grace_seconds(input.pod, input.fate));
-        stops.push(ending(container, why, grace, 0));
+        stops.push(Ending { replaces: true, ..ending(container, why, grace, 0) });
     }
     if stops.is_empty() { Vec::new() } else { vec![Action::Stop(stops)] }
 }
@@ -350,7 +349,7 @@ fn start_if_due(input: Input<'_>, spec: &Spec, plan: &mut Plan) {
         match current.phase {
             Phase::Running => return,
             Phase::Exited => {
-                if !restarts(input.pod, spec, current.exit_code) {
+                if !starts_again(input.pod, spec, current) {
                     return;
                 }
                 let held = Backoff::after(before, current);
@@ -366,6 +365,14 @@ fn start_if_due(input: Input<'_>, spec: &Spec, plan: &mut Plan) {
             }
             Phase::Created | Phase::Unknown => {}
         }
+    } else if !init_containers(input.pod).iter().any(|one| one.name == *name)
+        && input
+            .state
+            .newest(name)
+            .is_some_and(|c| c.phase == Phase::Exited && !starts_again(input.pod, spec, c))
+    {
+        // It came to its end in a sandbox before. (Init containers prepare the new one too.)
+        return;
     }
     if let Some(waiting) = input.memory.waiting.get(name)
         && waiting.retry_at > input.now

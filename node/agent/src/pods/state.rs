@@ -94,7 +94,11 @@ pub struct Container {
 impl PodState {
     /// Runtimes tell no address of a pod on its node's network: it is the node's.
     pub fn on_network_of(&mut self, pod: &Pod, node: IpAddr) {
-        let _ = (pod, node);
+        if pod.spec.as_ref().and_then(|s| s.host_network) == Some(true) {
+            for sandbox in self.sandboxes.iter_mut().filter(|s| s.ips.is_empty()) {
+                sandbox.ips = vec![node.to_string()];
+            }
+        }
     }
 
     /// The sandbox that counts.
@@ -214,6 +218,8 @@ pub struct Memory {
     pub ending_since: Option<Timestamp>,
     /// By container id: `preStop` hooks that were begun. Each runs once.
     pub hooked: BTreeSet<String>,
+    /// Ids of containers that were ended to be started anew.
+    pub replaced: BTreeSet<String>,
     /// By container id: the resources that it has.
     pub resources: BTreeMap<String, ResourceRequirements>,
     /// The sandbox that was last given resources, and those.
@@ -279,21 +285,12 @@ pub fn restart_policy(pod: &Pod) -> &str {
 /// Whether a container that ended with `exit_code` starts again: by its own rules, its own policy, or the pod's.
 /// Ephemeral containers run once; init containers that succeeded are done, unless they are sidecars.
 pub fn restarts(pod: &Pod, spec: &Spec, exit_code: i32) -> bool {
-    let init = init_containers(pod).iter().any(|c| c.name == spec.name);
-    if !init && !main_containers(pod).iter().any(|c| c.name == spec.name) {
-        return false;
-    }
+    let Some(policy) = policy(pod, spec) else { return false };
     if spec.restart_policy.is_some()
         && spec.restart_policy_rules.iter().flatten().any(|r| matches(r, exit_code))
     {
         return true;
     }
-    let policy = match (spec.restart_policy.as_deref(), init, restart_policy(pod)) {
-        (Some(own), ..) => own,
-        // An init container is repeated until it has succeeded.
-        (None, true, "Always") => "OnFailure",
-        (None, _, policy) => policy,
-    };
     match policy {
         "Always" => true,
         "OnFailure" => exit_code != 0,
@@ -301,10 +298,29 @@ pub fn restarts(pod: &Pod, spec: &Spec, exit_code: i32) -> bool {
     }
 }
 
+/// What holds for a container; `None`: it is an ephemeral one.
+fn policy<'a>(pod: &'a Pod, spec: &'a Spec) -> Option<&'a str> {
+    let init = init_containers(pod).iter().any(|c| c.name == spec.name);
+    if !init && !main_containers(pod).iter().any(|c| c.name == spec.name) {
+        return None;
+    }
+    Some(match (spec.restart_policy.as_deref(), init, restart_policy(pod)) {
+        (Some(own), ..) => own,
+        // An init container is repeated until it has succeeded.
+        (None, true, "Always") => "OnFailure",
+        (None, _, policy) => policy,
+    })
+}
+
 /// Whether a container that has ended starts again: as [`restarts`] has it, and what was ended to start anew unless it
 /// never does. What its rules say of its exit code is not asked then: the code says nothing of the program.
 pub fn starts_again(pod: &Pod, spec: &Spec, ended: &Container) -> bool {
-    restarts(pod, spec, ended.exit_code)
+    restarts(pod, spec, ended.exit_code) || ended.replaced && may_restart(pod, spec)
+}
+
+/// Whether a container that is ended to be started anew starts anew.
+pub fn may_restart(pod: &Pod, spec: &Spec) -> bool {
+    policy(pod, spec).is_some_and(|policy| policy != "Never")
 }
 
 fn matches(rule: &ContainerRestartRule, exit_code: i32) -> bool {

@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::plan::Input;
-use super::state::{Fate, ephemeral_containers, init_containers, main_containers};
+use super::state::{Fate, ephemeral_containers, init_containers, is_sidecar, main_containers};
 
 pub mod containers;
 pub mod phase;
@@ -89,7 +89,7 @@ fn conditions(
 ) -> Vec<PodCondition> {
     let ended = matches!(phase, "Succeeded" | "Failed");
     let sandbox = has_ip && !ended && input.state.sandbox().is_some_and(|s| s.ready);
-    let containers = containers_ready(phase, mains, inits);
+    let containers = containers_ready(input.pod, phase, mains, inits);
     let ready = ready(input, old, &containers);
     let verdicts = [
         verdict("PodReadyToStartContainers", sandbox),
@@ -165,7 +165,7 @@ fn initialized(
     }
 }
 
-fn containers_ready(phase: &str, mains: &[ContainerStatus], inits: &[ContainerStatus]) -> Verdict {
+fn containers_ready(pod: &Pod, phase: &str, mains: &[ContainerStatus], inits: &[ContainerStatus]) -> Verdict {
     let kind = "ContainersReady";
     match phase {
         "Succeeded" => return Verdict { reason: Some("PodCompleted"), ..verdict(kind, false) },
@@ -173,11 +173,9 @@ fn containers_ready(phase: &str, mains: &[ContainerStatus], inits: &[ContainerSt
         _ => {}
     }
     // Sidecars count; init containers that end do not.
-    let sidecars = inits.iter().filter(|s| {
-        s.started == Some(true) && !s.ready && s.state.as_ref().is_some_and(|s| s.running.is_some())
-    });
-    let unready: Vec<&str> =
-        sidecars.chain(mains.iter().filter(|s| !s.ready)).map(|s| s.name.as_str()).collect();
+    let sidecars = init_containers(pod).iter().zip(inits).filter(|(spec, _)| is_sidecar(spec));
+    let all = sidecars.map(|(_, status)| status).chain(mains);
+    let unready: Vec<&str> = all.filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
     if unready.is_empty() {
         return verdict(kind, true);
     }

@@ -50,7 +50,8 @@ fn decide(pod: &Pod, fate: Fate, state: &PodState, memory: &Memory, now: i64) ->
 }
 
 fn end(id: &str, name: &str, why: &str, grace: i64, turn: usize) -> Ending {
-    Ending { id: id.into(), name: name.into(), why: why.into(), grace, turn }
+    let replaces = why.ends_with("will be restarted");
+    Ending { id: id.into(), name: name.into(), why: why.into(), grace, turn, replaces }
 }
 
 fn start(name: &str, attempt: u32, backoff: Option<i64>) -> Action {
@@ -118,6 +119,40 @@ fn restart_policies() {
         let plan = decide(&pod(policy, &[], &["a"]), Fate::Runs, &state, &mounted(), 100);
         assert_eq!(plan.actions, actions, "{policy} {code}");
     }
+}
+
+#[test]
+fn what_was_ended_to_start_anew_does_whatever_its_exit_code() {
+    let ended = |code| {
+        let mut state = state(&[("a", 0, Phase::Exited, code)]);
+        state.containers[0].replaced = true;
+        state
+    };
+    let over = vec![Action::StopSandbox { id: "s".into() }];
+    for (policy, code, actions) in [
+        ("OnFailure", 0, vec![start("a", 1, Some(10))]),
+        ("Always", 0, vec![start("a", 1, Some(10))]),
+        ("Never", 0, over.clone()),
+        ("Never", 137, over),
+    ] {
+        let plan = decide(&pod(policy, &[], &["a"]), Fate::Runs, &ended(code), &mounted(), 100);
+        assert_eq!(plan.actions, actions, "{policy} {code}");
+    }
+}
+
+#[test]
+fn what_is_over_does_not_run_again_in_a_new_sandbox() {
+    let mut before = state(&[("a", 0, Phase::Exited, 0), ("b", 0, Phase::Exited, 137)]);
+    before.sandboxes.insert(0, Sandbox { id: "t".into(), ready: true, attempt: 1, ..Default::default() });
+    let plan =
+        |policy: &str| decide(&pod(policy, &[], &["a", "b"]), Fate::Runs, &before, &mounted(), 200).actions;
+    assert_eq!(plan("OnFailure"), [start("b", 1, None)]);
+    assert_eq!(plan("Always"), [start("a", 1, None), start("b", 1, None)]);
+    // Init containers run again: what they made for the containers may be gone.
+    let mut before = state(&[("i", 0, Phase::Exited, 0), ("a", 0, Phase::Exited, 137)]);
+    before.sandboxes.insert(0, Sandbox { id: "t".into(), ready: true, attempt: 1, ..Default::default() });
+    let again = decide(&pod("OnFailure", &["i"], &["a"]), Fate::Runs, &before, &mounted(), 200);
+    assert_eq!(again.actions, [start("i", 1, None)]);
 }
 
 #[test]

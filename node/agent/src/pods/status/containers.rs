@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::pods::backoff::Backoff;
 use crate::pods::plan::{self, Input, backoff_message};
-use crate::pods::state::{Container, Fate, Phase, init_containers, restarts};
+use crate::pods::state::{Container, Fate, Phase, init_containers, is_sidecar, starts_again};
 
 /// How a status names a container: with the runtime that has it, `containerd://...`.
 fn id(input: Input<'_>, container: &Container) -> String {
@@ -71,7 +71,7 @@ fn from_container(
             });
         }
         Phase::Exited => {
-            status.ready = init && container.exit_code == 0;
+            status.ready = init && !is_sidecar(spec) && container.exit_code == 0;
             let dead = terminated(input, container);
             match why_waiting(input, spec, container) {
                 Some(why) => {
@@ -119,7 +119,7 @@ fn from_nothing(
 
 /// Why a container that ended is waiting, or `None` when it just ended.
 fn why_waiting(input: Input<'_>, spec: &Spec, container: &Container) -> Option<ContainerState> {
-    if input.fate != Fate::Runs || plan::ended(input) || !restarts(input.pod, spec, container.exit_code) {
+    if input.fate != Fate::Runs || plan::ended(input) || !starts_again(input.pod, spec, container) {
         return None;
     }
     if let Some(why) = input.memory.waiting.get(&spec.name) {

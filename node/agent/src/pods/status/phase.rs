@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Container as Spec, ContainerStatus};
 
 use crate::pods::plan::Input;
-use crate::pods::state::{Fate, init_containers, is_sidecar, main_containers, restarts};
+use crate::pods::state::{Fate, init_containers, is_sidecar, main_containers, restarts, starts_again};
 
 /// Whether an init container no longer holds up the others.
 pub fn init_done(spec: &Spec, status: &ContainerStatus) -> bool {
@@ -24,7 +24,11 @@ pub fn phase(input: Input<'_>, inits: &[ContainerStatus], mains: &[ContainerStat
         } else if let Some(ended) = state.and_then(|s| s.terminated.as_ref()) {
             stopped += 1;
             succeeded += usize::from(ended.exit_code == 0);
-            again |= restarts(input.pod, spec, ended.exit_code);
+            let newest = input.state.newest(&spec.name);
+            again |= newest.map_or_else(
+                || restarts(input.pod, spec, ended.exit_code),
+                |container| starts_again(input.pod, spec, container),
+            );
         } else if status.last_state.as_ref().is_some_and(|s| s.terminated.is_some()) {
             stopped += 1;
             again = true;

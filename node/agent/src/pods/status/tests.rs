@@ -127,6 +127,57 @@ fn ends() {
 }
 
 #[test]
+fn a_container_that_is_replaced_is_no_end() {
+    for (policy, phase) in [("OnFailure", "Running"), ("Always", "Running"), ("Never", "Succeeded")] {
+        let pod = pod(json!({"restartPolicy": policy, "containers": [{"name": "a", "image": "app:v1"}]}));
+        let replaced = Container { replaced: true, ..container(Phase::Exited, 0, 0) };
+        let status = observe(&pod, vec![replaced], &Memory::default());
+        assert_eq!(status["phase"], phase, "{policy}");
+    }
+}
+
+#[test]
+fn a_crashed_sidecar_is_not_ready() {
+    let pod =
+        pod(json!({"restartPolicy": "Always", "initContainers": [{"name": "s", "restartPolicy": "Always"}],
+        "containers": [{"name": "a", "image": "app:v1"}]}));
+    let sidecar =
+        |phase, exit_code| Container { name: "s".into(), id: "s0".into(), ..container(phase, exit_code, 0) };
+    for (phase, code, ready) in
+        [(Phase::Running, 0, "True"), (Phase::Exited, 0, "False"), (Phase::Exited, 1, "False")]
+    {
+        let status =
+            observe(&pod, vec![container(Phase::Running, 0, 0), sidecar(phase, code)], &Memory::default());
+        let condition = condition(&status, "Ready");
+        assert_eq!(condition["status"], ready, "{phase:?} {code}: {status}");
+        assert_eq!(status["initContainerStatuses"][0]["ready"], ready == "True");
+        if ready == "False" {
+            assert_eq!(condition["message"], "containers with unready status: [s]");
+        }
+    }
+}
+
+#[test]
+fn a_pod_on_its_nodes_network_has_its_address() {
+    for (host_network, ips) in [(true, json!([{"ip": "127.0.1.1"}])), (false, Value::Null)] {
+        let pod = pod(json!({"hostNetwork": host_network, "containers": [{"name": "a", "image": "app:v1"}]}));
+        let sandbox = Sandbox { id: "s".into(), ready: true, ..Default::default() };
+        let mut state = PodState {
+            sandboxes: vec![sandbox],
+            containers: vec![container(Phase::Running, 0, 0)],
+            ..Default::default()
+        };
+        state.on_network_of(&pod, std::net::IpAddr::from([127, 0, 1, 1]));
+        let (memory, now) = (Memory::default(), Timestamp::from_second(105).expect("a time"));
+        let input = Input { pod: &pod, fate: Fate::Runs, state: &state, memory: &memory, now };
+        let status = serde_json::to_value(status(input, "127.0.1.1")).expect("JSON");
+        assert_eq!(status["podIPs"], ips);
+        assert_eq!(status["podIP"], ips[0]["ip"]);
+        assert_eq!(condition(&status, "PodReadyToStartContainers")["status"] == "True", host_network);
+    }
+}
+
+#[test]
 fn waiting_reasons() {
     let pod = pod(json!({"containers": [{"name": "a", "image": "app:v1"}]}));
     let status = observe(&pod, vec![], &Memory::default());

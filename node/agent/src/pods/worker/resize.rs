@@ -69,7 +69,7 @@ impl Worker {
             if needs_restart(&spec, &has, &wanted) {
                 let why = format!("Container {} resize requires restart", spec.name);
                 let grace = grace_seconds(&self.pod, self.fate);
-                restarts.push(Ending { id, name: spec.name.clone(), why, grace, turn: 0 });
+                restarts.push(Ending { id, name: spec.name.clone(), why, grace, turn: 0, replaces: true });
             } else {
                 all &= self.apply(id, &spec, wanted).await;
             }
