@@ -13,7 +13,7 @@ use super::source::Pods;
 use super::state::{Failed, Fate, Memory, PodState, Waiting, find_container};
 use super::steps::{container, sandbox, volumes};
 use super::termination;
-use super::{status, unsupported};
+use super::{replaced, status, unsupported};
 use crate::context::Context;
 use crate::logs::rotate;
 use crate::probes::Prober;
@@ -26,6 +26,7 @@ mod mirror;
 pub mod report;
 mod resize;
 mod start;
+mod step;
 mod stop;
 
 /// Volumes made from objects are brought up to date this often.
@@ -73,6 +74,8 @@ pub struct Worker {
     /// Of a static pod: its mirror's uid, and how often one was lost before.
     mirror: Option<(String, u64)>,
     mirrors_lost: u64,
+    /// The container that is being started, and which attempt that is.
+    starting: Option<(String, u32)>,
 }
 
 enum Done {
@@ -109,6 +112,7 @@ impl Worker {
             said_backoff: None,
             mirror: None,
             mirrors_lost: now.mirrors_lost,
+            starting: None,
         }
     }
 
@@ -242,6 +246,11 @@ impl Worker {
             .pod_state(&uid)
             .await
             .map_err(|e| anyhow::anyhow!("ask the runtime: {}", container::words(&e)))?;
+        self.state.on_network_of(&self.pod, self.context.node_ip);
+        if let Some((name, attempt)) = &self.starting {
+            // It counts when its hook is done.
+            self.state.containers.retain(|c| c.name != *name || c.attempt < *attempt);
+        }
         self.read_last_words();
         if self.fate == Fate::Runs {
             self.prober.fit(&self.pod, &self.state);
@@ -374,7 +383,7 @@ impl Worker {
         let made = tokio::select! {
             made = sandbox::run(&context, &pod, attempt, &mut self.memory) => made,
             // Images are pulled first, which may take long.
-            _ = wanted.wait_for(|w| w.fate != Fate::Runs) => return,
+            _ = wanted.wait_for(Wanted::ends) => return,
         };
         match made {
             Ok(()) => self.memory.sandbox_error = None,
@@ -391,7 +400,7 @@ impl Worker {
         }
     }
 
-    /// Fills in how containers ended, in their own words.
+    /// Fills in how containers ended, in their own words, and which of them the agent ended to start them anew.
     fn read_last_words(&mut self) {
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
         let Some(dir) = PodDir::new(&self.context.root, &uid) else { return };
@@ -402,6 +411,7 @@ impl Worker {
             if let Some(words) = termination::message(&dir, &spec, ended, &log) {
                 ended.message = words;
             }
+            ended.replaced = self.memory.replaced.contains(&ended.id) || replaced::is_noted(&dir, &ended.id);
         }
     }
 

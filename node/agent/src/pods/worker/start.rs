@@ -1,8 +1,9 @@
 //! Starting a container of the pod, and what is remembered when that fails.
 
-use super::{SLOW, Worker};
+use super::step::attend;
+use super::{Wanted, Worker};
 use crate::images;
-use crate::pods::state::{Fate, Phase, Waiting, find_container};
+use crate::pods::state::{Phase, Waiting, find_container};
 use crate::pods::steps::container;
 
 impl Worker {
@@ -17,23 +18,12 @@ impl Worker {
         {
             tracing::debug!(pod = %self.name(), container = name, "pulling again");
         }
-        let started = {
-            let seen = self.memory.images.remove(name);
-            let step = container::start(&context, &pod, &state, &spec, attempt, seen);
-            tokio::pin!(step);
-            let first = tokio::time::timeout(SLOW, &mut step).await;
-            match first {
-                Ok(result) => Some(result),
-                Err(_) => {
-                    self.write_status().await?;
-                    let mut wanted = self.wanted.clone();
-                    tokio::select! {
-                        result = &mut step => Some(result),
-                        _ = wanted.wait_for(|w| w.fate != Fate::Runs) => None,
-                    }
-                }
-            }
-        };
+        let seen = self.memory.images.remove(name);
+        let step = container::start(&context, &pod, &state, &spec, attempt, seen);
+        self.starting = Some((name.to_owned(), attempt));
+        let (wake, wanted) = (self.wake.clone(), self.wanted.clone());
+        let started = attend(step, self, &wake, wanted, Wanted::ends).await;
+        self.starting = None;
         match started {
             None | Some(Ok(container::Outcome::Started)) => {
                 self.memory.waiting.remove(name);
