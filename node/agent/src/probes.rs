@@ -16,7 +16,7 @@ use crate::runtime::Runtime;
 
 pub mod check;
 
-use check::Target;
+use check::{Found, Target};
 
 /// Which probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -168,7 +168,13 @@ impl Task {
         loop {
             let target = Target { spec: &self.spec, id: &self.id, ip: &self.ip, runtime: &self.runtime };
             match check::check(&self.probe, &target, limit).await {
-                Ok(()) => (passed, failed) = (passed + 1, 0),
+                Ok(found) => {
+                    (passed, failed) = (passed + 1, 0);
+                    if let Found::Warning(what) = found {
+                        let message = format!("{} probe warning: {what}", self.kind.word());
+                        self.recorder.pod(&self.pod, Some(&self.spec.name), true, "ProbeWarning", message);
+                    }
+                }
                 Err(why) => {
                     (passed, failed) = (0, failed + 1);
                     let message = format!("{} probe failed: {why}", self.kind.word());

@@ -3,17 +3,14 @@
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{Container as Spec, HTTPGetAction, Probe};
-use tokio::io::{AsyncRead, AsyncWrite};
+use k8s_openapi::api::core::v1::{Container as Spec, Probe};
 use tokio::net::TcpStream;
 
 use super::port;
 use crate::runtime::Runtime;
 
 mod grpc;
+pub mod http;
 mod tls;
 
 /// The most of an answer that is read.
@@ -32,11 +29,12 @@ pub struct Target<'a> {
 }
 
 /// Looks once; the error is for people.
-pub async fn check(probe: &Probe, target: &Target<'_>, limit: Duration) -> Result<(), String> {
+pub async fn check(probe: &Probe, target: &Target<'_>, limit: Duration) -> Result<Found, String> {
     let look = async {
         if let Some(get) = &probe.http_get {
-            http(get, target).await
-        } else if let Some(tcp) = &probe.tcp_socket {
+            return judge(http::get(get, target, "probe").await?);
+        }
+        let looked = if let Some(tcp) = &probe.tcp_socket {
             let host = tcp.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(target.ip);
             let port = port(target.spec, &tcp.port).ok_or("the probe's port does not exist")?;
             connect(host, port).await.map(drop)
@@ -47,7 +45,8 @@ pub async fn check(probe: &Probe, target: &Target<'_>, limit: Duration) -> Resul
             grpc::check(target.ip, port, health.service.as_deref().unwrap_or_default()).await
         } else {
             Err("the probe says neither httpGet, tcpSocket, exec nor grpc".into())
-        }
+        };
+        looked.map(|()| Found::Fine)
     };
     match tokio::time::timeout(limit, look).await {
         Ok(result) => result,
@@ -72,57 +71,20 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {host}:{port}: connect: {e}"))
 }
 
-/// GETs a page; any answer below 400 will do.
-pub async fn http(get: &HTTPGetAction, target: &Target<'_>) -> Result<(), String> {
-    let host = get.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(target.ip);
-    let port = port(target.spec, &get.port).ok_or("the probe's port does not exist")?;
-    let path = get.path.as_deref().unwrap_or("/");
-    let secure = get.scheme.as_deref() == Some("HTTPS");
-    let url = format!("{}://{host}:{port}{path}", if secure { "https" } else { "http" });
-    let failed = |e: &dyn std::fmt::Display| format!("Get \"{url}\": {e}");
-    let stream = connect(host, port).await.map_err(|e| failed(&e))?;
-    let status = match secure {
-        true => ask(get, host, port, path, tls::connect(host, stream).await.map_err(|e| failed(&e))?).await,
-        false => ask(get, host, port, path, stream).await,
-    };
-    let status = status.map_err(|e| failed(&e))?;
-    if (200..400).contains(&status) {
-        return Ok(());
-    }
-    Err(format!("HTTP probe failed with statuscode: {status}"))
+/// What a look that went well found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// All is well.
+    Fine,
+    /// It counts as well, and people are told these words.
+    Warning(String),
 }
 
-async fn ask(
-    get: &HTTPGetAction,
-    host: &str,
-    port: u16,
-    path: &str,
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) -> Result<u16, Box<dyn std::error::Error + Send + Sync>> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let _abort = AbortOnDrop(connection.abort_handle());
-    let mut request = http::Request::get(path)
-        .header("Host", format!("{host}:{port}"))
-        .header("User-Agent", "kube-probe/1.36")
-        .header("Accept", "*/*")
-        .header("Connection", "close");
-    for header in get.http_headers.iter().flatten() {
-        if let (true, Some(headers)) = (header.name.eq_ignore_ascii_case("host"), request.headers_mut()) {
-            headers.remove("Host");
-        }
-        request = request.header(header.name.as_str(), header.value.as_str());
-    }
-    let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
-    let status = response.status();
-    let _ = Limited::new(response.into_body(), MAX_BODY).collect().await;
-    Ok(status.as_u16())
-}
-
-struct AbortOnDrop(tokio::task::AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
+/// Pure: what a probe makes of an answer.
+fn judge(answer: http::Answer) -> Result<Found, String> {
+    match answer.status {
+        200..300 => Ok(Found::Fine),
+        300..400 => Ok(Found::Warning(format!("Probe terminated redirects, Response body: {}", answer.body))),
+        status => Err(format!("HTTP probe failed with statuscode: {status}")),
     }
 }

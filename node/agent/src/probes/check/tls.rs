@@ -51,6 +51,12 @@ impl ServerCertVerifier for Anyone {
     }
 }
 
+/// Whether a handshake failed because the other side does not speak TLS at all.
+pub fn is_plain(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
+    matches!(cause, Some(Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)))
+}
+
 /// Shakes hands.
 pub async fn connect(host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
