@@ -1,4 +1,5 @@
-//! The node API on port 10250: logs, pods, health and resource metrics, for clients with a certificate of the cluster.
+//! The node API on port 10250: logs, pods, health and resource metrics, for clients with a certificate of the cluster or a
+//! token, and the right to it.
 
 use std::sync::Arc;
 
@@ -8,13 +9,15 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
 use crate::Options;
 use crate::context::Context;
@@ -22,7 +25,9 @@ use crate::cpus::Policy;
 use crate::memory;
 use crate::pods::source::Pods;
 use crate::tuning::Tuning;
+use auth::Auth;
 
+mod auth;
 mod cadvisor;
 mod checkpoint;
 mod container_logs;
@@ -46,6 +51,7 @@ pub struct Server {
     listener: TcpListener,
     acceptor: TlsAcceptor,
     router: Router,
+    auth: Arc<Auth>,
 }
 
 impl Server {
@@ -56,7 +62,9 @@ impl Server {
             .await
             .with_context(|| format!("bind the node API to {}:{}", options.node_ip, options.port))?;
         let acceptor = tls::acceptor(&options.serving_cert, &options.client_ca_pem)?;
+        let auth = Arc::new(Auth::new(context.client.clone(), context.node_name.clone()));
         Ok(Self {
+            auth,
             listener,
             acceptor,
             router: router(Shared { context, pods }).merge(options.more_routes.clone()),
@@ -85,9 +93,10 @@ impl Server {
             };
             let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
             let (acceptor, router, stop) = (self.acceptor.clone(), self.router.clone(), shutdown.clone());
+            let auth = self.auth.clone();
             tokio::spawn(async move {
                 tokio::select! {
-                    () = serve(acceptor, router, stream) => {}
+                    () = serve(acceptor, router, auth, stream) => {}
                     () = stop.cancelled() => {}
                 }
                 drop(slot);
@@ -96,25 +105,30 @@ impl Server {
     }
 }
 
-async fn serve(acceptor: TlsAcceptor, router: Router, stream: TcpStream) {
+async fn serve(acceptor: TlsAcceptor, router: Router, auth: Arc<Auth>, stream: TcpStream) {
     let _ = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake with the node API failed"),
         Err(_) => return,
     };
-    let allowed = stream.get_ref().1.peer_certificates().and_then(|c| c.first()).is_some_and(tls::is_allowed);
-    let router = if allowed { router } else { Router::new().fallback(forbidden) };
-    let service = TowerToHyperService::new(router);
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let certified = Arc::new(shown.and_then(tls::certified));
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let (router, auth, certified) = (router.clone(), auth.clone(), certified.clone());
+        async move {
+            let may =
+                auth.check((*certified).as_ref(), request.method(), request.uri().path(), request.headers());
+            match may.await {
+                Ok(()) => router.oneshot(request).await,
+                Err(refusal) => Ok(refusal),
+            }
+        }
+    });
     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
         tracing::debug!(error, "a connection to the node API ended");
     }
-}
-
-async fn forbidden() -> Response {
-    let words = "Forbidden: the node API serves system:masters and the API server only\n";
-    (StatusCode::FORBIDDEN, words).into_response()
 }
 
 fn router(shared: Shared) -> Router {

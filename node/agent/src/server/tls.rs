@@ -1,14 +1,17 @@
-//! TLS of the node API: clients show a certificate of the cluster, and only administrators and the API server may in.
+//! TLS of the node API, and what a client's certificate says. A client without one shows a token.
 
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
+use k8s_openapi::api::authentication::v1::UserInfo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate};
+
+use super::auth::Certified;
 
 /// As whom the API server calls a node.
 pub const API_SERVER: &str = "kube-apiserver-kubelet-client";
@@ -23,6 +26,7 @@ pub fn acceptor((certificate, key): &(String, String), client_ca: &str) -> anyho
         roots.add(ca.context("read the client CA of the node API")?)?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
         .build()
         .context("the client CA of the node API")?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(certificate.as_bytes())
@@ -39,12 +43,19 @@ pub fn acceptor((certificate, key): &(String, String), client_ca: &str) -> anyho
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Whether a client with this certificate, which was verified, may use the node API.
-pub fn is_allowed(certificate: &CertificateDer<'_>) -> bool {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
+/// Who showed this certificate, which was verified; `None`: it names nobody.
+pub fn certified(certificate: &CertificateDer<'_>) -> Option<Certified> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let subject = certificate.subject();
-    subject.iter_organization().any(|a| a.as_str().is_ok_and(|a| a == MASTERS))
-        || subject.iter_common_name().any(|a| a.as_str().is_ok_and(|a| a == API_SERVER))
+    let text = |value: &AttributeTypeAndValue<'_>| value.as_str().ok().map(str::to_owned);
+    let name = subject.iter_common_name().next().and_then(text).filter(|name| !name.is_empty());
+    let mut groups: Vec<String> = subject.iter_organization().filter_map(text).collect();
+    let trusted = groups.iter().any(|group| group == MASTERS) || name.as_deref() == Some(API_SERVER);
+    if name.is_none() && !trusted {
+        return None;
+    }
+    groups.push("system:authenticated".to_owned());
+    Some(Certified { user: UserInfo { username: name, groups: Some(groups), ..Default::default() }, trusted })
 }
 
 #[cfg(test)]
@@ -62,13 +73,17 @@ mod tests {
     #[test]
     fn who_may_in() {
         let table = [
-            (rcgen::DnType::OrganizationName, MASTERS, true),
-            (rcgen::DnType::CommonName, API_SERVER, true),
-            (rcgen::DnType::CommonName, MASTERS, false),
-            (rcgen::DnType::OrganizationName, "system:nodes", false),
+            (rcgen::DnType::OrganizationName, MASTERS, Some(true)),
+            (rcgen::DnType::CommonName, API_SERVER, Some(true)),
+            (rcgen::DnType::CommonName, MASTERS, Some(false)),
+            (rcgen::DnType::OrganizationName, "system:nodes", None),
         ];
-        for (kind, value, allowed) in table {
-            assert_eq!(is_allowed(&certificate(kind, value)), allowed, "{value}");
+        for (kind, value, trusted) in table {
+            let certified = certified(&certificate(kind, value));
+            assert_eq!(certified.map(|known| known.trusted), trusted, "{value}");
         }
+        let known = certified(&certificate(rcgen::DnType::CommonName, "jane")).expect("somebody");
+        assert_eq!(known.user.username.as_deref(), Some("jane"));
+        assert_eq!(known.user.groups, Some(vec!["system:authenticated".to_owned()]));
     }
 }
