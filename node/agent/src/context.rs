@@ -47,6 +47,8 @@ pub struct Context {
     pub services: Services,
     /// Events.
     pub recorder: Recorder,
+    /// How often probes passed and failed.
+    pub probes: crate::probes::counts::Counts,
     /// The node's name.
     pub node_name: String,
     /// The node's address.

@@ -116,6 +116,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         dns: options.dns.clone(),
         devices: devices.clone(),
         csi: Default::default(),
+        probes: Default::default(),
         claims: Default::default(),
         volume_stats: Default::default(),
         tuning: options.tuning.clone(),

@@ -10,13 +10,16 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::context::Context;
 use crate::events::Recorder;
 use crate::pods::state::{Container, Doom, Phase, PodState, Probed, init_containers, main_containers};
 use crate::runtime::Runtime;
 
 pub mod check;
+pub mod counts;
 
 use check::{Found, Target};
+use counts::Counts;
 
 /// Which probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,18 +51,30 @@ pub struct Prober {
     wake: Arc<Notify>,
     recorder: Recorder,
     runtime: Runtime,
+    counts: Counts,
+    /// Of the pod.
+    uid: String,
 }
 
 impl Drop for Prober {
     fn drop(&mut self) {
         self.tasks.values().for_each(AbortHandle::abort);
+        self.counts.forget(&self.uid);
     }
 }
 
 impl Prober {
-    /// `wake` is notified when a result changes.
-    pub fn new(wake: Arc<Notify>, recorder: Recorder, runtime: Runtime) -> Self {
-        Self { tasks: HashMap::new(), results: Results::default(), wake, recorder, runtime }
+    /// For the pod of that uid. `wake` is notified when a result changes.
+    pub fn new(uid: String, wake: Arc<Notify>, context: &Context) -> Self {
+        Self {
+            tasks: HashMap::new(),
+            results: Results::default(),
+            wake,
+            recorder: context.recorder.clone(),
+            runtime: context.runtime.clone(),
+            counts: context.probes.clone(),
+            uid,
+        }
     }
 
     /// What is known now, by container id.
@@ -117,6 +132,7 @@ impl Prober {
                     wake: self.wake.clone(),
                     recorder: self.recorder.clone(),
                     runtime: self.runtime.clone(),
+                    counts: self.counts.clone(),
                 };
                 self.tasks.insert(key, tokio::spawn(task.run()).abort_handle());
             }
@@ -148,6 +164,7 @@ struct Task {
     wake: Arc<Notify>,
     recorder: Recorder,
     runtime: Runtime,
+    counts: Counts,
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
@@ -167,7 +184,9 @@ impl Task {
         let (mut passed, mut failed) = (0, 0);
         loop {
             let target = Target { spec: &self.spec, id: &self.id, ip: &self.ip, runtime: &self.runtime };
-            match check::check(&self.probe, &target, limit).await {
+            let looked = check::check(&self.probe, &target, limit).await;
+            self.counts.count(&self.pod, &self.spec.name, self.kind, looked.is_ok());
+            match looked {
                 Ok(found) => {
                     (passed, failed) = (passed + 1, 0);
                     if let Found::Warning(what) = found {

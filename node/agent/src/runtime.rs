@@ -457,6 +457,21 @@ impl Runtime {
         let (descriptors, metrics) = tokio::try_join!(descriptors, metrics)?;
         Ok((descriptors.into_inner().descriptors, metrics.into_inner().pod_metrics))
     }
+
+    /// The networks of pods, by their uids; a runtime that does not tell has none.
+    pub async fn networks(&self) -> Result<Vec<(String, cri::NetworkUsage)>, Status> {
+        let request = cri::ListPodSandboxStatsRequest { filter: None };
+        let stats = match self.runtime.clone().list_pod_sandbox_stats(timed(request, LOOK)).await {
+            Ok(answer) => answer.into_inner().stats,
+            Err(status) if status.code() == tonic::Code::Unimplemented => return Ok(Vec::new()),
+            Err(status) => return Err(status),
+        };
+        let network = |stat: cri::PodSandboxStats| {
+            let uid = stat.attributes?.labels.get(label::POD_UID)?.clone();
+            Some((uid, stat.linux?.network?))
+        };
+        Ok(stats.into_iter().filter_map(network).collect())
+    }
 }
 
 /// An image by its name, as a handler wants it; empty: as the runtime's default does.

@@ -140,6 +140,7 @@ fn router(shared: Shared) -> Router {
         .route("/checkpoint/{namespace}/{pod}/{container}", post(checkpoint::post))
         .route("/metrics", get(metrics::agent))
         .route("/metrics/cadvisor", get(cadvisor::get))
+        .route("/metrics/probes", get(metrics::probes))
         .route("/metrics/resource", get(metrics::resource))
         .route("/stats/summary", get(metrics::summary))
         .route("/exec/{namespace}/{pod}/{container}", any(streams::exec))

@@ -96,7 +96,8 @@ impl Worker {
         wake: Arc<Notify>,
     ) -> Self {
         let now = wanted.borrow().clone();
-        let prober = Prober::new(wake.clone(), context.recorder.clone(), context.runtime.clone());
+        let uid = now.pod.metadata.uid.clone().unwrap_or_default();
+        let prober = Prober::new(uid, wake.clone(), &context);
         Self {
             pod: (*now.pod).clone(),
             fate: now.fate,

@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
-use coracle_cri_api::v1::{ContainerState, ContainerStats};
+use coracle_cri_api::v1::{ContainerState, ContainerStats, NetworkInterfaceUsage, NetworkUsage, UInt64Value};
 use k8s_openapi::jiff::Timestamp;
 
 use super::*;
@@ -18,7 +19,12 @@ struct Row {
     uid: String,
     container: String,
     cpu_nanos: u64,
+    /// What is used now.
+    cpu_rate: Option<u64>,
     memory: u64,
+    rss: Option<u64>,
+    /// Bytes and inodes of what it wrote to its own files.
+    layer: Option<(u64, Option<u64>)>,
     /// Nanoseconds since 1970 of the start.
     started: i64,
 }
@@ -34,8 +40,13 @@ fn rows(stats: Vec<ContainerStats>, started: &HashMap<String, i64>) -> Vec<Row> 
             pod: of(label::POD_NAME),
             uid: of(label::POD_UID),
             container: of(label::CONTAINER_NAME),
-            cpu_nanos: stat.cpu.and_then(|c| c.usage_core_nano_seconds).map_or(0, |v| v.value),
-            memory: stat.memory.and_then(|m| m.working_set_bytes).map_or(0, |v| v.value),
+            cpu_nanos: stat.cpu.as_ref().and_then(|c| c.usage_core_nano_seconds).map_or(0, |v| v.value),
+            cpu_rate: stat.cpu.and_then(|c| c.usage_nano_cores).map(|v| v.value),
+            memory: stat.memory.as_ref().and_then(|m| m.working_set_bytes).map_or(0, |v| v.value),
+            rss: stat.memory.and_then(|m| m.rss_bytes).map(|v| v.value),
+            layer: stat
+                .writable_layer
+                .and_then(|layer| Some((layer.used_bytes?.value, layer.inodes_used.map(|v| v.value)))),
             started,
         })
     };
@@ -54,12 +65,33 @@ async fn read(shared: &Shared) -> Result<Vec<Row>, Response> {
     Ok(rows(stats, &started))
 }
 
-/// Sums of a pod: CPU nanoseconds and bytes.
-fn pods(rows: &[Row]) -> BTreeMap<(&str, &str), (u64, u64)> {
+/// What the containers of a pod use together; what is not known of each is not known of all.
+#[derive(Clone, Copy)]
+struct Sum {
+    cpu_nanos: u64,
+    cpu_rate: Option<u64>,
+    memory: u64,
+    rss: Option<u64>,
+}
+
+impl Default for Sum {
+    fn default() -> Self {
+        Self { cpu_nanos: 0, cpu_rate: Some(0), memory: 0, rss: Some(0) }
+    }
+}
+
+/// Sums by namespace and pod.
+fn pods(rows: &[Row]) -> BTreeMap<(&str, &str), Sum> {
     let mut pods = BTreeMap::new();
     for row in rows {
-        let sum: &mut (u64, u64) = pods.entry((row.namespace.as_str(), row.pod.as_str())).or_default();
-        *sum = (sum.0.saturating_add(row.cpu_nanos), sum.1.saturating_add(row.memory));
+        let sum: &mut Sum = pods.entry((row.namespace.as_str(), row.pod.as_str())).or_default();
+        let both = |a: Option<u64>, b: Option<u64>| Some(a?.saturating_add(b?));
+        *sum = Sum {
+            cpu_nanos: sum.cpu_nanos.saturating_add(row.cpu_nanos),
+            cpu_rate: both(sum.cpu_rate, row.cpu_rate),
+            memory: sum.memory.saturating_add(row.memory),
+            rss: both(sum.rss, row.rss),
+        };
     }
     pods
 }
@@ -126,13 +158,13 @@ fn resource_text(rows: &[Row], node: Usage, now: i64) -> String {
         "pod_cpu_usage_seconds_total",
         "counter",
         "Cumulative cpu time consumed by the pod in core-seconds",
-        pods.iter().map(|(key, sum)| (pod(key), seconds(sum.0))),
+        pods.iter().map(|(key, sum)| (pod(key), seconds(sum.cpu_nanos))),
     );
     text.family(
         "pod_memory_working_set_bytes",
         "gauge",
         "Current working set of the pod in bytes",
-        pods.iter().map(|(key, sum)| (pod(key), sum.1 as f64)),
+        pods.iter().map(|(key, sum)| (pod(key), sum.memory as f64)),
     );
     text.family(
         "resource_scrape_error",
@@ -155,6 +187,11 @@ pub async fn resource(State(shared): State<Shared>) -> Response {
     (PROMETHEUS, text).into_response()
 }
 
+/// `/metrics/probes`.
+pub async fn probes(State(shared): State<Shared>) -> Response {
+    (PROMETHEUS, shared.context.probes.text()).into_response()
+}
+
 /// The kubelet's summary, with what is known of containers.
 pub async fn summary(State(shared): State<Shared>) -> Response {
     let rows = match read(&shared).await {
@@ -162,23 +199,36 @@ pub async fn summary(State(shared): State<Shared>) -> Response {
         Err(response) => return response,
     };
     let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let cpu = |nanos: u64| json!({"time": now, "usageCoreNanoSeconds": nanos});
-    let memory = |bytes: u64| json!({"time": now, "workingSetBytes": bytes});
+    let list = shared.pods.list();
+    let by_uid: HashMap<&str, _> =
+        list.iter().filter_map(|pod| Some((pod.metadata.uid.as_deref()?, pod))).collect();
+    let networks: HashMap<_, _> =
+        shared.context.runtime.networks().await.unwrap_or_default().into_iter().collect();
+    let folder = |row: &Row| {
+        let pod = by_uid.get(row.uid.as_str())?;
+        Some(shared.context.log_directory(pod).join(&row.container))
+    };
+    let folders: Vec<_> = rows.iter().map(folder).collect();
+    let logs = tokio::task::spawn_blocking(move || {
+        let bytes = |path: Option<PathBuf>| path.map(|path| crate::volumes::used::below(&path));
+        folders.into_iter().map(bytes).collect::<Vec<_>>()
+    });
+    let logs = logs.await.unwrap_or_default();
     let sums = pods(&rows);
     let mut all = BTreeMap::<&str, serde_json::Value>::new();
-    for row in &rows {
-        let (nanos, bytes) =
-            sums.get(&(row.namespace.as_str(), row.pod.as_str())).copied().unwrap_or_default();
+    for (at, row) in rows.iter().enumerate() {
+        let sum = sums.get(&(row.namespace.as_str(), row.pod.as_str())).copied().unwrap_or_default();
         let pod = all.entry(&row.uid).or_insert_with(|| {
-            json!({
-                "podRef": {"name": row.pod, "namespace": row.namespace, "uid": row.uid},
-                "cpu": cpu(nanos), "memory": memory(bytes), "containers": [],
-            })
+            let started =
+                by_uid.get(row.uid.as_str()).and_then(|pod| pod.status.as_ref()?.start_time.clone());
+            known(json!({
+                "podRef": {"name": row.pod, "namespace": row.namespace, "uid": row.uid}, "startTime": started,
+                "cpu": cpu(&now, sum.cpu_nanos, sum.cpu_rate), "memory": memory(&now, sum.memory, sum.rss),
+                "network": networks.get(&row.uid).map(|of| network(&now, of)), "containers": [],
+            }))
         });
-        let container =
-            json!({"name": row.container, "cpu": cpu(row.cpu_nanos), "memory": memory(row.memory)});
         if let Some(list) = pod.get_mut("containers").and_then(|c| c.as_array_mut()) {
-            list.push(container);
+            list.push(container(&now, row, logs.get(at).copied().flatten()));
         }
     }
     let mut volumes = disk(&shared).await;
@@ -192,7 +242,7 @@ pub async fn summary(State(shared): State<Shared>) -> Response {
         }
     }
     let node = machine::usage();
-    let mut node_memory = memory(node.memory);
+    let mut node_memory = memory(&now, node.memory, None);
     if let Some(fields) = node_memory.as_object_mut() {
         fields.insert("availableBytes".into(), json!(node.available));
     }
@@ -202,10 +252,54 @@ pub async fn summary(State(shared): State<Shared>) -> Response {
         fields.insert("usedBytes".into(), json!(used));
     }
     let node = json!({
-        "nodeName": shared.context.node_name, "cpu": cpu(node.cpu_nanos), "memory": node_memory,
+        "nodeName": shared.context.node_name, "cpu": cpu(&now, node.cpu_nanos, None), "memory": node_memory,
         "fs": filesystem(Some(&shared.context.root), &now), "runtime": {"imageFs": image_fs},
     });
     axum::Json(json!({"node": node, "pods": all.into_values().collect::<Vec<_>>()})).into_response()
+}
+
+/// Without the members that are not known.
+fn known(mut value: serde_json::Value) -> serde_json::Value {
+    if let Some(members) = value.as_object_mut() {
+        members.retain(|_, value| !value.is_null());
+    }
+    value
+}
+
+fn cpu(now: &str, nanos: u64, rate: Option<u64>) -> serde_json::Value {
+    known(json!({"time": now, "usageNanoCores": rate, "usageCoreNanoSeconds": nanos}))
+}
+
+fn memory(now: &str, bytes: u64, rss: Option<u64>) -> serde_json::Value {
+    known(json!({"time": now, "workingSetBytes": bytes, "rssBytes": rss}))
+}
+
+/// One container; `logs` is the bytes of its logs.
+fn container(now: &str, row: &Row, logs: Option<u64>) -> serde_json::Value {
+    let started = Timestamp::from_second(row.started / 1_000_000_000).ok();
+    known(json!({
+        "name": row.container, "startTime": started.map(|at| at.to_string()),
+        "cpu": cpu(now, row.cpu_nanos, row.cpu_rate), "memory": memory(now, row.memory, row.rss),
+        "rootfs": row.layer.map(|(bytes, inodes)| known(json!({"time": now, "usedBytes": bytes, "inodesUsed": inodes}))),
+        "logs": logs.map(|bytes| json!({"time": now, "usedBytes": bytes})),
+    }))
+}
+
+fn network(now: &str, of: &NetworkUsage) -> serde_json::Value {
+    let interface = |of: &NetworkInterfaceUsage| {
+        let value = |count: Option<UInt64Value>| count.map(|v| v.value);
+        known(json!({
+            "name": of.name, "rxBytes": value(of.rx_bytes), "rxErrors": value(of.rx_errors),
+            "txBytes": value(of.tx_bytes), "txErrors": value(of.tx_errors),
+        }))
+    };
+    let main = of.default_interface.as_ref();
+    let mut made = main.map_or_else(|| json!({}), interface);
+    if let Some(members) = made.as_object_mut() {
+        members.insert("time".into(), json!(now));
+        members.insert("interfaces".into(), main.into_iter().chain(&of.interfaces).map(interface).collect());
+    }
+    made
 }
 
 /// A filesystem in the summary's words.
@@ -280,6 +374,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn summaries_say_what_is_known() {
+        let row = Row {
+            namespace: "ns".into(),
+            pod: "p".into(),
+            uid: "u".into(),
+            container: "a".into(),
+            cpu_nanos: 9,
+            cpu_rate: Some(3),
+            memory: 8,
+            rss: Some(7),
+            layer: Some((6, None)),
+            started: 5_000_000_000,
+        };
+        let expected = json!({
+            "name": "a", "startTime": "1970-01-01T00:00:05Z",
+            "cpu": {"time": "now", "usageNanoCores": 3, "usageCoreNanoSeconds": 9},
+            "memory": {"time": "now", "workingSetBytes": 8, "rssBytes": 7},
+            "rootfs": {"time": "now", "usedBytes": 6}, "logs": {"time": "now", "usedBytes": 4},
+        });
+        assert_eq!(container("now", &row, Some(4)), expected);
+        let less = container("now", &Row { cpu_rate: None, rss: None, layer: None, ..row }, None);
+        assert_eq!(less["cpu"], json!({"time": "now", "usageCoreNanoSeconds": 9}));
+        assert!(less.get("rootfs").is_none() && less.get("logs").is_none());
+        let eth = NetworkInterfaceUsage {
+            name: "eth0".into(),
+            rx_bytes: Some(UInt64Value { value: 5 }),
+            ..Default::default()
+        };
+        let of = NetworkUsage { default_interface: Some(eth), ..Default::default() };
+        let interface = json!({"name": "eth0", "rxBytes": 5});
+        let expected = json!({"time": "now", "name": "eth0", "rxBytes": 5, "interfaces": [interface]});
+        assert_eq!(network("now", &of), expected);
+    }
+
+    #[test]
     fn the_text_that_metrics_clients_read() {
         let row = |container: &str, cpu_nanos, memory| Row {
             namespace: "ns".into(),
@@ -287,7 +416,10 @@ mod tests {
             uid: "u".into(),
             container: container.into(),
             cpu_nanos,
+            cpu_rate: None,
             memory,
+            rss: None,
+            layer: None,
             started: 5_000_000_000,
         };
         let rows = [row("a", 1_500_000_000, 10), row("b", 500_000_000, 20)];
