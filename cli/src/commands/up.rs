@@ -336,6 +336,8 @@ async fn stop(dir: &DataDir, processes: Processes, hurry: &CancellationToken) ->
         }
         done = done.and(stop_one(processes.runtime, Duration::from_secs(10), hurry).await);
         done = done.and(coracle_cri::end_hosts(&dir.runtime()).await);
+        let volumes = coracle_agent::volumes::let_go(&dir.node());
+        done = done.and(volumes.context("let go of the volumes of pods"));
     }
     done.and(stop_one(processes.server, Duration::from_secs(20), hurry).await)
 }

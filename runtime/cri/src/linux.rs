@@ -155,6 +155,17 @@ impl Node {
         Ok(bridge)
     }
 
+    /// Takes the bridge away, if this node made it; the next pod has it made again. There is no pod.
+    pub async fn let_go(&self) {
+        let mut held = self.bridge.lock().await;
+        *held = None;
+        if self.fixed.is_none()
+            && let Err(error) = network::take_down().await
+        {
+            tracing::warn!("{error:#}");
+        }
+    }
+
     /// The range that a CNI configuration fixes.
     pub fn fixed_range(&self) -> Option<String> {
         self.fixed.as_ref().map(|bridge| bridge.subnet.to_string())

@@ -91,6 +91,9 @@ pub async fn serve(mut options: Options, stop: CancellationToken) -> anyhow::Res
     supervision.cancel();
     let _ = supervisor.await;
     service.isolated.let_go().await;
+    if let (Some(node), true) = (service.linux.node(), service.state.snapshot().0.is_empty()) {
+        node.let_go().await;
+    }
     let _ = std::fs::remove_file(&options.socket);
     result
 }

@@ -20,6 +20,11 @@ use crate::namespaces::within;
 /// The kernel's table of addresses that are its own.
 const LOCAL_TABLE: u32 = 255;
 
+/// The bridge of a node without a CNI configuration.
+const OWN: &str = "coracle0";
+/// Our table is gone, whether it was there or not.
+const NO_TABLE: &str = "table ip coracle_pods\ndelete table ip coracle_pods";
+
 /// A range of IPv4 addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subnet {
@@ -79,7 +84,7 @@ impl Bridge {
     /// The bridge of a node without a CNI configuration.
     pub fn of_node(subnet: Subnet, cluster: Subnet) -> Self {
         Self {
-            name: "coracle0".into(),
+            name: OWN.into(),
             subnet,
             gateway: subnet.first(),
             is_gateway: true,
@@ -156,11 +161,14 @@ async fn masquerade(bridge: &Bridge) -> anyhow::Result<()> {
         ),
         None => String::new(),
     };
-    // Added and deleted first, so that it is there once whatever was before.
-    let script = format!(
-        "table ip coracle_pods\ndelete table ip coracle_pods\ntable ip coracle_pods {{\n  chain postrouting {{\n    \
+    nft(&format!(
+        "{NO_TABLE}\ntable ip coracle_pods {{\n  chain postrouting {{\n    \
          type nat hook postrouting priority srcnat; policy accept;\n    {rule}\n  }}\n}}\n"
-    );
+    ))
+    .await
+}
+
+async fn nft(script: &str) -> anyhow::Result<()> {
     let mut child = tokio::process::Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
@@ -176,6 +184,19 @@ async fn masquerade(bridge: &Bridge) -> anyhow::Result<()> {
         bail!("nft: {}", String::from_utf8_lossy(&out.stderr).trim());
     }
     Ok(())
+}
+
+/// Takes away what [`set_up`] made for [`Bridge::of_node`], once no pod is left; what is not there is fine.
+///
+/// # Errors
+/// When the kernel keeps the bridge, or nft cannot be started.
+pub async fn take_down() -> anyhow::Result<()> {
+    let doing = || format!("take the bridge {OWN} away");
+    let handle = connect().with_context(doing)?;
+    if let Some(found) = index(&handle, OWN).await? {
+        absent_is_fine(handle.link().del(found).execute().await).with_context(doing)?;
+    }
+    nft(&format!("{NO_TABLE}\n")).await
 }
 
 /// Connects a pod's network namespace to the bridge, under this address.
