@@ -1,74 +1,146 @@
-//! What a cluster's node holds on to, counted from outside: in what the kernel and the disk show of it.
+//! What is left of a cluster and of its pods, told from outside: by what the kernel and the disk show.
+//!
+//! Every shape of a cluster has [`Traces`] from its start on, and asks them before it ends (what is left of pods that are no
+//! more) and afterwards (what is left of it at all). What is found is told by its name, never by a number that another test
+//! could have changed: tests run beside each other.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+pub mod counts;
+mod descriptors;
+mod place;
+mod process;
+mod seen;
+mod sockets;
+#[cfg(test)]
+mod tests;
 
-use anyhow::{Context, Result, ensure};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use crate::{Cluster, SOON, eventually};
+use anyhow::{Context, Result};
+use serde_json::Value;
 
-/// By kind: how many there are.
-pub type Counts = BTreeMap<String, usize>;
+pub use place::{Place, Ranges};
 
-/// Connections to other parts of the cluster come and go by themselves.
-const DESCRIPTORS_MORE: usize = 6;
+use crate::SOON;
 
-fn entries(path: impl AsRef<Path>) -> usize {
-    std::fs::read_dir(path).map_or(0, Iterator::count)
+/// How long the API may take to answer at the end of a test.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A cluster's directory, and its nodes.
+#[derive(Default)]
+pub struct Traces {
+    dir: PathBuf,
+    places: Vec<Place>,
 }
 
-/// Files and folders below a folder; images and compiled programs are kept for good, logs of the cluster's own processes grow.
-fn files(path: &Path) -> usize {
-    let kept = ["images", "compiled"];
-    let children = std::fs::read_dir(path).into_iter().flatten().flatten();
-    children
-        .filter(|e| !kept.iter().any(|k| e.file_name() == *k))
-        .map(|e| 1 + if e.file_type().is_ok_and(|t| t.is_dir()) { files(&e.path()) } else { 0 })
-        .sum()
-}
-
-/// Counts descriptors (files, sockets, addresses that are listened on), mounts, processes, and files.
-///
-/// # Errors
-/// When a process of the cluster does not run.
-pub fn count(cluster: &Cluster) -> Result<Counts> {
-    let folder = cluster.data_dir().canonicalize()?;
-    let shown = folder.display().to_string();
-    let mut counts = Counts::new();
-    // Those of the agent are left out: it keeps its connections to the API for half a minute.
-    let runtime = cluster.pid("runtime")?;
-    counts.insert("descriptors of the runtime".into(), entries(format!("/proc/{runtime}/fd")));
-    for process in ["node", "runtime"] {
-        counts.insert(format!("files of {process}"), files(&folder.join(process)));
+impl Traces {
+    /// Of a cluster that has all its files in a directory.
+    ///
+    /// # Errors
+    /// When the directory is not there.
+    pub fn new(dir: &Path) -> Result<Self> {
+        let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
+        Ok(Self { dir, places: Vec::new() })
     }
-    let (mut processes, mut hosts) = (0, 0);
-    for process in std::fs::read_dir("/proc").context("list /proc")?.flatten() {
-        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line);
-        if line.contains(&shown) {
-            processes += 1;
-            let host = line.split('\0').nth(1) == Some("wasm-host");
-            hosts += if host { entries(process.path().join("fd")) } else { 0 };
+
+    /// One more node. Its runtime has started.
+    ///
+    /// # Errors
+    /// When its folders cannot be watched.
+    pub fn add(&mut self, mut place: Place) -> Result<()> {
+        place.watch(&process::naming(&self.dir))?;
+        self.places.push(place);
+        Ok(())
+    }
+
+    /// Waits until nothing is left of pods and Services that the API does not have any more, on these nodes, whose agents and
+    /// runtimes run. `get` is a request of the API for a path.
+    ///
+    /// # Errors
+    /// What is left.
+    pub fn of_gone_pods(&self, nodes: &[usize], get: impl Fn(&str) -> Result<Value>) -> Result<()> {
+        let nodes: Vec<_> = nodes.iter().filter_map(|index| self.places.get(*index)).collect();
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        settles("of pods and Services that are gone", || {
+            let (pods, services) = (get("/api/v1/pods")?, get("/api/v1/services")?);
+            let (processes, mounts) = (process::naming(&self.dir), mounts(&self.dir));
+            let of = |place: &&Place| place.left(&place.known(&pods, &services), &processes, &mounts);
+            Ok(nodes.iter().flat_map(of).collect())
+        })
+    }
+
+    /// Waits until nothing is left of the cluster, which has been stopped, or killed. Its files stay; when it was stopped,
+    /// those of sandboxes and containers do not.
+    ///
+    /// # Errors
+    /// What is left.
+    pub fn of_the_cluster(&self, stopped: bool) -> Result<()> {
+        settles("of the cluster", || {
+            let processes = process::naming(&self.dir).into_iter().map(|process| process.shown());
+            let mounts = mounts(&self.dir).into_iter().map(|point| format!("mount {}", point.display()));
+            let places = self.places.iter().flat_map(|place| place.after(stopped));
+            Ok(processes.chain(mounts).chain(places).collect())
+        })
+    }
+}
+
+/// Something is left.
+#[derive(Debug)]
+struct Left {
+    of: &'static str,
+    limit: Duration,
+    what: Vec<String>,
+}
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "left {} after {:?}:\n  {}", self.of, self.limit, self.what.join("\n  "))
+    }
+}
+
+impl std::error::Error for Left {}
+
+/// Waits until nothing is found; where it cannot be looked for, not as long.
+fn settles(of: &'static str, find: impl FnMut() -> Result<Vec<String>>) -> Result<()> {
+    settles_within(SOON, of, find)
+}
+
+fn settles_within(
+    limit: Duration,
+    of: &'static str,
+    mut find: impl FnMut() -> Result<Vec<String>>,
+) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        match find() {
+            Ok(what) if what.is_empty() => return Ok(()),
+            Ok(what) if began.elapsed() > limit => return Err(Left { of, limit, what }.into()),
+            Err(error) if began.elapsed() > PATIENCE => {
+                return Err(error.context(format!("look for what is left {of}")));
+            }
+            _ => std::thread::sleep(PAUSE),
         }
     }
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    counts.insert("processes".into(), processes);
-    counts.insert("descriptors of hosts".into(), hosts);
-    counts.insert("mounts".into(), mounts.lines().filter(|line| line.contains(&shown)).count());
-    Ok(counts)
 }
 
-/// Waits until no more is held than `before`.
-///
-/// # Errors
-/// What is held on to: how many before, and now.
-pub fn settles(cluster: &Cluster, before: &Counts) -> Result<()> {
-    eventually("nothing is held on to", SOON, || {
-        let more = |kind: &str| if kind.starts_with("descriptors") { DESCRIPTORS_MORE } else { 0 };
-        let now = count(cluster)?;
-        let grown = now.iter().filter(|(kind, n)| **n > before.get(*kind).unwrap_or(&0) + more(kind));
-        let grown: Vec<_> = grown.map(|(kind, n)| (kind, before.get(kind), n)).collect();
-        ensure!(grown.is_empty(), "(kind, before, now): {grown:?}");
-        Ok(true)
-    })
+/// At the end of a test that did not ask: what is left fails it, whatever else went wrong is only told, for it would hide the
+/// test's own error.
+pub(crate) fn tell(ended: Result<()>) {
+    match ended {
+        Err(error) if error.downcast_ref::<Left>().is_some() && !std::thread::panicking() => {
+            panic!("{error:#}")
+        }
+        Err(error) => eprintln!("{error:#}"),
+        Ok(()) => {}
+    }
+}
+
+/// Mount points below a directory.
+fn mounts(dir: &Path) -> Vec<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.starts_with(dir)).collect()
 }

@@ -22,6 +22,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use left::{Place, Ranges, Traces};
 use netns::{Host, Network};
 use slot::Slot;
 
@@ -48,6 +49,9 @@ pub struct Cluster {
     bin: PathBuf,
     network: Option<Network>,
     more: Vec<String>,
+    /// In order, and not started again since.
+    stopped: bool,
+    traces: Traces,
 }
 
 impl Cluster {
@@ -65,11 +69,16 @@ impl Cluster {
             _ => (Some(Slot::take()?), None),
         };
         let more = flags.iter().map(ToString::to_string).collect();
-        let mut cluster = Self { up: None, dir, profile, slot, bin, network, more };
+        let traces = Traces::new(dir.path())?;
+        let mut cluster = Self { up: None, dir, profile, slot, bin, network, more, stopped: false, traces };
         if cluster.unprivileged() {
             std::os::unix::fs::chown(cluster.dir.path(), Some(USER), Some(USER))?;
         }
         cluster.up()?;
+        let data = cluster.data_dir().canonicalize()?;
+        let ranges = cluster.slot.as_ref().map_or_else(Ranges::routed, Ranges::of);
+        let host = cluster.host().cloned();
+        cluster.traces.add(Place::new(data.join("node"), data.join("runtime"), ranges, host)?)?;
         Ok(cluster)
     }
 
@@ -121,6 +130,7 @@ impl Cluster {
         command.arg("up").arg("--data-dir").arg(&data).args(self.flags());
         command.stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().context("start coracle up")?;
+        self.stopped = false;
         let mut line = String::new();
         let stdout = child.stdout.take().context("stdout of coracle up")?;
         std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
@@ -218,8 +228,25 @@ impl Cluster {
         Ok(())
     }
 
-    /// SIGTERM to `up`; it must end by itself, successfully.
+    /// SIGTERM to `up`; it must end by itself, successfully. Nothing is left then, and nothing was left before of pods that
+    /// were gone.
     pub fn stop(&mut self) -> Result<()> {
+        if self.up.is_none() {
+            return Ok(());
+        }
+        let counted = self.nothing_is_left_of_pods();
+        self.end()?;
+        counted?;
+        self.traces.of_the_cluster(true)
+    }
+
+    fn nothing_is_left_of_pods(&self) -> Result<()> {
+        self.traces.of_gone_pods(&[0], |path| {
+            Ok(serde_json::from_str(&self.kubectl(&["get", "--request-timeout=10s", "--raw", path])?)?)
+        })
+    }
+
+    fn end(&mut self) -> Result<()> {
         let Some(mut child) = self.up.take() else { return Ok(()) };
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id())?);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
@@ -229,7 +256,10 @@ impl Cluster {
             Ok(status.is_some())
         })?;
         match status {
-            Some(status) if status.success() => Ok(()),
+            Some(status) if status.success() => {
+                self.stopped = true;
+                Ok(())
+            }
             other => bail!("up ended with {other:?}; {}", self.logs()),
         }
     }
@@ -253,19 +283,19 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        let failing = std::thread::panicking();
+        if failing {
             eprintln!("{}", self.logs());
         }
-        if self.up.is_none() {
+        if self.up.is_none() && !self.stopped {
             // A killed `up` left processes: the next one adopts and ends them.
             let _ = self.up();
         }
-        if let Err(error) = self.stop() {
-            eprintln!("stop the cluster: {error:#}");
-        }
+        let ended = if failing { self.end() } else { self.stop() };
         if self.profile == Profile::Routed {
             netns::clear_containers(self.dir.path());
         }
+        left::tell(ended.context("end the cluster"));
     }
 }
 

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::left::{self, Place, Ranges, Traces};
 use crate::netns::{Host, Network};
 use crate::program;
 use crate::{SOON, eventually, guest_file, kubectl, succeed};
@@ -30,6 +31,7 @@ pub struct Machines {
     cni: Option<PathBuf>,
     /// Further flags of nodes.
     flags: Vec<String>,
+    traces: Traces,
     /// The hosts: 0 is the server's, N is the one of node N.
     pub network: Network,
 }
@@ -59,7 +61,9 @@ impl Machines {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
         let (bin, network) = (program::coracle()?, Network::new(2)?);
         let flags = node.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut machines = Self { nodes: 1, processes: Vec::new(), dir, bin, cni: None, flags, network };
+        let traces = Traces::new(dir.path())?;
+        let processes = Vec::new();
+        let mut machines = Self { nodes: 1, processes, dir, bin, cni: None, flags, traces, network };
         let folder = machines.path("peer");
         std::fs::create_dir(&folder)?;
         let (socket, peer) = runtime(&folder, machines.network.host(1)?)?;
@@ -71,6 +75,7 @@ impl Machines {
             Ok(nodes["items"].as_array().is_some_and(|items| items.len() == 1 && items.iter().all(is_ready)))
         })
         .with_context(|| machines.logs())?;
+        machines.follow()?;
         Ok((machines, peer))
     }
 
@@ -78,8 +83,8 @@ impl Machines {
         let dir = tempfile::Builder::new().prefix("coracle-e2e-").tempdir()?;
         let bin = program::coracle()?;
         let network = Network::new(nodes + servers)?;
-        let flags = Vec::new();
-        let mut machines = Self { nodes, processes: Vec::new(), dir, bin, cni: None, flags, network };
+        let (processes, flags, traces) = (Vec::new(), Vec::new(), Traces::new(dir.path())?);
+        let mut machines = Self { nodes, processes, dir, bin, cni: None, flags, traces, network };
         if let Some(configuration) = cni {
             let folder = machines.path("cni");
             std::fs::create_dir(&folder)?;
@@ -99,7 +104,33 @@ impl Machines {
             Ok(items.len() == nodes && items.iter().all(is_ready))
         })
         .with_context(|| machines.logs())?;
+        machines.follow()?;
         Ok(machines)
+    }
+
+    fn follow(&mut self) -> Result<()> {
+        let dir = self.dir.path().canonicalize()?;
+        for index in 1..=self.nodes {
+            let host = Some(self.network.host(index)?.clone());
+            let (root, state) = (dir.join(format!("node-{index}")), dir.join(format!("runtime-{index}")));
+            self.traces.add(Place::new(root, state, Ranges::routed(), host)?)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for what is left of pods of the nodes that run, by a server that runs.
+    fn nothing_is_left_of_pods(&self) -> Result<()> {
+        let runs = |name: String| self.processes.iter().any(|(log, _)| *log == name);
+        let ours = |index: &usize| runs(format!("node-{index}")) && runs(format!("runtime-{index}"));
+        let nodes: Vec<_> = (1..=self.nodes).filter(ours).map(|index| index - 1).collect();
+        let servers = self.network.hosts.len().saturating_sub(self.nodes);
+        let server = (0..servers).find(|index| runs(Self::server(*index)));
+        self.traces.of_gone_pods(&nodes, |path| {
+            let server = server.context("no server runs")?;
+            Ok(serde_json::from_str(
+                &self.kubectl_at(server, &["get", "--request-timeout=10s", "--raw", path])?,
+            )?)
+        })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -304,6 +335,7 @@ impl Machines {
 
     /// Ends everything in order; each process must end by itself.
     pub fn stop(mut self) -> Result<()> {
+        self.nothing_is_left_of_pods()?;
         for (name, signal) in
             self.processes.iter().rev().map(|(n, _)| (n.clone(), Signal::SIGTERM)).collect::<Vec<_>>()
         {
@@ -322,14 +354,21 @@ fn is_ready(node: &Value) -> bool {
 
 impl Drop for Machines {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        let failing = std::thread::panicking();
+        if failing {
             eprintln!("{}", self.logs());
         }
+        let counted = if failing { Ok(()) } else { self.nothing_is_left_of_pods() };
         for (_, child) in &mut self.processes {
-            // What it started in turn ends with the network.
             let _ = child.kill();
             let _ = child.wait();
         }
+        // What they started in turn.
+        self.network.end();
         crate::netns::clear_containers(self.dir.path());
+        left::tell(counted);
+        if !failing {
+            left::tell(self.traces.of_the_cluster(false));
+        }
     }
 }

@@ -66,6 +66,11 @@ impl Network {
         ip(&["-n", name, "link", "set", "eth0", "up"])
     }
 
+    /// Kills everything that runs on the hosts.
+    pub fn end(&self) {
+        self.hosts.iter().for_each(Host::end);
+    }
+
     /// A host by its index.
     pub fn host(&self, index: usize) -> Result<&Host> {
         self.hosts.get(index).with_context(|| format!("there is no host {index}"))
@@ -117,9 +122,7 @@ impl Host {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for host in &self.hosts {
-            host.end();
-        }
+        self.end();
         let names = self.hosts.iter().map(|host| &host.name).chain([&self.switch]);
         for name in names {
             if let Err(error) = ip(&["netns", "delete", name]) {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::left::{self, Place, Ranges};
 use crate::servers::Servers;
 use crate::{SOON, eventually};
 
@@ -36,8 +37,29 @@ impl Nodes {
         }
         for index in 0..count {
             nodes.wait_ready(index)?;
+            let (root, state) = (nodes.root_dir(index), nodes.path(index, "runtime"));
+            let ranges = Ranges::of(nodes.servers.slot());
+            nodes.servers.traces.add(Place::new(
+                root.canonicalize()?,
+                state.canonicalize()?,
+                ranges,
+                None,
+            )?)?;
         }
         Ok(nodes)
+    }
+
+    /// Asks for what is left of pods of the nodes that run, by a server that runs.
+    fn nothing_is_left_of_pods(&self) -> Result<()> {
+        let runs = |node: &Node| node.agent.is_some() && node.runtime.is_some();
+        let nodes = self.nodes.iter().enumerate().filter(|(_, node)| runs(node));
+        let nodes: Vec<_> = nodes.map(|(index, _)| index).collect();
+        self.servers.traces.of_gone_pods(&nodes, |path| {
+            let live = self.servers.live().first().copied().context("no server runs")?;
+            Ok(serde_json::from_str(
+                &self.servers.kubectl(live, &["get", "--request-timeout=10s", "--raw", path])?,
+            )?)
+        })
     }
 
     /// A node's name; they are counted from 0.
@@ -166,13 +188,16 @@ fn below(directory: &std::path::Path) -> Result<Vec<Pid>> {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
+        let failing = std::thread::panicking();
+        let counted = if failing { Ok(()) } else { self.nothing_is_left_of_pods() };
         for index in 0..self.nodes.len() {
-            if std::thread::panicking() {
+            if failing {
                 eprintln!("{}", self.logs(index));
             }
             if let Err(error) = self.kill(index) {
                 eprintln!("end {}: {error:#}", Self::name(index));
             }
         }
+        left::tell(counted);
     }
 }

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use crate::left::{self, Traces};
 use crate::program;
 use crate::slot::Slot;
 use crate::{SOON, USER, eventually, kubectl, shown, succeed};
@@ -21,6 +22,7 @@ pub struct Servers {
     slot: Slot,
     bin: PathBuf,
     more: Vec<String>,
+    pub(crate) traces: Traces,
 }
 
 impl Servers {
@@ -37,7 +39,8 @@ impl Servers {
             std::os::unix::fs::chown(dir.path(), Some(USER), Some(USER))?;
         }
         let more = more.iter().map(ToString::to_string).collect();
-        let mut servers = Self { running: Vec::new(), dir, slot: Slot::take()?, bin, more };
+        let traces = Traces::new(dir.path())?;
+        let mut servers = Self { running: Vec::new(), dir, slot: Slot::take()?, bin, more, traces };
         for _ in 0..count {
             servers.add()?;
         }
@@ -236,13 +239,18 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
+        let failing = std::thread::panicking();
         let died = self.running.iter_mut().flatten().any(|child| !matches!(child.try_wait(), Ok(None)));
-        if died || std::thread::panicking() {
+        if died || failing {
             eprintln!("{}{}", if died { "a server ended by itself" } else { "" }, self.logs());
         }
         for mut child in self.running.iter_mut().filter_map(Option::take) {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        // Nodes whose servers these are have ended before.
+        if !failing {
+            left::tell(self.traces.of_the_cluster(false));
         }
     }
 }

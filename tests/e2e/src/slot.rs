@@ -28,6 +28,11 @@ impl Slot {
         bail!("all {SLOTS} address slots are taken")
     }
 
+    /// Which one it is.
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
     /// What to tell `coracle up`.
     pub fn flags(&self) -> Vec<String> {
         let n = self.number;

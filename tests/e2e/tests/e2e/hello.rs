@@ -1,7 +1,8 @@
 //! The main job: a manifest becomes a running wasm service.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, left, root};
+use coracle_e2e::left::counts;
+use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, root};
 
 /// Pushes hello:v1 and applies the example.
 pub fn deploy(cluster: &Cluster) -> Result<()> {
@@ -89,7 +90,7 @@ fn mission_m29_a_manifest_becomes_a_running_wasm_service() -> Result<()> {
 
 /// Whoever comes and goes again, more of them than before, leaves nothing behind: caches and pools are filled by now.
 fn nothing_is_held(cluster: &Cluster) -> Result<()> {
-    let before = left::count(cluster)?;
+    let before = counts::count(cluster)?;
     cluster.kubectl(&["apply", "-f", &manifests(cluster)])?;
     cluster.kubectl(&["-n", "hello", "scale", "deploy/hello", "--replicas=24"])?;
     cluster.kubectl(&["-n", "hello", "rollout", "status", "deploy/hello", "--timeout=60s"])?;
@@ -97,9 +98,9 @@ fn nothing_is_held(cluster: &Cluster) -> Result<()> {
     eventually("the Service answers again", SOON, || {
         Ok(curl(&format!("http://{address}/"))?.starts_with("Hello from hello-"))
     })?;
-    let held = left::count(cluster)?;
+    let held = counts::count(cluster)?;
     let more = |kind: &str| held.get(kind) > before.get(kind);
     ensure!(more("descriptors of hosts") && more("files of node"), "{before:?} {held:?}");
     cluster.kubectl(&["delete", "-f", &manifests(cluster), "--timeout=60s"])?;
-    left::settles(cluster, &before)
+    counts::settles(cluster, &before)
 }
