@@ -299,11 +299,7 @@ impl Runtime {
     }
 
     /// Gives a sandbox other resources, and its overhead. A runtime that does not know how is fine: its sandboxes have none.
-    pub async fn update_sandbox(
-        &self,
-        id: &str,
-        [resources, overhead]: Together,
-    ) -> Result<(), Status> {
+    pub async fn update_sandbox(&self, id: &str, [resources, overhead]: Together) -> Result<(), Status> {
         let request =
             cri::UpdatePodSandboxResourcesRequest { pod_sandbox_id: id.to_owned(), overhead, resources };
         match self.runtime.clone().update_pod_sandbox_resources(timed(request, LOOK)).await {
@@ -430,7 +426,8 @@ impl Runtime {
     /// Processes of each pod, by its uid, where the runtime can count them.
     pub async fn processes(&self) -> Result<HashMap<String, u64>, Status> {
         let request = cri::ListPodSandboxStatsRequest { filter: None };
-        let stats = self.runtime.clone().list_pod_sandbox_stats(timed(request, LOOK)).await?.into_inner().stats;
+        let stats =
+            self.runtime.clone().list_pod_sandbox_stats(timed(request, LOOK)).await?.into_inner().stats;
         let mut all = HashMap::new();
         let count = |stat: cri::PodSandboxStats| {
             let uid = stat.attributes?.labels.remove(label::POD_UID)?;

@@ -361,10 +361,8 @@ fn a_pod_that_has_ended_gives_back_what_it_has_when_that_is_known() {
     for memory in [mounted(), Memory::default()] {
         assert_eq!(decide(&over, Fate::Runs, &state, &memory, 0).actions, [Action::GiveBack]);
     }
-    let fails = Memory {
-        mount_error: Some(Waiting { retry_at: at(9), ..Default::default() }),
-        ..Default::default()
-    };
+    let fails =
+        Memory { mount_error: Some(Waiting { retry_at: at(9), ..Default::default() }), ..Default::default() };
     assert_eq!(decide(&over, Fate::Runs, &state, &fails, 8), Plan { actions: vec![], wake: Some(at(9)) });
     assert_eq!(decide(&over, Fate::Runs, &state, &fails, 9).actions, [Action::GiveBack]);
     let given = Memory { given_back: true, ..Default::default() };

@@ -61,7 +61,8 @@ pub async fn start(
     let recorder = &context.recorder;
     let sandbox = state.sandbox().ok_or_else(|| failure("CreateContainerError", "the pod has no sandbox"))?;
     let logs = context.log_directory(pod);
-    let sandbox_config = config::sandbox(pod, sandbox.attempt, &context.surroundings(pod, &logs, sandbox.linux));
+    let sandbox_config =
+        config::sandbox(pod, sandbox.attempt, &context.surroundings(pod, &logs, sandbox.linux));
     let image = match seen {
         Some(image) => Ok(image),
         None => image(context, pod, spec, sandbox_config.clone(), &sandbox.handler).await,
