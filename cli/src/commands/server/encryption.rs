@@ -35,9 +35,12 @@ const RETRY: Duration = Duration::from_secs(5);
 /// The cluster's own configuration, below `pki`.
 pub const FILE: &str = "encryption.yaml";
 
-/// Who seals values, and the configuration that says so. `named` is the user's file; a cluster without one makes its own when
+/// Who seals values, and the configuration that says so.
+type Sealer = (Arc<dyn Seal>, Arc<str>);
+
+/// Opens it. `named` is the user's file; a cluster without one makes its own when
 /// it is `new`. Clusters that were made without one go on without.
-pub fn sealer(named: Option<&Path>, pki: &Path, new: bool) -> Result<Option<(Arc<dyn Seal>, Arc<str>)>> {
+pub fn sealer(named: Option<&Path>, pki: &Path, new: bool) -> Result<Option<Sealer>> {
     let own = pki.join(FILE);
     if named.is_none() && new && !own.exists() {
         write_secret(&own, &Encryption::generate())?;
@@ -47,7 +50,7 @@ pub fn sealer(named: Option<&Path>, pki: &Path, new: bool) -> Result<Option<(Arc
         tracing::warn!("Secrets lie unencrypted: this cluster was made without a key for them");
         return Ok(None);
     }
-    let read = || -> Result<(Arc<dyn Seal>, Arc<str>)> {
+    let read = || -> Result<Sealer> {
         let text = std::fs::read_to_string(file)?;
         Ok((Arc::new(Encryption::parse(&text)?), text.into()))
     };
