@@ -27,7 +27,7 @@ fn infer(url: &str, drawing: &str) -> Result<Value> {
 #[test]
 fn a_wasm_pod_with_a_gpu_infers() -> Result<()> {
     let (mut cluster, node) = cluster(&["gpu-infer"])?;
-    let _plugin = plugin(&cluster)?;
+    let plugin = plugin(&cluster)?;
     for manifest in ["01-deployment.yaml", "02-service.yaml"] {
         let text = std::fs::read_to_string(root().join("examples/gpu-infer/manifests").join(manifest))?;
         let file = cluster.file(manifest, &text)?;
@@ -68,5 +68,6 @@ fn a_wasm_pod_with_a_gpu_infers() -> Result<()> {
         let status = cluster.get(&["pod", name])?["status"].take();
         ensure!(status["containerStatuses"][0]["ready"] == false, "{status:#}");
     }
+    drop(plugin);
     cluster.stop()
 }

@@ -305,7 +305,7 @@ fn mission_m21_a_gpu_is_one_pods_alone() -> Result<()> {
     )?;
 
     without_driver(&cluster)?;
-    let _plugin = plugin(&cluster)?;
+    let plugin = plugin(&cluster)?;
     let running = |s: &Value| s["phase"] == "Running";
     status(&cluster, "gpu-pod", "runs", running).with_context(|| describe(&cluster, "pod", "gpu-pod"))?;
     let capacity = cluster.get(&["node", &node])?["status"]["capacity"]["nvidia.com/gpu"].take();
@@ -333,5 +333,6 @@ fn mission_m21_a_gpu_is_one_pods_alone() -> Result<()> {
     cluster.kubectl(&["delete", "pod", "gpu-pod"])?;
     status(&cluster, "second", "runs", running).with_context(|| describe(&cluster, "pod", "second"))?;
     says(&cluster, "second", "NVIDIA_VISIBLE_DEVICES=fake-0")?;
+    drop(plugin);
     cluster.stop()
 }
