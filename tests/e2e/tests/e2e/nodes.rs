@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use coracle_e2e::nodes::Nodes;
 use coracle_e2e::servers::Servers;
-use coracle_e2e::{curl, eventually, guest_file, succeed};
+use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, guest_file, succeed};
 use serde_json::Value;
 
 fn deploy(nodes: &Nodes, replicas: usize) -> Result<()> {
@@ -159,4 +159,51 @@ fn mission_m04_pods_of_a_lost_node_move() -> Result<()> {
         succeed(servers.command("curl").args(["-sf", &format!("http://{address}:8080/")]))?;
     }
     Ok(())
+}
+
+/// Row: node: monitoring tools read a node at its own port with their account's token, and what their role grants
+/// Profile: loopback
+#[test]
+fn a_monitoring_tool_reads_a_node_with_its_token() -> Result<()> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
+    cluster.kubectl(&["create", "serviceaccount", "monitor"])?;
+    let rights = ["--verb=get", "--resource=nodes/metrics,nodes/stats"];
+    cluster.kubectl(&[&["create", "clusterrole", "monitor"], &rights[..]].concat())?;
+    let whom = ["--clusterrole=monitor", "--serviceaccount=default:monitor"];
+    cluster.kubectl(&[&["create", "clusterrolebinding", "monitor"], &whom[..]].concat())?;
+    let token = cluster.kubectl(&["create", "token", "monitor"])?;
+    let node = cluster.get(&["nodes"])?["items"][0].take();
+    let address = node["status"]["addresses"][0]["address"].as_str().context("an address")?;
+    let port = &node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"];
+    let ask = |path: &str, token: Option<&str>| {
+        let mut curl = cluster.command("curl");
+        curl.args([
+            "-sk",
+            "--max-time",
+            "10",
+            "-w",
+            "\n%{http_code}",
+            &format!("https://{address}:{port}{path}"),
+        ]);
+        if let Some(token) = token {
+            curl.args(["-H", &format!("Authorization: Bearer {}", token.trim())]);
+        }
+        let text = succeed(&mut curl)?;
+        let (body, code) = text.trim_end().rsplit_once('\n').context("a status")?;
+        anyhow::Ok((code.to_owned(), body.to_owned()))
+    };
+    eventually("the role is known", SOON, || Ok(ask("/metrics", Some(&token))?.0 == "200"))?;
+    let (code, summary) = ask("/stats/summary", Some(&token))?;
+    let summary: Value = serde_json::from_str(&summary).with_context(|| format!("{code}: {summary}"))?;
+    ensure!(summary["node"]["nodeName"] == node["metadata"]["name"], "{summary:#}");
+    for (path, token, expected) in [
+        ("/pods", Some(token.as_str()), "403"),
+        ("/configz", Some(token.as_str()), "403"),
+        ("/metrics", None, "401"),
+        ("/metrics", Some("no.token.atall"), "401"),
+    ] {
+        let (code, body) = ask(path, token)?;
+        ensure!(code == expected, "{path}: {code}, {body}");
+    }
+    cluster.stop()
 }
