@@ -50,7 +50,9 @@ pub fn check_sandbox(config: &v1::PodSandboxConfig, handler: &str) -> Result<(),
     if !HANDLERS.contains(&handler) {
         return Err(invalid(format!("runtime handler {handler:?} is not known; known are {HANDLERS:?}")));
     }
-    if let Some(mapping) = config.port_mappings.iter().find(|m| m.host_port != 0) {
+    // On the host's network every port is the host's.
+    let mapped = config.port_mappings.iter().find(|m| m.host_port != 0 && !host_network(config));
+    if let Some(mapping) = mapped {
         return Err(Status::unimplemented(format!(
             "host port {} for container port {}: host ports are not supported yet",
             mapping.host_port, mapping.container_port
@@ -422,5 +424,11 @@ mod tests {
         let mut host_port = pod();
         host_port.port_mappings.push(v1::PortMapping { host_port: 80, ..Default::default() });
         assert!(check_sandbox(&host_port, "").is_err());
+        let node = v1::NamespaceOption { network: v1::NamespaceMode::Node.into(), ..Default::default() };
+        let security =
+            v1::LinuxSandboxSecurityContext { namespace_options: Some(node), ..Default::default() };
+        host_port.linux =
+            Some(v1::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() });
+        assert!(check_sandbox(&host_port, "").is_ok());
     }
 }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use coracle_e2e::{Cluster, Profile, SOON, eventually, layout};
 use serde_json::{Value, json};
 
+mod host_network;
 mod promises;
 mod resources;
 mod volumes;
