@@ -85,7 +85,7 @@ impl Node {
         let fresh = log.is_empty();
         let watched = Arc::downgrade(&machine);
         let state_machine = StateMachine { machine, persister: persister.clone(), window, applied };
-        let config = Arc::new(config(options.snapshot_every.max(1))?);
+        let config = Arc::new(config(options.snapshot_every.max(1), fresh || peering.is_none())?);
         let progress = Arc::new(OnceLock::new());
         let network = Network { peers: peers.clone(), threads, progress: progress.clone() };
         let raft = Raft::new(node_id, config, network, log.clone(), state_machine).await;
@@ -159,6 +159,11 @@ impl Node {
             let who = if fresh { Asks::First } else { Asks::Again };
             handle.join(who, &join, &address, Instant::now() + START_TIMEOUT).await?;
         }
+        let stands = handle.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep_until(stands.sworn).await;
+            stands.raft.runtime_config().elect(true);
+        });
         let handle = handle.clone();
         tokio::spawn(async move { handle.announce(&address).await });
         Ok(())
@@ -347,8 +352,10 @@ fn fits(place: &Place, log: &Log, applied: &Applied) -> Result<(), Error> {
     Ok(())
 }
 
-fn config(snapshot_every: u64) -> Result<Config, Error> {
+fn config(snapshot_every: u64, elect: bool) -> Result<Config, Error> {
     let config = Config {
+        // Its own vote counts like any other, see `Handle::may_vote`.
+        enable_elect: elect,
         cluster_name: "coracle".into(),
         // A lost leader is replaced after its lease (the longest timeout) and one more timeout: within two seconds. A busy
         // member that takes it for lost too early is told otherwise by the others, which vote only when they agree.
