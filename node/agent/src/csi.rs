@@ -14,6 +14,7 @@ use tonic::{Request, Status};
 use tower::service_fn;
 
 pub mod expand;
+pub mod record;
 pub mod registration;
 pub mod usage;
 pub mod volume;

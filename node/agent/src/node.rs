@@ -140,7 +140,7 @@ impl Keeper<'_> {
             pressure,
             shutting_down: self.context.shutting_down.load(std::sync::atomic::Ordering::Relaxed),
             images: self.images().await,
-            volumes_in_use: crate::csi::volume::in_use(&self.context.root),
+            volumes_in_use: crate::csi::record::in_use(&self.context.root),
             now: Timestamp::now(),
         };
         let ready = facts.runtime.problem.is_none();

@@ -1,7 +1,7 @@
 //! Volumes of drivers: staged once a node, published once a pod, and given back when the pod is gone. What was published
 //! is written beside it, so that another agent can give it back.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{CSIPersistentVolumeSource, Node, Pod, SecretReference, Volume};
@@ -9,10 +9,10 @@ use k8s_openapi::api::storage::v1::{CSIDriver, TokenRequest, VolumeAttachment};
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::record::{Record, in_use, is_published, is_used, make, read, recorded, remove, write};
 use super::{Driver, v1, words};
 use crate::context::Context;
 use crate::objects::Kind;
@@ -23,42 +23,10 @@ use v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, ac
 
 /// The directory of volumes of drivers, in a pod's.
 pub const PLUGIN: &str = "kubernetes.io~csi";
-const RECORD: &str = "vol_data.json";
+/// Of a volume's own, where its driver publishes it.
 const MOUNT: &str = "mount";
 /// Where drivers find the tokens that they ask for.
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
-
-/// What was published; the kubelet writes the same.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Record {
-    driver_name: String,
-    volume_handle: String,
-    spec_vol_id: String,
-    node_name: String,
-    volume_lifecycle_mode: String,
-    /// Where it was staged; empty: it was not.
-    #[serde(default)]
-    staged: String,
-    /// It is attached to this node from outside.
-    #[serde(default)]
-    attached: bool,
-    /// Whether its driver mounts it; nothing: the driver has not said yet that it is published.
-    #[serde(default)]
-    mounted: Option<bool>,
-    /// Its driver is to be asked again and again (`requiresRepublish`): tokens and secrets end.
-    #[serde(default)]
-    again: bool,
-}
-
-/// The names of attached volumes that pods of this node have, as the Node's status says them: those that must not be detached.
-pub fn in_use(root: &Path) -> Vec<String> {
-    let pods = std::fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
-    let records = pods.flat_map(|pod| recorded(&pod.path()).into_values());
-    let names = records.filter(|r| r.attached);
-    let names = names.map(|r| format!("kubernetes.io/csi/{}^{}", r.driver_name, r.volume_handle));
-    names.collect::<BTreeSet<_>>().into_iter().collect()
-}
 
 /// Tells the Node's status which attached volumes are in use.
 async fn report(context: &Context) -> Result<(), String> {
@@ -173,16 +141,6 @@ pub async fn publish(context: &Context, pod: &Pod, dir: &PodDir) -> Result<(), (
         publish_one(context, pod, &wish, home, &target).await.map_err(failed)?;
     }
     Ok(())
-}
-
-/// Whether the driver has published a volume, and it is still there: a restart of the machine takes mounts away, and what
-/// were written then would go to the directory below.
-fn is_published(home: &Path, target: &Path) -> bool {
-    match read(home).and_then(|record| record.mounted) {
-        Some(true) => mounting::is_mounted(target),
-        Some(false) => target.exists(),
-        None => false,
-    }
 }
 
 async fn publish_one(
@@ -372,35 +330,6 @@ pub(super) fn staged(context: &Context, driver: &Driver, source: &CSIPersistentV
     if driver.stages { path.display().to_string() } else { String::new() }
 }
 
-fn make(path: &Path) -> Result<(), String> {
-    std::fs::create_dir_all(path).map_err(|e| format!("create {}: {e}", path.display()))
-}
-
-fn write(home: &Path, record: &Record) -> Result<(), String> {
-    make(home)?;
-    let text = serde_json::to_vec(record).map_err(|e| e.to_string())?;
-    let (path, half) = (home.join(RECORD), home.join(format!("{RECORD}.tmp")));
-    // What is half written would never be given back.
-    let written = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&half)?;
-        std::io::Write::write_all(&mut file, &text)?;
-        file.sync_all()?;
-        std::fs::rename(&half, &path)
-    };
-    written().map_err(|e| format!("write {}: {e}", path.display()))
-}
-
-fn read(home: &Path) -> Option<Record> {
-    serde_json::from_slice(&std::fs::read(home.join(RECORD)).ok()?).ok()
-}
-
-/// What is recorded in a pod's directory, by the volume's own directory.
-fn recorded(pod_dir: &Path) -> BTreeMap<PathBuf, Record> {
-    let Ok(entries) = std::fs::read_dir(pod_dir.join("volumes").join(PLUGIN)) else { return BTreeMap::new() };
-    let homes = entries.take(10_000).flatten().map(|entry| entry.path());
-    homes.filter_map(|home| read(&home).map(|record| (home, record))).collect()
-}
-
 /// Gives back what a pod has of drivers: before its directory is removed.
 ///
 /// # Errors
@@ -410,7 +339,7 @@ pub async fn give_back(context: &Context, dir: &PodDir) -> anyhow::Result<()> {
         let name = record.driver_name.as_str();
         let mut driver = context.csi.get(name).await.map_err(anyhow::Error::msg)?;
         unpublish(&mut driver, &record, &home.join(MOUNT)).await?;
-        std::fs::remove_file(home.join(RECORD))?;
+        remove(&home)?;
         if !record.staged.is_empty() && !is_used(&context.root, &record) {
             let request = v1::NodeUnstageVolumeRequest {
                 volume_id: record.volume_handle.clone(),
@@ -449,49 +378,9 @@ async fn unpublish(driver: &mut Driver, record: &Record, target: &Path) -> anyho
     }
 }
 
-/// Whether another pod of this node has the volume.
-fn is_used(root: &Path, record: &Record) -> bool {
-    let Ok(pods) = std::fs::read_dir(root.join("pods")) else { return false };
-    let same = |other: &Record| {
-        other.driver_name == record.driver_name && other.volume_handle == record.volume_handle
-    };
-    pods.flatten().any(|pod| recorded(&pod.path()).values().any(same))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_volume_counts_as_published_when_its_driver_has_said_so_and_it_is_there() {
-        let root = tempfile::tempdir().expect("a directory");
-        let (home, target) = (root.path().join("v"), root.path().join("v").join(MOUNT));
-        assert!(!is_published(&home, &target));
-        let record = |mounted| Record {
-            driver_name: "d".into(),
-            volume_handle: "h".into(),
-            spec_vol_id: "v".into(),
-            node_name: "n".into(),
-            volume_lifecycle_mode: "Persistent".into(),
-            staged: String::new(),
-            attached: false,
-            mounted,
-            again: false,
-        };
-        std::fs::create_dir_all(&target).expect("a target");
-        // Written before the driver is asked, so that it is given back whatever comes of it.
-        write(&home, &record(None)).expect("written");
-        assert!(!is_published(&home, &target), "the driver has not answered");
-        write(&home, &record(Some(false))).expect("written");
-        assert!(is_published(&home, &target), "a directory is all that this driver makes");
-        write(&home, &record(Some(true))).expect("written");
-        assert!(
-            !is_published(&home, &target),
-            "the machine has restarted: the directory is there, the mount is not"
-        );
-        assert!(is_published(&home, Path::new("/proc")), "it is mounted");
-        assert_eq!(read(&home), Some(record(Some(true))));
-    }
 
     #[test]
     fn drivers_find_tokens_by_audience() {
