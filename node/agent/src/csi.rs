@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 use tower::service_fn;
 
+mod calls;
 pub mod expand;
 pub mod record;
 pub mod registration;
@@ -57,6 +58,7 @@ pub(crate) async fn connect(socket: &Path) -> Result<Channel, String> {
 #[derive(Clone, Default)]
 pub struct Drivers {
     by_name: Arc<RwLock<BTreeMap<String, PathBuf>>>,
+    turns: calls::Turns,
 }
 
 /// One driver, connected.
@@ -80,6 +82,10 @@ impl Drivers {
             Some(endpoint) => all.insert(name.to_owned(), endpoint),
             None => all.remove(name),
         };
+    }
+
+    fn turns(&self) -> &calls::Turns {
+        &self.turns
     }
 
     /// Whether any has registered.

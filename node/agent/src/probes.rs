@@ -82,28 +82,34 @@ impl Prober {
         self.results.lock().clone()
     }
 
-    /// Ends all probes: the pod is on its way out.
+    /// While a pod ends, whether its containers are ready is looked at until they have ended, as the kubelet does; nothing
+    /// else, and nothing anew.
+    pub fn fit_ending(&mut self, state: &PodState) {
+        self.keep(|id, kind| kind == Kind::Readiness && is_running(state, id));
+        self.results.lock().retain(|id, _| is_running(state, id));
+    }
+
+    /// Ends all probes: the pod is gone.
     pub fn stop(&mut self) {
         self.tasks.drain().for_each(|(_, task)| task.abort());
     }
 
     /// Starts and ends probes so that they fit the running containers.
     pub fn fit(&mut self, pod: &Pod, state: &PodState) {
-        let running = |id: &str| state.containers.iter().any(|c| c.id == id && c.phase == Phase::Running);
-        self.tasks.retain(|(id, _), task| {
-            let keep = running(id);
-            if !keep {
-                task.abort();
-            }
-            keep
-        });
-        self.results.lock().retain(|id, _| running(id));
+        self.keep(|id, _| is_running(state, id));
+        self.results.lock().retain(|id, _| is_running(state, id));
         let Some(ip) = state.sandbox().and_then(|s| s.ips.first()) else { return };
         for spec in init_containers(pod).iter().chain(main_containers(pod)) {
             let Some(container) = state.newest(&spec.name).filter(|c| c.phase == Phase::Running) else {
                 continue;
             };
             self.start(pod, spec, container, ip);
+        }
+    }
+
+    fn keep(&mut self, keeps: impl Fn(&str, Kind) -> bool) {
+        for (_, task) in self.tasks.extract_if(|(id, kind), _| !keeps(id, *kind)) {
+            task.abort();
         }
     }
 
@@ -138,6 +144,10 @@ impl Prober {
             }
         }
     }
+}
+
+fn is_running(state: &PodState, id: &str) -> bool {
+    state.by_id(Some(id)).is_some_and(|container| container.phase == Phase::Running)
 }
 
 /// The number of a port that may be a name of the container.
@@ -234,5 +244,62 @@ impl Task {
         if *entry != before {
             self.wake.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::state::Sandbox;
+
+    fn prober() -> Prober {
+        let answer =
+            async |_| Ok::<_, std::convert::Infallible>(http::Response::new(kube::client::Body::empty()));
+        let client = kube::Client::new(tower::service_fn(answer), "default");
+        Prober {
+            tasks: HashMap::new(),
+            results: Results::default(),
+            wake: Arc::default(),
+            recorder: Recorder::new(client, "n".into(), Default::default()).0,
+            runtime: Runtime::new("unix:///nowhere").expect("a client"),
+            counts: Counts::default(),
+            uid: "u".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn while_a_pod_ends_only_its_readiness_is_looked_at() {
+        let probe = serde_json::json!({"exec": {"command": ["x"]}, "initialDelaySeconds": 3600});
+        let containers = serde_json::json!([{"name": "a", "livenessProbe": probe, "readinessProbe": probe},
+            {"name": "b", "startupProbe": probe}]);
+        let pod = serde_json::json!({"metadata": {"uid": "u"}, "spec": {"containers": containers}});
+        let pod: Pod = serde_json::from_value(pod).expect("a Pod");
+        let running = |name: &str| Container {
+            id: name.into(),
+            name: name.into(),
+            phase: Phase::Running,
+            started_at: i64::MAX,
+            ..Container::default()
+        };
+        let sandbox = Sandbox { ips: vec!["192.0.2.1".into()], ..Sandbox::default() };
+        let mut state = PodState {
+            sandboxes: vec![sandbox],
+            containers: vec![running("a"), running("b")],
+            ..PodState::default()
+        };
+        let mut prober = prober();
+        let tasks = |prober: &Prober| {
+            let mut all: Vec<String> =
+                prober.tasks.keys().map(|(id, kind)| format!("{id} {}", kind.word())).collect();
+            all.sort();
+            all
+        };
+        prober.fit(&pod, &state);
+        assert_eq!(tasks(&prober), ["a Liveness", "a Readiness", "b Startup"]);
+        prober.fit_ending(&state);
+        assert_eq!(tasks(&prober), ["a Readiness"], "who serves until the end is told");
+        state.containers[0].phase = Phase::Exited;
+        prober.fit_ending(&state);
+        assert!(tasks(&prober).is_empty());
     }
 }

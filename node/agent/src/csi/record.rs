@@ -53,6 +53,16 @@ pub fn is_published(home: &Path, target: &Path) -> bool {
     }
 }
 
+/// Whether the driver is to be asked for a volume: it is not published, or is to be again and again.
+pub fn is_due(home: &Path, target: &Path) -> bool {
+    !is_published(home, target) || read(home).is_some_and(|record| record.again)
+}
+
+/// Whether a driver wants to be asked again and again for a volume of a pod.
+pub fn republishes(pod_dir: &Path) -> bool {
+    recorded(pod_dir).values().any(|record| record.again)
+}
+
 pub fn make(path: &Path) -> Result<(), String> {
     std::fs::create_dir_all(path).map_err(|e| format!("create {}: {e}", path.display()))
 }
@@ -87,13 +97,15 @@ pub fn remove(home: &Path) -> std::io::Result<()> {
     std::fs::remove_file(home.join(RECORD))
 }
 
-/// Whether another pod of this node has the volume.
-pub fn is_used(root: &Path, record: &Record) -> bool {
+/// Whether another pod of this node has the volume than the one whose record lies in `home`.
+pub fn is_used(root: &Path, record: &Record, home: &Path) -> bool {
     let Ok(pods) = std::fs::read_dir(root.join("pods")) else { return false };
-    let same = |other: &Record| {
-        other.driver_name == record.driver_name && other.volume_handle == record.volume_handle
+    let same = |(place, other): (PathBuf, Record)| {
+        place != home
+            && other.driver_name == record.driver_name
+            && other.volume_handle == record.volume_handle
     };
-    pods.flatten().any(|pod| recorded(&pod.path()).values().any(same))
+    pods.flatten().any(|pod| recorded(&pod.path()).into_iter().any(same))
 }
 
 #[cfg(test)]

@@ -12,8 +12,8 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::record::{Record, in_use, is_published, is_used, make, read, recorded, remove, write};
-use super::{Driver, v1, words};
+use super::record::{Record, in_use, is_due, is_published, read, recorded, write};
+use super::{Driver, calls, v1};
 use crate::context::Context;
 use crate::objects::Kind;
 use crate::tokens::DEFAULT_SECONDS;
@@ -123,7 +123,8 @@ pub fn place(pod_dir: &Path, volume: &Volume, claimed: Option<&Claimed>) -> Opti
     is_name.then(|| pod_dir.join("volumes").join(PLUGIN).join(name).join(MOUNT))
 }
 
-/// Publishes every volume of a driver that the pod has and that is not published yet.
+/// Publishes every volume of a driver that the pod has and that is not published yet, or that its driver wants to be asked for
+/// again.
 ///
 /// # Errors
 /// Which volume, and the words of a `FailedMount` Event.
@@ -135,7 +136,7 @@ pub async fn publish(context: &Context, pod: &Pod, dir: &PodDir) -> Result<(), (
         let target = place(&dir.path, volume, claimed)
             .ok_or_else(|| failed("the name of the volume is not a file name".to_owned()))?;
         let Some(home) = target.parent() else { continue };
-        if is_published(home, &target) && !read(home).is_some_and(|record| record.again) {
+        if !is_due(home, &target) {
             continue;
         }
         publish_one(context, pod, &wish, home, &target).await.map_err(failed)?;
@@ -196,43 +197,36 @@ async fn publish_one(
         mounted: read(home).and_then(|before| before.mounted).filter(|_| again),
         again: spec.requires_republish == Some(true),
     };
-    if needs_attaching {
+    if needs_attaching && !again {
         // What is said to be in use is not detached, unless that was decided before it was said.
         write(home, &record)?;
         report(context).await?;
         attached = attachment(context, source).await?;
     }
-    let staged = if driver.stages && !wish.inline {
-        let path = staging(&context.root, name, &source.volume_handle);
-        make(&path)?;
-        let request = v1::NodeStageVolumeRequest {
-            volume_id: source.volume_handle.clone(),
-            publish_context: attached.clone(),
-            staging_target_path: path.display().to_string(),
-            volume_capability: Some(capability.clone()),
-            secrets: secrets(context, source.node_stage_secret_ref.as_ref()).await?,
-            volume_context: source.volume_attributes.clone().unwrap_or_default().into_iter().collect(),
-        };
-        // First, so that what is half done is undone too.
-        record.staged = path.display().to_string();
-        write(home, &record)?;
-        driver.client.node_stage_volume(request).await.map_err(|e| words(name, &e))?;
-        path.display().to_string()
-    } else {
-        write(home, &record)?;
-        String::new()
+    let stages = driver.stages && !wish.inline;
+    if stages && !again {
+        record.staged = staging(&context.root, name, &source.volume_handle).display().to_string();
+    }
+    let stage = v1::NodeStageVolumeRequest {
+        volume_id: source.volume_handle.clone(),
+        publish_context: attached.clone(),
+        staging_target_path: record.staged.clone(),
+        volume_capability: Some(capability.clone()),
+        secrets: secrets(context, source.node_stage_secret_ref.as_ref().filter(|_| stages && !again)).await?,
+        volume_context: source.volume_attributes.clone().unwrap_or_default().into_iter().collect(),
     };
-    let request = v1::NodePublishVolumeRequest {
+    let publish = v1::NodePublishVolumeRequest {
         volume_id: source.volume_handle.clone(),
         publish_context: attached,
-        staging_target_path: staged,
+        staging_target_path: if stages { record.staged.clone() } else { String::new() },
         target_path: target.display().to_string(),
         volume_capability: Some(capability),
         readonly: wish.read_only,
         secrets: publish_secrets,
         volume_context: about,
     };
-    driver.client.node_publish_volume(request).await.map_err(|e| words(name, &e))?;
+    let asked = calls::Asked { stage: stages.then_some(stage), publish };
+    calls::publish(&mut driver, context.csi.turns(), home, &record, asked).await?;
     let gives = gives_to_group(wish, spec.fs_group_policy.as_deref());
     if gives && !again && !driver.groups && !wish.read_only && !wish.block {
         let (pod, target) = (pod.clone(), target.to_owned());
@@ -338,19 +332,8 @@ pub async fn give_back(context: &Context, dir: &PodDir) -> anyhow::Result<()> {
     for (home, record) in recorded(&dir.path) {
         let name = record.driver_name.as_str();
         let mut driver = context.csi.get(name).await.map_err(anyhow::Error::msg)?;
-        unpublish(&mut driver, &record, &home.join(MOUNT)).await?;
-        remove(&home)?;
-        if !record.staged.is_empty() && !is_used(&context.root, &record) {
-            let request = v1::NodeUnstageVolumeRequest {
-                volume_id: record.volume_handle.clone(),
-                staging_target_path: record.staged.clone(),
-            };
-            let unstaged = driver.client.node_unstage_volume(request).await;
-            unstaged.map_err(|e| anyhow::anyhow!(words(name, &e)))?;
-            // What a driver leaves in it is not the agent's to delete.
-            let _ = std::fs::remove_dir(&record.staged);
-            let _ = Path::new(&record.staged).parent().map(std::fs::remove_dir);
-        }
+        let (turns, target) = (context.csi.turns(), home.join(MOUNT));
+        calls::give_back(&mut driver, turns, &context.root, (&home, &target), &record).await?;
         // Said again with the Node's next status if it fails now.
         if record.attached
             && let Err(error) = report(context).await
@@ -359,23 +342,6 @@ pub async fn give_back(context: &Context, dir: &PodDir) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-async fn unpublish(driver: &mut Driver, record: &Record, target: &Path) -> anyhow::Result<()> {
-    let request = v1::NodeUnpublishVolumeRequest {
-        volume_id: record.volume_handle.clone(),
-        target_path: target.display().to_string(),
-    };
-    let done = driver.client.node_unpublish_volume(request).await;
-    done.map_err(|e| anyhow::anyhow!(words(&driver.name, &e)))?;
-    // The driver removes its target; a directory that it left has to be empty.
-    let is_folder = std::fs::symlink_metadata(target).is_ok_and(|found| found.is_dir());
-    match if is_folder { std::fs::remove_dir(target) } else { std::fs::remove_file(target) } {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(anyhow::Error::new(error).context(format!("remove {}", target.display())))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -11,26 +11,25 @@ use tokio::time::Instant;
 use super::plan::{Action, Input, Plan, plan};
 use super::source::Pods;
 use super::state::{Failed, Fate, Memory, PodState, Waiting, find_container};
-use super::steps::{container, sandbox, volumes};
+use super::steps::{container, sandbox};
 use super::termination;
 use super::{replaced, status, unsupported};
 use crate::context::Context;
 use crate::logs::rotate;
 use crate::probes::Prober;
-use crate::volumes::{Error as VolumeError, PodDir};
+use crate::volumes::PodDir;
 
 mod admit;
 mod give_back;
 mod limits;
 mod mirror;
+mod mount;
 pub mod report;
 mod resize;
 mod start;
 mod step;
 mod stop;
 
-/// Volumes made from objects are brought up to date this often.
-const REFRESH: Duration = Duration::from_secs(30);
 /// A step that takes longer than this lets the status be written first.
 const SLOW: Duration = Duration::from_millis(150);
 /// Looked at again at least this often.
@@ -69,7 +68,7 @@ pub struct Worker {
     memory: Memory,
     prober: Prober,
     written: Option<PodStatus>,
-    refreshed: Instant,
+    volumes: mount::Tasks,
     said_backoff: Option<(String, Instant)>,
     /// Of a static pod: its mirror's uid, and how often one was lost before.
     mirror: Option<(String, u64)>,
@@ -109,7 +108,7 @@ impl Worker {
             memory: Memory::default(),
             prober,
             written: None,
-            refreshed: Instant::now(),
+            volumes: mount::Tasks::new(),
             said_backoff: None,
             mirror: None,
             mirrors_lost: now.mirrors_lost,
@@ -199,10 +198,14 @@ impl Worker {
         }
     }
 
+    /// Its containers are being ended for good, or have ended.
+    fn is_ending(&self) -> bool {
+        self.fate != Fate::Runs || super::plan::ended(self.input())
+    }
+
     async fn turn(&mut self) -> anyhow::Result<Done> {
         self.look().await?;
-        if self.memory.ending_since.is_none() && (self.fate != Fate::Runs || super::plan::ended(self.input()))
-        {
+        if self.memory.ending_since.is_none() && self.is_ending() {
             self.memory.ending_since = Some(Timestamp::now());
         }
         if !self.admit().await {
@@ -253,10 +256,11 @@ impl Worker {
             self.state.containers.retain(|c| c.name != *name || c.attempt < *attempt);
         }
         self.read_last_words();
-        if self.fate == Fate::Runs {
-            self.prober.fit(&self.pod, &self.state);
-        } else {
-            self.prober.stop();
+        match self.fate {
+            // Nobody is left to tell.
+            Fate::Gone => self.prober.stop(),
+            _ if self.is_ending() => self.prober.fit_ending(&self.state),
+            _ => self.prober.fit(&self.pod, &self.state),
         }
         self.memory.probed = self.prober.results();
         let ended = self.pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Failed");
@@ -349,35 +353,6 @@ impl Worker {
         Waiting { reason: reason.to_owned(), message, retry_at, failures }
     }
 
-    async fn mount(&mut self) {
-        if let Err(message) = crate::claims::prepare(&self.context, &self.pod).await {
-            let reason = "FailedPrepareDynamicResources";
-            self.context.recorder.pod(&self.pod, None, true, reason, message.clone());
-            let before = self.memory.mount_error.as_ref();
-            self.memory.mount_error =
-                Some(Self::waiting(before, reason, message, |n| (1_i64 << n.min(5)).min(30)));
-            return;
-        }
-        match volumes::mount(&self.context, &self.pod, Vec::new()).await {
-            Ok(_) => {
-                self.memory.mounted = true;
-                self.memory.mount_error = None;
-                self.refreshed = Instant::now();
-                crate::csi::expand::run(&self.context, &self.pod).await;
-            }
-            Err(error @ VolumeError::Unsupported { .. }) => {
-                self.refuse("UnsupportedVolume", "FailedMount", error.to_string())
-            }
-            Err(error) => {
-                let message = error.to_string();
-                self.context.recorder.pod(&self.pod, None, true, "FailedMount", message.clone());
-                let before = self.memory.mount_error.as_ref();
-                self.memory.mount_error =
-                    Some(Self::waiting(before, "FailedMount", message, |n| (1_i64 << n.min(5)).min(30)));
-            }
-        }
-    }
-
     async fn run_sandbox(&mut self, attempt: u32) {
         let (context, pod) = (self.context.clone(), self.pod.clone());
         let mut wanted = self.wanted.clone();
@@ -416,23 +391,6 @@ impl Worker {
         }
     }
 
-    /// ConfigMaps and Secrets that changed, into the volumes of a running pod; volumes that grew.
-    async fn refresh(&mut self) {
-        let due = self.refreshed.elapsed() >= REFRESH;
-        if !due || self.fate != Fate::Runs || !self.memory.mounted {
-            return;
-        }
-        self.refreshed = Instant::now();
-        crate::csi::expand::run(&self.context, &self.pod).await;
-        if !volumes::live(&self.pod) {
-            return;
-        }
-        let ips = self.state.sandbox().map(|s| s.ips.clone()).unwrap_or_default();
-        if let Err(error) = volumes::mount(&self.context, &self.pod, ips).await {
-            self.context.recorder.pod(&self.pod, None, true, "FailedMount", error.to_string());
-        }
-    }
-
     /// Removes what was put aside of the log of a container that is to be forgotten; the runtime removes the rest.
     async fn remove_logs(&self, id: &str) {
         let Some(container) = self.state.by_id(Some(id)) else { return };
@@ -442,7 +400,7 @@ impl Worker {
         }
     }
 
-    async fn remove_files(&self) -> anyhow::Result<()> {
+    async fn remove_files(&mut self) -> anyhow::Result<()> {
         let uid = self.pod.metadata.uid.clone().unwrap_or_default();
         let logs = self.context.log_directory(&self.pod);
         self.context.tokens.forget(&uid);

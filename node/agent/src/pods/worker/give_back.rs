@@ -34,7 +34,8 @@ impl Worker {
     }
 
     /// What drivers have of the pod, and the volumes on this node. Its logs and last words stay.
-    pub(super) async fn give_back(&self, dir: &PodDir) -> anyhow::Result<()> {
+    pub(super) async fn give_back(&mut self, dir: &PodDir) -> anyhow::Result<()> {
+        self.volumes.end().await;
         crate::csi::volume::give_back(&self.context, dir).await?;
         crate::claims::give_back(&self.context, dir).await?;
         let dir = dir.clone();

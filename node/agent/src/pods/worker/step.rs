@@ -5,7 +5,7 @@ use std::pin::pin;
 
 use tokio::sync::{Notify, watch};
 
-use super::{SLOW, Wanted, Worker};
+use super::{RETRY, SLOW, Wanted, Worker};
 use crate::pods::state::Fate;
 
 impl Wanted {
@@ -17,24 +17,25 @@ impl Wanted {
 
 /// Says how things are.
 pub(super) trait Tell {
-    /// Once more.
-    fn tell(&mut self) -> impl Future<Output = ()> + Send;
+    /// Once more. False: it is not told yet.
+    fn tell(&mut self) -> impl Future<Output = bool> + Send;
 }
 
 impl Tell for Worker {
-    async fn tell(&mut self) {
+    async fn tell(&mut self) -> bool {
         let told = async {
             self.look().await?;
             self.write_status().await
         };
-        if let Err(error) = told.await {
+        let told = told.await.inspect_err(|error| {
             tracing::debug!(pod = %self.name(), error = format!("{error:#}"), "its status is not written yet");
-        }
+        });
+        told.is_ok()
     }
 }
 
-/// Does a step, and tells how things are where it takes long: once, and whenever the pod is woken. `None`: it was broken off,
-/// because `ends` says so of what is wanted now.
+/// Does a step, and tells how things are where it takes long: once, and whenever the pod is woken; what could not be told is
+/// told later. `None`: it was broken off, because `ends` says so of what is wanted now.
 pub(super) async fn attend<T>(
     step: impl Future<Output = T>,
     tells: &mut impl Tell,
@@ -47,15 +48,16 @@ pub(super) async fn attend<T>(
         return Some(done);
     }
     loop {
-        tokio::select! {
+        let told = tokio::select! {
             done = &mut step => return Some(done),
             _ = wanted.wait_for(&mut ends) => return None,
-            () = tells.tell() => {}
-        }
+            told = tells.tell() => told,
+        };
         tokio::select! {
             done = &mut step => return Some(done),
             _ = wanted.wait_for(&mut ends) => return None,
             () = wake.notified() => {}
+            () = tokio::time::sleep(RETRY), if !told => {}
         }
     }
 }
@@ -74,8 +76,8 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
 
     impl Tell for mpsc::UnboundedSender<()> {
-        async fn tell(&mut self) {
-            let _ = self.send(());
+        async fn tell(&mut self) -> bool {
+            self.send(()).is_ok()
         }
     }
 
@@ -83,9 +85,38 @@ mod tests {
     struct Silence;
 
     impl Tell for Silence {
-        async fn tell(&mut self) {
+        async fn tell(&mut self) -> bool {
             std::future::pending().await
         }
+    }
+
+    /// Is heard when it has failed so many times.
+    struct Deaf(u32, mpsc::UnboundedSender<()>);
+
+    impl Tell for Deaf {
+        async fn tell(&mut self) -> bool {
+            match self.0.checked_sub(1) {
+                Some(left) => {
+                    self.0 = left;
+                    false
+                }
+                None => self.1.send(()).is_ok(),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_told_is_told_later() {
+        let (_source, wanted) = watch::channel(Wanted::new(Pod::default(), Fate::Runs));
+        let (told, mut heard) = mpsc::unbounded_channel();
+        // Nothing wakes the pod.
+        let step = tokio::spawn(async move {
+            let (never, wake, mut tells) = (std::future::pending::<()>(), Notify::new(), Deaf(2, told));
+            attend(never, &mut tells, &wake, wanted, Wanted::ends).await
+        });
+        let next = tokio::time::timeout(SOON, heard.recv()).await;
+        assert!(next.is_ok_and(|told| told.is_some()), "it is told again and again");
+        step.abort();
     }
 
     #[tokio::test]
