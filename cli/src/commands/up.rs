@@ -322,6 +322,9 @@ async fn wait_for<F: Future<Output = bool>>(
     }
 }
 
+/// How long the runtime may take to say which containers outlive it.
+const ANSWER: Duration = Duration::from_secs(5);
+
 /// Stops the agent (so that nothing is started again), the pods, the runtime with its hosts, and the server. What does
 /// not stop keeps nothing else from being stopped.
 async fn stop(dir: &DataDir, processes: Processes, hurry: &CancellationToken) -> Result<()> {
@@ -334,10 +337,13 @@ async fn stop(dir: &DataDir, processes: Processes, hurry: &CancellationToken) ->
         if let Err(error) = pods.and_then(|done| done) {
             tracing::warn!(error = format!("{error:#}"), "not every pod was stopped in order");
         }
+        let endpoint = format!("unix://{}", dir.cri_socket().display());
+        let outliving = tokio::time::timeout(ANSWER, coracle_agent::stop::outliving(&endpoint)).await;
         done = done.and(stop_one(processes.runtime, Duration::from_secs(10), hurry).await);
         done = done.and(coracle_cri::end_hosts(&dir.runtime()).await);
-        let volumes = coracle_agent::volumes::let_go(&dir.node());
-        done = done.and(volumes.context("let go of the volumes of pods"));
+        // Of pods that may run, nothing is taken away.
+        let outliving = outliving.context("the runtime does not answer").and_then(|pods| pods);
+        done = done.and(outliving.and_then(|pods| coracle_agent::stop::let_go(&dir.node(), &pods)));
     }
     done.and(stop_one(processes.server, Duration::from_secs(20), hurry).await)
 }

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -31,6 +31,7 @@ pub mod probes;
 pub mod runtime;
 pub mod server;
 pub mod services;
+pub mod stop;
 pub mod storage;
 pub mod tokens;
 pub mod tuning;
@@ -68,9 +69,7 @@ pub struct Options {
 
 /// Runs until `shutdown`. Pods run on afterwards.
 pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Result<()> {
-    std::fs::create_dir_all(&options.root_dir)
-        .with_context(|| format!("create the root directory {}", options.root_dir.display()))?;
-    let root = std::path::absolute(&options.root_dir).context("find the root directory")?;
+    let root = root_directory(&options.root_dir)?;
     let devices = coracle_devices::manager::Manager::new(
         options.device_plugin_dir.clone().unwrap_or_else(|| root.join("device-plugins")),
         root.join("device-plugins").join("checkpoint.json"),
@@ -146,9 +145,31 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
     Ok(())
 }
 
+/// The root directory, made where it is missing, as the kernel names what is mounted below it: absolute and without links.
+fn root_directory(path: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(path).with_context(|| format!("create the root directory {}", path.display()))?;
+    path.canonicalize().with_context(|| format!("find the root directory {}", path.display()))
+}
+
 /// A node without device plugins goes on.
 async fn serve_devices(devices: coracle_devices::manager::Manager) {
     if let Err(error) = devices.run().await {
         tracing::warn!(%error, "device plugins cannot register with this node");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_directory_is_named_as_the_kernel_does() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path().canonicalize().expect("its own name");
+        std::os::unix::fs::symlink("there", dir.join("link")).expect("a link");
+        std::fs::create_dir(dir.join("there")).expect("a directory");
+        let root = root_directory(&dir.join("link/node")).expect("a root directory");
+        assert_eq!(root, dir.join("there/node"));
+        assert_eq!(root_directory(&root).expect("again"), root);
     }
 }

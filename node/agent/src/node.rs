@@ -16,7 +16,7 @@ use crate::context::Context;
 pub mod lease;
 pub mod machine;
 pub mod object;
-mod reserve;
+pub mod reserve;
 pub mod shutdown;
 
 /// How often the status is looked at.
@@ -96,9 +96,9 @@ struct Keeper<'a> {
     /// What was last wrong with the runtime.
     problem: Option<String>,
     started: bool,
-    /// What is reserved is kept from all pods together.
+    /// What is reserved is kept from all pods together, or nothing is.
     reserved: bool,
-    /// Why it is not.
+    /// Why it is not so.
     unreserved: Option<String>,
 }
 
@@ -180,20 +180,18 @@ impl Keeper<'_> {
         shown.collect()
     }
 
-    /// Keeps what is reserved from Linux pods, where our runtime has some; tried again until it is.
+    /// Keeps what is reserved from Linux pods, where our runtime has some, or lets them have it; tried again until it is so.
     async fn reserve(&mut self) {
         let context = self.context;
-        if self.reserved || !context.tuning.enforce || !context.runs_linux() {
+        if self.reserved || !context.runs_linux() {
             return;
         }
         if context.runtime.name().await.is_ok_and(|name| name == "coracle") {
-            let refused = reserve::enforce(context).err().map(|error| error.to_string());
+            let done = if context.tuning.enforce { reserve::enforce(context) } else { reserve::lift() };
+            let refused = done.err().map(|error| error.to_string());
             self.reserved = refused.is_none();
             if refused.is_some() && refused != self.unreserved {
-                tracing::warn!(
-                    error = refused,
-                    "what is reserved on the node cannot be kept from its pods yet"
-                );
+                tracing::warn!(error = refused, "what all pods together may have of the node is not set yet");
             }
             self.unreserved = refused;
         }

@@ -1,13 +1,12 @@
 //! Volumes of pods: what goes into them (`sources`, pure) and how it gets there (`atomic`). Everything below a pod's
 //! directory is written through cap-std, so that no key or path of an object can name anything outside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
-use coracle_api::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
 use crate::env::{Sources, fields::Facts};
 
@@ -17,6 +16,7 @@ pub(crate) use ownership::own;
 pub mod atomic;
 pub mod claims;
 pub mod devices;
+mod empty_dir;
 pub mod host_path;
 pub mod huge_pages;
 pub mod local;
@@ -149,24 +149,34 @@ fn remove_all(path: &Path) -> std::io::Result<()> {
 }
 
 /// Takes away what the volumes of pods whose containers have ended hold of this machine besides files: memory, and shares
-/// of the network. What a storage driver has published stays with it.
+/// of the network. What a storage driver has published stays with it. `outliving` are the uids of pods whose containers run.
 ///
 /// # Errors
-/// When something stays.
-pub fn let_go(root: &Path) -> std::io::Result<()> {
-    let root = std::path::absolute(root)?;
+/// What stays, of every pod where something does.
+pub fn let_go(root: &Path, outliving: &BTreeSet<String>) -> std::io::Result<()> {
+    let root = match root.canonicalize() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        root => root?,
+    };
     let pods = std::fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
-    for uid in pods.filter_map(|entry| entry.file_name().into_string().ok()) {
-        let volumes = root.join("pods").join(&uid).join("volumes");
-        for kind in std::fs::read_dir(volumes).into_iter().flatten().flatten() {
-            if kind.file_name() != crate::csi::volume::PLUGIN {
-                mounting::unmount_below(&kind.path())?;
-            }
-        }
-        sub_paths::remove(&root.join("pods").join(&uid))?;
-        memory::remove(&root, &uid)?;
+    let pods = pods.filter_map(|entry| entry.file_name().into_string().ok());
+    let ended = pods.filter(|uid| !outliving.contains(uid));
+    let failed = ended.filter_map(|uid| let_go_of_pod(&root, &uid).err().map(|e| format!("pod {uid}: {e}")));
+    match failed.collect::<Vec<_>>().join("; ") {
+        words if words.is_empty() => Ok(()),
+        words => Err(std::io::Error::other(words)),
     }
-    Ok(())
+}
+
+fn let_go_of_pod(root: &Path, uid: &str) -> std::io::Result<()> {
+    let own = root.join("pods").join(uid);
+    for kind in std::fs::read_dir(own.join("volumes")).into_iter().flatten().flatten() {
+        if kind.file_name() != crate::csi::volume::PLUGIN {
+            mounting::unmount_below(&kind.path())?;
+        }
+    }
+    sub_paths::remove(&own)?;
+    memory::remove(root, uid)
 }
 
 /// Whether a volume is to be in memory.
@@ -252,13 +262,8 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
             made.map_err(failed)?;
             continue;
         }
-        // After a stop, or the machine's restart, the directory is there and its memory is not.
-        let lost = || is_memory(volume) && nix::unistd::geteuid().is_root() && !mounting::is_mounted(&path);
-        let fresh = !path.exists() || lost();
-        if is_memory(volume)
-            && memory::directory(&dir.root, &dir.uid).is_some_and(|own| path.starts_with(own))
-        {
-            memory::make(&path).map_err(|e| failed(format!("make {}: {e}", path.display())))?;
+        if let Some(source) = &volume.empty_dir {
+            empty_dir::set_up(pod, volume, source, dir, &path).map_err(failed)?;
             continue;
         }
         std::fs::create_dir_all(&path).map_err(|e| failed(format!("create {}: {e}", path.display())))?;
@@ -268,18 +273,6 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
             mounting::nfs(&share, &options, &path).map_err(failed)?;
             continue;
         }
-        if let Some(source) = &volume.empty_dir {
-            let made = match huge_pages::medium(volume) {
-                Some(medium) => {
-                    huge_pages::page_size(medium, pod).and_then(|size| mounting::huge_pages(&path, size))
-                }
-                None => empty_dir(source, &path, fresh),
-            };
-            if made.map_err(failed)? {
-                own(pod, &path).map_err(failed)?;
-            }
-            continue;
-        }
         let files = sources::files(pod, volume, sources, facts).map_err(failed)?;
         let target = Dir::open_ambient_dir(&path, ambient_authority())
             .map_err(|e| failed(format!("open {}: {e}", path.display())))?;
@@ -287,17 +280,6 @@ pub fn set_up(pod: &Pod, dir: &PodDir, sources: &Sources, facts: &Facts) -> Resu
         changed |= atomic::write(&target, &files, group).map_err(|e| failed(e.to_string()))?;
     }
     Ok(changed)
-}
-
-/// Any user of the pod may write there. Returns whether it was not so before.
-fn empty_dir(source: &EmptyDirVolumeSource, path: &Path, fresh: bool) -> Result<bool, String> {
-    if source.medium.as_deref() == Some("Memory") && nix::unistd::geteuid().is_root() {
-        let limit = source.size_limit.as_ref().and_then(|q| Quantity::parse(&q.0).ok());
-        return mounting::memory(path, limit.and_then(|q| u64::try_from(q.value()).ok()).filter(|b| *b > 0));
-    }
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-    let opened = if fresh { std::fs::set_permissions(path, open) } else { Ok(()) };
-    opened.map(|()| fresh).map_err(|e| format!("open {} to all: {e}", path.display()))
 }
 
 /// A directory of a persistent volume: those that are made on demand are made at their first mount.

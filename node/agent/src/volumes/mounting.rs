@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::NFSVolumeSource;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::ownership::Group;
+
 /// Mount points at or below a directory, the deepest first.
 pub fn below(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
@@ -82,31 +84,37 @@ pub fn nfs(share: &NFSVolumeSource, options: &[String], target: &Path) -> Result
     }
 }
 
-/// Mounts memory at a directory, if it is not mounted yet, which is answered; at most so many bytes.
+/// The mode of what any user of a pod may write to, and its group's number: known to the kernel with the mount itself.
+fn open_to(group: Option<Group>) -> String {
+    group.map_or_else(|| "mode=0777".to_owned(), |group| format!("mode=2777,gid={}", group.id))
+}
+
+/// Mounts memory of a group at a directory, if it is not mounted yet, which is answered; at most so many bytes.
 ///
 /// # Errors
 /// Why it cannot be.
-pub fn memory(target: &Path, limit: Option<u64>) -> Result<bool, String> {
+pub fn memory(target: &Path, limit: Option<u64>, group: Option<Group>) -> Result<bool, String> {
     if is_mounted(target) {
         return Ok(false);
     }
-    let data = limit.map_or_else(|| "mode=0777".to_owned(), |bytes| format!("mode=0777,size={bytes}"));
+    let size = limit.map(|bytes| format!(",size={bytes}")).unwrap_or_default();
+    let data = format!("{}{size}", open_to(group));
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), target, Some("tmpfs"), flags, Some(data.as_str()))
         .map_err(|e| format!("mount memory at {}: {e}", target.display()))?;
     Ok(true)
 }
 
-/// Mounts huge pages of so many bytes each at a directory, if they are not mounted yet, which is answered.
+/// Mounts huge pages of so many bytes each, of a group, at a directory, if they are not mounted yet, which is answered.
 ///
 /// # Errors
 /// Why they cannot be.
-pub fn huge_pages(target: &Path, page_size: u64) -> Result<bool, String> {
+pub fn huge_pages(target: &Path, page_size: u64, group: Option<Group>) -> Result<bool, String> {
     const KIND: &str = "hugetlbfs";
     if is_mounted(target) {
         return Ok(false);
     }
-    let data = format!("pagesize={page_size},mode=0777");
+    let data = format!("pagesize={page_size},{}", open_to(group));
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let why = match mount(Some("nodev"), target, Some(KIND), flags, Some(data.as_str())) {
         Ok(()) => return Ok(true),
@@ -137,20 +145,20 @@ mod tests {
     #[test]
     fn huge_pages_are_mounted_or_it_is_said_why_not() {
         let dir = tempfile::tempdir().expect("a directory");
-        let made = huge_pages(dir.path(), 2 << 20);
+        let made = huge_pages(dir.path(), 2 << 20, None);
         if !nix::unistd::geteuid().is_root() || !knows("hugetlbfs") {
             let why = made.expect_err("not here");
             assert!(why.contains("has to run as root") || why.contains("no huge pages"), "{why}");
             return;
         }
         assert_eq!(made, Ok(true));
-        assert_eq!(huge_pages(dir.path(), 2 << 20), Ok(false), "once");
+        assert_eq!(huge_pages(dir.path(), 2 << 20, None), Ok(false), "once");
         let mode = std::os::unix::fs::PermissionsExt::mode(&dir.path().metadata().expect("it").permissions());
         assert_eq!(mode & 0o777, 0o777);
         let kind = nix::sys::statfs::statfs(dir.path()).expect("a filesystem").filesystem_type();
         assert_eq!(kind, nix::sys::statfs::HUGETLBFS_MAGIC);
         unmount_below(dir.path()).expect("unmounted");
-        let why = huge_pages(dir.path(), 12345).expect_err("no such pages");
+        let why = huge_pages(dir.path(), 12345, None).expect_err("no such pages");
         assert!(why.contains("has no huge pages of 12345 bytes"), "{why}");
     }
 

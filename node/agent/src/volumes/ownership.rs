@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, MetadataExt, PermissionsExt};
@@ -11,9 +11,6 @@ use k8s_openapi::api::core::v1::Pod;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{Gid, fchownat};
-
-const MAX_DEPTH: u32 = 64;
-const MAX_ENTRIES: usize = 100_000;
 
 /// A group that volumes are given to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,31 +56,43 @@ pub(crate) fn own(pod: &Pod, path: &Path) -> Result<(), String> {
     given().map_err(|e| format!("give {} to group {}: {e}", path.display(), group.id))
 }
 
-/// Gives a directory and all that is in it.
+/// Gives a directory and all that is in it; itself last, so that one that is given is given as a whole.
 ///
 /// # Errors
 /// What could not be given.
 pub fn give(dir: &Dir, group: Group) -> io::Result<()> {
-    give_to(dir, group, 0)
+    let mut left = vec![PathBuf::new()];
+    while let Some(path) = left.pop() {
+        let is_root = path.as_os_str().is_empty();
+        let below = if is_root { dir.try_clone() } else { dir.open_dir(&path) };
+        let Some(below) = or_gone(below)? else { continue };
+        if !is_root {
+            give_directory(&below, group)?;
+        }
+        give_entries(&below, &path, group, &mut left)?;
+    }
+    give_directory(dir, group)
 }
 
-fn give_to(dir: &Dir, group: Group, depth: u32) -> io::Result<()> {
-    give_directory(dir, group)?;
-    if depth >= MAX_DEPTH {
-        return Ok(());
-    }
-    for entry in dir.entries()?.take(MAX_ENTRIES) {
+/// Gives the files of a directory, which lies at `path`, and says which directories are left.
+fn give_entries(dir: &Dir, path: &Path, group: Group, left: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in dir.entries()? {
         let entry = entry?;
-        let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-        let given = match entry.file_type() {
-            Ok(kind) if kind.is_dir() => entry.open_dir().and_then(|below| give_to(&below, group, depth + 1)),
-            Ok(_) => give_file(dir, Path::new(&entry.file_name()), group),
-            Err(error) => Err(error),
-        };
-        // Whoever shares the volume goes on working there.
-        given.or_else(|error| if gone(&error) { Ok(()) } else { Err(error) })?;
+        match or_gone(entry.file_type())? {
+            Some(kind) if kind.is_dir() => left.push(path.join(entry.file_name())),
+            Some(_) => drop(or_gone(give_file(dir, Path::new(&entry.file_name()), group))?),
+            None => {}
+        }
     }
     Ok(())
+}
+
+/// Whoever shares the volume goes on working there.
+fn or_gone<T>(done: io::Result<T>) -> io::Result<Option<T>> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        done => done.map(Some),
+    }
 }
 
 /// Gives a directory alone.
@@ -157,5 +166,32 @@ mod tests {
         assert_eq!(seen("out").1, 0o400);
         assert_ne!(seen("").0, 4242);
         assert_eq!(Group { id: 1, reads: true }.file(0o400), 0o440);
+    }
+
+    #[test]
+    fn a_volume_that_is_not_given_as_a_whole_is_not_given() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let volume = tempfile::tempdir().expect("a directory");
+        let root = Dir::open_ambient_dir(volume.path(), ambient_authority()).expect("open");
+        let nest = |from: &Dir, name: &str, times: u32| {
+            let mut dir = from.try_clone().expect("the same");
+            for _ in 0..times {
+                dir.create_dir(name).expect("a directory");
+                dir = dir.open_dir(name).expect("open");
+            }
+            dir
+        };
+        let group = Group { id: 4242, reads: false };
+        let deepest = nest(&root, "a", 100);
+        give(&root, group).expect("given");
+        assert_eq!(deepest.dir_metadata().expect("it").gid(), 4242, "however deep it lies");
+        let volume = tempfile::tempdir().expect("a directory");
+        let root = Dir::open_ambient_dir(volume.path(), ambient_authority()).expect("open");
+        // Longer than any path that the kernel takes.
+        nest(&root, &"x".repeat(250), 20);
+        give(&root, group).expect_err("out of reach");
+        assert_ne!(root.dir_metadata().expect("it").gid(), 4242, "it is tried again");
     }
 }

@@ -155,8 +155,16 @@ fn memory_is_let_go_and_comes_back() {
     all();
     let files: Vec<_> = volumes(&pod).iter().map(|v| dir.volume(v).expect("a path").join("file")).collect();
     files.iter().for_each(|file| std::fs::write(file, "kept").expect("written"));
-    let_go(root.path()).expect("let go");
-    let_go(root.path()).expect("nothing is left to let go");
+    // Another pod's cannot be let go of, and one has containers that run.
+    std::fs::create_dir_all(root.path().join("pods/bad")).expect("a directory");
+    std::fs::write(root.path().join("pods/bad/volume-subpaths"), "").expect("a file");
+    let runs = BTreeSet::from(["u".to_owned()]);
+    let let_go = |outliving: &BTreeSet<String>| let_go(root.path(), outliving).map_err(|e| e.to_string());
+    let why = let_go(&runs).expect_err("something stays");
+    assert!(why.starts_with("pod bad: ") && files[0].exists(), "{why}");
+    assert_eq!(let_go(&BTreeSet::new()), Err(why));
+    std::fs::remove_dir_all(root.path().join("pods/bad")).expect("removed");
+    assert_eq!(let_go(&BTreeSet::new()), Ok(()), "nothing is left to let go");
     assert_eq!(files.iter().map(|file| file.exists()).collect::<Vec<_>>(), [false, true]);
     assert!(super::mounting::below(root.path()).expect("mounts").is_empty());
     all();
@@ -165,6 +173,36 @@ fn memory_is_let_go_and_comes_back() {
         super::mounting::is_mounted(files[0].parent().expect("a volume")),
         nix::unistd::geteuid().is_root()
     );
+    dir.remove().expect("removed");
+}
+
+#[test]
+fn an_empty_dir_is_whole_and_of_its_group_when_it_is_there() {
+    use std::os::unix::fs::MetadataExt;
+    let (_root, dir) = dir();
+    let mut pod =
+        pod(json!([{"name": "d", "emptyDir": {}}, {"name": "m", "emptyDir": {"medium": "Memory"}}]));
+    pod.spec.as_mut().expect("a spec").security_context =
+        serde_json::from_value(json!({"fsGroup": 4242})).expect("a context");
+    let paths: Vec<PathBuf> = volumes(&pod).iter().map(|v| dir.volume(v).expect("a path")).collect();
+    // An agent ended while it made this one.
+    let half = paths[0].with_file_name(".d.half");
+    std::fs::create_dir_all(&half).expect("a directory");
+    std::fs::set_permissions(&half, PermissionsExt::from_mode(0o700)).expect("a mode");
+    let set_up = || set_up(&pod, &dir, &Sources::new(), &Facts::default()).expect("set up");
+    set_up();
+    let is_root = nix::unistd::geteuid().is_root();
+    for path in &paths {
+        let found = path.metadata().expect("a directory");
+        assert_eq!(found.mode() & 0o777, 0o777);
+        assert!(!is_root || (found.gid(), found.mode() & 0o2000) == (4242, 0o2000), "{}", path.display());
+    }
+    assert!(!half.exists());
+    // What the pod makes of it stays, and nothing is mounted twice.
+    std::fs::set_permissions(&paths[0], PermissionsExt::from_mode(0o700)).expect("a mode");
+    set_up();
+    assert_eq!(paths[0].metadata().expect("a directory").mode() & 0o777, 0o700);
+    assert_eq!(mounting::below(&dir.path).expect("mounts").len(), usize::from(is_root));
     dir.remove().expect("removed");
 }
 
