@@ -63,6 +63,8 @@ pub struct Context {
     pub machine_memory: i64,
     /// Sizes of this machine's huge pages, in the words of control groups: `2MB`.
     pub page_sizes: Vec<String>,
+    /// How busy this machine is.
+    pub node_cpu: crate::node::machine::Rate,
     /// What pods may have of this machine.
     pub allocatable: Amounts,
     /// Most pods at a time.

@@ -118,6 +118,7 @@ pub async fn run(options: Options, shutdown: CancellationToken) -> anyhow::Resul
         probes: Default::default(),
         claims: Default::default(),
         volume_stats: Default::default(),
+        node_cpu: Default::default(),
         tuning: options.tuning.clone(),
         pressure: tokio::sync::watch::channel(Default::default()).0,
         shutting_down: Default::default(),

@@ -144,6 +144,7 @@ impl Keeper<'_> {
             now: Timestamp::now(),
         };
         let ready = facts.runtime.problem.is_none();
+        self.context.node_cpu.look(machine::usage().cpu_nanos, std::time::Instant::now());
         self.reserve().await;
         if self.problem != facts.runtime.problem {
             self.problem.clone_from(&facts.runtime.problem);

@@ -66,6 +66,7 @@ impl Drop for Prober {
 impl Prober {
     /// For the pod of that uid. `wake` is notified when a result changes.
     pub fn new(uid: String, wake: Arc<Notify>, context: &Context) -> Self {
+        context.probes.begin(&uid);
         Self {
             tasks: HashMap::new(),
             results: Results::default(),
@@ -195,20 +196,10 @@ impl Task {
         loop {
             let target = Target { spec: &self.spec, id: &self.id, ip: &self.ip, runtime: &self.runtime };
             let looked = check::check(&self.probe, &target, limit).await;
-            self.counts.count(&self.pod, &self.spec.name, self.kind, looked.is_ok());
-            match looked {
-                Ok(found) => {
-                    (passed, failed) = (passed + 1, 0);
-                    if let Found::Warning(what) = found {
-                        let message = format!("{} probe warning: {what}", self.kind.word());
-                        self.recorder.pod(&self.pod, Some(&self.spec.name), true, "ProbeWarning", message);
-                    }
-                }
-                Err(why) => {
-                    (passed, failed) = (0, failed + 1);
-                    let message = format!("{} probe failed: {why}", self.kind.word());
-                    self.recorder.pod(&self.pod, Some(&self.spec.name), true, "Unhealthy", message);
-                }
+            match self.told(looked) {
+                Some(true) => (passed, failed) = (passed + 1, 0),
+                Some(false) => (passed, failed) = (0, failed + 1),
+                None => {}
             }
             if passed >= success {
                 self.say(true);
@@ -228,6 +219,37 @@ impl Task {
                 && period > Duration::from_secs(1);
             tokio::time::sleep(if eager { Duration::from_secs(1) } else { period }).await;
         }
+    }
+
+    /// Counts a look and tells people of it: whether it passed. `None`: nothing can be said of it.
+    fn told(&self, looked: Result<Found, String>) -> Option<bool> {
+        let kind = self.kind.word();
+        let warn = |reason, words: String| {
+            self.recorder.pod(
+                &self.pod,
+                Some(&self.spec.name),
+                true,
+                reason,
+                format!("{kind} probe {words}"),
+            );
+        };
+        let passed = match looked {
+            Ok(Found::Fine) => true,
+            Ok(Found::Warning(what)) => {
+                warn("ProbeWarning", format!("warning: {what}"));
+                true
+            }
+            Ok(Found::Broken(why)) => {
+                warn("Unhealthy", format!("errored and resulted in failure state: {why}"));
+                return None;
+            }
+            Err(why) => {
+                warn("Unhealthy", format!("failed: {why}"));
+                false
+            }
+        };
+        self.counts.count(&self.pod, &self.spec.name, self.kind, passed);
+        Some(passed)
     }
 
     fn say(&self, good: bool) {

@@ -1,6 +1,9 @@
 //! What this machine is, from /proc and /etc. What cannot be read is empty, never an error.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::memory::machine::{self as nodes, Amounts, MEMORY};
 
@@ -93,4 +96,54 @@ pub fn usage() -> Usage {
     };
     let (total, available) = (bytes("MemTotal:"), bytes("MemAvailable:"));
     Usage { cpu_nanos: busy.saturating_mul(TICK), memory: total.saturating_sub(available), available }
+}
+
+/// Looks closer to each other than this tell nothing.
+const LEAST: Duration = Duration::from_secs(1);
+
+/// How busy all processors together are, between two looks.
+#[derive(Default)]
+pub struct Rate(Mutex<Option<Look>>);
+
+#[derive(Clone, Copy)]
+struct Look {
+    at: Instant,
+    nanos: u64,
+    rate: Option<u64>,
+}
+
+impl Rate {
+    /// Nanoseconds of work a second, since a look that was at least a second ago; `nanos` is what they have worked so far.
+    /// `None`: there was none.
+    pub fn look(&self, nanos: u64, now: Instant) -> Option<u64> {
+        let mut last = self.0.lock();
+        let rate = match *last {
+            None => None,
+            Some(before) => {
+                let passed = now.saturating_duration_since(before.at);
+                if passed < LEAST {
+                    return before.rate;
+                }
+                let worked = u128::from(nanos.saturating_sub(before.nanos));
+                u64::try_from(worked * 1_000_000_000 / passed.as_nanos()).ok()
+            }
+        };
+        *last = Some(Look { at: now, nanos, rate });
+        rate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_busy_the_machine_is_is_told_from_two_looks() {
+        let (rate, began) = (Rate::default(), Instant::now());
+        let at = |seconds: f64| began + Duration::from_secs_f64(seconds);
+        assert_eq!(rate.look(5_000_000_000, at(0.0)), None);
+        assert_eq!(rate.look(5_500_000_000, at(0.5)), None, "too close");
+        assert_eq!(rate.look(8_000_000_000, at(2.0)), Some(1_500_000_000));
+        assert_eq!(rate.look(9_000_000_000, at(2.5)), Some(1_500_000_000), "too close");
+    }
 }

@@ -224,6 +224,8 @@ pub struct Memory {
     pub resources: BTreeMap<String, ResourceRequirements>,
     /// The sandbox that was last given resources, and those.
     pub limited: Option<(String, Together)>,
+    /// Ids of containers that are still to have other limits of their pod.
+    pub heirs: BTreeSet<String>,
     /// Why running containers do not have the resources of their specs.
     pub unresized: Option<Unresized>,
     /// What this node cannot do for the pod: it is refused for good.

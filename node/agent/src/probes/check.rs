@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container as Spec, Probe};
+use k8s_openapi::api::core::v1::{Container as Spec, HTTPGetAction, Probe};
 use tokio::net::TcpStream;
 
 use super::port;
@@ -15,6 +15,9 @@ mod tls;
 
 /// The most of an answer that is read.
 const MAX_BODY: usize = 10 << 10;
+
+/// How often an answer that breaks off is asked for, as with the kubelet.
+const TRIES: u32 = 3;
 
 /// What is looked at.
 pub struct Target<'a> {
@@ -32,7 +35,7 @@ pub struct Target<'a> {
 pub async fn check(probe: &Probe, target: &Target<'_>, limit: Duration) -> Result<Found, String> {
     let look = async {
         if let Some(get) = &probe.http_get {
-            return judge(http::get(get, target, "probe").await?);
+            return judge(whole(get, target).await?);
         }
         let looked = if let Some(tcp) = &probe.tcp_socket {
             let host = tcp.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(target.ip);
@@ -54,6 +57,18 @@ pub async fn check(probe: &Probe, target: &Target<'_>, limit: Duration) -> Resul
     }
 }
 
+/// An answer that does not break off, of a few.
+async fn whole(get: &HTTPGetAction, target: &Target<'_>) -> Result<http::Answer, http::Failure> {
+    let mut answer = http::get(get, target, "probe").await?;
+    for _ in 1..TRIES {
+        if answer.broken.is_none() {
+            break;
+        }
+        answer = http::get(get, target, "probe").await?;
+    }
+    Ok(answer)
+}
+
 /// Runs a command in the container; it has to end with 0.
 pub async fn exec(command: &[String], target: &Target<'_>, limit: Duration) -> Result<(), String> {
     let seconds = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX).max(1);
@@ -71,17 +86,22 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {host}:{port}: connect: {e}"))
 }
 
-/// What a look that went well found.
+/// What a look found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
     /// All is well.
     Fine,
     /// It counts as well, and people are told these words.
     Warning(String),
+    /// The answer broke off, which says nothing of the container: it counts neither way.
+    Broken(String),
 }
 
 /// Pure: what a probe makes of an answer.
 fn judge(answer: http::Answer) -> Result<Found, String> {
+    if let Some(why) = answer.broken {
+        return Ok(Found::Broken(why));
+    }
     match answer.status {
         200..300 => Ok(Found::Fine),
         300..400 => Ok(Found::Warning(format!("Probe terminated redirects, Response body: {}", answer.body))),

@@ -1,6 +1,6 @@
 //! How often the probes of this node's containers passed and failed, as the kubelet's `/metrics/probes` has it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -19,12 +19,24 @@ struct Labels {
     result: &'static str,
 }
 
+#[derive(Default)]
+struct All {
+    /// The uids of pods that are looked at.
+    pods: BTreeSet<String>,
+    by: BTreeMap<Labels, u64>,
+}
+
 /// Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Counts(Arc<Mutex<BTreeMap<Labels, u64>>>);
+pub struct Counts(Arc<Mutex<All>>);
 
 impl Counts {
-    /// One more look.
+    /// A pod is looked at from now on.
+    pub(super) fn begin(&self, uid: &str) {
+        self.0.lock().pods.insert(uid.to_owned());
+    }
+
+    /// One more look. One that ends after its pod is gone counts no more.
     pub(super) fn count(&self, pod: &Pod, container: &str, kind: Kind, passed: bool) {
         let meta = &pod.metadata;
         let labels = Labels {
@@ -35,12 +47,17 @@ impl Counts {
             kind: kind.word(),
             result: if passed { "successful" } else { "failed" },
         };
-        *self.0.lock().entry(labels).or_default() += 1;
+        let mut all = self.0.lock();
+        if all.pods.contains(&labels.uid) {
+            *all.by.entry(labels).or_default() += 1;
+        }
     }
 
     /// The pod is no more.
     pub(super) fn forget(&self, uid: &str) {
-        self.0.lock().retain(|labels, _| labels.uid != uid);
+        let mut all = self.0.lock();
+        all.pods.remove(uid);
+        all.by.retain(|labels, _| labels.uid != uid);
     }
 
     /// Prometheus text.
@@ -50,7 +67,7 @@ impl Counts {
             "# HELP {name} [BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.\n\
              # TYPE {name} counter\n"
         );
-        for (labels, count) in self.0.lock().iter() {
+        for (labels, count) in &self.0.lock().by {
             let Labels { container, namespace, pod, uid, kind, result } = labels;
             let _ = writeln!(
                 text,
@@ -71,6 +88,7 @@ mod tests {
         let counts = Counts::default();
         let meta = serde_json::json!({"name": "p", "namespace": "ns", "uid": "u"});
         let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": meta})).expect("a Pod");
+        counts.begin("u");
         for passed in [true, false, true] {
             counts.count(&pod, "a", Kind::Readiness, passed);
         }
@@ -81,6 +99,8 @@ mod tests {
             assert!(text.lines().any(|one| one == line), "no {line} in {text}");
         }
         counts.forget("u");
+        // A look that was under way.
+        counts.count(&pod, "a", Kind::Readiness, true);
         assert!(!counts.text().contains("ns"));
     }
 }

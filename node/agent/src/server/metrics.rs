@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use coracle_cri_api::v1::{ContainerState, ContainerStats, NetworkInterfaceUsage, NetworkUsage, UInt64Value};
 use k8s_openapi::jiff::Timestamp;
@@ -94,6 +95,12 @@ fn pods(rows: &[Row]) -> BTreeMap<(&str, &str), Sum> {
         };
     }
     pods
+}
+
+/// Bytes that the containers of a pod wrote to their own files.
+fn layers(rows: &[Row], uid: &str) -> u64 {
+    let layers = rows.iter().filter(|row| row.uid == uid).filter_map(|row| row.layer);
+    layers.fold(0, |sum, (bytes, _)| sum.saturating_add(bytes))
 }
 
 /// Prometheus text, one family at a time.
@@ -237,11 +244,13 @@ pub async fn summary(State(shared): State<Shared>) -> Response {
     }
     for (uid, (sum, list)) in &volumes {
         if let Some(pod) = all.get_mut(uid.as_str()).and_then(|p| p.as_object_mut()) {
-            pod.insert("ephemeral-storage".into(), json!({"time": now, "usedBytes": sum}));
+            let used = sum.saturating_add(layers(&rows, uid));
+            pod.insert("ephemeral-storage".into(), json!({"time": now, "usedBytes": used}));
             pod.insert("volume".into(), json!(list));
         }
     }
     let node = machine::usage();
+    let rate = shared.context.node_cpu.look(node.cpu_nanos, Instant::now());
     let mut node_memory = memory(&now, node.memory, None);
     if let Some(fields) = node_memory.as_object_mut() {
         fields.insert("availableBytes".into(), json!(node.available));
@@ -252,7 +261,7 @@ pub async fn summary(State(shared): State<Shared>) -> Response {
         fields.insert("usedBytes".into(), json!(used));
     }
     let node = json!({
-        "nodeName": shared.context.node_name, "cpu": cpu(&now, node.cpu_nanos, None), "memory": node_memory,
+        "nodeName": shared.context.node_name, "cpu": cpu(&now, node.cpu_nanos, rate), "memory": node_memory,
         "fs": filesystem(Some(&shared.context.root), &now), "runtime": {"imageFs": image_fs},
     });
     axum::Json(json!({"node": node, "pods": all.into_values().collect::<Vec<_>>()})).into_response()
@@ -387,6 +396,8 @@ mod tests {
             layer: Some((6, None)),
             started: 5_000_000_000,
         };
+        assert_eq!(layers(std::slice::from_ref(&row), "u"), 6);
+        assert_eq!(layers(std::slice::from_ref(&row), "another"), 0);
         let expected = json!({
             "name": "a", "startTime": "1970-01-01T00:00:05Z",
             "cpu": {"time": "now", "usageNanoCores": 3, "usageCoreNanoSeconds": 9},

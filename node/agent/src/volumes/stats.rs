@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::claims::{Claimed, claim};
-use super::{PodDir, volumes};
+use super::{PodDir, mounting, volumes};
 use crate::context::Context;
 use crate::csi;
 use crate::eviction::signals;
@@ -107,7 +107,10 @@ async fn measure(
     if claimed.spec.host_path.is_some() || claimed.is_block() {
         return Ok(None);
     }
-    let counted = tokio::task::spawn_blocking(move || of_kernel(&path)).await.map_err(|e| e.to_string())?;
+    // Before it is mounted, its directory is one of the node's own disk.
+    let is_there = claimed.spec.nfs.is_none() || mounting::is_mounted(&path);
+    let counted = tokio::task::spawn_blocking(move || of_kernel(&path).filter(|_| is_there)).await;
+    let counted = counted.map_err(|e| e.to_string())?;
     let (bytes, inodes) = counted.ok_or("it is not mounted")?;
     Ok(Some([Some(bytes), Some(inodes)]))
 }
@@ -136,12 +139,19 @@ async fn pod(context: &Context, pod: &Pod) -> Option<(Vec<Stats>, bool)> {
     Some((all, complete))
 }
 
+/// Whether a pod has volumes of claims here: not before anything of it is, nor when it has ended.
+fn is_counted(root: &Path, pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    let has_claims = volumes(pod).iter().any(|volume| claim(pod, volume).is_some());
+    let dir = || PodDir::new(root, pod.metadata.uid.as_deref().unwrap_or_default());
+    has_claims && !matches!(phase, Some("Succeeded" | "Failed")) && dir().is_some_and(|dir| dir.path.is_dir())
+}
+
 /// The volumes of claims of these pods, by the pods' uids. What cannot be measured now is as it was last.
 pub async fn claimed(context: &Context, pods: &[Arc<Pod>]) -> HashMap<String, Arc<Vec<Stats>>> {
     let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
-    let has_claims = |one: &&Arc<Pod>| volumes(one).iter().any(|volume| claim(one, volume).is_some());
-    let mine: HashMap<String, Arc<Pod>> =
-        pods.iter().filter(has_claims).map(|one| (uid(one), one.clone())).collect();
+    let counted = pods.iter().filter(|one| is_counted(&context.root, one));
+    let mine: HashMap<String, Arc<Pod>> = counted.map(|one| (uid(one), one.clone())).collect();
     let stale: Vec<(String, Arc<Pod>)> = {
         let mut measured = context.volume_stats.lock();
         measured.retain(|uid, _| mine.contains_key(uid));
@@ -236,5 +246,23 @@ mod tests {
             of_kernel(Path::new("/dev/shm")).or_else(|| of_kernel(Path::new("/"))).expect("a filesystem");
         assert!(bytes.capacity > 0 && bytes.used <= bytes.capacity && inodes.used <= inodes.capacity);
         assert_eq!(of_kernel(Path::new("/none/such")), None);
+    }
+
+    #[test]
+    fn volumes_are_counted_while_their_pod_is_there() {
+        let root = tempfile::tempdir().expect("a directory");
+        let pod = |phase: &str, volume: Value| -> Pod {
+            serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u"}, "status": {"phase": phase},
+                "spec": {"containers": [], "volumes": [volume]}}))
+            .expect("a Pod")
+        };
+        let claim = json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}});
+        assert!(!is_counted(root.path(), &pod("Pending", claim.clone())), "nothing of it is here");
+        std::fs::create_dir_all(root.path().join("pods/u")).expect("a directory");
+        for (phase, counts) in [("Pending", true), ("Running", true), ("Succeeded", false), ("Failed", false)]
+        {
+            assert_eq!(is_counted(root.path(), &pod(phase, claim.clone())), counts, "{phase}");
+        }
+        assert!(!is_counted(root.path(), &pod("Running", json!({"name": "v", "emptyDir": {}}))));
     }
 }

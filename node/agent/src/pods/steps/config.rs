@@ -65,7 +65,7 @@ pub fn sandbox(pod: &Pod, attempt: u32, of: &Surroundings<'_>) -> cri::PodSandbo
         }),
         hostname,
         log_directory: of.log_directory.to_string_lossy().into_owned(),
-        dns_config: Some(dns::config(pod, of.dns, &of.resolver)),
+        dns_config: Some(dns::config(pod, of.dns, &of.resolver).0),
         port_mappings: port_mappings(pod),
         labels,
         annotations,
@@ -77,6 +77,11 @@ pub fn sandbox(pod: &Pod, attempt: u32, of: &Surroundings<'_>) -> cri::PodSandbo
             ..Default::default()
         }),
     }
+}
+
+/// What of a pod's wishes for names is left out, in the words of `DNSConfigForming` Events.
+pub fn unformed_dns(pod: &Pod, of: &Surroundings<'_>) -> Vec<String> {
+    dns::config(pod, of.dns, &of.resolver).1
 }
 
 /// The labels by which a pod's things are found again.

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
 
-use super::config::{hostname, sandbox};
+use super::config::{hostname, sandbox, unformed_dns};
 use super::container;
 use crate::context::Context;
 use crate::numa::Refusal;
@@ -115,7 +115,11 @@ pub async fn run(context: &Context, pod: &Pod, attempt: u32, memory: &mut Memory
         memory.unplaced = false;
     }
     let logs = context.log_directory(pod);
-    let config = sandbox(pod, attempt, &context.surroundings(pod, &logs, linux));
+    let surroundings = context.surroundings(pod, &logs, linux);
+    let config = sandbox(pod, attempt, &surroundings);
+    for words in unformed_dns(pod, &surroundings) {
+        context.recorder.pod(pod, None, true, "DNSConfigForming", words);
+    }
     let together = config.linux.as_ref().map(|l| [l.resources.clone(), l.overhead.clone()]);
     let made = context.runtime.run_sandbox(config, &handler).await;
     let id = made.map_err(|status| Failure::Again(container::words(&status)))?;

@@ -1,5 +1,7 @@
 //! In-place resize: other limits for containers that run (`pods/resize`).
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use k8s_openapi::api::core::v1::{Container as Spec, ResourceRequirements};
 
 use super::Worker;
@@ -21,7 +23,7 @@ impl Worker {
         let running: Vec<(String, String)> = running.map(|c| (c.id.clone(), c.name.clone())).collect();
         self.memory.resources.retain(|id, _| running.iter().any(|(other, _)| other == id));
         let whole = self.is_resized_as_a_whole();
-        let (mut changes, mut others) = (Vec::new(), Vec::new());
+        let (mut changes, mut others) = (Vec::new(), BTreeMap::new());
         for (id, name) in running {
             let Some(spec) = find_container(&self.pod, &name) else { continue };
             let wanted = spec.resources.clone().unwrap_or_default();
@@ -32,11 +34,13 @@ impl Worker {
             self.memory.resources.insert(id.clone(), has.clone());
             if has != wanted {
                 changes.push((id, spec, has, wanted));
-            } else if whole {
-                others.push((id, spec));
+            } else {
+                others.insert(id, spec);
             }
         }
-        if changes.is_empty() && !whole {
+        heirs(&mut self.memory.heirs, whole, &others);
+        others.retain(|id, _| self.memory.heirs.contains(id));
+        if changes.is_empty() && others.is_empty() && !whole {
             // A sandbox of before the agent's restart may have others.
             if self.limit_together(false).await {
                 self.memory.unresized = None;
@@ -183,7 +187,10 @@ impl Worker {
             Ok(limits) => self.context.runtime.update_resources(&id, limits).await,
             Err(words) => Err(tonic::Status::invalid_argument(words)),
         };
-        let Err(status) = asked else { return true };
+        let Err(status) = asked else {
+            self.memory.heirs.remove(&id);
+            return true;
+        };
         let (reason, event) =
             if never(&status) { ("Infeasible", "ResizeInfeasible") } else { ("Error", "ResizeError") };
         self.unresized(reason, event, status.message().to_owned(), None);
@@ -216,6 +223,15 @@ impl Worker {
     }
 }
 
+/// Pure: of the containers that keep their own resources, which are to have other limits of their pod: all where those
+/// change, and who has not got them since.
+fn heirs<T>(left: &mut BTreeSet<String>, whole: bool, unchanged: &BTreeMap<String, T>) {
+    left.retain(|id| unchanged.contains_key(id));
+    if whole {
+        left.extend(unchanged.keys().cloned());
+    }
+}
+
 /// Pure: whether a runtime that answers so will never do it.
 fn never(status: &tonic::Status) -> bool {
     matches!(status.code(), tonic::Code::Unimplemented | tonic::Code::InvalidArgument)
@@ -225,9 +241,7 @@ fn never(status: &tonic::Status) -> bool {
 fn needs_restart(spec: &Spec, has: &ResourceRequirements, wanted: &ResourceRequirements) -> bool {
     let changes = |name: &str| {
         let of = |r: &ResourceRequirements| {
-            let get = |list: &Option<std::collections::BTreeMap<String, _>>| {
-                list.as_ref().and_then(|l| l.get(name).cloned())
-            };
+            let get = |list: &Option<BTreeMap<String, _>>| list.as_ref().and_then(|l| l.get(name).cloned());
             (get(&r.requests), get(&r.limits))
         };
         of(has) != of(wanted)
@@ -252,5 +266,19 @@ mod tests {
             serde_json::from_value(json!({"name": "a", "resizePolicy": policy})).expect("a container");
         assert!(needs_restart(&spec, &resources("1", "1Gi"), &resources("1", "2Gi")));
         assert!(!needs_restart(&spec, &resources("1", "1Gi"), &resources("2", "1Gi")));
+    }
+
+    #[test]
+    fn who_has_not_got_the_limits_of_its_pod_is_still_to_get_them() {
+        let unchanged =
+            |ids: &[&str]| ids.iter().map(|id| ((*id).to_owned(), ())).collect::<BTreeMap<_, _>>();
+        let mut left = BTreeSet::new();
+        heirs(&mut left, false, &unchanged(&["a", "b"]));
+        assert!(left.is_empty(), "nothing changes");
+        heirs(&mut left, true, &unchanged(&["a", "b", "c"]));
+        left.remove("a");
+        // The sandbox has its limits now; one container's were refused, one ended.
+        heirs(&mut left, false, &unchanged(&["a", "b"]));
+        assert_eq!(left, ["b".to_owned()].into());
     }
 }

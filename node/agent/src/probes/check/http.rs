@@ -22,6 +22,8 @@ pub struct Answer {
     pub status: u16,
     /// The beginning of the body.
     pub body: String,
+    /// Why the body ended before its end.
+    pub broken: Option<String>,
 }
 
 /// Why there is no answer.
@@ -254,19 +256,28 @@ async fn send(
     let status = response.status().as_u16();
     let location = response.headers().get(LOCATION).and_then(|l| l.to_str().ok());
     let location = location.filter(|l| !l.is_empty()).map(str::to_owned);
-    Ok((Answer { status, body: beginning(response.into_body()).await }, location))
+    let (body, broken) = beginning(response.into_body()).await;
+    Ok((Answer { status, body, broken }, location))
 }
 
-/// The beginning of a body. One that breaks off was an answer all the same.
-async fn beginning(mut body: impl Body<Data = Bytes> + Unpin) -> String {
-    let mut read = Vec::new();
+/// The beginning of a body, and why it broke off.
+async fn beginning<E: std::fmt::Display>(
+    mut body: impl Body<Data = Bytes, Error = E> + Unpin,
+) -> (String, Option<String>) {
+    let (mut read, mut broken) = (Vec::new(), None);
     while read.len() < MAX_BODY
-        && let Some(Ok(frame)) = body.frame().await
+        && let Some(frame) = body.frame().await
     {
-        read.extend_from_slice(frame.data_ref().map_or(&[], |data| data.as_ref()));
+        match frame {
+            Ok(frame) => read.extend_from_slice(frame.data_ref().map_or(&[], |data| data.as_ref())),
+            Err(error) => {
+                broken = Some(error.to_string());
+                break;
+            }
+        }
     }
     read.truncate(MAX_BODY);
-    String::from_utf8_lossy(&read).into_owned()
+    (String::from_utf8_lossy(&read).into_owned(), broken)
 }
 
 struct AbortOnDrop(tokio::task::AbortHandle);

@@ -5,9 +5,24 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::context::Dns;
 
+/// Servers that a program asks at most.
+const MAX_SERVERS: usize = 3;
+/// Domains that are searched at most.
+const MAX_SEARCHES: usize = 32;
+/// Characters of all of them on one line.
+const MAX_SEARCH_LINE: usize = 2048;
+/// Characters of one: longer ones end some programs.
+const MAX_DOMAIN: usize = 253;
+
 /// By `dnsPolicy` and `dnsConfig`; `resolver` is what the node asks itself (`/etc/resolv.conf`). An empty answer means: as
-/// the node asks.
-pub fn config(pod: &Pod, cluster: &Dns, resolver: &str) -> cri::DnsConfig {
+/// the node asks. With the words of `DNSConfigForming` Events where more is asked for than programs take.
+pub fn config(pod: &Pod, cluster: &Dns, resolver: &str) -> (cri::DnsConfig, Vec<String>) {
+    let mut config = asked(pod, cluster, resolver);
+    let told = [fit_servers(&mut config.servers), fit_searches(&mut config.searches)];
+    (config, told.into_iter().flatten().collect())
+}
+
+fn asked(pod: &Pod, cluster: &Dns, resolver: &str) -> cri::DnsConfig {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let spec = pod.spec.as_ref();
     let own = spec.and_then(|s| s.dns_config.as_ref());
@@ -15,8 +30,8 @@ pub fn config(pod: &Pod, cluster: &Dns, resolver: &str) -> cri::DnsConfig {
     let node_network = spec.and_then(|s| s.host_network).unwrap_or(false);
     let mut config = match policy {
         "None" => cri::DnsConfig::default(),
-        "ClusterFirstWithHostNet" => of_cluster(namespace, cluster),
-        "ClusterFirst" if !node_network => of_cluster(namespace, cluster),
+        "ClusterFirstWithHostNet" => of_cluster(namespace, cluster, resolver),
+        "ClusterFirst" if !node_network => of_cluster(namespace, cluster, resolver),
         // Nothing said and nothing added: the runtime takes the node's own file as it is.
         _ if own.is_none() => cri::DnsConfig::default(),
         _ => parse(resolver),
@@ -34,13 +49,38 @@ pub fn config(pod: &Pod, cluster: &Dns, resolver: &str) -> cri::DnsConfig {
     config
 }
 
-fn of_cluster(namespace: &str, cluster: &Dns) -> cri::DnsConfig {
+/// The cluster's domains come before those that the node searches itself.
+fn of_cluster(namespace: &str, cluster: &Dns, resolver: &str) -> cri::DnsConfig {
     let domain = &cluster.domain;
-    cri::DnsConfig {
-        servers: cluster.servers.iter().map(ToString::to_string).collect(),
-        searches: vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()],
-        options: vec!["ndots:5".into()],
+    let mut searches = vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.clone()];
+    add(&mut searches, parse(resolver).searches.into_iter());
+    let servers = cluster.servers.iter().map(ToString::to_string).collect();
+    cri::DnsConfig { servers, searches, options: vec!["ndots:5".into()] }
+}
+
+/// Leaves out what is too much, in the kubelet's words.
+fn fit_servers(servers: &mut Vec<String>) -> Option<String> {
+    if servers.len() <= MAX_SERVERS {
+        return None;
     }
+    servers.truncate(MAX_SERVERS);
+    Some(format!(
+        "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+        servers.join(" ")
+    ))
+}
+
+fn fit_searches(searches: &mut Vec<String>) -> Option<String> {
+    let before = searches.len();
+    searches.truncate(MAX_SEARCHES);
+    searches.retain(|domain| domain.len() <= MAX_DOMAIN);
+    while searches.join(" ").len() > MAX_SEARCH_LINE {
+        searches.pop();
+    }
+    (searches.len() < before).then(|| {
+        let line = searches.join(" ");
+        format!("Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {line}")
+    })
 }
 
 /// Those that are not there yet.
@@ -83,7 +123,8 @@ mod tests {
         pod["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         let pod: Pod = serde_json::from_value(pod).expect("a Pod");
         let cluster = Dns { servers: vec!["10.96.0.10".parse().unwrap()], ..Dns::default() };
-        let made = config(&pod, &cluster, NODE);
+        let (made, told) = config(&pod, &cluster, NODE);
+        assert!(told.is_empty(), "{told:?}");
         (made.servers, made.searches, made.options)
     }
 
@@ -111,10 +152,43 @@ mod tests {
             json!({"dnsConfig": {"nameservers": ["192.0.2.1"], "options": [{"name": "ndots", "value": "2"}]}}),
         );
         assert_eq!(servers, words(&["10.96.0.10", "192.0.2.1"]));
-        assert_eq!(searches, words(&["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"]));
+        assert_eq!(
+            searches,
+            words(&[
+                "shop.svc.cluster.local",
+                "svc.cluster.local",
+                "cluster.local",
+                "corp.example",
+                "example"
+            ])
+        );
         assert_eq!(options, words(&["ndots:2"]));
         let (servers, searches, _) =
             of(json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["192.0.2.1"]}}));
         assert_eq!((servers, searches), (words(&["192.0.2.1"]), Vec::new()));
+    }
+
+    #[test]
+    fn what_is_more_than_programs_take_is_left_out_and_told() {
+        let own =
+            json!({"nameservers": ["192.0.2.1", "192.0.2.2", "192.0.2.3"], "searches": ["x".repeat(300)]});
+        let pod = json!({"metadata": {"namespace": "shop"}, "spec": {"containers": [], "dnsConfig": own}});
+        let pod: Pod = serde_json::from_value(pod).expect("a Pod");
+        let cluster = Dns { servers: vec!["10.96.0.10".parse().unwrap()], ..Dns::default() };
+        let (made, told) = config(&pod, &cluster, NODE);
+        assert_eq!(made.servers, words(&["10.96.0.10", "192.0.2.1", "192.0.2.2"]));
+        let [servers, searches] = told.as_slice() else { panic!("{told:?}") };
+        assert!(
+            servers.starts_with("Nameserver limits") && servers.ends_with(": 10.96.0.10 192.0.2.1 192.0.2.2")
+        );
+        assert!(
+            searches.starts_with("Search Line limits")
+                && searches.ends_with("cluster.local corp.example example")
+        );
+        let mut many: Vec<String> = (0..40).map(|n| format!("{n}.example")).collect();
+        assert!(fit_searches(&mut many).is_some() && many.len() == 32);
+        let mut long = vec!["x".repeat(250); 10];
+        assert!(fit_searches(&mut long).is_some() && long.len() == 8, "{} fit the line", long.len());
+        assert_eq!(fit_searches(&mut long), None);
     }
 }

@@ -72,8 +72,10 @@ async fn server() -> (u16, Arc<Mutex<Vec<String>>>) {
                 _ => ("200 OK", String::new()),
             };
             all.lock().push(request);
+            // Less comes than is said.
+            let length = if path == "/torn" { 50 } else { 5 };
             let answer =
-                format!("HTTP/1.1 {status}\r\nLocation: {location}\r\nContent-Length: 5\r\n\r\nhello");
+                format!("HTTP/1.1 {status}\r\nLocation: {location}\r\nContent-Length: {length}\r\n\r\nhello");
             let _ = stream.write_all(answer.as_bytes()).await;
         }
     });
@@ -107,6 +109,22 @@ async fn redirects_are_followed_on_the_same_host() {
     let round = judged("/round").await;
     assert_eq!(round, Err(format!("Get \"http://127.0.0.1:{port}/round\": stopped after 10 redirects")));
     assert_eq!(seen.lock().iter().filter(|request| request.starts_with("GET /round ")).count(), 10);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_counts_neither_way() {
+    let (port, seen) = server().await;
+    let probe = json!({"httpGet": {"host": "127.0.0.1", "port": port, "path": "/torn"}});
+    let probe = serde_json::from_value(probe).expect("a probe");
+    let (spec, runtime) =
+        (Default::default(), crate::runtime::Runtime::new("unix:///nowhere").expect("a client"));
+    let target = Target { spec: &spec, id: "", ip: "192.0.2.9", runtime: &runtime };
+    let found = crate::probes::check::check(&probe, &target, std::time::Duration::from_secs(10)).await;
+    assert!(matches!(&found, Ok(Found::Broken(_))), "{found:?}");
+    assert_eq!(seen.lock().len(), 3, "it is asked again");
+    // A hook is done when there is an answer.
+    let answer = look(&action(port, json!({"path": "/torn"}))).await.expect("an answer");
+    assert_eq!((answer.status, answer.body.as_str()), (200, "hello"));
 }
 
 #[tokio::test]
