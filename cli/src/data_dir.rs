@@ -11,8 +11,8 @@ use tempfile::TempDir;
 const MAX_SOCKET_PATH: usize = 107;
 /// Of the sockets in a data directory, the one with the longest path.
 const LONGEST_SOCKET: &str = "/runtime/isolated/0123456789ab/wasm-host.sock";
-/// The folder of a data directory that is emptied at each start.
-const TEMPORARY: &str = "tmp";
+/// The folder of a data directory that is emptied at each start: by its name nobody else's, whatever is given as one.
+const TEMPORARY: &str = ".coracle-tmp";
 
 /// A data directory.
 #[derive(Clone, Debug)]

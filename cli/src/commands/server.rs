@@ -154,7 +154,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
     let source = open_store(&options, &membership, address.ip(), routes).await?;
     let store = source.store.clone();
     // The store is locked: nobody else works here.
-    clear_temporary(&options.data_dir).context("remove what an earlier start left in tmp")?;
+    clear_temporary(&options.data_dir).context("remove what an earlier start left unfinished")?;
     // Nobody else sets it.
     let _ = own.set(store.clone());
     let taker = options.schedule.taker(&source)?;
@@ -343,6 +343,7 @@ async fn open_store(
     let mut peering = membership.peering(&options.data_dir.join("pki"), listener, address)?;
     peering.routes = routes;
     let dir = options.data_dir.join("store");
+    membership.check_store(&dir)?;
     let new = membership.join.is_empty() && !dir.join("state.redb").exists();
     let named = options.encrypting.encryption_provider_config.as_deref();
     let (sealer, encryption) = encryption::sealer(named, &options.data_dir.join("pki"), new)?.unzip();
@@ -351,7 +352,8 @@ async fn open_store(
     let store = coracle_store::Options { node_id, sealer, history_age, ..coracle_store::Options::new(&dir) };
     let opened = Store::open_member(store, peering).await;
     let store = opened.with_context(|| format!("open the store in {}", dir.display()))?;
-    let (membership, data_dir) = (membership.clone(), options.data_dir.clone());
+    let (mut membership, data_dir) = (membership.clone(), options.data_dir.clone());
+    membership.enter(&data_dir)?;
     Ok(archive::Source { store, membership, data_dir, encryption })
 }
 

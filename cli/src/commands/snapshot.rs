@@ -128,8 +128,13 @@ async fn restore(options: &Restore) -> Result<()> {
     }
     make_private(dir).with_context(|| format!("create {}", dir.display()))?;
     let restored = restore_into(dir, options).await;
-    // The directory of a first attempt that failed is as empty as before.
     let cleared = clear_temporary(dir);
+    if restored.is_err() {
+        // It was empty, and is for the next attempt.
+        for made in ["pki", "store"] {
+            let _ = std::fs::remove_dir_all(dir.join(made));
+        }
+    }
     let revision = restored?;
     cleared?;
     super::print(format!(

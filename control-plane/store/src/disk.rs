@@ -1,8 +1,10 @@
 //! What lies on disk: two redb databases, `log.redb` (raft) and `state.redb` (keys and their versions), each with the
 //! version of its format, and `log.wal`, where entries wait for the first. Every entry and every row carries a checksum of its own beside those of redb's pages.
 
+use std::fs::File;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -71,8 +73,13 @@ impl Place {
             // redb has fallen back to an older commit, which lacks what was acknowledged since: the next start must
             // not take that for the truth.
             let detail = "a page did not match its checksum";
-            let _ = std::fs::write(&marker, detail);
-            return Err(self.corrupt(name, detail));
+            return Err(match mark(&marker, detail) {
+                Ok(()) => self.corrupt(name, detail),
+                Err(error) => {
+                    let unmarked = format!("{detail}; do not start again: {} ({error})", marker.display());
+                    self.corrupt(name, &unmarked)
+                }
+            });
         }
         self.check_owner(&database, name)?;
         Ok(database)
@@ -169,6 +176,14 @@ impl Place {
             other => self.corrupt(name, &other.to_string()),
         }
     }
+}
+
+/// Writes a file for good.
+fn mark(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 /// Runs what waits for files: on a thread for it, or here and now where there are none.

@@ -224,7 +224,7 @@ impl Puller {
             if received >= had + HEADWAY {
                 broken = 0;
             }
-            had = received;
+            had = had.max(received);
             if broken == RESUMES {
                 return Err(Failure::Next(Refusal::Unreachable(format!("reading {what} {digest}: {error}"))));
             }

@@ -164,7 +164,7 @@ pub async fn inject(cluster: &Cluster, rng: &mut StdRng, verbose: bool) -> Resul
 }
 
 /// Two do not hear each other any more.
-fn apart(cluster: &Cluster, one: u64, other: u64) {
+pub fn apart(cluster: &Cluster, one: u64, other: u64) {
     cluster.net().cut(one, other);
     cluster.net().cut(other, one);
 }

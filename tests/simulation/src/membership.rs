@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use coracle_store::{Error, Store, Txn, Value};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::time::{sleep, timeout};
 
 use crate::cluster::Cluster;
+use crate::faults::apart;
 use crate::network::Net;
 
 /// A cluster of three, in time that passes by itself.
@@ -107,6 +108,68 @@ fn who_is_put_out_while_it_joins_stays_out() {
         let joined = joins.await?;
         ensure!(joined.is_err() && voters(&store) == [1, 2, 3], "{joined:?}: {:?}", store.members());
         cluster.forget(4);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_leader_that_was_put_out_of_two_answers_no_more() {
+    simulated(async |cluster| {
+        let leader = cluster.leader().unwrap();
+        let others: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != leader).collect();
+        let (old, new) = (cluster.store(leader).unwrap(), cluster.store(others[0]).unwrap());
+        old.remove_member(others[1]).await?;
+        cluster.stop(others[1]).await?;
+        cluster.forget(others[1]);
+        new.remove_member(leader).await?;
+        // It does not hear of it, and the other goes on.
+        apart(&cluster, leader, others[0]);
+        timeout(Duration::from_secs(20), async {
+            while put(&new).await.is_err() {
+                sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await?;
+        let read = old.linearizable().await;
+        ensure!(read.is_err(), "member {leader} answers though {:?} vote", voters(&new));
+        cluster.net().heal();
+        cluster.stop(leader).await?;
+        cluster.forget(leader);
+        Ok(())
+    });
+}
+
+/// The leader loses one member, and the other, by whose word it leads on, ends and is back at once without hearing it.
+#[test]
+fn who_has_just_started_keeps_the_word_it_gave_before() {
+    simulated(async |cluster| {
+        for round in 0..60_u64 {
+            let leader = cluster.leader().context("nobody leads")?;
+            let others: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != leader).collect();
+            let (lost, faithful) = (others[0], others[1]);
+            let (old, new) = (cluster.store(leader).unwrap(), cluster.store(lost).unwrap());
+            apart(&cluster, leader, lost);
+            // The lost one asks for votes now and then: it meets the other at all moments of its start.
+            sleep(Duration::from_millis(1500 + 23 * round)).await;
+            if round % 2 == 1 {
+                // Now it is behind: only the other can be elected.
+                put(&old).await?;
+            }
+            cluster.kill(faithful).await?;
+            apart(&cluster, leader, faithful);
+            cluster.open(faithful).await?;
+            let writes = async {
+                while put(&new).await.is_err() {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            };
+            if timeout(Duration::from_secs(10), writes).await.is_ok() {
+                let read = old.linearizable().await;
+                ensure!(read.is_err(), "round {round}: member {leader} reads though {lost} has written");
+            }
+            cluster.net().heal();
+            cluster.heals(Duration::from_secs(60)).await?;
+        }
         Ok(())
     });
 }

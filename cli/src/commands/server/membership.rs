@@ -40,6 +40,9 @@ pub struct Membership {
     /// Members known when this one joined, as id and `host:port`.
     #[serde(default)]
     pub join: Vec<(u64, String)>,
+    /// Whether this member has been in: from then on its store is never missing.
+    #[serde(default)]
+    pub entered: bool,
 }
 
 impl Membership {
@@ -68,7 +71,30 @@ impl Membership {
             service_cidr: service_cidr.to_string(),
             pod_cidr: pod_cidr.to_string(),
             join: Vec::new(),
+            entered: false,
         }
+    }
+
+    /// Refuses a store that was lost. What this member promised the others is lost with it: it may have acknowledged writes
+    /// for a majority that would not be one without it.
+    pub fn check_store(&self, store: &Path) -> Result<()> {
+        let lost = self.entered && !store.join("state.redb").exists() && !store.join("log.redb").exists();
+        let (id, store) = (self.member, store.display());
+        ensure!(
+            !lost,
+            "{store} is empty, but this server has been in its cluster before, as member {id}: put it out (`coracle member \
+             remove {id}`) and let it join with an empty data directory; a cluster of one is restored from a snapshot"
+        );
+        Ok(())
+    }
+
+    /// Notes that this member is in.
+    pub fn enter(&mut self, data_dir: &Path) -> Result<()> {
+        if !self.entered {
+            self.entered = true;
+            self.write(data_dir)?;
+        }
+        Ok(())
     }
 
     /// The cluster's Service range, which a flag may repeat and not change.
@@ -154,6 +180,24 @@ mod tests {
         assert!(one.services(Some("127.96.0.0/12".parse().unwrap())).is_ok());
         let error = one.pods(Some("10.0.0.0/8".parse().unwrap())).unwrap_err();
         assert!(error.to_string().contains("the cluster was made with 127.64.0.0/11"), "{error}");
+    }
+
+    #[test]
+    fn a_store_that_was_lost_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("store");
+        let mut member =
+            Membership::first("127.96.0.0/12".parse().unwrap(), "127.64.0.0/11".parse().unwrap());
+        member.write(dir.path()).unwrap();
+        // A first start that did not come far is tried again.
+        member.check_store(&store).unwrap();
+        member.enter(dir.path()).unwrap();
+        let member = Membership::read(dir.path()).unwrap().unwrap();
+        let error = member.check_store(&store).unwrap_err().to_string();
+        assert!(error.contains("coracle member remove 1"), "{error}");
+        std::fs::create_dir(&store).unwrap();
+        std::fs::write(store.join("log.redb"), "").unwrap();
+        member.check_store(&store).unwrap();
     }
 
     #[test]

@@ -74,6 +74,10 @@ impl Directory {
         use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
         let path = path.into();
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        // What is in it is durable only when its own name is.
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            File::open(parent)?.sync_all()?;
+        }
         let mut options = OpenOptions::new();
         let lock = options.write(true).create(true).truncate(false).mode(0o600).open(path.join("lock"))?;
         match lock.try_lock() {

@@ -36,7 +36,7 @@ use crate::disk::snapshot::{SnapshotData, private_file};
 use crate::disk::unblock;
 use crate::metrics::Stats;
 use crate::mvcc::Command;
-use crate::raft::handle::Handle;
+use crate::raft::handle::{Handle, detached};
 use crate::raft::membership::Asks;
 use crate::raft::word::{self, Word};
 use crate::raft::{Entry, Types};
@@ -339,19 +339,24 @@ async fn members(State(shared): State<Shared>, request: Request<Body>) -> Respon
 
 async fn snapshot(State(shared): State<Shared>, request: Request<Body>) -> Response {
     // Whoever comes second finds what the first one brought.
-    let Ok(incoming) = shared.incoming.try_lock() else {
+    let Ok(incoming) = shared.incoming.clone().try_lock_owned() else {
         return (StatusCode::CONFLICT, "another snapshot is arriving").into_response();
     };
-    let installed = async {
-        let head = receive(request.into_body(), &incoming).await?;
-        let data = SnapshotData::File(incoming.path.clone());
-        let snapshot = SnapshotOf::<Types, SnapshotData> { meta: head.meta, snapshot: data };
-        let raft = shared.member.raft.clone();
-        raft.install_full_snapshot(head.vote, snapshot).await.map_err(io::Error::other)
-    };
-    let installed = installed.await;
-    let path = incoming.path.clone();
-    let _ = unblock(incoming.threads, || std::fs::remove_file(path)).await;
+    let raft = shared.member.raft.clone();
+    // To its end even if the sender goes: the file is read by its name, which the next snapshot takes.
+    let installed = detached(async move {
+        let installed = async {
+            let head = receive(request.into_body(), &incoming).await?;
+            let data = SnapshotData::File(incoming.path.clone());
+            let snapshot = SnapshotOf::<Types, SnapshotData> { meta: head.meta, snapshot: data };
+            raft.install_full_snapshot(head.vote, snapshot).await.map_err(io::Error::other)
+        };
+        let installed = installed.await;
+        let path = incoming.path.clone();
+        let _ = unblock(incoming.threads, || std::fs::remove_file(path)).await;
+        installed
+    });
+    let installed = installed.await.unwrap_or_else(|error| Err(io::Error::other(error)));
     let answered = installed.and_then(|answer| postcard::to_stdvec(&answer).map_err(io::Error::other));
     match answered {
         Ok(bytes) => bytes.into_response(),

@@ -373,7 +373,9 @@ impl Handle {
     pub fn is_alone(&self) -> bool {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
-        metrics.current_leader == Some(self.node_id) && metrics.membership_config.voter_ids().count() == 1
+        // Not the last one beside it: a leader that was put out of two is told of no other.
+        metrics.current_leader == Some(self.node_id)
+            && metrics.membership_config.voter_ids().eq([self.node_id])
     }
 }
 
@@ -400,7 +402,7 @@ fn ask_there<'a, Q: Serialize + Sync, A: DeserializeOwned + Send + 'a>(
 
 /// Runs a call of raft to its end even if the caller goes away: those that wait for raft's end must not be dropped
 /// meanwhile, or the others that wait for it panic (openraft 0.10.0-alpha.37, `join_core_task`).
-pub(super) async fn detached<T: Send + 'static>(
+pub(crate) async fn detached<T: Send + 'static>(
     call: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, Error> {
     let mut call = Box::pin(call);

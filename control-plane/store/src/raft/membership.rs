@@ -82,7 +82,7 @@ impl Handle {
     pub async fn remove(&self, id: u64) -> Result<(), Error> {
         let deadline = Instant::now() + CHANGE_TIMEOUT;
         let removed = self.at_leader((wire::REMOVE, 1), &id, deadline, || self.remove_here(id)).await;
-        // A leader that is put out may be gone before it answers.
+        // A leader may be gone before it answers.
         let unknown = matches!(removed, Err(Error::Timeout(_)));
         if unknown && self.linearizable().await.is_ok() && self.member(id).is_none() {
             return Ok(());
@@ -145,19 +145,28 @@ impl Handle {
         if member.voter {
             self.would_go_on(members.iter().filter(|left| left.voter && left.id != id))?;
         }
+        if id == self.node_id {
+            // It may read by a lease, and of two the one that stays would lead at once: whoever leads next puts it out.
+            self.hand_over().await;
+            return Err(Error::NotLeader { leader: None });
+        }
         let ids = BTreeSet::from([id]);
         let change = if member.voter { Change::RemoveVoters(ids) } else { Change::RemoveNodes(ids) };
-        self.change(change).await?;
+        // Before it is agreed upon, so that nobody lets it in again meanwhile.
         self.gone.lock().insert(id);
+        let changed = self.change(change).await;
+        if changed.as_ref().is_err_and(|error| !matches!(error, Error::Timeout(_))) {
+            self.gone.lock().remove(&id);
+        }
+        changed?;
         tracing::info!(member = id, "a member was removed");
         Ok(())
     }
 
     /// Refuses to leave voters of which no majority answers: nothing could be changed any more, this neither.
     fn would_go_on<'a>(&self, left: impl Iterator<Item = &'a peer::Member>) -> Result<(), Error> {
-        let answers =
-            |id: u64| id == self.node_id || self.link(id).is_some_and(|link| link.speaks().is_some());
-        let (well, silent): (Vec<u64>, Vec<u64>) = left.map(|member| member.id).partition(|id| answers(*id));
+        let (well, silent): (Vec<u64>, Vec<u64>) =
+            left.map(|member| member.id).partition(|id| self.answers(*id));
         if well.len() > silent.len() {
             return Ok(());
         }
@@ -168,6 +177,11 @@ impl Handle {
             silent.len(),
             silent.join(", ")
         )))
+    }
+
+    /// Whether a member answered when it was last spoken to.
+    fn answers(&self, id: u64) -> bool {
+        id == self.node_id || self.link(id).is_some_and(|link| link.speaks().is_some())
     }
 
     async fn change(&self, change: Change) -> Result<(), Error> {
@@ -328,8 +342,9 @@ impl Handle {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
         let others = metrics.replication.unwrap_or_default().into_iter();
-        let best =
-            others.filter(|(id, _)| *id != self.node_id && voters.contains(id)).max_by_key(|(_, log)| *log);
+        let best = others
+            .filter(|(id, _)| *id != self.node_id && voters.contains(id))
+            .max_by_key(|(id, log)| (self.answers(*id), *log));
         let Some((to, _)) = best else { return };
         let raft = self.raft.clone();
         let _ = detached(async move { raft.trigger().transfer_leader(to).await }).await;
