@@ -181,14 +181,17 @@ impl Keeper<'_> {
         shown.collect()
     }
 
-    /// Keeps what is reserved from Linux pods, where our runtime has some, or lets them have it; tried again until it is so.
+    /// Keeps what is reserved from Linux pods, where our runtime has some, or lets them have it; tried again until it is so, and
+    /// kept so.
     async fn reserve(&mut self) {
         let context = self.context;
-        if self.reserved || !context.runs_linux() {
+        let enforce = context.tuning.enforce;
+        // Another cluster of this machine that ends takes the group away with its last pod.
+        if self.reserved && !enforce || !context.runs_linux() {
             return;
         }
         if context.runtime.name().await.is_ok_and(|name| name == "coracle") {
-            let done = if context.tuning.enforce { reserve::enforce(context) } else { reserve::lift() };
+            let done = if enforce { reserve::enforce(context) } else { reserve::lift() };
             let refused = done.err().map(|error| error.to_string());
             self.reserved = refused.is_none();
             if refused.is_some() && refused != self.unreserved {

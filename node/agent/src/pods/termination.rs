@@ -18,7 +18,8 @@ const MAX_MESSAGE: u64 = 4096;
 const MAX_LOG: u64 = 2048;
 const MAX_LOG_LINES: usize = 80;
 
-fn path(spec: &Spec) -> &Path {
+/// Where the container has it.
+pub fn path(spec: &Spec) -> &Path {
     Path::new(spec.termination_message_path.as_deref().unwrap_or("/dev/termination-log"))
 }
 
@@ -31,7 +32,8 @@ fn place(dir: &PodDir, spec: &Spec, attempt: u32) -> Option<(PathBuf, PathBuf)> 
 }
 
 /// Makes the file and says how the container gets to it. A Linux container has the file itself mounted. A wasm container
-/// mounts directories only: it gets the one around the file, unless it is a server, which leaves no last words.
+/// mounts directories only: it gets the one around the file. Whether it is a handler, which leaves no last words, is known to
+/// the runtime alone.
 ///
 /// # Errors
 /// When the file cannot be made.
@@ -39,11 +41,8 @@ pub fn mount(dir: &PodDir, spec: &Spec, attempt: u32, linux: bool) -> Result<Opt
     let Some((own, file)) = place(dir, spec, attempt) else { return Ok(None) };
     let around = path(spec).parent().unwrap_or(Path::new("/"));
     let mounted = |at: &Path| spec.volume_mounts.iter().flatten().any(|m| Path::new(&m.mount_path) == at);
-    let serves = spec.ports.as_ref().is_some_and(|p| !p.is_empty());
-    if !path(spec).is_absolute()
-        || mounted(path(spec))
-        || !linux && (serves || mounted(around) || around == Path::new("/"))
-    {
+    let whole = mounted(around) || around == Path::new("/");
+    if !path(spec).is_absolute() || mounted(path(spec)) || !linux && whole {
         return Ok(None);
     }
     let failed = |e: std::io::Error| format!("make the termination log {}: {e}", file.display());
@@ -136,7 +135,10 @@ mod tests {
         let made = mount(&dir, &spec(json!({})), 3, false).expect("made").expect("a mount");
         assert_eq!(made.container_path, "/dev");
         assert!(Path::new(&made.host_path).join("termination-log").is_file());
+        // A command may serve too.
         let server = spec(json!({"ports": [{"containerPort": 80}]}));
-        assert_eq!(mount(&dir, &server, 0, false).expect("fine"), None);
+        assert!(mount(&dir, &server, 0, false).expect("made").is_some());
+        let own = spec(json!({"volumeMounts": [{"name": "v", "mountPath": "/dev"}]}));
+        assert_eq!(mount(&dir, &own, 0, false).expect("fine"), None);
     }
 }

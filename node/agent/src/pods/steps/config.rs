@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::context::Dns;
 use crate::cpus::Share;
 use crate::env::expand;
+use crate::pods::termination;
 use crate::runtime::label;
 use crate::volumes::mounts::Mount;
 
@@ -231,8 +232,10 @@ fn mount(mount: Mount) -> cri::Mount {
 /// What the kubelet tells a runtime about a container, under the same names.
 fn annotations(pod: &Pod, spec: &Container, attempt: u32) -> HashMap<String, String> {
     let grace = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
+    let last_words = termination::path(spec).to_string_lossy().into_owned();
     let mut annotations = HashMap::from([
         ("io.kubernetes.container.restartCount".to_owned(), attempt.to_string()),
+        ("io.kubernetes.container.terminationMessagePath".to_owned(), last_words),
         ("io.kubernetes.pod.terminationGracePeriod".to_owned(), grace.to_string()),
     ]);
     // Pods say by annotation how their handlers run; containers inherit it.
