@@ -70,18 +70,78 @@ impl Meter {
     /// that calls another of its pod does not pay for it.
     pub fn measure<T>(&self, poll: impl FnOnce() -> T) -> T {
         let outer = INSIDE.replace(0);
-        let before = thread_nanos();
+        let watch = Stopwatch::start();
         let result = poll();
-        let all = thread_nanos().saturating_sub(before);
+        let all = watch.stop();
         self.used.fetch_add(all.saturating_sub(INSIDE.get()), Ordering::Relaxed);
         INSIDE.set(outer.saturating_add(all));
         result
     }
 }
 
+/// A poll that took less wall time is counted by it: the thread's CPU clock is a system call, the wall clock is none.
+const SHORT: Duration = Duration::from_micros(200);
+
+/// How long a reading of the thread's CPU clock is good for.
+const FRESH: Duration = Duration::from_millis(1);
+
+/// A reading of this thread's CPU clock, from which the polls that follow reckon on.
+#[derive(Clone, Copy)]
+struct Reading {
+    at: Instant,
+    cpu: u64,
+    /// What short polls have taken since, in nanoseconds.
+    short: u64,
+}
+
+impl Reading {
+    fn new(at: Instant) -> Reading {
+        Reading { at, cpu: thread_nanos(), short: 0 }
+    }
+}
+
+/// One measurement that runs. Short ones are their wall time; of long ones, which may be preempted, it is the CPU time since
+/// the last reading, less the short ones in between. What the thread did otherwise in between, at most [`FRESH`], is
+/// counted only as far as the wall clock allows it.
+struct Stopwatch {
+    began: Instant,
+    reading: Reading,
+}
+
+impl Stopwatch {
+    fn start() -> Stopwatch {
+        let began = Instant::now();
+        let kept = READING.get().filter(|kept| began.saturating_duration_since(kept.at) < FRESH);
+        let reading = kept.unwrap_or_else(|| Reading::new(began));
+        READING.set(Some(reading));
+        Stopwatch { began, reading }
+    }
+
+    /// Nanoseconds of this thread's CPU time since the start.
+    fn stop(self) -> u64 {
+        let ended = Instant::now();
+        let took = ended.saturating_duration_since(self.began);
+        let wall = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        if took < SHORT {
+            // What was measured inside is part of this one.
+            let mut reading = READING.get().unwrap_or(self.reading);
+            if reading.at == self.reading.at {
+                reading.short = self.reading.short.saturating_add(wall);
+                READING.set(Some(reading));
+            }
+            return wall;
+        }
+        let now = Reading::new(ended);
+        READING.set(Some(now));
+        now.cpu.saturating_sub(self.reading.cpu).saturating_sub(self.reading.short).min(wall)
+    }
+}
+
 thread_local! {
     /// What has been counted on this thread inside the measurement that runs, in nanoseconds.
     static INSIDE: Cell<u64> = const { Cell::new(0) };
+    /// The last reading of this thread's CPU clock.
+    static READING: Cell<Option<Reading>> = const { Cell::new(None) };
 }
 
 fn thread_nanos() -> u64 {
@@ -127,5 +187,32 @@ mod tests {
         });
         assert!(inner.used() >= 40_000_000, "{}", inner.used());
         assert!((2_000_000..20_000_000).contains(&outer.used()), "{}", outer.used());
+    }
+
+    #[test]
+    fn a_long_poll_does_not_pay_for_the_time_of_others() {
+        let meter = Meter::new(None);
+        let before = thread_nanos();
+        meter.measure(|| {
+            burn(2_000_000);
+            // As long as this sleeps, the CPU is another's.
+            std::thread::sleep(Duration::from_millis(100));
+        });
+        let burnt = thread_nanos() - before;
+        assert!((2_000_000..=burnt).contains(&meter.used()), "{} of {burnt}", meter.used());
+    }
+
+    #[test]
+    fn short_polls_are_counted_and_do_not_count_twice() {
+        let (short, long) = (Meter::new(None), Meter::new(None));
+        let began = Instant::now();
+        for _ in 0..1000 {
+            short.measure(|| burn(10_000));
+            long.measure(|| long.measure(|| burn(300_000)));
+        }
+        let wall = began.elapsed().as_nanos() as u64;
+        assert!(short.used() >= 10_000_000, "{}", short.used());
+        assert!(long.used() >= 290_000_000, "{}", long.used());
+        assert!(short.used() + long.used() <= wall, "{} and {} of {wall}", short.used(), long.used());
     }
 }
