@@ -4,16 +4,20 @@
 
 mod body;
 mod connection;
+mod ends;
 mod instance;
 mod latency;
 mod reuse;
 pub(crate) mod upgrade;
 
 use std::{
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -21,10 +25,9 @@ use futures::channel::oneshot;
 use http::{Request, Response, StatusCode};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
-use tokio_util::sync::CancellationToken;
 use wasmtime_wasi_http::{WasiBody, handler::ProxyPre};
 
-use crate::{cpu::Metered, guest::Grants, memory::OverLimit, program::Program};
+use crate::{cpu::Metered, guest::Grants, memory::OverLimit, program::Program, switch::Switch};
 pub(crate) use body::Body;
 pub(crate) use body::Entered;
 use body::{GuestBody, Slot};
@@ -62,9 +65,9 @@ pub(crate) struct Handler {
     pub cold_starts: AtomicU64,
     pub latencies: Latencies,
     /// No new connections; those that are open are closed after their next response.
-    pub draining: CancellationToken,
+    pub draining: Switch,
     /// Everything ends now.
-    pub killed: CancellationToken,
+    pub killed: Switch,
     /// The container went over its memory.
     pub over_limit: Notify,
 }
@@ -90,8 +93,8 @@ impl Handler {
             requests: AtomicU64::new(0),
             cold_starts: AtomicU64::new(0),
             latencies: Latencies::default(),
-            draining: CancellationToken::new(),
-            killed: CancellationToken::new(),
+            draining: Switch::default(),
+            killed: Switch::default(),
             over_limit: Notify::new(),
         });
         let first = tokio::time::timeout(DEADLINE, handler.instantiate()).await;
@@ -112,7 +115,7 @@ impl Handler {
     pub fn enter(self: &Arc<Handler>) -> Option<Entered> {
         let entered = self.enter_anyway();
         // In this order: the drain sees the request, or the request sees the drain.
-        if self.draining.is_cancelled() { None } else { Some(entered) }
+        if self.draining.is_on() { None } else { Some(entered) }
     }
 
     /// As [`Handler::enter`], though it may be draining.
@@ -129,21 +132,34 @@ impl Handler {
         };
         self.requests.fetch_add(1, Ordering::Relaxed);
         let _timed = Timed { handler: self, arrived };
-        let answer = tokio::select! {
-            biased;
-            answer = tokio::time::timeout(self.grants.deadline, self.run(request, slot)) => answer,
-            () = self.killed.cancelled() => {
-                return plain(StatusCode::SERVICE_UNAVAILABLE, "the container has stopped");
+        let mut run = pin!(self.run(request, slot));
+        let mut cut = pin!(None);
+        let answer = poll_fn(|cx| {
+            if let Poll::Ready(answer) = run.as_mut().poll(cx) {
+                return Poll::Ready(Ok(answer));
             }
-        };
-        match answer {
+            // Most guests answer at once, and need no timer.
+            if cut.is_none() {
+                cut.set(Some(self.cut()));
+            }
+            cut.as_mut().as_pin_mut().map_or(Poll::Pending, |cut| cut.poll(cx).map(Err))
+        });
+        match answer.await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => self.failed(&error),
-            Err(_) => {
-                let limit = self.grants.deadline;
-                self.grants
-                    .log
-                    .note(&format!("a request had no answer within {limit:?}; its instance is ended"));
+            Err(response) => response,
+        }
+    }
+
+    /// What is answered to a request that its guest does not answer in time: here and now once the container has stopped.
+    async fn cut(&self) -> Response<Body> {
+        let limit = self.grants.deadline;
+        tokio::select! {
+            biased;
+            () = self.killed.turned_on() => plain(StatusCode::SERVICE_UNAVAILABLE, "the container has stopped"),
+            () = tokio::time::sleep(limit) => {
+                let words = format!("a request had no answer within {limit:?}; its instance is ended");
+                self.grants.log.note(&words);
                 plain(StatusCode::GATEWAY_TIMEOUT, "the handler did not answer in time")
             }
         }
@@ -219,7 +235,7 @@ impl Handler {
     ) -> (wasmtime::Result<Response<WasiBody>>, Run) {
         let (tell, mut head) = oneshot::channel();
         let mut run = Run::new(instance.run(request, tell), slot);
-        let response = std::future::poll_fn(|cx| run.poll_head(cx, &mut head)).await;
+        let response = poll_fn(|cx| run.poll_head(cx, &mut head)).await;
         (response, run)
     }
 
@@ -234,7 +250,7 @@ impl Handler {
         if self.reuse.never() || instance.served >= MAX_SERVED {
             return;
         }
-        if self.draining.is_cancelled() && self.in_flight.load(Ordering::Acquire) <= 1 {
+        if self.draining.is_on() && self.in_flight.load(Ordering::Acquire) <= 1 {
             return;
         }
         let mut idle = self.idle.lock();

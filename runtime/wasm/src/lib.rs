@@ -29,3 +29,4 @@ pub mod protocol;
 pub mod routes;
 mod sandbox;
 mod services;
+mod switch;

@@ -209,13 +209,14 @@ pub(crate) fn shared_socket(transport: Transport, address: SocketAddr) -> io::Re
 /// Accepts until `end`.
 pub(crate) async fn accept(
     listener: TcpListener,
-    end: CancellationToken,
+    end: impl Future<Output = ()>,
     mut each: impl FnMut(TcpStream, SocketAddr),
 ) {
+    let mut end = std::pin::pin!(end);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = end.cancelled() => return,
+            () = end.as_mut() => return,
         };
         match accepted {
             Ok((stream, peer)) => each(stream, peer),

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::net::{TcpListener, TcpSocket};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use super::{Container, Exit, Stop};
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
     network::PodNetwork,
     protocol::{ErrorCode, HostError, Transport},
     services::{Handlers, accept, reset},
+    switch::Switch,
 };
 
 /// How long a draining handler waits for clients to use their open connections once more, and so to learn that they close.
@@ -44,7 +45,7 @@ pub(super) struct Serving {
     connections: TaskTracker,
     listeners: TaskTracker,
     /// Idle connections are closed.
-    close: CancellationToken,
+    close: Switch,
     container: Arc<Container>,
 }
 
@@ -91,7 +92,7 @@ pub(super) async fn start(container: &Arc<Container>, handlers: &Arc<Handlers>) 
         addresses: listeners.iter().map(|(address, _)| *address).collect(),
         connections: TaskTracker::new(),
         listeners: TaskTracker::new(),
-        close: CancellationToken::new(),
+        close: Switch::default(),
         container: container.clone(),
     };
     for (address, listener) in listeners {
@@ -139,7 +140,7 @@ impl Serving {
         self.listeners.spawn(async move {
             let killed = handler.killed.clone();
             let draining = handler.draining.clone();
-            accept(listener, draining, |stream, peer| {
+            accept(listener, draining.turned_on(), |stream, peer| {
                 // Descriptors are the whole host's: one pod's clients do not take them all.
                 if connections.len() >= MAX_CONNECTIONS
                     || !network.may_receive(Transport::Tcp, peer, address.into())
@@ -162,7 +163,7 @@ impl Serving {
             () = stop.kill.cancelled() => Exit::killed(),
             () = self.handler.over_limit.notified() => Exit::out_of_memory(self.container.grants.memory.limit()),
             () = stop.term.cancelled() => {
-                self.handler.draining.cancel();
+                self.handler.draining.turn_on();
                 tokio::select! {
                     biased;
                     () = stop.kill.cancelled() => Exit::killed(),
@@ -170,8 +171,8 @@ impl Serving {
                 }
             }
         };
-        self.handler.draining.cancel();
-        self.handler.killed.cancel();
+        self.handler.draining.turn_on();
+        self.handler.killed.turn_on();
         // As long as a listener is open its address is to be known as this handler's: others would connect to it, and be cut.
         self.listeners.close();
         self.listeners.wait().await;
@@ -190,7 +191,7 @@ impl Serving {
     async fn drain(&self) {
         self.connections.close();
         let _ = tokio::time::timeout(LINGER, self.connections.wait()).await;
-        self.close.cancel();
+        self.close.turn_on();
         self.connections.wait().await;
         self.handler.quiet().await;
     }

@@ -1,23 +1,28 @@
 //! Connections of clients: HTTP/1.1 and HTTP/2 with prior knowledge, straight to a handler.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{future::poll_fn, io, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::CONNECTION};
 use http_body_util::BodyExt;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::{Body as _, Incoming},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
-use wasmtime_wasi_http::Error;
+use wasmtime_wasi_http::{Error, WasiBody};
 
-use super::{Body, Entered, Handler, plain, upgrade};
+use super::{
+    Body, Entered, Handler,
+    ends::{End, Ends, HEAD, Head},
+    plain, upgrade,
+};
+use crate::switch::Switch;
 
-/// How long a client may take for the head of a request, and so stay without one.
-const HEAD: Duration = Duration::from_secs(75);
 /// The longest head of a request.
 const MAX_HEAD: usize = 64 << 10;
 
@@ -34,12 +39,16 @@ pub(crate) async fn serve(
     stream: TcpStream,
     target: Arc<dyn Target>,
     first: Option<Arc<Handler>>,
-    close: CancellationToken,
-    killed: CancellationToken,
+    close: Switch,
+    killed: Switch,
 ) {
     let _ = stream.set_nodelay(true);
     let current = Arc::new(Mutex::new(first));
+    let head = Head::new();
+    let mut ends = Ends::new(close, killed, head.clone());
+    let timer = head.clone();
     let service = service_fn(move |request| {
+        head.arrived();
         let (target, current) = (target.clone(), current.clone());
         async move {
             if !target.permits() {
@@ -50,27 +59,27 @@ pub(crate) async fn serve(
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(MAX_HEAD);
+    builder.http1().timer(timer).header_read_timeout(HEAD).max_buf_size(MAX_HEAD);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(128)
         .max_header_list_size(MAX_HEAD as u32)
         .keep_alive_interval(Duration::from_secs(30));
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let closing = tokio::select! {
-        _ = connection.as_mut() => false,
-        () = close.cancelled() => true,
-        () = killed.cancelled() => false,
-    };
-    if closing {
-        connection.as_mut().graceful_shutdown();
-        tokio::select! {
-            _ = connection => {}
-            () = killed.cancelled() => {}
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let mut closing = false;
+    poll_fn(|cx| {
+        match ends.look(cx) {
+            End::Now => return Poll::Ready(()),
+            End::Soon if !closing => {
+                closing = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            End::Soon | End::No => {}
         }
-    }
+        connection.as_mut().poll(cx).map(drop)
+    })
+    .await;
 }
 
 async fn answer(
@@ -88,9 +97,12 @@ async fn answer(
         let socket = hyper::upgrade::on(&mut request);
         return upgrade::answer(request, socket, &handler, entered).await;
     }
-    let request = request.map(|body| body.map_err(Error::from).boxed_unsync());
+    let request = request.map(|body| match body.is_end_stream() {
+        true => WasiBody::default(),
+        false => body.map_err(Error::from).boxed_unsync(),
+    });
     let response = handler.handle(request, entered).await;
-    if handler.draining.is_cancelled() { closing(response, version) } else { response }
+    if handler.draining.is_on() { closing(response, version) } else { response }
 }
 
 /// The handler of the next request, which its drain waits for from now on.
@@ -104,7 +116,9 @@ fn choose(target: &dyn Target, current: &mut Option<Arc<Handler>>) -> Option<(Ar
             chosen.enter_anyway()
         }
     };
-    *current = Some(chosen.clone());
+    if !current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &chosen)) {
+        *current = Some(chosen.clone());
+    }
     Some((chosen, entered))
 }
 

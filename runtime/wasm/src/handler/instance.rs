@@ -116,7 +116,7 @@ impl Run {
 
     /// Whether the container was killed meanwhile.
     pub fn slot_killed(&self) -> bool {
-        self.slot.as_ref().is_some_and(|slot| slot.handler().killed.is_cancelled())
+        self.slot.as_ref().is_some_and(|slot| slot.handler().killed.is_on())
     }
 
     /// Runs on; the result of the guest when it ends now, `None` when it had ended before.
@@ -169,7 +169,7 @@ impl Run {
                     Ok((_, Err(error))) => drop(slot.handler().failed(&error)),
                     Err(_) => slot.handler().grants.log.note("a guest went on too long after its response; it is ended"),
                 },
-                () = killed.cancelled() => {}
+                () = killed.turned_on() => {}
             }
         });
     }

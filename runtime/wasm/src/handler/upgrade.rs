@@ -74,7 +74,7 @@ pub(super) async fn answer(
         };
         tokio::select! {
             () = both => {}
-            () = killed.cancelled() => {}
+            () = killed.turned_on() => {}
         }
     });
     parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));

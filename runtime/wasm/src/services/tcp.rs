@@ -7,13 +7,13 @@ use std::{
 };
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
 
 use super::{Entry, accept, reset};
 use crate::{
     handler::{self, Handler, Target},
     hosts::http::dial,
     network::Hop,
+    switch::Switch,
 };
 
 /// How long an endpoint may take to accept before the next one is tried.
@@ -29,7 +29,7 @@ impl Entry {
     /// Accepts until the listener is closed.
     pub(super) async fn accept(self: Arc<Entry>, listener: TcpListener) {
         let closed = self.closed.clone();
-        accept(listener, closed, |stream, peer| {
+        accept(listener, closed.cancelled(), |stream, peer| {
             let from = match peer.ip() {
                 std::net::IpAddr::V4(ip) => ip,
                 std::net::IpAddr::V6(_) => return reset(&stream),
@@ -54,9 +54,7 @@ impl Client {
     fn local(&self) -> Option<Arc<Handler>> {
         let order = self.entry.order(self.from);
         let handlers = self.entry.handlers.read();
-        order
-            .iter()
-            .find_map(|endpoint| handlers.get(endpoint).filter(|h| !h.draining.is_cancelled()).cloned())
+        order.iter().find_map(|endpoint| handlers.get(endpoint).filter(|h| !h.draining.is_on()).cloned())
     }
 
     /// Leads one connection to an endpoint; closes it at once when none is ready.
@@ -64,11 +62,11 @@ impl Client {
         for endpoint in self.entry.order(self.from) {
             let local = self.entry.handlers.read().get(&endpoint).cloned();
             if let Some(handler) = local {
-                if handler.draining.is_cancelled() {
+                if handler.draining.is_on() {
                     continue;
                 }
                 // The connection outlives its handler: later requests go to another one.
-                let (close, killed) = (CancellationToken::new(), CancellationToken::new());
+                let (close, killed) = (Switch::default(), Switch::default());
                 return handler::serve(stream, self, Some(handler), close, killed).await;
             }
             if let Ok(Ok(mut there)) = tokio::time::timeout(CONNECT, dial(hop(self.from, endpoint))).await {
@@ -97,10 +95,10 @@ impl Target for Client {
 
     fn choose(&self, current: Option<&Arc<Handler>>) -> Option<Arc<Handler>> {
         match current {
-            Some(current) if !current.draining.is_cancelled() => Some(current.clone()),
+            Some(current) if !current.draining.is_on() => Some(current.clone()),
             _ => self.local().or_else(|| {
                 // The last one, while it drains, is better than none.
-                current.filter(|c| !c.killed.is_cancelled()).cloned()
+                current.filter(|c| !c.killed.is_on()).cloned()
             }),
         }
     }
