@@ -352,8 +352,8 @@ async fn open_store(
     let store = coracle_store::Options { node_id, sealer, history_age, ..coracle_store::Options::new(&dir) };
     let opened = Store::open_member(store, peering).await;
     let store = opened.with_context(|| format!("open the store in {}", dir.display()))?;
-    let (mut membership, data_dir) = (membership.clone(), options.data_dir.clone());
-    membership.enter(&data_dir)?;
+    membership.enter(&options.data_dir)?;
+    let (membership, data_dir) = (membership.to_share(), options.data_dir.clone());
     Ok(archive::Source { store, membership, data_dir, encryption })
 }
 

@@ -89,12 +89,13 @@ impl Membership {
     }
 
     /// Notes that this member is in.
-    pub fn enter(&mut self, data_dir: &Path) -> Result<()> {
-        if !self.entered {
-            self.entered = true;
-            self.write(data_dir)?;
-        }
-        Ok(())
+    pub fn enter(&self, data_dir: &Path) -> Result<()> {
+        if self.entered { Ok(()) } else { Self { entered: true, ..self.clone() }.write(data_dir) }
+    }
+
+    /// What others may take over: of the cluster, not of this member's past.
+    pub fn to_share(&self) -> Self {
+        Self { entered: false, ..self.clone() }
     }
 
     /// The cluster's Service range, which a flag may repeat and not change.
@@ -186,13 +187,13 @@ mod tests {
     fn a_store_that_was_lost_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store");
-        let mut member =
-            Membership::first("127.96.0.0/12".parse().unwrap(), "127.64.0.0/11".parse().unwrap());
+        let member = Membership::first("127.96.0.0/12".parse().unwrap(), "127.64.0.0/11".parse().unwrap());
         member.write(dir.path()).unwrap();
         // A first start that did not come far is tried again.
         member.check_store(&store).unwrap();
         member.enter(dir.path()).unwrap();
         let member = Membership::read(dir.path()).unwrap().unwrap();
+        member.to_share().check_store(&store).unwrap();
         let error = member.check_store(&store).unwrap_err().to_string();
         assert!(error.contains("coracle member remove 1"), "{error}");
         std::fs::create_dir(&store).unwrap();
