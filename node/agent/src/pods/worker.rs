@@ -228,7 +228,7 @@ impl Worker {
         if acted {
             return Ok(Done::Again);
         }
-        self.refresh().await;
+        self.refresh();
         if self.resize().await? {
             return Ok(Done::Again);
         }

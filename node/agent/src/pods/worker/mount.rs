@@ -52,6 +52,13 @@ impl Tasks {
         }
     }
 
+    /// At most one look at a time.
+    fn renew(&mut self, context: &Arc<Context>, pod: &Pod, ips: Vec<String>) {
+        if self.mounting.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.mounting = Some(tokio::spawn(renew(context.clone(), pod.clone(), ips)));
+        }
+    }
+
     fn grow(&mut self, context: &Arc<Context>, pod: &Pod) {
         if self.growing.as_ref().is_none_or(|task| task.is_finished()) {
             let (context, pod) = (context.clone(), pod.clone());
@@ -69,9 +76,13 @@ async fn make(context: Arc<Context>, pod: Pod) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Brings the volumes of a pod that runs up to date.
+/// Brings the volumes of a pod that runs up to date. What fails is told, and tried again with the next look.
 async fn renew(context: Arc<Context>, pod: Pod, ips: Vec<String>) -> Result<(), Failure> {
-    volumes::mount(&context, &pod, ips).await.map(drop).map_err(Failure::Volume)
+    let renewed = volumes::mount(&context, &pod, ips).await.map(drop);
+    renewed.map_err(|error| {
+        context.recorder.pod(&pod, None, true, "FailedMount", error.to_string());
+        Failure::Volume(error)
+    })
 }
 
 impl Worker {
@@ -112,8 +123,8 @@ impl Worker {
     }
 
     /// ConfigMaps and Secrets that changed, into the volumes of a running pod; volumes that grew, and those whose drivers
-    /// are to be asked again.
-    pub(super) async fn refresh(&mut self) {
+    /// are to be asked again. The pod waits for none of them.
+    pub(super) fn refresh(&mut self) {
         let due = self.volumes.refreshed.elapsed() >= REFRESH;
         if !due || self.fate != Fate::Runs || !self.memory.mounted {
             return;
@@ -129,9 +140,6 @@ impl Worker {
             return;
         }
         let ips = self.state.sandbox().map(|s| s.ips.clone()).unwrap_or_default();
-        let task = tokio::spawn(renew(self.context.clone(), self.pod.clone(), ips));
-        if let Some(Err(Failure::Volume(error))) = self.attend_mounting(task).await {
-            self.context.recorder.pod(&self.pod, None, true, "FailedMount", error.to_string());
-        }
+        self.volumes.renew(&self.context, &self.pod, ips);
     }
 }
