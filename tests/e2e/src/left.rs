@@ -6,6 +6,7 @@
 
 pub mod counts;
 mod descriptors;
+mod host;
 mod place;
 mod process;
 mod seen;
@@ -20,6 +21,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 pub use place::{Place, Ranges};
+use process::Process;
 
 use crate::SOON;
 
@@ -68,7 +70,7 @@ impl Traces {
             let (pods, services) = (get("/api/v1/pods")?, get("/api/v1/services")?);
             let (processes, mounts) = (process::naming(&self.dir), mounts(&self.dir));
             let of = |place: &&Place| place.left(&place.known(&pods, &services), &processes, &mounts);
-            Ok(nodes.iter().flat_map(of).collect())
+            Ok(nodes.iter().map(of).collect::<Result<Vec<_>>>()?.concat())
         })
     }
 
@@ -81,8 +83,29 @@ impl Traces {
         settles("of the cluster", || {
             let processes = process::naming(&self.dir).into_iter().map(|process| process.shown());
             let mounts = mounts(&self.dir).into_iter().map(|point| format!("mount {}", point.display()));
-            let places = self.places.iter().flat_map(|place| place.after(stopped));
-            Ok(processes.chain(mounts).chain(places).collect())
+            let places = self.places.iter().map(|place| place.after(stopped)).collect::<Result<Vec<_>>>()?;
+            Ok(processes.chain(mounts).chain(places.concat()).collect())
+        })
+    }
+
+    /// Waits until nothing is left of the cluster, of which all has been stopped, these nodes when they had no pods any more.
+    /// Of others, that the test ended itself, nothing is asked; and the host of a node's wasm programs outlives its runtime,
+    /// for the next one.
+    ///
+    /// # Errors
+    /// What is left.
+    pub fn of_empty_nodes(&self, nodes: &[usize]) -> Result<()> {
+        let all = self.places.iter().enumerate();
+        let (empty, others): (Vec<_>, Vec<_>) = all.partition(|(index, _)| nodes.contains(index));
+        settles("of the cluster", || {
+            let (mut processes, mut mounts) = (process::naming(&self.dir), mounts(&self.dir));
+            processes.retain(|process| !others.iter().any(|(_, place)| place.owns(process)));
+            mounts.retain(|point| !others.iter().any(|(_, place)| place.has(point)));
+            let (kept, ended): (Vec<_>, Vec<_>) =
+                processes.iter().partition(|process| empty.iter().any(|(_, place)| place.keeps(process)));
+            let places = empty.iter().map(|(_, place)| place.emptied(&kept)).collect::<Result<Vec<_>>>()?;
+            let mounts = mounts.into_iter().map(|point| format!("mount {}", point.display()));
+            Ok(ended.into_iter().map(Process::shown).chain(mounts).chain(places.concat()).collect())
         })
     }
 }
@@ -123,18 +146,6 @@ fn settles_within(
             }
             _ => std::thread::sleep(PAUSE),
         }
-    }
-}
-
-/// At the end of a test that did not ask: what is left fails it, whatever else went wrong is only told, for it would hide the
-/// test's own error.
-pub(crate) fn tell(ended: Result<()>) {
-    match ended {
-        Err(error) if error.downcast_ref::<Left>().is_some() && !std::thread::panicking() => {
-            panic!("{error:#}")
-        }
-        Err(error) => eprintln!("{error:#}"),
-        Ok(()) => {}
     }
 }
 

@@ -4,6 +4,7 @@
 //! address ranges of its own, so that tests may run beside each other. Profile `routed`: every process runs as root in
 //! network namespaces that the test makes.
 
+pub mod ended;
 pub mod layout;
 pub mod left;
 pub mod load;
@@ -22,6 +23,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub use ended::Ended;
 use left::{Place, Ranges, Traces};
 use netns::{Host, Network};
 use slot::Slot;
@@ -129,12 +131,11 @@ impl Cluster {
         let mut command = self.command(&self.bin);
         command.arg("up").arg("--data-dir").arg(&data).args(self.flags());
         command.stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let mut child = command.spawn().context("start coracle up")?;
+        let child = self.up.insert(command.spawn().context("start coracle up")?);
         self.stopped = false;
         let mut line = String::new();
         let stdout = child.stdout.take().context("stdout of coracle up")?;
         std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
-        self.up = Some(child);
         if !line.contains("coracle is ready") {
             bail!("coracle up said {line:?} instead of that it is ready; {}", self.logs());
         }
@@ -229,15 +230,29 @@ impl Cluster {
     }
 
     /// SIGTERM to `up`; it must end by itself, successfully. Nothing is left then, and nothing was left before of pods that
-    /// were gone.
-    pub fn stop(&mut self) -> Result<()> {
-        if self.up.is_none() {
+    /// were gone. Where `up` was killed, the next one adopts what it left, and is ended.
+    pub fn stop(&mut self) -> Result<Ended> {
+        if !self.stopped {
+            self.adopt()?;
+            let counted = self.nothing_is_left_of_pods();
+            self.end()?;
+            counted?;
+            self.traces.of_the_cluster(true)?;
+        }
+        Ok(Ended::well())
+    }
+
+    fn adopt(&mut self) -> Result<()> {
+        if self.up.is_some() { Ok(()) } else { self.up().context("adopt what a killed up left") }
+    }
+
+    /// Ends what runs, whatever is left then.
+    fn clear(&mut self) -> Result<()> {
+        if self.stopped {
             return Ok(());
         }
-        let counted = self.nothing_is_left_of_pods();
-        self.end()?;
-        counted?;
-        self.traces.of_the_cluster(true)
+        self.adopt()?;
+        self.end()
     }
 
     fn nothing_is_left_of_pods(&self) -> Result<()> {
@@ -283,19 +298,15 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let failing = std::thread::panicking();
-        if failing {
+        if !self.stopped {
             eprintln!("{}", self.logs());
         }
-        if self.up.is_none() && !self.stopped {
-            // A killed `up` left processes: the next one adopts and ends them.
-            let _ = self.up();
+        if let Err(error) = self.clear() {
+            eprintln!("end the cluster: {error:#}");
         }
-        let ended = if failing { self.end() } else { self.stop() };
         if self.profile == Profile::Routed {
             netns::clear_containers(self.dir.path());
         }
-        left::tell(ended.context("end the cluster"));
     }
 }
 

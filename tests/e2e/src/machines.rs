@@ -2,16 +2,17 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::left::{self, Place, Ranges, Traces};
+use crate::ended::Ended;
+use crate::left::{Place, Ranges, Traces};
 use crate::netns::{Host, Network};
 use crate::program;
 use crate::{SOON, eventually, guest_file, kubectl, succeed};
@@ -31,6 +32,8 @@ pub struct Machines {
     cni: Option<PathBuf>,
     /// Further flags of nodes.
     flags: Vec<String>,
+    /// In order.
+    stopped: bool,
     traces: Traces,
     /// The hosts: 0 is the server's, N is the one of node N.
     pub network: Network,
@@ -63,7 +66,8 @@ impl Machines {
         let flags = node.iter().map(|flag| (*flag).to_owned()).collect();
         let traces = Traces::new(dir.path())?;
         let processes = Vec::new();
-        let mut machines = Self { nodes: 1, processes, dir, bin, cni: None, flags, traces, network };
+        let mut machines =
+            Self { nodes: 1, processes, dir, bin, cni: None, flags, stopped: false, traces, network };
         let folder = machines.path("peer");
         std::fs::create_dir(&folder)?;
         let (socket, peer) = runtime(&folder, machines.network.host(1)?)?;
@@ -84,7 +88,8 @@ impl Machines {
         let bin = program::coracle()?;
         let network = Network::new(nodes + servers)?;
         let (processes, flags, traces) = (Vec::new(), Vec::new(), Traces::new(dir.path())?);
-        let mut machines = Self { nodes, processes, dir, bin, cni: None, flags, traces, network };
+        let mut machines =
+            Self { nodes, processes, dir, bin, cni: None, flags, stopped: false, traces, network };
         if let Some(configuration) = cni {
             let folder = machines.path("cni");
             std::fs::create_dir(&folder)?;
@@ -118,18 +123,42 @@ impl Machines {
         Ok(())
     }
 
-    /// Asks for what is left of pods of the nodes that run, by a server that runs.
-    fn nothing_is_left_of_pods(&self) -> Result<()> {
-        let runs = |name: String| self.processes.iter().any(|(log, _)| *log == name);
-        let ours = |index: &usize| runs(format!("node-{index}")) && runs(format!("runtime-{index}"));
-        let nodes: Vec<_> = (1..=self.nodes).filter(ours).map(|index| index - 1).collect();
+    fn has(&self, name: &str) -> bool {
+        self.processes.iter().any(|(log, _)| log == name)
+    }
+
+    /// The nodes, counted from 1, of which the test has ended neither the agent nor the runtime.
+    fn whole_nodes(&self) -> Vec<usize> {
+        let is_whole = |n: &usize| self.has(&format!("node-{n}")) && self.has(&format!("runtime-{n}"));
+        (1..=self.nodes).filter(is_whole).collect()
+    }
+
+    /// A server that the test has not ended.
+    fn any_server(&self) -> Option<usize> {
         let servers = self.network.hosts.len().saturating_sub(self.nodes);
-        let server = (0..servers).find(|index| runs(Self::server(*index)));
-        self.traces.of_gone_pods(&nodes, |path| {
-            let server = server.context("no server runs")?;
+        (0..servers).find(|index| self.has(&Self::server(*index)))
+    }
+
+    fn nothing_is_left_of_pods(&self, server: usize, nodes: &[usize]) -> Result<()> {
+        self.traces.of_gone_pods(nodes, |path| {
             Ok(serde_json::from_str(
                 &self.kubectl_at(server, &["get", "--request-timeout=10s", "--raw", path])?,
             )?)
+        })
+    }
+
+    /// Deletes all that runs: pods outlive their node's agent and runtime. Waits until these nodes have none.
+    fn empty(&self, server: usize, nodes: &[usize]) -> Result<()> {
+        let kinds = "cronjobs,jobs,daemonsets,deployments,statefulsets,replicasets,pods";
+        self.kubectl_at(server, &["delete", kinds, "--all", "--all-namespaces", "--now", "--wait=false"])?;
+        let names: Vec<_> = nodes.iter().map(|n| format!("node-{n}")).collect();
+        eventually("the nodes have no pods", SOON, || {
+            let path = "jsonpath={range .items[*]}{.spec.nodeName}/{.metadata.name} {end}";
+            let pods = self.kubectl_at(server, &["get", "pods", "--all-namespaces", "-o", path])?;
+            let on = |pod: &&str| pod.split('/').next().is_some_and(|node| names.iter().any(|n| n == node));
+            let left: Vec<_> = pods.split_whitespace().filter(on).collect();
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(true)
         })
     }
 
@@ -255,13 +284,8 @@ impl Machines {
     /// Ends a process by its log's name (`server`, `node-1`, `runtime-2`) with this signal, and waits for its end.
     pub fn end(&mut self, name: &str, signal: Signal) -> Result<()> {
         let at = self.processes.iter().position(|(log, _)| log == name).context("no such process")?;
-        let (_, mut child) = self.processes.remove(at);
-        kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
-        let mut ended = false;
-        eventually(&format!("{name} ends"), Duration::from_secs(20), || {
-            ended = child.try_wait()?.is_some();
-            Ok(ended)
-        })
+        let (_, child) = self.processes.remove(at);
+        end(name, child, signal).map(drop)
     }
 
     fn client(&self, program: impl AsRef<std::path::Path>) -> Result<Command> {
@@ -319,13 +343,15 @@ impl Machines {
         self.network.host(index)
     }
 
-    /// The end of each process's log, for a failure.
+    /// The end of each process's log, for a failure; of those that have ended too.
     pub fn logs(&self) -> String {
         let mut text = String::new();
-        let mut names: Vec<_> = self.processes.iter().map(|(name, _)| name.as_str()).collect();
-        names.dedup();
-        for name in names {
-            let log = std::fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default();
+        let entries = std::fs::read_dir(self.dir.path()).into_iter().flatten().flatten().map(|e| e.path());
+        let mut files: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
+        files.sort();
+        for file in files {
+            let name = file.file_stem().unwrap_or_default().display();
+            let log = std::fs::read_to_string(&file).unwrap_or_default();
             let mut lines: Vec<_> = log.lines().rev().take(12).collect();
             lines.reverse();
             text += &format!("\n--- {name}\n{}\n", lines.join("\n"));
@@ -333,18 +359,33 @@ impl Machines {
         text
     }
 
-    /// Ends everything in order; each process must end by itself.
-    pub fn stop(mut self) -> Result<()> {
-        self.nothing_is_left_of_pods()?;
-        for (name, signal) in
-            self.processes.iter().rev().map(|(n, _)| (n.clone(), Signal::SIGTERM)).collect::<Vec<_>>()
-        {
-            if let Err(error) = self.end(&name, signal) {
-                bail!("{error:#}; {}", self.logs());
-            }
+    /// Ends everything in order, pods first, of which nothing is left then; each process must end by itself, successfully.
+    /// Nothing is left in the end of nodes that the test has not ended itself.
+    pub fn stop(mut self) -> Result<Ended> {
+        let nodes: Vec<_> = self.whole_nodes();
+        let places: Vec<_> = nodes.iter().map(|n| n - 1).collect();
+        if let Some(server) = self.any_server() {
+            self.empty(server, &nodes)?;
+            self.nothing_is_left_of_pods(server, &places)?;
         }
-        Ok(())
+        while let Some((name, child)) = self.processes.pop() {
+            let status = end(&name, child, Signal::SIGTERM)?;
+            ensure!(status.success(), "{name} ended with {status}");
+        }
+        self.traces.of_empty_nodes(&places)?;
+        self.stopped = true;
+        Ok(Ended::well())
     }
+}
+
+fn end(name: &str, mut child: Child, signal: Signal) -> Result<ExitStatus> {
+    kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
+    let mut status = None;
+    eventually(&format!("{name} ends"), Duration::from_secs(20), || {
+        status = child.try_wait()?;
+        Ok(status.is_some())
+    })?;
+    status.with_context(|| format!("{name} has no status"))
 }
 
 fn is_ready(node: &Value) -> bool {
@@ -354,11 +395,9 @@ fn is_ready(node: &Value) -> bool {
 
 impl Drop for Machines {
     fn drop(&mut self) {
-        let failing = std::thread::panicking();
-        if failing {
+        if !self.stopped {
             eprintln!("{}", self.logs());
         }
-        let counted = if failing { Ok(()) } else { self.nothing_is_left_of_pods() };
         for (_, child) in &mut self.processes {
             let _ = child.kill();
             let _ = child.wait();
@@ -366,9 +405,5 @@ impl Drop for Machines {
         // What they started in turn.
         self.network.end();
         crate::netns::clear_containers(self.dir.path());
-        left::tell(counted);
-        if !failing {
-            left::tell(self.traces.of_the_cluster(false));
-        }
     }
 }

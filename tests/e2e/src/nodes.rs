@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::left::{self, Place, Ranges};
+use crate::ended::Ended;
+use crate::left::{Place, Ranges};
 use crate::servers::Servers;
 use crate::{SOON, eventually};
 
@@ -23,12 +24,14 @@ pub struct Nodes {
     /// The control plane.
     pub servers: Servers,
     nodes: Vec<Node>,
+    /// By [`Self::end`].
+    finished: bool,
 }
 
 impl Nodes {
     /// Joins so many nodes to the first of these servers, and waits until they are ready.
     pub fn join(servers: Servers, count: usize) -> Result<Self> {
-        let mut nodes = Self { servers, nodes: Vec::new() };
+        let mut nodes = Self { servers, nodes: Vec::new(), finished: false };
         for index in 0..count {
             let join = nodes.servers.coracle(0, &["token", "create"])?;
             let flags: Vec<&str> = join.split_whitespace().skip(2).collect();
@@ -49,13 +52,13 @@ impl Nodes {
         Ok(nodes)
     }
 
-    /// Asks for what is left of pods of the nodes that run, by a server that runs.
+    /// Asks for what is left of pods of the nodes that run, by a server that runs, if the test has left one.
     fn nothing_is_left_of_pods(&self) -> Result<()> {
         let runs = |node: &Node| node.agent.is_some() && node.runtime.is_some();
         let nodes = self.nodes.iter().enumerate().filter(|(_, node)| runs(node));
         let nodes: Vec<_> = nodes.map(|(index, _)| index).collect();
+        let Some(live) = self.servers.live().first().copied() else { return Ok(()) };
         self.servers.traces.of_gone_pods(&nodes, |path| {
-            let live = self.servers.live().first().copied().context("no server runs")?;
             Ok(serde_json::from_str(
                 &self.servers.kubectl(live, &["get", "--request-timeout=10s", "--raw", path])?,
             )?)
@@ -156,6 +159,15 @@ impl Nodes {
         Ok(())
     }
 
+    /// Kills everything. Nothing is left then, and nothing was left before of pods that were gone.
+    pub fn end(&mut self) -> Result<Ended> {
+        self.nothing_is_left_of_pods()?;
+        (0..self.nodes.len()).try_for_each(|index| self.kill(index))?;
+        let ended = self.servers.end()?;
+        self.finished = true;
+        Ok(ended)
+    }
+
     /// The end of a node's logs, for a failure.
     pub fn logs(&self, index: usize) -> String {
         let mut text = String::new();
@@ -188,16 +200,13 @@ fn below(directory: &std::path::Path) -> Result<Vec<Pid>> {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
-        let failing = std::thread::panicking();
-        let counted = if failing { Ok(()) } else { self.nothing_is_left_of_pods() };
         for index in 0..self.nodes.len() {
-            if failing {
+            if !self.finished {
                 eprintln!("{}", self.logs(index));
             }
             if let Err(error) = self.kill(index) {
                 eprintln!("end {}: {error:#}", Self::name(index));
             }
         }
-        left::tell(counted);
     }
 }

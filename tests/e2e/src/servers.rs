@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::left::{self, Traces};
+use crate::ended::Ended;
+use crate::left::Traces;
 use crate::program;
 use crate::slot::Slot;
 use crate::{SOON, USER, eventually, kubectl, shown, succeed};
@@ -22,6 +23,8 @@ pub struct Servers {
     slot: Slot,
     bin: PathBuf,
     more: Vec<String>,
+    /// By [`Self::end`].
+    finished: bool,
     pub(crate) traces: Traces,
 }
 
@@ -40,7 +43,8 @@ impl Servers {
         }
         let more = more.iter().map(ToString::to_string).collect();
         let traces = Traces::new(dir.path())?;
-        let mut servers = Self { running: Vec::new(), dir, slot: Slot::take()?, bin, more, traces };
+        let mut servers =
+            Self { running: Vec::new(), dir, slot: Slot::take()?, bin, more, finished: false, traces };
         for _ in 0..count {
             servers.add()?;
         }
@@ -101,6 +105,12 @@ impl Servers {
             ended = child.try_wait()?;
             Ok(ended.is_some() || std::fs::read_to_string(&out)?.contains("is ready"))
         });
+        if ended.is_some()
+            && let Some(slot) = self.running.get_mut(index)
+        {
+            // The caller is told.
+            *slot = None;
+        }
         match (ready, ended) {
             (Ok(()), None) => Ok(()),
             (Ok(()), Some(status)) => bail!("server {index} ended with {status}; {}", self.logs()),
@@ -129,6 +139,17 @@ impl Servers {
             Some(status) if status.success() => Ok(()),
             other => bail!("server {index} ended with {other:?}; {}", self.logs()),
         }
+    }
+
+    /// Kills those that run, of which none may have ended by itself. Nothing is left of them then.
+    pub fn end(&mut self) -> Result<Ended> {
+        for index in self.live() {
+            ensure!(!self.ended(index)?, "server {index} has ended by itself");
+            self.kill(index)?;
+        }
+        self.traces.of_the_cluster(false)?;
+        self.finished = true;
+        Ok(Ended::well())
     }
 
     /// Whether a server has ended by itself.
@@ -239,18 +260,12 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        let failing = std::thread::panicking();
-        let died = self.running.iter_mut().flatten().any(|child| !matches!(child.try_wait(), Ok(None)));
-        if died || failing {
-            eprintln!("{}{}", if died { "a server ended by itself" } else { "" }, self.logs());
+        if !self.finished {
+            eprintln!("{}", self.logs());
         }
         for mut child in self.running.iter_mut().filter_map(Option::take) {
             let _ = child.kill();
             let _ = child.wait();
-        }
-        // Nodes whose servers these are have ended before.
-        if !failing {
-            left::tell(self.traces.of_the_cluster(false));
         }
     }
 }

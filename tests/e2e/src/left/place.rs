@@ -8,6 +8,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::descriptors;
+use super::host;
 use super::process::Process;
 use super::seen::{Seen, stem};
 use super::sockets::{self, Socket};
@@ -112,7 +113,7 @@ impl Place {
     }
 
     fn own<'a>(&self, processes: &'a [Process]) -> Vec<&'a Process> {
-        processes.iter().filter(|p| p.names(&self.root) || p.names(&self.state)).collect()
+        processes.iter().filter(|process| self.owns(process)).collect()
     }
 
     /// Folders with one entry for each pod, sandbox and so on.
@@ -180,7 +181,10 @@ impl Place {
     }
 
     /// What is of a pod, container or Service that is not among those that are known.
-    pub fn left(&self, known: &Known, processes: &[Process], mounts: &[PathBuf]) -> Vec<String> {
+    ///
+    /// # Errors
+    /// When the host's network cannot be looked at.
+    pub fn left(&self, known: &Known, processes: &[Process], mounts: &[PathBuf]) -> Result<Vec<String>> {
         let folders = self.folders();
         let mut left = Vec::new();
         for (folder, kind) in &folders {
@@ -220,35 +224,67 @@ impl Place {
         let strays = sockets.iter().filter(|s| s.listens && self.is_gone(known, *s.local.ip()));
         left.extend(strays.map(|s| format!("{} listens on {}", s.protocol, s.local)));
         left.extend(self.groups(known));
-        left.extend(self.devices(known));
-        left
+        left.extend(self.devices(known)?);
+        Ok(left)
     }
 
-    /// What is left once nothing runs here any more; the runtime's records and folders too, when everything was stopped.
-    pub fn after(&self, stopped: bool) -> Vec<String> {
-        let nothing = Known::default();
-        let files = self.folders().into_iter().filter(|(path, _)| !path.starts_with(&self.root) && stopped);
-        let entries = files.filter_map(|(path, _)| std::fs::read_dir(path).ok()).flatten().flatten();
-        let mut left: Vec<_> = entries.map(|e| format!("file {}", e.path().display())).collect();
-        let Some(host) = &self.host else {
-            let sockets = sockets::of(std::process::id().cast_signed());
-            let ours = sockets.iter().filter(|s| s.listens && self.is_gone(&nothing, *s.local.ip()));
-            left.extend(ours.map(|s| format!("{} listens on {}", s.protocol, s.local)));
-            left.extend(self.groups(&nothing));
-            return left;
-        };
-        if stopped {
-            let run = |program: &str, args: &[&str]| {
-                crate::succeed(host.command(program).args(args)).unwrap_or_else(|error| format!("{error:#}"))
-            };
-            let tables = run("nft", &["list", "tables"]);
-            left.extend(tables.lines().map(str::to_owned));
-            let links = run("ip", &["-o", "link", "show", "type", "bridge"]);
-            left.extend(links.lines().map(|line| format!("device {line}")));
-            left.extend(self.devices(&nothing));
-            left.extend(self.groups(&nothing));
+    /// What is left once nothing runs here any more; the runtime's records and folders too, when everything was stopped. What
+    /// is killed leaves its devices, rules and control groups on a host of its own.
+    ///
+    /// # Errors
+    /// When the host's network cannot be looked at.
+    pub fn after(&self, stopped: bool) -> Result<Vec<String>> {
+        let mut left = if stopped { self.records() } else { Vec::new() };
+        match &self.host {
+            None => left.extend(self.listeners()),
+            Some(host) if stopped => left.extend(host::after(host, &[])?),
+            Some(_) => return Ok(left),
         }
-        left
+        left.extend(self.groups(&Known::default()));
+        Ok(left)
+    }
+
+    /// What is left once the agent and the runtime of a node without pods were stopped, beside these processes.
+    ///
+    /// # Errors
+    /// When the host's network cannot be looked at.
+    pub fn emptied(&self, kept: &[&Process]) -> Result<Vec<String>> {
+        let mut left = self.records();
+        if let Some(host) = &self.host {
+            left.extend(host::after(host, kept)?);
+        }
+        left.extend(self.groups(&Known::default()));
+        Ok(left)
+    }
+
+    /// Whether a process is its agent, its runtime, or of one of them.
+    pub fn owns(&self, process: &Process) -> bool {
+        process.names(&self.root) || process.names(&self.state)
+    }
+
+    /// Whether a path is in one of its directories.
+    pub fn has(&self, path: &Path) -> bool {
+        path.starts_with(&self.root) || path.starts_with(&self.state)
+    }
+
+    /// Whether a process outlives its runtime even without pods: the host that they share.
+    pub fn keeps(&self, process: &Process) -> bool {
+        process.program() == Some("wasm-host") && process.names(&self.state.join("wasm-host.sock"))
+    }
+
+    /// What the runtime keeps for sandboxes and containers.
+    fn records(&self) -> Vec<String> {
+        let folders = self.folders().into_iter().filter(|(path, _)| !path.starts_with(&self.root));
+        let entries = folders.filter_map(|(path, _)| std::fs::read_dir(path).ok()).flatten().flatten();
+        entries.map(|e| format!("file {}", e.path().display())).collect()
+    }
+
+    /// What listens on addresses of pods and Services in the network of this process.
+    fn listeners(&self) -> Vec<String> {
+        let nothing = Known::default();
+        let sockets = sockets::of(std::process::id().cast_signed()).into_iter();
+        let ours = sockets.filter(|s| s.listens && self.is_gone(&nothing, *s.local.ip()));
+        ours.map(|s| format!("{} listens on {}", s.protocol, s.local)).collect()
     }
 
     /// Whether an address is one of a pod that is not known.
@@ -290,22 +326,15 @@ impl Place {
     }
 
     /// Cables and local addresses, where the network is the cluster's own.
-    fn devices(&self, known: &Known) -> Vec<String> {
-        let Some(host) = &self.host else { return Vec::new() };
-        let ip = |args: &[&str]| crate::succeed(host.command("ip").args(args)).unwrap_or_default();
-        let links = ip(&["-o", "link", "show", "type", "veth"]);
-        let names = links.lines().filter_map(|line| line.split([':', '@']).nth(1).map(str::trim));
-        let of = |cable: &str| {
-            let digits = cable.strip_prefix(CABLE).filter(|d| d.len() > DIGITS)?;
-            (!known.sandboxes.iter().any(|id| id.starts_with(digits))).then(|| format!("device {cable}"))
+    fn devices(&self, known: &Known) -> Result<Vec<String>> {
+        let Some(host) = &self.host else { return Ok(Vec::new()) };
+        let of = |cable: &String| {
+            let digits = cable.strip_prefix(CABLE).filter(|d| d.len() > DIGITS);
+            digits.is_some_and(|digits| !known.sandboxes.iter().any(|id| id.starts_with(digits)))
         };
-        let mut left: Vec<_> = names.filter_map(of).collect();
-        let routes = ip(&["-o", "route", "show", "table", "local", "type", "local"]);
-        left.extend(routes.lines().filter_map(|line| {
-            let address = line.split_whitespace().find_map(|word| word.parse().ok())?;
-            self.is_gone(known, address).then(|| format!("route {}", line.trim()))
-        }));
-        left
+        let cables = host::links(host)?.into_iter().filter(of).map(|cable| format!("device {cable}"));
+        let routes = host::local_routes(host)?.into_iter().filter(|(to, _)| self.is_gone(known, *to));
+        Ok(cables.chain(routes.map(|(_, line)| format!("route {line}"))).collect())
     }
 }
 

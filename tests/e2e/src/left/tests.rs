@@ -75,7 +75,7 @@ fn what_is_left_of_a_pod_is_told_by_its_name() {
         let (processes, mounts) =
             (process::naming(&traces.dir), vec![root.join("pods").join(GONE).join("volumes/v")]);
         let place = &traces.places[0];
-        place.left(&place.known(&pods, services), &processes, &mounts)
+        place.left(&place.known(&pods, services), &processes, &mounts).unwrap()
     };
     let has = |left: &[String], words: &[&str]| {
         let found = left.iter().any(|line| words.iter().all(|word| line.contains(word)));
@@ -112,7 +112,7 @@ fn what_is_left_of_a_pod_is_told_by_its_name() {
     assert_eq!(find(&services).len(), 12);
 
     // Nothing of it may be there after the cluster.
-    let after = traces.places[0].after(true);
+    let after = traces.places[0].after(true).unwrap();
     for name in [&lives.to_string(), &service.to_string(), &id("2"), &id("4")] {
         has(&after, &[name]);
     }
@@ -138,8 +138,8 @@ fn a_control_group_is_known_by_what_it_was_made_for() {
     let group = tree.join("coracle").join(&sandbox);
     create_dir_all(&group).unwrap();
     let nothing = place.known(&Value::Null, &Value::Null);
-    let left = place.left(&nothing, &[], &[]);
+    let left = place.left(&nothing, &[], &[]).unwrap();
     std::fs::remove_dir(&group).unwrap();
     assert_eq!(left, [format!("control group {}", group.display())]);
-    assert!(place.left(&nothing, &[], &[]).is_empty());
+    assert!(place.left(&nothing, &[], &[]).unwrap().is_empty());
 }

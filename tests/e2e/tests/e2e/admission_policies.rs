@@ -1,7 +1,7 @@
 //! Admission policies in CEL: parameters, actions, changes. Profile: loopback.
 
 use anyhow::{Result, ensure};
-use coracle_e2e::{Cluster, Profile, kubectl, shown};
+use coracle_e2e::{Cluster, Ended, Profile, kubectl, shown};
 use serde_json::json;
 
 const LIMITS: &str = "
@@ -77,7 +77,7 @@ fn run(cluster: &Cluster, args: &[&str]) -> Result<String> {
 
 /// Row: admission: a ValidatingAdmissionPolicy with parameters, messages, reasons and the authorizer; actions Deny, Warn and Audit
 #[test]
-fn policies_take_parameters() -> Result<()> {
+fn policies_take_parameters() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let file = cluster.file("limits.yaml", LIMITS)?;
     cluster.kubectl(&["apply", "-f", &file])?;
@@ -119,7 +119,7 @@ fn policies_take_parameters() -> Result<()> {
 
 /// Row: admission: a MutatingAdmissionPolicy merges configurations into objects and patches them
 #[test]
-fn policies_change_objects() -> Result<()> {
+fn policies_change_objects() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let file = cluster.file("changes.yaml", CHANGES)?;
     cluster.kubectl(&["apply", "-f", &file])?;

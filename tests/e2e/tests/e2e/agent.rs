@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, eventually};
 use serde_json::{Value, json};
 
 mod claims;
@@ -38,7 +38,7 @@ fn condition(node: &Value, kind: &str) -> String {
 
 /// Row: pods: logs are put aside when they are large; kubectl logs shows all that is kept, and follows across
 #[test]
-fn logs_go_on_across_files_that_were_put_aside() -> Result<()> {
+fn logs_go_on_across_files_that_were_put_aside() -> Result<Ended> {
     let flags = [
         "--container-log-max-size=4Ki",
         "--container-log-max-files=50",
@@ -75,7 +75,7 @@ fn asks(mut pod: Value, memory: &str) -> Value {
 
 /// Row: node: under pressure the node says so and evicts who uses more than was asked for, one at a time; new pods are kept out
 #[test]
-fn pressure_evicts_those_who_asked_for_nothing_first() -> Result<()> {
+fn pressure_evicts_those_who_asked_for_nothing_first() -> Result<Ended> {
     let (_dir, signals) = directory("signals.json")?;
     let file = format!("--eviction-signals-file={}", signals.display());
     let flags = [
@@ -152,7 +152,7 @@ fn pressure_evicts_those_who_asked_for_nothing_first() -> Result<()> {
 
 /// Row: node: static pods run from a directory, have mirrors in the API, follow their files, and outlive the agent
 #[test]
-fn static_pods_run_from_files() -> Result<()> {
+fn static_pods_run_from_files() -> Result<Ended> {
     let (_dir, manifests) = directory("manifests")?;
     std::fs::create_dir(&manifests)?;
     std::fs::set_permissions(&manifests, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
@@ -223,7 +223,7 @@ fn static_pods_run_from_files() -> Result<()> {
 
 /// Row: pods: containers restart by their own policies and rules; sidecars end last, in reverse; a second deletion cuts the grace short
 #[test]
-fn containers_end_and_restart_as_they_say() -> Result<()> {
+fn containers_end_and_restart_as_they_say() -> Result<Ended> {
     let (mut cluster, node) = cluster(&[])?;
     let mut own = steps(&node, "own", "Always", &["print ran", "exit 1"]);
     own["spec"]["containers"][0]["restartPolicy"] = json!("Never");

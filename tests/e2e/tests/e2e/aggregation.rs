@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use coracle_e2e::{Cluster, Profile, SOON, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, eventually};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -112,8 +112,8 @@ fn described(cluster: &Cluster) -> Result<()> {
 
 /// Row: API: aggregated APIs: an APIService to a server behind a Service: conditions, discovery, OpenAPI, identity of the caller, upgrades, its end
 #[test]
-fn another_server_serves_a_group() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn another_server_serves_a_group() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     let published = cluster.get(&["-n", "kube-system", "configmap", "extension-apiserver-authentication"])?;
     let front_ca =
         published["data"]["requestheader-client-ca-file"].as_str().context("the front proxy's authority")?;
@@ -196,5 +196,6 @@ fn another_server_serves_a_group() -> Result<()> {
     cluster.kubectl(&["delete", "apiservice", "v1.flowers.example.com"])?;
     eventually("the group is gone", SOON, || {
         Ok(!cluster.kubectl(&["get", "--raw", "/apis"])?.contains("flowers"))
-    })
+    })?;
+    cluster.stop()
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use coracle_e2e::{Cluster, Profile, SOON, eventually, kubectl, shown};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, eventually, kubectl, shown};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use serde_json::{Value, json};
 
@@ -69,8 +69,8 @@ fn certificate(cluster: &Cluster, user: &str) -> Result<(String, String)> {
 
 /// Row: authorization: a user with a certificate of her own does what a role grants and nothing else; can-i, whoami, impersonation, escalation
 #[test]
-fn mission_m24_a_user_may_do_only_what_a_role_grants() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn mission_m24_a_user_may_do_only_what_a_role_grants() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     let (cert, key) = certificate(&cluster, "jane")?;
     let as_jane = |args: &[&str]| {
         let mut command = cluster.command(kubectl()?);
@@ -137,13 +137,13 @@ fn mission_m24_a_user_may_do_only_what_a_role_grants() -> Result<()> {
     cluster.kubectl(&["auth", "reconcile", "-f", &cluster.file("role.yaml", role)?])?;
     let rules = cluster.get(&["role", "reader"])?["rules"].clone();
     ensure!(rules.to_string().contains("services") && rules.to_string().contains("pods"), "{rules}");
-    Ok(())
+    cluster.stop()
 }
 
 /// Row: authentication: a pod acts as its account with the token that is mounted into it; the token ends with the pod; reviews and keys
 #[test]
-fn mission_m24_pods_act_as_their_account() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn mission_m24_pods_act_as_their_account() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("probe", "probe:v1")?;
     cluster.kubectl(&["create", "serviceaccount", "robot"])?;
     cluster.kubectl(&["create", "role", "maps", "--verb=get,list", "--resource=configmaps"])?;
@@ -221,13 +221,13 @@ fn mission_m24_pods_act_as_their_account() -> Result<()> {
     ensure!(
         curl_api(&cluster, Some(own.trim()), "GET", "/api/v1/namespaces/default/configmaps", None)?.0 == 401
     );
-    Ok(())
+    cluster.stop()
 }
 
 /// Row: certificates: a request that is denied gets none, system:masters cannot be asked for, and who may not approve cannot
 #[test]
-fn certificates_are_not_for_everybody() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn certificates_are_not_for_everybody() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     let request = |name: &str, organization: &str| {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
@@ -265,5 +265,5 @@ fn certificates_are_not_for_everybody() -> Result<()> {
     ensure!(shown.contains("Denied") && !shown.contains("Issued"), "{shown}");
     let said = cluster.kubectl_fails(&["certificate", "approve", "joe"])?;
     ensure!(said.contains("mutually exclusive") || said.contains("Denied"), "{said}");
-    Ok(())
+    cluster.stop()
 }

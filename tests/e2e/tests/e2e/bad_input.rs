@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, succeed};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, curl, eventually, succeed};
 use serde_json::Value;
 
 /// Manifest; what `kubectl apply` puts in its parentheses (empty: it never asks the server); words in its answer.
@@ -48,7 +48,7 @@ const REFUSED: [(&str, &str, &str); 9] = [
 
 /// Row: bad input: malformed, unknown and wrong manifests are refused in known words
 #[test]
-fn manifests_are_refused_in_known_words() -> Result<()> {
+fn manifests_are_refused_in_known_words() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     for (manifest, reason, words) in REFUSED {
         let file = cluster.file("bad.yaml", manifest)?;
@@ -145,7 +145,7 @@ const CALLS: [(&str, &str, &str, u16, &str, &str); 11] = [
 
 /// Row: bad input: malformed bodies, unknown and duplicate fields get the code, the reason and the words of Kubernetes
 #[test]
-fn calls_are_refused_with_a_code_a_reason_and_words() -> Result<()> {
+fn calls_are_refused_with_a_code_a_reason_and_words() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     for (path, kind, body, code, reason, words) in CALLS {
         let (answered, status) = post(&cluster, path, kind, body)?;
@@ -279,7 +279,7 @@ const UNFIT: [Unfit; 8] = [
 
 /// Row: bad input: pods that cannot run say why: no such image, no such ConfigMap, a trap (CrashLoopBackOff, exit code), too much memory, a command that a handler has not, a port that is taken
 #[test]
-fn pods_that_cannot_run_say_why() -> Result<()> {
+fn pods_that_cannot_run_say_why() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("probe", "probe:v1")?;
     cluster.push("web", "web:v1")?;
@@ -341,7 +341,7 @@ fn told(cluster: &Cluster, row: &Unfit) -> Result<bool> {
 
 /// Row: bad input: a guest that reaches for the host's loopback is refused
 #[test]
-fn the_hosts_loopback_is_out_of_reach() -> Result<()> {
+fn the_hosts_loopback_is_out_of_reach() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("probe", "probe:v1")?;
     cluster.push("web", "web:v1")?;
@@ -403,7 +403,7 @@ fn address(cluster: &Cluster, pod: &str) -> Result<String> {
 
 /// Row: bad input: a Service port that an unprivileged user may not listen on is told by an Event on the Service
 #[test]
-fn a_low_port_without_privilege_is_told() -> Result<()> {
+fn a_low_port_without_privilege_is_told() -> Result<Ended> {
     let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")?;
     let first: u16 = first.trim().parse()?;
     ensure!(

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, curl, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, curl, eventually};
 use serde_json::{Value, json};
 
 use super::pods::{SOON, apply, cluster, status};
@@ -28,7 +28,7 @@ fn pod(node: &str, name: &str, annotations: Value, steps: &[&str]) -> Value {
 /// Row: runtime: wasi:config and wasi:keyvalue are granted by the manifest, and refused with the reason without it
 /// Profile: loopback
 #[test]
-fn settings_and_values_are_granted_by_the_manifest() -> Result<()> {
+fn settings_and_values_are_granted_by_the_manifest() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["store"])?;
     cluster.kubectl(&[
         "create",
@@ -198,7 +198,7 @@ fn guests_are_observed(cluster: &Cluster, node: &str, collector: &Collector) -> 
 /// Row: metrics: /metrics/cadvisor of a node tells CPU, memory, instances, requests, cold starts and latencies of each container, and what guests measure; their spans come to a collector by OTLP
 /// Profile: loopback
 #[test]
-fn a_node_tells_the_requests_of_each_container() -> Result<()> {
+fn a_node_tells_the_requests_of_each_container() -> Result<Ended> {
     let collector = Collector::start()?;
     let endpoint = format!("--otlp-endpoint=http://{}", collector.address);
     let mut cluster = Cluster::start_with(Profile::Loopback, &[&endpoint])?;

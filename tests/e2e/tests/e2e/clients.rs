@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, root, shown, succeed};
+use coracle_e2e::{Cluster, Ended, Profile, root, shown, succeed};
 use serde_json::{Value, json};
 
 /// A call by curl; the status code and the body.
@@ -40,8 +40,8 @@ fn call(
 
 /// Row: API: REST by hand with curl: authentication, authorization, admission, validation, every verb
 #[test]
-fn mission_m01_rest_by_hand() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn mission_m01_rest_by_hand() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     let address = cluster.coracle(&["ui"])?;
     let (_, admin) = address.trim().split_once("#token=").context("coracle ui prints no token")?;
     let ca = cluster.kubectl(&["get", "configmap", "kube-root-ca.crt", "-o", "jsonpath={.data.ca\\.crt}"])?;
@@ -94,7 +94,7 @@ fn mission_m01_rest_by_hand() -> Result<()> {
     ensure!(code == 200, "delete: {code}");
     let (code, _) = call(&cluster, Some(admin), "GET", &one, None)?;
     ensure!(code == 404, "after its deletion: {code}");
-    Ok(())
+    cluster.stop()
 }
 
 const SCRIPT: &str = r#"
@@ -126,8 +126,8 @@ print("done")
 
 /// Row: clients: Kubernetes' Python client: create, watch, scale, logs, errors, deletion
 #[test]
-fn mission_m01_the_python_client() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn mission_m01_the_python_client() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("hello", "hello:v1")?;
     let python =
         std::env::var_os("CORACLE_PYTHON").context("CORACLE_PYTHON is not set: run `cargo xtask test`")?;
@@ -135,21 +135,21 @@ fn mission_m01_the_python_client() -> Result<()> {
     let kubeconfig = cluster.data_dir().join("kubeconfig");
     let out = Command::new(python).args(["-c", SCRIPT]).env("KUBECONFIG", kubeconfig).output()?;
     ensure!(out.status.success(), "{}", shown(&out));
-    Ok(())
+    cluster.stop()
 }
 
 /// Row: SDK: a pod is about fifteen lines of Rust: built, deployed, answering with what its pod is told
 #[test]
-fn mission_m31_a_pod_in_fifteen_lines() -> Result<()> {
+fn mission_m31_a_pod_in_fifteen_lines() -> Result<Ended> {
     let source = std::fs::read_to_string(root().join("examples/hello/src/main.rs"))?;
     let lines = source.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("//")).count();
     ensure!(lines <= 15, "examples/hello has {lines} lines");
-    let cluster = Cluster::start(Profile::Loopback)?;
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     crate::hello::deploy(&cluster)?;
     let address = crate::hello::service_address(&cluster)?;
     let answer = coracle_e2e::curl(&format!("http://{address}/"))?;
     ensure!(answer.starts_with("Hello from hello-") && answer.ends_with("(request 1)\n"), "{answer}");
-    Ok(())
+    cluster.stop()
 }
 
 const DYNAMIC: &str = r#"
@@ -234,12 +234,12 @@ leaderelection.LeaderElection(election).run()
 
 /// Row: clients: Kubernetes' Python client: dynamic client with a custom resource, apply, watches that resume, leader election
 #[test]
-fn the_python_clients_dynamic_side() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn the_python_clients_dynamic_side() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     let python =
         std::env::var_os("CORACLE_PYTHON").context("CORACLE_PYTHON is not set: run `cargo xtask test`")?;
     let kubeconfig = cluster.data_dir().join("kubeconfig");
     let out = Command::new(python).args(["-c", DYNAMIC, CANDIDATE]).env("KUBECONFIG", kubeconfig).output()?;
     ensure!(out.status.success(), "{}", shown(&out));
-    Ok(())
+    cluster.stop()
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use coracle_e2e::nodes::Nodes;
 use coracle_e2e::servers::Servers;
-use coracle_e2e::{SOON, eventually, guest_file, succeed};
+use coracle_e2e::{Ended, SOON, eventually, guest_file, succeed};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ListParams, PostParams, WatchEvent, WatchParams};
@@ -19,7 +19,7 @@ use serde_json::json;
 
 /// Row: high availability: three servers under writes, each killed in turn: nothing acknowledged is lost, watchers see each revision once
 #[test]
-fn mission_m26_three_servers_any_one_lost() -> Result<()> {
+fn mission_m26_three_servers_any_one_lost() -> Result<Ended> {
     let mut servers = Servers::start(3)?;
     ensure!(servers.coracle(2, &["member", "list"])?.matches("voter").count() == 2);
     let stop = Arc::new(AtomicBool::new(false));
@@ -74,7 +74,7 @@ fn mission_m26_three_servers_any_one_lost() -> Result<()> {
     for made in &acknowledged {
         ensure!(seen.iter().any(|(_, map)| map == made), "the watch missed {made:?}");
     }
-    Ok(())
+    servers.end()
 }
 
 /// Waits until fifty more writes are acknowledged.
@@ -168,7 +168,7 @@ fn value(map: &ConfigMap) -> String {
 
 /// Row: state: `coracle snapshot save`, everything lost, `restore`: all objects are back, tokens and certificates too, and revisions go on upward
 #[test]
-fn mission_m02_snapshot_saved_everything_lost_and_restored() -> Result<()> {
+fn mission_m02_snapshot_saved_everything_lost_and_restored() -> Result<Ended> {
     let mut servers = Servers::start_with(1, &["--snapshot-every=60", "--snapshot-to=scheduled"])?;
     let file = |name: &str, text: &str| -> Result<String> {
         let path = servers.dir().join(name);
@@ -250,7 +250,7 @@ fn mission_m02_snapshot_saved_everything_lost_and_restored() -> Result<()> {
     servers.stop(second)?;
     let status = servers.coracle(0, &["server", "status"]);
     ensure!(status.is_err_and(|error| error.to_string().contains("not well")));
-    Ok(())
+    servers.end()
 }
 
 const MANIFEST: &str = "
@@ -272,7 +272,7 @@ spec: {selector: {app: kept}, ports: [{port: 80}]}
 
 /// Row: high availability: a node goes on when the server that it joined is lost, runs new pods, and pulls images that were pushed there
 #[test]
-fn a_node_goes_on_at_another_server() -> Result<()> {
+fn a_node_goes_on_at_another_server() -> Result<Ended> {
     let mut nodes = Nodes::join(Servers::start(3)?, 1)?;
     let push = |nodes: &Nodes, tag: &str| -> Result<()> {
         let copy = nodes.servers.dir().join("hello.wasm");
@@ -303,12 +303,13 @@ fn a_node_goes_on_at_another_server() -> Result<()> {
     eventually("the lost server is no endpoint any more", Duration::from_secs(30), || {
         let listed = servers.kubectl(1, &["get", "endpointslice", "kubernetes", "-o", "yaml"])?;
         Ok(!listed.contains(&format!("- {gone}\n")) && listed.contains(&format!("- {live}\n")))
-    })
+    })?;
+    nodes.end()
 }
 
 /// Row: high availability: servers join with the token and are removed; no two servers hand out one Service address; the API of a minority fails instead of lying
 #[test]
-fn servers_join_with_a_token_and_are_removed() -> Result<()> {
+fn servers_join_with_a_token_and_are_removed() -> Result<Ended> {
     let mut servers = Servers::start(2)?;
     let token = std::fs::read_to_string(servers.data_dir(0).join("server-token"));
     // The one in the file is void since another was made.
@@ -387,12 +388,12 @@ fn servers_join_with_a_token_and_are_removed() -> Result<()> {
     let members = servers.coracle(1, &["member", "list"])?;
     ensure!(members.lines().count() == 3, "{members}");
     servers.stop(1)?;
-    Ok(())
+    servers.end()
 }
 
 /// Row: high availability: five servers, two of them killed at once under writes: writes, reads and controllers go on, and both come back with all that was acknowledged
 #[test]
-fn two_of_five_servers_are_lost() -> Result<()> {
+fn two_of_five_servers_are_lost() -> Result<Ended> {
     let mut servers = Servers::start(5)?;
     ensure!(servers.coracle(4, &["member", "list"])?.matches("voter").count() == 4);
     let stop = Arc::new(AtomicBool::new(false));
@@ -435,5 +436,5 @@ fn two_of_five_servers_are_lost() -> Result<()> {
             ensure!(held.get(name) == Some(value), "server {index} lost {name}={value}");
         }
     }
-    Ok(())
+    servers.end()
 }

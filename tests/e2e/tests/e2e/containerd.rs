@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use coracle_cri::conformance::containerd::Containerd;
 use coracle_e2e::machines::Machines;
-use coracle_e2e::{SOON, eventually, layout, succeed};
+use coracle_e2e::{Ended, SOON, eventually, layout, succeed};
 use serde_json::json;
 
 const PAUSE: &str = "coracle.test/pause:v1";
@@ -85,7 +85,7 @@ fn measured(machines: &Machines) -> Result<()> {
 /// Row: runtimes: a node over Debian's containerd runs Linux pods: volumes, probes, logs, exec, restarts, CPU and memory in its metrics, processors and memory of their own
 /// Profile: routed
 #[test]
-fn the_agent_runs_pods_over_containerd() -> Result<()> {
+fn the_agent_runs_pods_over_containerd() -> Result<Ended> {
     let (machines, containerd) = Machines::start_over(&FLAGS, |dir, host| {
         let containerd = Containerd::start(dir, &host.path(), "10.88.0.0/24", PAUSE)?;
         import(&containerd, dir, PAUSE, &["sleep", "2147483647"])?;
@@ -153,6 +153,7 @@ fn the_agent_runs_pods_over_containerd() -> Result<()> {
     eventually("nothing is left in containerd", SOON, || {
         Ok(containerd.ctr(&["tasks", "list", "--quiet"])?.is_empty())
     })?;
-    drop(machines);
-    Ok(())
+    // It runs on the node's host.
+    drop(containerd);
+    machines.stop()
 }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, eventually, kubectl};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, eventually, kubectl};
 
 const DEFINITION: &str = r#"
 apiVersion: apiextensions.k8s.io/v1
@@ -77,7 +77,7 @@ fn define(cluster: &Cluster) -> Result<()> {
 /// Row: custom resources: a CRD defined with kubectl: columns, explain, short names, bad objects refused with their paths, watch, scale, deletion
 /// Profile: loopback
 #[test]
-fn mission_m23_kinds_that_users_define() -> Result<()> {
+fn mission_m23_kinds_that_users_define() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     define(&cluster)?;
     let good = cluster.file("good.yaml", &crontab("good", "{cronSpec: '* * * * */5', replicas: 2}"))?;
@@ -184,7 +184,7 @@ fn watched(cluster: &Cluster) -> Result<()> {
 /// Row: API: server-side apply: owners, a conflict between two managers, force, a custom kind's lists merge by their keys
 /// Profile: loopback
 #[test]
-fn server_side_apply_knows_who_owns_a_field() -> Result<()> {
+fn server_side_apply_knows_who_owns_a_field() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let config = |name: &str, mode: &str, more: &str| {
         let data = format!("{{mode: {mode}{more}}}");

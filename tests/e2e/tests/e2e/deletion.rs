@@ -1,7 +1,7 @@
 //! Deletion: what goes with what, in which order, and what holds it. Profile: loopback.
 
 use anyhow::{Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, eventually};
 use serde_json::{Value, json};
 
 const HOLD: &str = "example.com/hold";
@@ -45,7 +45,7 @@ fn release(cluster: &Cluster, name: &str, namespace: &str) -> Result<()> {
 
 /// Row: deletion: foreground, background and orphan; finalizers hold; collections by selector
 #[test]
-fn cascades_go_in_their_order() -> Result<()> {
+fn cascades_go_in_their_order() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     family(&cluster, "f", true)?;
     delete(&cluster, "f-owner", "foreground")?;
@@ -125,7 +125,7 @@ fn ranges_stay_while_they_are_in_use(cluster: &Cluster) -> Result<()> {
 
 /// Row: deletion: a namespace says what is left in it, and goes when nothing is
 #[test]
-fn namespaces_say_what_holds_them() -> Result<()> {
+fn namespaces_say_what_holds_them() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.kubectl(&["create", "namespace", "full"])?;
     let held = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually, load};
+use coracle_e2e::{Cluster, Ended, Profile, eventually, load};
 
 use super::hello;
 
 /// Row: self-healing: server, agent and CRI service killed in turn under 32 connections fail no request and restart no container
 #[test]
-fn mission_m25_killing_server_agent_and_runtime_fails_no_request() -> Result<()> {
+fn mission_m25_killing_server_agent_and_runtime_fails_no_request() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     hello::deploy(&cluster)?;
     let before = containers(&cluster)?;
@@ -36,7 +36,7 @@ fn mission_m25_killing_server_agent_and_runtime_fails_no_request() -> Result<()>
 
 /// Row: self-healing: `coracle up` after a kill -9 adopts the pods
 #[test]
-fn up_adopts_what_a_killed_up_left() -> Result<()> {
+fn up_adopts_what_a_killed_up_left() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     hello::deploy(&cluster)?;
     let before = containers(&cluster)?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use coracle_e2e::left::counts;
-use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, root};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, curl, eventually, root};
 
 /// Pushes hello:v1 and applies the example.
 pub fn deploy(cluster: &Cluster) -> Result<()> {
@@ -36,7 +36,7 @@ pub fn service_address(cluster: &Cluster) -> Result<String> {
 
 /// Row: workloads: a Deployment, its pods and its Service from manifests: tables, describe, logs, scale, replacement, deletion, after which nothing is held on to
 #[test]
-fn mission_m29_a_manifest_becomes_a_running_wasm_service() -> Result<()> {
+fn mission_m29_a_manifest_becomes_a_running_wasm_service() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     deploy(&cluster)?;
 

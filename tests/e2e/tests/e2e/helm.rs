@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, root, succeed};
+use coracle_e2e::{Cluster, Ended, root, succeed};
 use serde_json::Value;
 
 use super::pods;
@@ -60,8 +60,8 @@ impl Helm {
     }
 }
 
-fn the_life_of_a_release(variable: &str) -> Result<()> {
-    let helm = Helm::of(variable)?;
+fn the_life_of_a_release(variable: &str) -> Result<Ended> {
+    let mut helm = Helm::of(variable)?;
     let chart = helm.chart.clone();
     helm.says(&["lint", &chart], &["0 chart(s) failed"])?;
     helm.says(&["template", "shop", &chart], &["kind: Deployment"])?;
@@ -101,17 +101,18 @@ fn the_life_of_a_release(variable: &str) -> Result<()> {
     ensure!(gone.contains("NotFound"), "{gone}");
     ensure!(helm.says(&["list"], &[])?.lines().count() == 1);
     // Custom resource definitions stay.
-    helm.cluster.kubectl(&["get", "crd", "offers.shop.example.com"]).map(drop)
+    helm.cluster.kubectl(&["get", "crd", "offers.shop.example.com"])?;
+    helm.cluster.stop()
 }
 
 /// Row: clients: helm 3: install, test, upgrade, rollback and uninstall of a chart with hooks and a custom resource
 #[test]
-fn helm_3_installs_upgrades_and_removes() -> Result<()> {
+fn helm_3_installs_upgrades_and_removes() -> Result<Ended> {
     the_life_of_a_release("CORACLE_KUBECTL_OLDEST")
 }
 
 /// Row: clients: helm 4: install, test, upgrade, rollback and uninstall of a chart with hooks and a custom resource
 #[test]
-fn helm_4_installs_upgrades_and_removes() -> Result<()> {
+fn helm_4_installs_upgrades_and_removes() -> Result<Ended> {
     the_life_of_a_release("CORACLE_KUBECTL_NEWEST")
 }

@@ -5,7 +5,7 @@ mod provider;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use coracle_e2e::{Cluster, Profile, SOON, eventually, kubectl, shown};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, eventually, kubectl, shown};
 use provider::{OPAQUE, Provider, forged};
 use serde_json::json;
 
@@ -44,7 +44,7 @@ fn folder() -> Result<tempfile::TempDir> {
 
 /// Row: authentication: OpenID Connect by flags, a file of static tokens, a webhook; impersonation of user, group, uid and extra
 #[test]
-fn others_say_who_somebody_is() -> Result<()> {
+fn others_say_who_somebody_is() -> Result<Ended> {
     let provider = Provider::start("127.0.231.9".parse()?)?;
     let dir = folder()?;
     let file = |name: &str, text: &str| -> Result<String> {
@@ -66,7 +66,7 @@ fn others_say_who_somebody_is() -> Result<()> {
         format!("--token-auth-file={}", file("tokens.csv", "static-token,joe,7,\"ops,dev\"\n")?),
         format!("--authentication-token-webhook-config-file={}", file("webhook.json", &webhook.to_string())?),
     ];
-    let cluster = Cluster::start_with(Profile::Loopback, &flags.each_ref().map(String::as_str))?;
+    let mut cluster = Cluster::start_with(Profile::Loopback, &flags.each_ref().map(String::as_str))?;
     let claims =
         |audience: &str| json!({"sub": "jane", "aud": audience, "groups": ["dev"], "hd": "example.com"});
 
@@ -94,12 +94,12 @@ fn others_say_who_somebody_is() -> Result<()> {
 
     let said = cluster.kubectl(&["auth", "whoami", "--as=jo", "--as-group=g", "--as-uid=9"])?;
     ensure!(said.contains("jo") && said.contains('g') && said.contains('9'), "{said}");
-    Ok(())
+    cluster.stop()
 }
 
 /// Row: authentication: providers from a file of kind AuthenticationConfiguration, with claims mapped and checked by CEL, and who may call without saying who he is
 #[test]
-fn providers_from_a_file() -> Result<()> {
+fn providers_from_a_file() -> Result<Ended> {
     let provider = Provider::start("127.0.231.10".parse()?)?;
     let dir = folder()?;
     let path = dir.path().join("authentication.json");
@@ -113,7 +113,7 @@ fn providers_from_a_file() -> Result<()> {
     }]});
     std::fs::write(&path, configuration.to_string())?;
     let flag = format!("--authentication-config={}", path.display());
-    let cluster = Cluster::start_with(Profile::Loopback, &[&flag])?;
+    let mut cluster = Cluster::start_with(Profile::Loopback, &[&flag])?;
     let claims = |roles: &str, tenant: &str| json!({"sub": "jane", "aud": "coracle", "roles": roles, "tenant": tenant});
     let said = whoami(&cluster, &provider.token(claims("a,b", "t1"), 600)?)?;
     ensure!(
@@ -128,7 +128,7 @@ fn providers_from_a_file() -> Result<()> {
     {
         ensure!(nobodys(&cluster, path)? == code, "{path} is answered with {}", nobodys(&cluster, path)?);
     }
-    Ok(())
+    cluster.stop()
 }
 
 /// The code with which a call without credentials is answered.
@@ -142,8 +142,8 @@ fn nobodys(cluster: &Cluster, path: &str) -> Result<String> {
 
 /// Row: authentication: a Secret gets the token of its account, which ends with either; discovery of keys is for accounts
 #[test]
-fn tokens_in_secrets() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn tokens_in_secrets() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token",
         "metadata": {"name": "robot", "annotations": {"kubernetes.io/service-account.name": "robot"}}});
     // The account comes later.
@@ -177,5 +177,6 @@ fn tokens_in_secrets() -> Result<()> {
     is_nobody(&cluster, &token)?;
     eventually("the Secret goes with its account", SOON, || {
         Ok(cluster.kubectl_fails(&["get", "secret", "robot"])?.contains("NotFound"))
-    })
+    })?;
+    cluster.stop()
 }

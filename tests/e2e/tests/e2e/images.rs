@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{eventually, guest_file};
+use coracle_e2e::{Ended, eventually, guest_file};
 use serde_json::json;
 use sha2::Digest as _;
 
@@ -76,7 +76,7 @@ fn answer(mut stream: TcpStream, wasm: &[u8], go_on: &(Mutex<bool>, Condvar)) ->
 /// Row: images: archives are exported and imported, commands pushed beside a program, and a slow pull tells how far it is
 /// Profile: loopback
 #[test]
-fn images_are_moved_as_archives_and_pulls_tell_how_far_they_are() -> Result<()> {
+fn images_are_moved_as_archives_and_pulls_tell_how_far_they_are() -> Result<Ended> {
     let (mut cluster, node) = cluster(&[])?;
     let slow = Slow::start(std::fs::read(guest_file("steps")?)?)?;
     let mut late = steps(&node, "late", "Never", &["print here at last"]);

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{eventually, root, succeed};
+use coracle_e2e::{Ended, eventually, root, succeed};
 use serde_json::{Value, json};
 
 use super::node::plugin;
@@ -25,7 +25,7 @@ fn infer(url: &str, drawing: &str) -> Result<Value> {
 /// Row: devices: a wasm pod that asks for a GPU has wasi:nn and serves inference (ONNX); one that does not ask is refused with the reason
 /// Profile: loopback
 #[test]
-fn a_wasm_pod_with_a_gpu_infers() -> Result<()> {
+fn a_wasm_pod_with_a_gpu_infers() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["gpu-infer"])?;
     let plugin = plugin(&cluster)?;
     for manifest in ["01-deployment.yaml", "02-service.yaml"] {

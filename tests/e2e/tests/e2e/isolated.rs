@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, curl, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, curl, eventually};
 use serde_json::{Value, json};
 
 fn deployment(name: &str, class: &str) -> Value {
@@ -59,7 +59,7 @@ fn answers(cluster: &Cluster, app: &str) -> Result<()> {
 
 /// Row: isolation: RuntimeClass wasm-isolated gives a pod a process of its own, which survives the runtime's end and takes nobody along at its own
 #[test]
-fn an_isolated_pod_has_a_process_of_its_own() -> Result<()> {
+fn an_isolated_pod_has_a_process_of_its_own() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("web", "web:v1")?;
     ensure!(cluster.kubectl(&["get", "runtimeclasses"])?.contains("wasm-isolated"));

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use coracle_e2e::{Cluster, Profile};
+use coracle_e2e::{Cluster, Ended, Profile};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -17,7 +17,7 @@ use serde_json::json;
 
 /// Row: clients: kube-rs: create, list, patch, conflict, delete, and a watcher that goes on after the server was killed; a controller with a derived kind, finalizers and owned objects
 #[test]
-fn kube_rs_works_and_its_watch_survives_the_server() -> Result<()> {
+fn kube_rs_works_and_its_watch_survives_the_server() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     tokio::runtime::Runtime::new()?.block_on(drive(&cluster))?;
     cluster.stop()

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use coracle_e2e::{Cluster, shown, succeed};
+use coracle_e2e::{Cluster, Ended, shown, succeed};
 
 use super::pods;
 
@@ -65,26 +65,27 @@ impl Kubectl {
     }
 }
 
-fn every_subcommand(variable: &str) -> Result<()> {
+fn every_subcommand(variable: &str) -> Result<Ended> {
     let (cluster, node) = pods::cluster(&["steps", "switch", "hello"])?;
-    let kubectl = Kubectl::of(variable, cluster)?;
+    let mut kubectl = Kubectl::of(variable, cluster)?;
     subcommands::about_the_cluster(&kubectl, &node)?;
     subcommands::objects(&kubectl)?;
     subcommands::workloads(&kubectl)?;
     subcommands::pods(&kubectl, &node)?;
     subcommands::access(&kubectl)?;
     subcommands::nodes(&kubectl, &node)?;
-    kubectl.used_all()
+    kubectl.used_all()?;
+    kubectl.cluster.stop()
 }
 
 /// Row: clients: kubectl of the oldest release there is: every subcommand of its help
 #[test]
-fn the_oldest_kubectl_does_everything() -> Result<()> {
+fn the_oldest_kubectl_does_everything() -> Result<Ended> {
     every_subcommand("CORACLE_KUBECTL_OLDEST")
 }
 
 /// Row: clients: kubectl of the newest release there is: every subcommand of its help
 #[test]
-fn the_newest_kubectl_does_everything() -> Result<()> {
+fn the_newest_kubectl_does_everything() -> Result<Ended> {
     every_subcommand("CORACLE_KUBECTL_NEWEST")
 }

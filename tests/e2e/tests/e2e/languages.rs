@@ -1,7 +1,7 @@
 //! Guests in languages other than Rust, deployed from the manifests of their examples. Profile: loopback.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, root};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, curl, eventually, root};
 
 /// Pushes a guest under the name that its manifest uses, and applies the manifest.
 fn deploy(cluster: &Cluster, guest: &str, manifest: &str) -> Result<()> {
@@ -26,39 +26,39 @@ fn ask(cluster: &Cluster, service: &str, path: &str) -> Result<String> {
 
 /// Row: guests: a service in JavaScript (ComponentizeJS)
 #[test]
-fn a_service_in_javascript() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn a_service_in_javascript() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     deploy(&cluster, "echo-js", "javascript/manifests/service.yaml")?;
     let answer: serde_json::Value = serde_json::from_str(&ask(&cluster, "echo-js", "/boats")?)?;
     ensure!(answer["language"] == "JavaScript" && answer["path"] == "/boats", "{answer}");
-    Ok(())
+    cluster.stop()
 }
 
 /// Row: guests: a service in Python (componentize-py)
 #[test]
-fn a_service_in_python() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn a_service_in_python() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     deploy(&cluster, "primes-py", "python/manifests/service.yaml")?;
     let answer = ask(&cluster, "primes-py", "/20")?;
     ensure!(answer == "primes from Python: 2 3 5 7 11 13 17 19\n", "{answer}");
-    Ok(())
+    cluster.stop()
 }
 
 /// Row: guests: a Job in Go (wasip1) that reads a ConfigMap volume
 #[test]
-fn a_job_in_go() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn a_job_in_go() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     deploy(&cluster, "words-go", "go/manifests/words.yaml")?;
     cluster.kubectl(&["wait", "--for=condition=complete", "job/words", "--timeout=120s"])?;
     let log = cluster.kubectl(&["logs", "job/words"])?;
     ensure!(log == "5 a\n3 boat\n3 is\n", "{log}");
-    Ok(())
+    cluster.stop()
 }
 
 /// Row: guests: an indexed Job in C whose three pods share the work
 #[test]
-fn an_indexed_job_in_c() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn an_indexed_job_in_c() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     deploy(&cluster, "pi-c", "c/manifests/pi.yaml")?;
     cluster.kubectl(&["wait", "--for=condition=complete", "job/pi", "--timeout=120s"])?;
     let log = cluster.kubectl(&["logs", "-l", "job-name=pi"])?;
@@ -70,5 +70,5 @@ fn an_indexed_job_in_c() -> Result<()> {
     ensure!(shares.len() == 3, "{log}");
     let pi: f64 = shares.iter().sum();
     ensure!((pi - std::f64::consts::PI).abs() < 1e-5, "{log}");
-    Ok(())
+    cluster.stop()
 }

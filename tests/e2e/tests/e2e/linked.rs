@@ -1,7 +1,7 @@
 //! Containers of a pod that import what others of it export: examples/linked as its README has it. Profile: loopback.
 
 use anyhow::{Result, ensure};
-use coracle_e2e::{eventually, root, succeed};
+use coracle_e2e::{Ended, eventually, root, succeed};
 use serde_json::json;
 
 use super::pods::{SOON, apply, cluster, status};
@@ -16,7 +16,7 @@ fn ask(ip: &str, token: &str, path: &str) -> Result<String> {
 /// Row: runtime: a container imports an interface that a sidecar of its pod exports, and calls it without a connection
 /// Profile: loopback
 #[test]
-fn a_sidecar_is_a_function_call() -> Result<()> {
+fn a_sidecar_is_a_function_call() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["linked-auth", "linked-web"])?;
     for manifest in ["01-tokens.yaml", "02-pod.yaml"] {
         let text = std::fs::read_to_string(root().join("examples/linked/manifests").join(manifest))?;

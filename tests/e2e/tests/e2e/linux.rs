@@ -1,7 +1,7 @@
 //! Linux images beside wasm. Profile: routed.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, eventually, layout};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, eventually, layout};
 use serde_json::{Value, json};
 
 mod host_network;
@@ -55,7 +55,7 @@ fn says(cluster: &Cluster, pod: &str, container: &str, text: &str) -> Result<()>
 
 /// Row: Linux containers: an image that is not wasm runs through the OCI runtime: its own address, logs, exit codes, limits, exec probes; wasm and Linux containers share a pod
 #[test]
-fn mission_m30_a_linux_image_runs_beside_wasm() -> Result<()> {
+fn mission_m30_a_linux_image_runs_beside_wasm() -> Result<Ended> {
     let mut cluster = cluster()?;
     let shell = |script: &str| json!(["/bin/sh", "-c", script]);
     let linux =
@@ -132,7 +132,7 @@ fn mission_m30_a_linux_image_runs_beside_wasm() -> Result<()> {
 
 /// Row: streams: exec with input, output, exit code and terminal, cp, attach and port-forward on Linux and wasm containers of one pod
 #[test]
-fn streams_reach_linux_and_wasm_containers() -> Result<()> {
+fn streams_reach_linux_and_wasm_containers() -> Result<Ended> {
     let mut cluster = cluster()?;
     let shell = |script: &str| json!(["/bin/sh", "-c", script]);
     apply(

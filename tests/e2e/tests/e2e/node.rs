@@ -6,11 +6,12 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, eventually};
+use coracle_e2e::{Cluster, Ended, eventually};
 use serde_json::{Value, json};
 
 use super::pods::{SOON, apply, cluster, has, ready, status, steps};
 
+mod hooks;
 mod linux;
 mod storage;
 
@@ -27,7 +28,7 @@ fn says(cluster: &Cluster, pod: &str, words: &str) -> Result<()> {
 /// Row: node: registers, starts what is assigned, mounts volumes with Secrets, ConfigMaps and the account's token, reports
 /// Profile: loopback
 #[test]
-fn mission_m05_the_node_agent_registers_starts_mounts_and_reports() -> Result<()> {
+fn mission_m05_the_node_agent_registers_starts_mounts_and_reports() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["steps"])?;
     let object = cluster.get(&["node", &node])?;
     let all = object["status"]["conditions"].as_array().context("conditions")?;
@@ -72,7 +73,7 @@ fn mission_m05_the_node_agent_registers_starts_mounts_and_reports() -> Result<()
 /// Row: pods: containers of a pod share address and volumes; sidecars, hooks, deadlines; every pod has an address of its own
 /// Profile: loopback
 #[test]
-fn mission_m07_pods_share_what_pods_share_and_live_as_told() -> Result<()> {
+fn mission_m07_pods_share_what_pods_share_and_live_as_told() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["steps", "switch", "probe"])?;
     apply(&cluster, &[together(&node), hooked(&node), limited(&node), sized(&node)])?;
     // Three programs are compiled first.
@@ -172,7 +173,7 @@ fn sized(node: &str) -> Value {
 /// Row: pods: an init container that waits for a Service holds the app back until it exists
 /// Profile: loopback
 #[test]
-fn mission_m08_the_app_starts_when_its_service_exists() -> Result<()> {
+fn mission_m08_the_app_starts_when_its_service_exists() -> Result<Ended> {
     let (mut cluster, _) = cluster(&["switch"])?;
     cluster.push("busybox", "busybox:latest")?;
     cluster.push("switch", "myapp:latest")?;
@@ -198,7 +199,7 @@ fn mission_m08_the_app_starts_when_its_service_exists() -> Result<()> {
 /// Row: pods: requests are scheduled and limits are enforced: memory ends a container, CPU slows it down
 /// Profile: loopback
 #[test]
-fn mission_m09_requests_are_scheduled_and_limits_hold() -> Result<()> {
+fn mission_m09_requests_are_scheduled_and_limits_hold() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["steps", "probe"])?;
     cluster.push("switch", "myimage:latest")?;
     let file = cluster.file("01-pod-resources.yaml", include_str!("node/01-pod-resources.yaml"))?;
@@ -291,7 +292,7 @@ fn without_driver(cluster: &Cluster) -> Result<()> {
 /// Row: devices: a pod has a GPU to itself, another waits until it is free, across restarts of the agent; wasm pods get one too
 /// Profile: loopback
 #[test]
-fn mission_m21_a_gpu_is_one_pods_alone() -> Result<()> {
+fn mission_m21_a_gpu_is_one_pods_alone() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["steps"])?;
     cluster.push("switch", "nvidia/cuda:9.0-base")?;
     let manifest = include_str!("node/04-gpu-pod.yaml");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use coracle_e2e::nodes::Nodes;
 use coracle_e2e::servers::Servers;
-use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, guest_file, succeed};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, curl, eventually, guest_file, succeed};
 use serde_json::Value;
 
 fn deploy(nodes: &Nodes, replicas: usize) -> Result<()> {
@@ -38,7 +38,7 @@ fn ready(servers: &Servers, server: usize) -> Result<Vec<(String, String)>> {
 
 /// Row: nodes: joining with a token: certificates requested, approved and issued; a Deployment spreads; logs over verified TLS; a restart needs no token
 #[test]
-fn mission_m28_nodes_join_with_tokens() -> Result<()> {
+fn mission_m28_nodes_join_with_tokens() -> Result<Ended> {
     let mut nodes = Nodes::join(Servers::start(1)?, 2)?;
     deploy(&nodes, 4)?;
     let servers = &nodes.servers;
@@ -82,13 +82,14 @@ fn mission_m28_nodes_join_with_tokens() -> Result<()> {
     nodes.start(1, &[])?;
     let servers = &nodes.servers;
     eventually("its pods run again", Duration::from_secs(60), || Ok(ready(servers, 0)?.len() == 4))
-        .with_context(|| nodes.logs(1))
+        .with_context(|| nodes.logs(1))?;
+    nodes.end()
 }
 
 /// Row: nodes: a node restricted to its own: neither other nodes' Secrets nor other nodes' objects, and no token for an account that it does not run
 #[test]
-fn mission_m05_a_node_may_do_only_what_is_its_own() -> Result<()> {
-    let nodes = Nodes::join(Servers::start(1)?, 1)?;
+fn mission_m05_a_node_may_do_only_what_is_its_own() -> Result<Ended> {
+    let mut nodes = Nodes::join(Servers::start(1)?, 1)?;
     let servers = &nodes.servers;
     let pki = servers.dir().join("node-1/agent/pki");
     let as_node = |args: &[&str]| {
@@ -130,12 +131,13 @@ fn mission_m05_a_node_may_do_only_what_is_its_own() -> Result<()> {
     let (seen, said) = as_node(&["get", "secret", "foreign"])?;
     ensure!(seen, "{said}");
     servers.kubectl(0, &["delete", "pod", "p", "--grace-period=0", "--force"])?;
-    refused(&["get", "secret", "foreign"], "cannot get resource \"secrets\"")
+    refused(&["get", "secret", "foreign"], "cannot get resource \"secrets\"")?;
+    nodes.end()
 }
 
 /// Row: nodes: a lost node: unreachable after the grace period, its pods evicted and made anew elsewhere; lost servers do not stop nodes
 #[test]
-fn mission_m04_pods_of_a_lost_node_move() -> Result<()> {
+fn mission_m04_pods_of_a_lost_node_move() -> Result<Ended> {
     let flags = [
         "--node-monitor-grace-period=6",
         "--default-unreachable-toleration-seconds=3",
@@ -158,13 +160,13 @@ fn mission_m04_pods_of_a_lost_node_move() -> Result<()> {
     for (_, address) in ready(servers, 0)? {
         succeed(servers.command("curl").args(["-sf", &format!("http://{address}:8080/")]))?;
     }
-    Ok(())
+    nodes.end()
 }
 
 /// Row: node: monitoring tools read a node at its own port with their account's token, and what their role grants
 /// Profile: loopback
 #[test]
-fn a_monitoring_tool_reads_a_node_with_its_token() -> Result<()> {
+fn a_monitoring_tool_reads_a_node_with_its_token() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.kubectl(&["create", "serviceaccount", "monitor"])?;
     let rights = ["--verb=get", "--resource=nodes/metrics,nodes/stats"];

@@ -2,7 +2,7 @@
 //! Profile: loopback.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, eventually, root};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, eventually, root};
 
 mod policies;
 mod quotas;
@@ -21,7 +21,7 @@ fn pod(name: &str, resources: &str) -> String {
 
 /// Row: bad input: kubectl names the missing apiVersion, then the server the unknown field
 #[test]
-fn mission_m16_typos_are_named() -> Result<()> {
+fn mission_m16_typos_are_named() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let text = manifest("09-nodeport-with-typos.yaml")?;
     let file = cluster.file("typos.yaml", &text)?;
@@ -42,7 +42,7 @@ fn mission_m16_typos_are_named() -> Result<()> {
 
 /// Row: namespaces: default, kube-system, kube-public and kube-node-lease exist; names are free in each; deletion takes all with it
 #[test]
-fn mission_m17_namespaces_keep_names_apart() -> Result<()> {
+fn mission_m17_namespaces_keep_names_apart() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         let namespace = cluster.get(&["namespace", name])?;
@@ -73,7 +73,7 @@ fn mission_m17_namespaces_keep_names_apart() -> Result<()> {
 
 /// Row: Ingress: with --legacy-manifests a manifest of a removed version is accepted with a warning and stored as version 1
 #[test]
-fn mission_m15_manifests_of_old_are_converted_legacy() -> Result<()> {
+fn mission_m15_manifests_of_old_are_converted_legacy() -> Result<Ended> {
     let mut cluster = Cluster::start_with(Profile::Loopback, &["--legacy-manifests"])?;
     let text = manifest("12-ingress-v1beta1.yaml")?;
     let file = cluster.file("ingress.yaml", &text)?;
@@ -124,7 +124,7 @@ fn mission_m15_manifests_of_old_are_converted_legacy() -> Result<()> {
 
 /// Row: kinds: each built-in kind is created by kubectl, listed in its columns and described
 #[test]
-fn every_kind_is_made_and_listed() -> Result<()> {
+fn every_kind_is_made_and_listed() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let template = "template: {metadata: {labels: {a: b}}, spec: {nodeSelector: {none: such}, containers: [{name: c, image: i}]}}";
     let selected = format!("selector: {{matchLabels: {{a: b}}}}, {template}");
@@ -168,7 +168,7 @@ fn every_kind_is_made_and_listed() -> Result<()> {
 
 /// Row: bad input: a pod that names a class that is not there is refused by the name of the class
 #[test]
-fn classes_that_are_missing_are_named() -> Result<()> {
+fn classes_that_are_missing_are_named() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     for (field, words) in [
         ("runtimeClassName", "pod rejected: RuntimeClass \"nope\" not found"),

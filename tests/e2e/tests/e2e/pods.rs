@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 pub(crate) use coracle_e2e::SOON;
-use coracle_e2e::{Cluster, Profile, curl, eventually, load, succeed};
+use coracle_e2e::{Cluster, Ended, Profile, curl, eventually, load, succeed};
 use serde_json::{Value, json};
 
 use super::hello;
@@ -66,7 +66,7 @@ pub(crate) fn has(text: &str, words: &[&str]) -> Result<()> {
 
 /// Row: pods: env, arguments, ConfigMaps, Secrets and the downward API as variables and files; volumes shared by containers
 #[test]
-fn configuration_and_volumes_reach_containers() -> Result<()> {
+fn configuration_and_volumes_reach_containers() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["steps"])?;
     let manifest = include_str!("pods/config.yaml").replace("NODE\n", &format!("{node}\n"));
     let file = cluster.file("config.yaml", &manifest)?;
@@ -228,7 +228,7 @@ fn what_comes_later(cluster: &Cluster, node: &str) -> Result<()> {
 
 /// Row: pods: init containers, sidecars, restart policies with back-off, logs, graceful deletion
 #[test]
-fn restarts_and_logs_are_as_users_know_them() -> Result<()> {
+fn restarts_and_logs_are_as_users_know_them() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["steps"])?;
     apply(
         &cluster,
@@ -282,7 +282,7 @@ pub(crate) fn ready(status: &Value) -> bool {
 
 /// Row: pods: readiness, liveness and startup probes
 #[test]
-fn probes_decide_who_serves_and_who_restarts() -> Result<()> {
+fn probes_decide_who_serves_and_who_restarts() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["switch"])?;
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "switch"},
@@ -395,7 +395,7 @@ fn is_asked_by_grpc(cluster: &Cluster) -> Result<()> {
 
 /// Row: workloads: a rolling update and its undo under load fail no request
 #[test]
-fn a_rolling_update_fails_no_request() -> Result<()> {
+fn a_rolling_update_fails_no_request() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     hello::deploy(&cluster)?;
     let address = hello::service_address(&cluster)?;

@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use coracle_e2e::servers::Servers;
-use coracle_e2e::{Cluster, Profile, SOON, eventually, succeed};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, eventually, succeed};
 use serde_json::Value;
 
 const PLAIN: &str = "correct-horse-battery-staple";
@@ -43,7 +43,7 @@ fn leaks(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Row: security: Secrets are in no file of the state folder and in no snapshot; keys rotate; a restart reads them
 #[test]
-fn secrets_are_encrypted_at_rest() -> Result<()> {
+fn secrets_are_encrypted_at_rest() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let manifest = format!(
         "apiVersion: v1\nkind: Secret\nmetadata: {{name: door}}\ndata: {{password: {ENCODED}}}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: open}}\ndata: {{seen: in-the-open-for-all}}\n"
@@ -95,12 +95,12 @@ fn secrets_are_encrypted_at_rest() -> Result<()> {
     ensure!(read(&cluster)? == ENCODED);
     cluster.stop()?;
     ensure!(leaks(&cluster.data_dir())?.is_empty());
-    Ok(())
+    cluster.stop()
 }
 
 /// Row: security: servers that join share the key of Secrets; any of them reads what another sealed, also when one is lost
 #[test]
-fn servers_share_the_key_of_secrets() -> Result<()> {
+fn servers_share_the_key_of_secrets() -> Result<Ended> {
     let mut servers = Servers::start(3)?;
     let literal = format!("--from-literal=password={PLAIN}");
     // The second server hands the write on to the leader, already sealed.
@@ -125,12 +125,12 @@ fn servers_share_the_key_of_secrets() -> Result<()> {
         let found = leaks(&servers.data_dir(index))?;
         ensure!(found.is_empty(), "the secret is in {found:?}");
     }
-    Ok(())
+    servers.end()
 }
 
 /// Row: security: a snapshot carries the keys of --encryption-provider-config: a server restored from it reads Secrets without the file
 #[test]
-fn a_snapshot_carries_the_keys_of_the_users_file() -> Result<()> {
+fn a_snapshot_carries_the_keys_of_the_users_file() -> Result<Ended> {
     let mut servers = Servers::start_with(0, &["--encryption-provider-config=keys.yaml"])?;
     let keys = servers.dir().join("keys.yaml");
     let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -160,12 +160,12 @@ fn a_snapshot_carries_the_keys_of_the_users_file() -> Result<()> {
     ensure!(!left.exists(), "{} is still there", left.display());
     let path = "jsonpath={.data.password}";
     ensure!(servers.kubectl(server, &["get", "secret", "door", "-o", path])? == ENCODED);
-    Ok(())
+    servers.end()
 }
 
 /// Row: security: the audit log tells calls as its policy says, with the caller, the object, and what came of it
 #[test]
-fn calls_are_audited() -> Result<()> {
+fn calls_are_audited() -> Result<Ended> {
     let folder = tempfile::tempdir()?;
     std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777))?;
     let policy = folder.path().join("policy.yaml");
@@ -205,12 +205,12 @@ fn calls_are_audited() -> Result<()> {
     ensure!(first["annotations"]["authorization.k8s.io/decision"] == "allow", "{first}");
     ensure!(second["responseStatus"]["reason"] == "AlreadyExists", "{second}");
     ensure!(!text.contains("\"resource\":\"namespaces\""), "{text}");
-    Ok(())
+    cluster.stop()
 }
 
 /// Row: load: calls belong to flow schemas and priority levels, as headers and metrics tell; levels can be changed
 #[test]
-fn calls_belong_to_priority_levels() -> Result<()> {
+fn calls_belong_to_priority_levels() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let table = cluster.kubectl(&["get", "flowschemas"])?;
     ensure!(table.lines().count() == 12, "{table}");

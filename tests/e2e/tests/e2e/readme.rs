@@ -1,22 +1,22 @@
 //! The README's transcript, run as it stands.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, kubectl, root, shown};
+use coracle_e2e::{Cluster, Ended, Profile, kubectl, root, shown};
 
 /// Row: README: the transcript, as an unprivileged user
 #[test]
-fn the_transcript_works_as_an_unprivileged_user() -> Result<()> {
+fn the_transcript_works_as_an_unprivileged_user() -> Result<Ended> {
     transcript(Profile::Loopback)
 }
 
 /// Row: README: the transcript, as root
 #[test]
-fn the_transcript_works_as_the_user_of_the_test() -> Result<()> {
+fn the_transcript_works_as_the_user_of_the_test() -> Result<Ended> {
     transcript(Profile::LoopbackAsIs)
 }
 
 /// Runs the README's block that starts with `# transcript` in a shell, line by line, each of which has to succeed.
-fn transcript(profile: Profile) -> Result<()> {
+fn transcript(profile: Profile) -> Result<Ended> {
     let readme = std::fs::read_to_string(root().join("README.md"))?;
     let block = readme
         .split("```")

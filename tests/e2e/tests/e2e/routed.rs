@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use coracle_e2e::machines::Machines;
-use coracle_e2e::{SOON, eventually};
+use coracle_e2e::{Ended, SOON, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -51,7 +51,7 @@ fn answering(machines: &Machines, host: usize, url: &str) -> Result<BTreeSet<Str
 
 /// Row: network: pods of two machines have unique addresses and reach each other; Services, NodePorts and names work on every node
 #[test]
-fn mission_m06_services_on_every_node() -> Result<()> {
+fn mission_m06_services_on_every_node() -> Result<Ended> {
     let mut machines = Machines::start(2, &[])?;
     machines.push("web", "web:v1")?;
     let labels = json!({"app": "web"});
@@ -146,7 +146,7 @@ fn policy(name: &str, selects: Value, spec: Value) -> Value {
 
 /// Row: network: Linux and wasm pods of several machines: unique addresses, names, load balancers, and policies that cut and restore traffic
 #[test]
-fn mission_m19_policies_across_machines() -> Result<()> {
+fn mission_m19_policies_across_machines() -> Result<Ended> {
     let machines = Machines::start(2, &["--load-balancer-cidr=192.168.77.128/25"])?;
     machines.push("web", "web:v1")?;
     machines.push_busybox("busybox:v1")?;
@@ -222,7 +222,7 @@ fn mission_m19_policies_across_machines() -> Result<()> {
 
 /// Row: network: a CNI configuration of a bridge is honoured for Linux pods
 #[test]
-fn mission_m19_a_cni_configuration_is_honoured() -> Result<()> {
+fn mission_m19_a_cni_configuration_is_honoured() -> Result<Ended> {
     let path = coracle_e2e::root().join("tests/e2e/manifests/13-cni.json");
     let machines = Machines::start_with_cni(1, &[], Some(&std::fs::read_to_string(path)?))?;
     machines.push_busybox("busybox:v1")?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use coracle_e2e::machines::Machines;
 use coracle_e2e::netns::Host;
-use coracle_e2e::{SOON, eventually};
+use coracle_e2e::{Ended, SOON, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -141,7 +141,7 @@ impl Asking {
 
 /// Row: high availability: three servers on machines of their own: one killed, cut off, or cut off from the other servers alone: writes go on within seconds, nodes go on elsewhere, pods answer throughout
 #[test]
-fn mission_m26_any_server_of_three_machines_is_lost() -> Result<()> {
+fn mission_m26_any_server_of_three_machines_is_lost() -> Result<Ended> {
     let mut machines = Machines::start_servers(3, 2, &[])?;
     machines.push("web", "web:v1")?;
     machines.apply(&[web("one", 1), web("two", 2)])?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, eventually, root, succeed};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, eventually, root, succeed};
 
 const HOST: &str = "hello.default.example.com";
 
@@ -59,8 +59,8 @@ fn gone(cluster: &Cluster) -> Result<()> {
 
 /// Row: serverless: a Knative Service answers from zero pods, scales up with load, and goes back to zero
 #[test]
-fn mission_m32_from_zero_up_and_back_to_zero() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn mission_m32_from_zero_up_and_back_to_zero() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("web", "web:v1")?;
     apply(&cluster, |text| text.replace("hello:v1", "web:v1"))?;
     cluster.kubectl(&["wait", "--for=condition=Ready", "ksvc/hello", "--timeout=60s"])?;
@@ -106,13 +106,14 @@ fn mission_m32_from_zero_up_and_back_to_zero() -> Result<()> {
         (2..=10).contains(&most),
         "{most} pods under load of 40 clients, 5 for each pod, 10 pods at most"
     );
-    gone(&cluster)
+    gone(&cluster)?;
+    cluster.stop()
 }
 
 /// Row: serverless: a change makes a revision; traffic is split between revisions by percent and reached by tag
 #[test]
-fn mission_m32_revisions_share_the_traffic() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn mission_m32_revisions_share_the_traffic() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     deploy(&cluster)?;
     let split = "  traffic:\n  - revisionName: hello-00001\n    percent: 50\n    tag: old\n  - latestRevision: true\n    percent: 50\n";
     apply(&cluster, |text| text.replace("value: Hello", "value: Servus") + split)?;
@@ -142,13 +143,13 @@ fn mission_m32_revisions_share_the_traffic() -> Result<()> {
     let url = format!("http://{gateway}/");
     let old = succeed(std::process::Command::new("curl").args(["-sS", "-m", "60", "-H", &host, &url]))?;
     ensure!(old.starts_with("Hello from hello-00001-"), "{old}");
-    Ok(())
+    cluster.stop()
 }
 
 /// Row: serverless: a revision whose image comes after its window without requests becomes ready all the same
 #[test]
-fn mission_m32_a_late_image_leaves_nothing_behind() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn mission_m32_a_late_image_leaves_nothing_behind() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     apply(&cluster, |text| text.replace("window: 10s", "window: 6s"))?;
     // The first pause between two pulls is 10 s: at the second pull the window is over.
     let pulls = ["get", "events", "--field-selector=reason=Pulling", "-o", "jsonpath={.items[*].count}"];
@@ -161,5 +162,5 @@ fn mission_m32_a_late_image_leaves_nothing_behind() -> Result<()> {
     cluster.kubectl(&["wait", "--for=condition=Ready", "ksvc/hello", "--timeout=60s"])?;
     let answer = ask(&gateway(&cluster)?, "/")?;
     ensure!(answer.starts_with("Hello from hello-00001-"), "{answer}");
-    Ok(())
+    cluster.stop()
 }

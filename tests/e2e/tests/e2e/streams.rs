@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, eventually, kubectl};
+use coracle_e2e::{Cluster, Ended, eventually, kubectl};
 use serde_json::json;
 
 use super::pods::{SOON, apply, cluster, has, ready, status, steps};
@@ -30,7 +30,7 @@ fn start(cluster: &Cluster, args: &[&str]) -> Result<Running> {
 /// Row: streams: logs that follow a pod to its end, proxies to pods, Services and nodes, usage of nodes and pods
 /// Profile: loopback
 #[test]
-fn logs_follow_and_proxies_reach_pods_services_and_nodes() -> Result<()> {
+fn logs_follow_and_proxies_reach_pods_services_and_nodes() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["steps", "switch"])?;
     let web = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "labels": {"app": "web"}},
@@ -80,7 +80,7 @@ fn logs_follow_and_proxies_reach_pods_services_and_nodes() -> Result<()> {
 /// Row: streams: exec, cp, attach, port-forward and exec probes on a wasm pod without any privilege
 /// Profile: loopback
 #[test]
-fn exec_copy_attach_and_forward_reach_a_wasm_pod() -> Result<()> {
+fn exec_copy_attach_and_forward_reach_a_wasm_pod() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["steps", "switch"])?;
     let web = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"},

@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, eventually, succeed};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, eventually, succeed};
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::json;
 
@@ -127,8 +127,8 @@ async fn look(cluster: &Cluster, page: &Client) -> Result<()> {
 
 /// Row: look: the web page at /ui shows nodes, workloads, pods, events and logs live, to whoever signs in with a token
 #[test]
-fn the_web_page_shows_a_cluster_live() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn the_web_page_shows_a_cluster_live() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     hello::deploy(&cluster)?;
     let browser = Browser::start()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -137,14 +137,16 @@ fn the_web_page_shows_a_cluster_live() -> Result<()> {
         let looked = look(&cluster, &page).await;
         let closed = page.close().await;
         looked?;
-        Ok(closed?)
-    })
+        anyhow::Ok(closed?)
+    })?;
+    drop(browser);
+    cluster.stop()
 }
 
 /// Row: look: coracle top shows nodes and pods in a terminal, and leaves at a key
 #[test]
-fn the_terminal_shows_a_cluster() -> Result<()> {
-    let cluster = Cluster::start(Profile::Loopback)?;
+fn the_terminal_shows_a_cluster() -> Result<Ended> {
+    let mut cluster = Cluster::start(Profile::Loopback)?;
     hello::deploy(&cluster)?;
     let typescript = cluster.file("typescript", "")?;
     // A terminal of its own; the key comes once the pods must have been drawn.
@@ -163,5 +165,5 @@ fn the_terminal_shows_a_cluster() -> Result<()> {
     for word in ["Coracle", "node-1", "Ready", "hello-", "Running"] {
         ensure!(screen.contains(word), "no {word} in {screen:?}");
     }
-    Ok(())
+    cluster.stop()
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
-use coracle_e2e::{Cluster, Profile, shown};
+use coracle_e2e::{Cluster, Ended, Profile, shown};
 use serde_json::{Value, json};
 
 use server::Hook;
@@ -47,7 +47,7 @@ fn apply(cluster: &Cluster, name: &str, text: &str, more: &[&str]) -> Result<Str
 
 /// Row: admission: a validating webhook refuses writes with its own words, is asked about dry runs, and warns
 #[test]
-fn validating_webhooks_refuse_and_warn() -> Result<()> {
+fn validating_webhooks_refuse_and_warn() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let hook = Hook::start(LOCAL, &[], |_, request| match request["object"]["data"]["color"].as_str() {
         Some("red") => {
@@ -98,7 +98,7 @@ fn validating_webhooks_refuse_and_warn() -> Result<()> {
 
 /// Row: admission: mutating webhooks change objects by JSON patch, in order, and see again what others changed after them
 #[test]
-fn mutating_webhooks_change_objects() -> Result<()> {
+fn mutating_webhooks_change_objects() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let hook = Hook::start(LOCAL, &[], |path, request| match path {
         "/first" => {
@@ -131,7 +131,7 @@ fn mutating_webhooks_change_objects() -> Result<()> {
 
 /// Row: admission: failurePolicy decides where a webhook cannot be asked; match conditions and selectors say who is asked at all; timeouts, equivalent versions
 #[test]
-fn webhooks_that_fail_and_conditions() -> Result<()> {
+fn webhooks_that_fail_and_conditions() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let hook = Hook::start(LOCAL, &[], |_, _| json!({"allowed": false, "status": {"message": "never"}}))?;
     let nowhere = json!({"url": "https://127.0.0.1:1/x", "caBundle": hook.bundle});
@@ -222,7 +222,7 @@ fn whom_and_how_long(cluster: &Cluster, hook: &Hook, template: &Value) -> Result
 
 /// Row: admission: a webhook behind a Service is reached at its endpoints; exec and scale are shown as what they are
 #[test]
-fn webhooks_behind_a_service() -> Result<()> {
+fn webhooks_behind_a_service() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let node = cluster.get(&["nodes"])?;
     let addresses = node["items"][0]["status"]["addresses"].as_array().cloned().unwrap_or_default();

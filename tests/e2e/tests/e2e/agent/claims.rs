@@ -10,7 +10,7 @@ use coracle_agent::claims::v1::dra_plugin_server::{DraPlugin, DraPluginServer};
 use coracle_agent::claims::{SERVICE, v1};
 use coracle_agent::csi::plugin;
 use coracle_agent::csi::plugin::registration_server::{Registration, RegistrationServer};
-use coracle_e2e::{Cluster, eventually};
+use coracle_e2e::{Cluster, Ended, eventually};
 use serde_json::{Value, json};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
@@ -141,7 +141,7 @@ fn claim_of(cluster: &Cluster, pod: &str) -> Result<Value> {
 
 /// Row: devices: claims of devices (DRA) are made from templates, given by class and selector, prepared by their driver, and given back
 #[test]
-fn claimed_devices_are_given_prepared_and_taken_back() -> Result<()> {
+fn claimed_devices_are_given_prepared_and_taken_back() -> Result<Ended> {
     let (mut node_cluster, node) = cluster(&[])?;
     let cluster = &node_cluster;
     let runtime = tokio::runtime::Runtime::new()?;

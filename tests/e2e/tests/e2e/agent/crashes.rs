@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use coracle_agent::runtime::Runtime;
 use coracle_e2e::nodes::Nodes;
 use coracle_e2e::servers::Servers;
-use coracle_e2e::{eventually, guest_file};
+use coracle_e2e::{Ended, eventually, guest_file};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -127,7 +127,7 @@ const ENDS: [(&str, At); 6] = [
 
 /// Row: node: an agent that is killed at any step of a pod's life leaves nothing behind: the pod runs once, unrestarted, and goes whole
 #[test]
-fn a_crash_at_each_step_of_a_pods_life() -> Result<()> {
+fn a_crash_at_each_step_of_a_pods_life() -> Result<Ended> {
     let runtime = tokio::runtime::Runtime::new()?;
     let _inside = runtime.enter();
     let mut nodes = Nodes::join(Servers::start(1)?, 1)?;
@@ -160,7 +160,8 @@ fn a_crash_at_each_step_of_a_pods_life() -> Result<()> {
         .with_context(|| format!("{method} {at:?}\n{}", nodes.logs(0)))?;
     }
     nodes.servers.kubectl(0, &["delete", "pod", "--all", "--timeout=30s"])?;
-    nothing_is_left(&runtime, &nodes, &cri)
+    nothing_is_left(&runtime, &nodes, &cri)?;
+    nodes.end()
 }
 
 /// Does something that leads to a call of CRI, and kills the agent in it.

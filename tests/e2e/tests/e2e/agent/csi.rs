@@ -12,7 +12,7 @@ use coracle_agent::csi::v1::node_service_capability::{Rpc, Type, rpc};
 use coracle_agent::csi::v1::volume_capability::AccessType;
 use coracle_agent::csi::v1::volume_usage::Unit;
 use coracle_agent::csi::{plugin, v1};
-use coracle_e2e::{Cluster, eventually};
+use coracle_e2e::{Cluster, Ended, eventually};
 use serde_json::json;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
@@ -266,7 +266,7 @@ fn grown(cluster: &Cluster, fake: &Fake) -> Result<()> {
 
 /// Row: storage: a CSI driver registers over its socket; its volumes, by claim and inline, are staged, published, measured, expanded and given back
 #[test]
-fn volumes_of_a_storage_driver() -> Result<()> {
+fn volumes_of_a_storage_driver() -> Result<Ended> {
     let (mut node_cluster, node) = cluster(&[])?;
     let cluster = &node_cluster;
     let runtime = tokio::runtime::Runtime::new()?;

@@ -1,7 +1,7 @@
 //! What a pod may use, and how that changes while it runs. Profile: loopback.
 
 use anyhow::{Result, ensure};
-use coracle_e2e::eventually;
+use coracle_e2e::{Ended, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ fn main(status: &Value) -> &Value {
 
 /// Row: pods: what is written to logs and emptyDir volumes is limited; a volume in memory is in memory, without root too
 #[test]
-fn ephemeral_storage_is_limited() -> Result<()> {
+fn ephemeral_storage_is_limited() -> Result<Ended> {
     let (mut node_cluster, node) = cluster(&[])?;
     let cluster = &node_cluster;
     let mut talks = steps(&node, "talks", "Always", &["tick 20000 0", "sleep 600000"]);
@@ -46,7 +46,7 @@ fn ephemeral_storage_is_limited() -> Result<()> {
 
 /// Row: pods: containers are resized in place, or restarted where their resizePolicy asks for that; what does not fit is told; a pod that never fits is refused
 #[test]
-fn pods_are_resized_in_place() -> Result<()> {
+fn pods_are_resized_in_place() -> Result<Ended> {
     let (mut node_cluster, node) = cluster(&[])?;
     let cluster = &node_cluster;
     let mut pod = steps(&node, "sized", "Always", &["sleep 600000"]);
@@ -122,7 +122,7 @@ fn pods_are_resized_in_place() -> Result<()> {
 
 /// Row: node: when the machine shuts down pods are ended in time, critical ones last, and new ones are refused
 #[test]
-fn pods_end_before_the_machine() -> Result<()> {
+fn pods_end_before_the_machine() -> Result<Ended> {
     let flags = ["--shutdown-grace-period=8s", "--shutdown-grace-period-critical-pods=4s"];
     let (mut node_cluster, node) = cluster(&flags)?;
     let cluster = &node_cluster;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, curl, eventually, root};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, curl, eventually, root};
 use serde_json::Value;
 
 /// Pushes the images and applies the operators.
@@ -38,7 +38,7 @@ fn said(cluster: &Cluster, operator: &str) -> String {
 /// Row: custom resources: an operator that is a wasm pod watches its kind with its account's token and reconciles Deployments and Services
 /// Profile: loopback
 #[test]
-fn mission_m23_an_operator_in_wasm_reconciles_custom_objects() -> Result<()> {
+fn mission_m23_an_operator_in_wasm_reconciles_custom_objects() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     deploy(&cluster, &["operator", "hello"])?;
     sample(&cluster, "website")?;
@@ -97,7 +97,7 @@ fn mission_m23_an_operator_in_wasm_reconciles_custom_objects() -> Result<()> {
 /// Row: custom resources: a training operator of Kubeflow's shape, a wasm pod itself, runs workers to completion and reports conditions; failed workers are tried again up to a limit
 /// Profile: loopback
 #[test]
-fn mission_m22_a_training_operator_runs_workers_to_completion() -> Result<()> {
+fn mission_m22_a_training_operator_runs_workers_to_completion() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     deploy(&cluster, &["operator", "trainer", "steps"])?;
     sample(&cluster, "training-job")?;

@@ -4,7 +4,7 @@ use super::*;
 
 /// Row: Linux containers: a pod on its node's network has the node's address; its probes decide, and a Service leads to it
 #[test]
-fn a_pod_on_its_nodes_network_is_probed_and_served() -> Result<()> {
+fn a_pod_on_its_nodes_network_is_probed_and_served() -> Result<Ended> {
     let mut cluster = cluster()?;
     let node = cluster.host().context("a host")?.address.to_string();
     let script = "mkdir /www; echo from the node > /www/index.html; \

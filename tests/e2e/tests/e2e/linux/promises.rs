@@ -2,7 +2,7 @@
 //! Profile: routed.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, eventually};
+use coracle_e2e::{Cluster, Ended, eventually};
 use serde_json::{Value, json};
 
 use super::{SOON, apply, cluster_with, pod, ready, says};
@@ -20,7 +20,7 @@ fn shell(name: &str, script: &str) -> Value {
 
 /// Row: Linux containers: stop signals, a shared process namespace, seccomp profiles, a probe's own grace, processors and memory of their own, checkpoints
 #[test]
-fn linux_pods_are_promised_signals_processes_and_profiles() -> Result<()> {
+fn linux_pods_are_promised_signals_processes_and_profiles() -> Result<Ended> {
     let dir = tempfile::tempdir()?;
     let runtime = dir.path().join("runtime.sh");
     std::fs::write(&runtime, CHECKPOINTS)?;

@@ -28,7 +28,7 @@ fn says_shares(expected: u32, weight: u32) -> String {
 
 /// Row: Linux containers: pods weigh what they request, and follow a resize in place; what they write to their root file system counts against limits.ephemeral-storage
 #[test]
-fn linux_pods_weigh_what_they_request_and_write_no_more_than_their_limit() -> Result<()> {
+fn linux_pods_weigh_what_they_request_and_write_no_more_than_their_limit() -> Result<Ended> {
     let mut cluster = cluster()?;
     let container = |resources: Value, script: &str| json!({"name": "main", "image": "busybox:v1", "command": ["/bin/sh", "-c", script], "resources": resources});
     let sleeps = "exec sleep 100000";
@@ -75,7 +75,7 @@ fn linux_pods_weigh_what_they_request_and_write_no_more_than_their_limit() -> Re
 
 /// Row: Linux containers: whole names, names of the node's resolvers, and kernel parameters as the pod asks, those that are not safe by the operator's word alone
 #[test]
-fn linux_pods_are_called_ask_and_set_as_they_say() -> Result<()> {
+fn linux_pods_are_called_ask_and_set_as_they_say() -> Result<Ended> {
     let mut cluster = cluster_with(&["--allowed-unsafe-sysctls=kernel.msg*"])?;
     let script = "hostname; grep \"$(hostname)\" /etc/hosts; cat /etc/resolv.conf; cat /proc/sys/kernel/msgmax; exec sleep 100000";
     let container = json!({"name": "main", "image": "busybox:v1", "command": ["/bin/sh", "-c", script]});
@@ -105,7 +105,8 @@ fn linux_pods_are_called_ask_and_set_as_they_say() -> Result<()> {
     let said = cluster.kubectl(&["logs", "whole"])?;
     ensure!(said.starts_with(&format!("{whole}\n")) && said.contains(&format!("\t{whole}\twhole")), "{said}");
     let own = std::fs::read_to_string("/etc/resolv.conf")?;
-    let server = own.lines().find(|line| line.starts_with("nameserver")).unwrap_or_default();
+    let server = own.lines().find(|line| line.starts_with("nameserver"));
+    let server = server.context("the machine has no nameserver")?;
     ensure!(said.contains(server) && said.contains("my.example"), "{said}");
     eventually("what is not safe is refused", SOON, || {
         let status = cluster.get(&["pod", "unsafe"])?["status"].clone();

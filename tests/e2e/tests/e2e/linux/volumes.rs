@@ -1,7 +1,7 @@
 //! Volumes that wasm containers cannot have: devices and huge pages. Profile: routed.
 
 use anyhow::{Result, ensure};
-use coracle_e2e::eventually;
+use coracle_e2e::{Ended, eventually};
 use serde_json::{Value, json};
 
 use super::super::agent::csi::{DRIVER, register};
@@ -31,7 +31,7 @@ fn user(name: &str, claim: &str, mut container: Value) -> Value {
 
 /// Row: Linux containers: block volumes, local and of a CSI driver, are devices; emptyDir volumes of huge pages are mounted
 #[test]
-fn linux_containers_have_devices_and_huge_pages() -> Result<()> {
+fn linux_containers_have_devices_and_huge_pages() -> Result<Ended> {
     let mut cluster = cluster()?;
     let runtime = tokio::runtime::Runtime::new()?;
     let fake = register(&cluster, &runtime)?;

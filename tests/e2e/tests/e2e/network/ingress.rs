@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{eventually, succeed};
+use coracle_e2e::{Ended, eventually, succeed};
 use serde_json::{Value, json};
 
 use super::{SOON, apply, cluster, ready, web};
@@ -37,7 +37,7 @@ fn page(address: &str, host: &str, path: &str) -> Result<String> {
 
 /// Row: network: an Ingress routes by path and host, follows changes, and says where it is served
 #[test]
-fn mission_m15_an_ingress_routes_by_path_and_host() -> Result<()> {
+fn mission_m15_an_ingress_routes_by_path_and_host() -> Result<Ended> {
     let mut cluster = cluster()?;
     let mut objects = Vec::new();
     for name in ["shop", "cart", "other"] {

@@ -1,7 +1,7 @@
 //! DNS.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::eventually;
+use coracle_e2e::{Ended, eventually};
 use hickory_server::proto::rr::RecordType::{self, A, AAAA, CNAME, PTR, SRV};
 use serde_json::json;
 
@@ -10,7 +10,7 @@ use super::{SOON, apply, cluster, fetch, reaches, ready, web};
 
 /// Row: network: names of Services resolve in wasm pods and through a DNS server, and go on while server and agent are away
 #[test]
-fn mission_m14_names_of_services_resolve_in_pods_and_for_programs() -> Result<()> {
+fn mission_m14_names_of_services_resolve_in_pods_and_for_programs() -> Result<Ended> {
     let mut cluster = cluster()?;
     let hello = json!({"app": "hello"});
     cluster.kubectl(&["create", "namespace", "other"])?;

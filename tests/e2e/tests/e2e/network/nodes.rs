@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use coracle_e2e::nodes::Nodes;
 use coracle_e2e::servers::Servers;
-use coracle_e2e::{curl, eventually};
+use coracle_e2e::{Ended, curl, eventually};
 use serde_json::{Value, json};
 
 use super::{SOON, fetch, reaches, web};
@@ -21,8 +21,8 @@ fn answering(url: &str) -> Result<BTreeSet<String>> {
 
 /// Row: network: two nodes of one host share Service addresses: whoever answers leads to pods of both, and keeps to policies
 #[test]
-fn two_nodes_share_service_addresses() -> Result<()> {
-    let nodes = Nodes::join(Servers::start(1)?, 2)?;
+fn two_nodes_share_service_addresses() -> Result<Ended> {
+    let mut nodes = Nodes::join(Servers::start(1)?, 2)?;
     let kubectl = |args: &[&str]| nodes.servers.kubectl(0, args);
     let apply = |objects: &[Value]| -> Result<()> {
         let path = nodes.servers.dir().join("objects.json");
@@ -75,5 +75,5 @@ fn two_nodes_share_service_addresses() -> Result<()> {
         Ok(fetch(asks, &format!("http://{one}:8080/")).is_err() && fetch(asks, "http://web:8080/").is_err())
     })?;
     ensure!(answering(&format!("http://{address}:8080/"))? == both, "the node itself always may");
-    Ok(())
+    nodes.end()
 }

@@ -1,14 +1,14 @@
 //! NetworkPolicies.
 
 use anyhow::{Result, ensure};
-use coracle_e2e::eventually;
+use coracle_e2e::{Ended, eventually};
 use serde_json::json;
 
 use super::{SOON, apply, cluster, fetch, reaches, ready, web};
 
 /// Row: network: a NetworkPolicy cuts traffic between wasm pods, and its deletion restores it
 #[test]
-fn mission_m19_a_policy_cuts_traffic() -> Result<()> {
+fn mission_m19_a_policy_cuts_traffic() -> Result<Ended> {
     let mut cluster = cluster()?;
     apply(
         &cluster,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, curl, eventually, root};
+use coracle_e2e::{Cluster, Ended, Profile, curl, eventually, root};
 use serde_json::json;
 
 use super::{SOON, apply, reaches, ready, web};
@@ -42,7 +42,7 @@ fn at_port(name: &str, app: &str, port: u16) -> serde_json::Value {
 
 /// Row: network: ClusterIP, NodePort, LoadBalancer and session affinity, with the manifests of introductions
 #[test]
-fn mission_m14_services_of_each_kind() -> Result<()> {
+fn mission_m14_services_of_each_kind() -> Result<Ended> {
     let mut cluster = cluster()?;
     introduced(&cluster, "03-service.yaml")?;
     introduced(&cluster, "08-nodeport.yaml")?;
@@ -87,7 +87,7 @@ fn mission_m14_services_of_each_kind() -> Result<()> {
 
 /// Row: network: a Service of type LoadBalancer has an address without a cloud, which answers and is given back
 #[test]
-fn mission_m28_a_load_balancer_has_an_address_that_answers() -> Result<()> {
+fn mission_m28_a_load_balancer_has_an_address_that_answers() -> Result<Ended> {
     let mut cluster = cluster()?;
     let service = |name: &str| {
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name},

@@ -2,7 +2,7 @@
 //! Profile: routed.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, layout};
+use coracle_e2e::{Cluster, Ended, Profile, layout};
 use serde_json::{Value, json};
 
 use super::describe;
@@ -30,7 +30,7 @@ fn wait(cluster: &Cluster, pod: &str, what: &str) -> Result<Value> {
 /// Row: pods: a Linux init container that waits for a Service holds the app back until the name resolves
 /// Profile: routed
 #[test]
-fn mission_m08_busybox_itself_waits_for_the_service() -> Result<()> {
+fn mission_m08_busybox_itself_waits_for_the_service() -> Result<Ended> {
     let mut cluster = cluster(&["busybox:latest", "myapp:latest"])?;
     // Today's nslookup fails as soon as one domain of the search list does not have the name: it is asked for the whole.
     let asked = "nslookup -type=a myservice.default.svc.cluster.local";
@@ -55,7 +55,7 @@ fn mission_m08_busybox_itself_waits_for_the_service() -> Result<()> {
 /// Row: pods: a Linux container has its user, groups, read-only root, hosts, files by subPath, hooks by command, its last words and its claim
 /// Profile: routed
 #[test]
-fn mission_m05_a_linux_container_gets_what_its_spec_says() -> Result<()> {
+fn mission_m05_a_linux_container_gets_what_its_spec_says() -> Result<Ended> {
     let mut cluster = cluster(&["busybox:v1"])?;
     cluster.kubectl(&["create", "configmap", "settings", "--from-literal=color=blue"])?;
     let script = "id -u; id -G; touch /x || echo root is read only; cat /etc/color; grep alias.test /etc/hosts; \

@@ -1,7 +1,7 @@
 //! Volumes whose data is shared, comes from objects, or outlives its pod.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::eventually;
+use coracle_e2e::{Ended, eventually};
 use serde_json::{Value, json};
 
 use super::describe;
@@ -25,7 +25,7 @@ fn unbound(mut pod: Value) -> Value {
 /// Row: storage: emptyDir and hostPath, claims on demand and by hand whose data outlives the pod, ConfigMap, Secret, NFS where the kernel has it
 /// Profile: loopback
 #[test]
-fn mission_m20_data_is_where_it_was_asked_for_and_outlives_the_pod() -> Result<()> {
+fn mission_m20_data_is_where_it_was_asked_for_and_outlives_the_pod() -> Result<Ended> {
     let (mut cluster, node) = cluster(&["steps"])?;
     let host = cluster.data_dir().with_file_name("of-the-host");
     let by_hand = cluster.data_dir().with_file_name("by-hand");

@@ -1,14 +1,14 @@
 //! What cluster administrators forbid: security levels, admission policies, evictions beyond a budget. Profile: loopback.
 
 use anyhow::{Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually, succeed};
+use coracle_e2e::{Cluster, Ended, Profile, eventually, succeed};
 
 use super::{SOON, pod};
 use crate::hello;
 
 /// Row: pod security: a namespace's level refuses pods, warns of templates, and names what is wrong
 #[test]
-fn pod_security_levels_are_enforced() -> Result<()> {
+fn pod_security_levels_are_enforced() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.kubectl(&["create", "namespace", "strict"])?;
     let label = "pod-security.kubernetes.io/enforce=baseline";
@@ -63,7 +63,7 @@ spec:
 
 /// Row: admission: a ValidatingAdmissionPolicy refuses what its expression says, where its binding makes it hold
 #[test]
-fn mission_m01_admission_policies_are_enforced() -> Result<()> {
+fn mission_m01_admission_policies_are_enforced() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.kubectl(&["create", "namespace", "team"])?;
     let file = cluster.file("policy.yaml", POLICY)?;
@@ -91,7 +91,7 @@ fn mission_m01_admission_policies_are_enforced() -> Result<()> {
 
 /// Row: budgets: an eviction that a PodDisruptionBudget does not allow is refused, one that it allows takes from it
 #[test]
-fn evictions_honour_budgets() -> Result<()> {
+fn evictions_honour_budgets() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     hello::deploy(&cluster)?;
     cluster.kubectl(&["-n", "hello", "create", "pdb", "b", "--selector=app=hello", "--min-available=3"])?;

@@ -1,13 +1,13 @@
 //! Quotas and limits of a namespace. Profile: loopback.
 
 use anyhow::{Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, eventually};
 
 use super::{SOON, pod};
 
 /// Row: quotas: CPU, memory and counts per namespace are refused when exceeded, by concurrent writers too, and freed by deletion
 #[test]
-fn mission_m18_quotas_are_refused_when_exceeded() -> Result<()> {
+fn mission_m18_quotas_are_refused_when_exceeded() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.kubectl(&["create", "namespace", "team"])?;
     let hard = "--hard=pods=3,requests.cpu=1,limits.memory=1Gi,count/secrets=5,services.nodeports=1";
@@ -73,7 +73,7 @@ const CLAIM: &str = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata:\n  n
 
 /// Row: limits: a LimitRange fills in what pods leave out and refuses what is too much or too little
 #[test]
-fn mission_m18_limits_fill_in_and_refuse() -> Result<()> {
+fn mission_m18_limits_fill_in_and_refuse() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.kubectl(&["create", "namespace", "team"])?;
     let limits = cluster.file("limits.yaml", LIMITS)?;

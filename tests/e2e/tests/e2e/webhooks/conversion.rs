@@ -1,7 +1,7 @@
 //! Custom resources of several versions, between which a webhook converts. Profile: loopback.
 
 use anyhow::{Result, ensure};
-use coracle_e2e::{Cluster, Profile, SOON, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, SOON, eventually};
 use serde_json::{Value, json};
 
 use super::server::Hook;
@@ -42,7 +42,7 @@ fn definition(hook: &Hook, storage: &str, served: bool) -> String {
 
 /// Row: custom resources: several versions and a conversion webhook: read, list, watch, write and apply in each; the storage version changes
 #[test]
-fn conversion_webhooks_convert() -> Result<()> {
+fn conversion_webhooks_convert() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     let hook = Hook::start(LOCAL, &[], convert)?;
     apply(&cluster, "crd.json", &definition(&hook, "v1", true), &[])?;

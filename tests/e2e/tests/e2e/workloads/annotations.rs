@@ -1,7 +1,7 @@
 //! What our annotations ask of controllers, and what controllers leave alone or find out by themselves. Profile: loopback.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, eventually};
 use serde_json::{Value, json};
 
 use super::super::pods::{apply, has};
@@ -41,7 +41,7 @@ fn revision(cluster: &Cluster) -> Result<String> {
 /// Row: annotations: a Deployment rolls when its ConfigMap changes; a CronJob calls a wasm handler on schedule and starts no container
 /// Profile: loopback
 #[test]
-fn annotations_roll_workloads_and_call_handlers() -> Result<()> {
+fn annotations_roll_workloads_and_call_handlers() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("hello", "hello:v1")?;
     apply(&cluster, &hello(&json!({"app": "hello"})))?;
@@ -143,7 +143,7 @@ fn owned_by(owner: &Value, controller: bool) -> Value {
 /// Row: owners: objects that own each other in a circle go; a budget counts what an owner with a scale of its own wants; a Job that another manages is left alone
 /// Profile: loopback
 #[test]
-fn owners_of_any_kind_and_in_circles() -> Result<()> {
+fn owners_of_any_kind_and_in_circles() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("steps", "steps:v1")?;
     let job = json!({

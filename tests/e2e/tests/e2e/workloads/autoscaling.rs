@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually, load};
+use coracle_e2e::{Cluster, Ended, Profile, eventually, load};
 use serde_json::{Value, json};
 
 use super::super::pods::{apply, has};
@@ -13,7 +13,7 @@ use super::{PATIENCE, until};
 /// Row: autoscaling: a Deployment follows its CPU use up under load and down after it; kubectl top shows it
 /// Profile: loopback
 #[test]
-fn mission_m27_pods_follow_the_load() -> Result<()> {
+fn mission_m27_pods_follow_the_load() -> Result<Ended> {
     let flags = ["--horizontal-pod-autoscaler-sync-period=1", "--metric-resolution=2"];
     let mut cluster = Cluster::start_with(Profile::Loopback, &flags)?;
     cluster.push("web", "web:v1")?;

@@ -1,7 +1,7 @@
 //! The controller manager's part: what it does about silent nodes, and that every controller of the mission is at work.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, eventually};
 use serde_json::{Value, json};
 
 use super::super::pods::{apply, has};
@@ -11,7 +11,7 @@ use super::{PATIENCE, hollow_node, name, pods, until};
 /// endpoints, namespaces, accounts and volume protection work
 /// Profile: loopback
 #[test]
-fn mission_m04_pods_of_a_silent_node_come_up_elsewhere() -> Result<()> {
+fn mission_m04_pods_of_a_silent_node_come_up_elsewhere() -> Result<Ended> {
     let flags = ["--node-monitor-grace-period=6", "--default-toleration-seconds=2"];
     let mut cluster = Cluster::start_with(Profile::Loopback, &flags)?;
     cluster.push("web", "web:v1")?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually, load};
+use coracle_e2e::{Cluster, Ended, Profile, eventually, load};
 use serde_json::{Value, json};
 
 use super::super::pods::{apply, has};
@@ -18,7 +18,7 @@ fn cluster() -> Result<Cluster> {
 /// Row: ReplicaSet: three pods are kept; a killed one is replaced; describe tells
 /// Profile: loopback
 #[test]
-fn mission_m10_three_pods_are_kept() -> Result<()> {
+fn mission_m10_three_pods_are_kept() -> Result<Ended> {
     let mut cluster = cluster()?;
     cluster.push("web", "gcr.io/google_samples/gb-frontend:v3")?;
     manifest(&cluster, "07.yaml", include_str!("07-replicaset.yaml"))?;
@@ -56,7 +56,7 @@ fn images(cluster: &Cluster, label: &str) -> Result<Vec<String>> {
 /// Row: Deployment: rolls out, updates without downtime under load, rolls back, scales, pauses, resumes, keeps a history
 /// Profile: loopback
 #[test]
-fn mission_m11_deployments_roll_out_and_back() -> Result<()> {
+fn mission_m11_deployments_roll_out_and_back() -> Result<Ended> {
     let mut cluster = cluster()?;
     for image in ["nginx:1.14.2", "nginx:1.16.1", "ml-serving:1.0"] {
         cluster.push("web", image)?;
@@ -120,7 +120,7 @@ fn mission_m11_deployments_roll_out_and_back() -> Result<()> {
 /// Row: disruption: a budget refuses evictions that would leave too few, and drain waits for it
 /// Profile: loopback
 #[test]
-fn budgets_hold_back_evictions() -> Result<()> {
+fn budgets_hold_back_evictions() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("web", "web:v1")?;
     cluster.kubectl(&["create", "deployment", "web", "--image=web:v1", "--replicas=2"])?;

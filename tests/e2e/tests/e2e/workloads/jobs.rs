@@ -1,7 +1,7 @@
 //! Jobs and CronJobs.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, eventually};
 use serde_json::{Value, json};
 
 use super::super::pods::{apply, has};
@@ -29,7 +29,7 @@ fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
 /// Row: Job, CronJob: runs to completion; failed pods are retried up to the limit; finished pods stay for their logs; a schedule
 /// Profile: loopback
 #[test]
-fn mission_m13_jobs_run_to_completion() -> Result<()> {
+fn mission_m13_jobs_run_to_completion() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("steps", "steps:v1")?;
     cluster.push("train", "registry.example/train:1.0")?;

@@ -1,7 +1,7 @@
 //! Where pods go, and why they wait.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, eventually};
 use serde_json::{Value, json};
 
 use super::super::pods::{apply, has};
@@ -42,7 +42,7 @@ fn waits(cluster: &Cluster, name: &str, words: &[&str]) -> Result<()> {
 /// Row: scheduler: resources, taints, affinity, spread, priorities and groups decide where a pod goes; a pod that waits says why
 /// Profile: loopback
 #[test]
-fn mission_m03_pods_go_where_they_may_and_say_why_they_wait() -> Result<()> {
+fn mission_m03_pods_go_where_they_may_and_say_why_they_wait() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("steps", "steps:v1")?;
     let zone = |zone: &str| json!({"zone": zone});

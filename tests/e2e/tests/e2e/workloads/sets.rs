@@ -1,7 +1,7 @@
 //! StatefulSets and DaemonSets.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, Profile, curl, eventually};
+use coracle_e2e::{Cluster, Ended, Profile, curl, eventually};
 use serde_json::{Value, json};
 
 use super::super::pods::{apply, has};
@@ -36,7 +36,7 @@ fn page(cluster: &Cluster, pod: &str, path: &str) -> Result<String> {
 /// Row: StatefulSet, DaemonSet: identity, storage and order are kept; one pod a node; both roll out and back
 /// Profile: loopback
 #[test]
-fn mission_m12_identity_storage_and_order_are_kept() -> Result<()> {
+fn mission_m12_identity_storage_and_order_are_kept() -> Result<Ended> {
     let mut cluster = Cluster::start(Profile::Loopback)?;
     cluster.push("switch", "switch:v1")?;
     cluster.push("switch", "switch:v2")?;

@@ -1,7 +1,7 @@
 //! Volumes that have to be attached before a node can mount them; the attacher is this test's own. Profile: loopback.
 
 use anyhow::{Context, Result, ensure};
-use coracle_e2e::{Cluster, eventually};
+use coracle_e2e::{Cluster, Ended, eventually};
 use serde_json::{Value, json};
 
 use super::super::super::pods::{SOON, apply, has, status, steps};
@@ -54,7 +54,7 @@ fn hollow(cluster: &Cluster, ready: &str) -> Result<()> {
 
 /// Row: storage: a volume whose driver needs it is attached before it is mounted and detached after; one that another node has waits; a node that is out of service loses it by force
 #[test]
-fn volumes_are_attached_and_detached() -> Result<()> {
+fn volumes_are_attached_and_detached() -> Result<Ended> {
     let (mut node_cluster, node) = cluster(&[])?;
     let cluster = &node_cluster;
     let runtime = tokio::runtime::Runtime::new()?;
