@@ -5,6 +5,10 @@
 /// default handler gets a namespace where the runtime can make one.
 pub const LINUX_CONTAINERS: &str = "coracle.dev/linux-containers";
 
+/// On the config of a wasm container: the path of a mount that is there for its last words alone. A handler leaves none, and
+/// goes without the mount.
+pub const LAST_WORDS: &str = "coracle.dev/last-words";
+
 /// On `Image.spec` of ImageStatus and ListImages: what the image holds, [`WASM`] or [`LINUX`].
 pub const PLATFORM: &str = "coracle.dev/platform";
 /// In `info` of a verbose ImageStatus while the image is being pulled: `{"received": bytes, "total": bytes}`.

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use coracle_cri_api::{signal, v1};
+use coracle_cri_api::{annotation, signal, v1};
 use coracle_images::{ImageRecord, Platform};
 use coracle_wasm::client::Error as HostFailure;
-use coracle_wasm::protocol::State as Life;
+use coracle_wasm::protocol::{Kind, State as Life};
 use tonic::Status;
 
 use crate::record::{ContainerRecord, SandboxRecord, now_ns};
@@ -49,7 +49,13 @@ impl Service {
         let named = if user_specified_image.is_empty() { &asked } else { &user_specified_image };
         let code = match spec::program(&config, named, artifact.kind, &image.commands)? {
             Some((name, layer)) => self.command(name, layer).await?,
-            None => artifact.path,
+            None => {
+                if artifact.kind == Kind::HttpHandler {
+                    let words = config.annotations.get(annotation::LAST_WORDS);
+                    config.mounts.retain(|mount| Some(&mount.container_path) != words);
+                }
+                artifact.path
+            }
         };
         let reservation =
             self.state.reserve_container(&sandbox.id, &config.metadata.clone().unwrap_or_default())?;

@@ -155,13 +155,16 @@ impl Node {
         Ok(bridge)
     }
 
-    /// Takes the bridge away, if this node made it; the next pod has it made again. There is no pod.
+    /// Takes the bridge away, if it is this node's own, and its rules; the next pod has them made again. There is no pod.
     pub async fn let_go(&self) {
-        let mut held = self.bridge.lock().await;
-        *held = None;
-        if self.fixed.is_none()
-            && let Err(error) = network::take_down().await
-        {
+        if self.bridge.lock().await.take().is_none() {
+            return;
+        }
+        let gone = match &self.fixed {
+            Some(_) => network::forget().await,
+            None => network::take_down().await,
+        };
+        if let Err(error) = gone {
             tracing::warn!("{error:#}");
         }
     }

@@ -282,7 +282,7 @@ impl State {
         Some(self.journal.write(CONTAINERS, id, record))
     }
 
-    /// Gives a pod other resources; `None` when it is not there.
+    /// Gives a pod other resources; those that are not named stay as they are. `None` when it is not there.
     pub fn set_pod_resources(
         &self,
         id: &str,
@@ -292,7 +292,8 @@ impl State {
         let mut inner = self.inner.lock();
         let record = inner.sandboxes.get_mut(id)?;
         let linux = record.config.linux.get_or_insert_default();
-        (linux.resources, linux.overhead) = (resources, overhead);
+        linux.resources = resources.or(linux.resources.take());
+        linux.overhead = overhead.or(linux.overhead.take());
         Some(self.journal.write(SANDBOXES, id, record))
     }
 

@@ -177,7 +177,6 @@ fn connect(source: &Source) -> Result<oci_client::Client, Refusal> {
         extra_root_certificates: source.trust.more_pem.iter().map(certificate).collect(),
         accept_invalid_certificates: source.trust.skip_verify,
         connect_timeout: Some(Duration::from_secs(10)),
-        read_timeout: Some(Duration::from_secs(60)),
         user_agent: concat!("coracle/", env!("CARGO_PKG_VERSION")),
         ..ClientConfig::default()
     };

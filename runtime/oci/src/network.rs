@@ -196,6 +196,14 @@ pub async fn take_down() -> anyhow::Result<()> {
     if let Some(found) = index(&handle, OWN).await? {
         absent_is_fine(handle.link().del(found).execute().await).with_context(doing)?;
     }
+    forget().await
+}
+
+/// Takes away only the table of rules by which pods leave the node, as for a bridge that a CNI configuration names.
+///
+/// # Errors
+/// When nft cannot be started.
+pub async fn forget() -> anyhow::Result<()> {
     nft(&format!("{NO_TABLE}\n")).await
 }
 

@@ -21,7 +21,14 @@ pub struct Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It may have ended by itself; either way nothing is left of it.
+        // Asked first: nginx ends its workers then. It may have ended by itself; either way nothing is left of it.
+        let id = self.process.id().try_into().map(nix::unistd::Pid::from_raw);
+        if id.is_ok_and(|id| nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).is_ok()) {
+            let asked = Instant::now();
+            while matches!(self.process.try_wait(), Ok(None)) && asked.elapsed() < START {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
         self.process.kill().ok();
         self.process.wait().ok();
     }

@@ -160,6 +160,22 @@ impl Cluster {
         }
     }
 
+    /// Whether a server goes on: it is ready again, or has ended, which takes a moment after what it cannot go on with.
+    ///
+    /// # Errors
+    /// When it neither ends nor becomes ready.
+    pub fn goes_on(&mut self, index: usize) -> Result<bool> {
+        let url = format!("{}/readyz", self.url(index)?);
+        let mut runs = true;
+        eventually(&format!("server {index} is ready again or ends"), START, || {
+            runs = self.runs(index)?;
+            let mut ask = self.clients()?.command("curl");
+            Ok(!runs || succeed(ask.args(["-skf", "-m", "2", "-o", "/dev/null", &url])).is_ok())
+        })
+        .with_context(|| self.logs())?;
+        Ok(runs)
+    }
+
     /// Sends a signal to a server.
     ///
     /// # Errors

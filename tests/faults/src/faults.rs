@@ -162,10 +162,9 @@ impl Fault {
                 let server = find(cluster, target);
                 cluster.fill(server)?;
                 lasts();
-                let ended = !cluster.runs(server)?;
                 cluster.empty(server)?;
                 // It ends when it cannot write, and is started again as a service manager does.
-                if ended {
+                if !cluster.goes_on(server)? {
                     cluster.end(server, Signal::SIGKILL)?;
                     start(cluster, &[server])?;
                 }

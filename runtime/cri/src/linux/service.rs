@@ -110,13 +110,17 @@ impl Service {
         }
         let mut config = record.config.clone();
         let linux = config.linux.get_or_insert_default();
-        linux.resources = request.resources.or(linux.resources.take());
-        linux.overhead = request.overhead.or(linux.overhead.take());
-        self.linux.engine()?.limit_pod(&record.id, &config).await.map_err(internal)?;
-        let v1::LinuxPodSandboxConfig { resources, overhead, .. } = config.linux.unwrap_or_default();
-        match self.state.set_pod_resources(&record.id, resources, overhead) {
+        linux.resources = request.resources.clone().or(linux.resources.take());
+        linux.overhead = request.overhead.clone().or(linux.overhead.take());
+        let engine = self.linux.engine()?;
+        engine.limit_pod(&record.id, &config).await.map_err(internal)?;
+        match self.state.set_pod_resources(&record.id, request.resources, request.overhead) {
             Some(pending) => durable(pending).await,
-            None => Ok(()),
+            None => {
+                // It went meanwhile: nobody else takes away the group that was just limited.
+                engine.remove_pod(&record.id).await.map_err(internal)?;
+                Err(Status::not_found(format!("sandbox {} is gone", record.id)))
+            }
         }
     }
 

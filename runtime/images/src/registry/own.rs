@@ -35,7 +35,6 @@ impl Client {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_secs(60))
             .danger_accept_invalid_certs(source.trust.skip_verify);
         if super::is_loopback(super::host_of(&source.registry)) {
             builder = builder.no_proxy();

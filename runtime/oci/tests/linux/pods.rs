@@ -61,7 +61,8 @@ async fn a_pod_has_a_weight_and_limits_of_its_own() {
     host.engine.limit_pod(&light, &config([1024, 0, 0])).await.unwrap();
     assert_eq!(group(&light), [if unified { "100" } else { "1024" }, "-1", "-1"]);
     host.finish().await;
-    until("its group is gone", || !Path::new("/sys/fs/cgroup/memory/coracle").join(&light).exists()).await;
+    let groups = Path::new("/sys/fs/cgroup").join(if unified { "coracle" } else { "memory/coracle" });
+    until("its group is gone", || !groups.join(&light).exists()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

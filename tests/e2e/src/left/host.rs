@@ -11,9 +11,8 @@ use crate::succeed;
 
 /// The network of all hosts.
 const LINK: [u8; 3] = [192, 168, 77];
-/// The bridge of a CNI configuration: it stays without pods, and so does the table by which they leave the node.
+/// The bridge of a CNI configuration: it stays without pods.
 const CONFIGURED: &str = "cni0";
-const ITS_TABLE: &str = "table ip coracle_pods";
 
 fn lines(host: &Host, program: &str, args: &[&str]) -> Result<Vec<String>> {
     let said = succeed(host.command(program).args(args))?;
@@ -45,19 +44,19 @@ pub fn after(host: &Host, kept: &[&Process]) -> Result<Vec<String>> {
     let own: Option<Ipv4Addr> = host.address.parse().ok();
     let mut left = processes(host, kept)?;
     let mut devices = links(host)?;
-    let configured = devices.iter().any(|name| name == CONFIGURED);
-    let tables = lines(host, "nft", &["list", "tables"])?.into_iter();
-    left.extend(tables.filter(|table| !(configured && table == ITS_TABLE)));
+    left.extend(lines(host, "nft", &["list", "tables"])?);
     devices.retain(|name| !["lo", "eth0", CONFIGURED].contains(&name.as_str()));
     left.extend(devices.iter().map(|name| format!("device {name}")));
     let addresses = local_routes(host)?.into_iter().filter(|(to, _)| !to.is_loopback() && Some(*to) != own);
-    left.extend(addresses.map(|(_, line)| line).filter(ours).map(|line| format!("address {line}")));
+    left.extend(
+        addresses.map(|(_, line)| line).filter(|line| ours(line)).map(|line| format!("address {line}")),
+    );
     let routes = lines(host, "ip", &["-o", "route", "show"])?.into_iter().filter(|line| !is_link(line));
-    left.extend(routes.filter(ours).map(|line| format!("route {line}")));
+    left.extend(routes.filter(|line| ours(line)).map(|line| format!("route {line}")));
     Ok(left.into_iter().map(|what| format!("{what} on {}", host.name)).collect())
 }
 
-fn ours(line: &String) -> bool {
+fn ours(line: &str) -> bool {
     !line.contains(&format!("dev {CONFIGURED} "))
 }
 

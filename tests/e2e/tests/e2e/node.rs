@@ -55,6 +55,8 @@ fn mission_m05_the_node_agent_registers_starts_mounts_and_reports() -> Result<En
     );
     pod["spec"]["containers"][0]["volumeMounts"] =
         json!([{"name": "config", "mountPath": "/config"}, {"name": "login", "mountPath": "/login"}]);
+    // That it may serve too takes nothing from its last words.
+    pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": 8080}]);
     pod["spec"]["volumes"] = json!([
         {"name": "config", "configMap": {"name": "settings"}}, {"name": "login", "secret": {"secretName": "login"}},
     ]);

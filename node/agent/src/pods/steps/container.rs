@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use coracle_cri_api::v1 as cri;
+use coracle_cri_api::{annotation, v1 as cri};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use tonic::Status;
 
@@ -155,7 +155,9 @@ async fn make_config(
         let theirs = env::build(pod, target, services, &sources, &facts).map_err(|e| e.to_string())?;
         mounts = debug::joined(mounts, container_mounts(pod, target, &dir, &theirs)?);
     }
-    mounts.extend(termination::mount(&dir, spec, attempt, linux)?);
+    let last_words = termination::mount(&dir, spec, attempt, linux)?;
+    let words_path = last_words.as_ref().filter(|_| !linux).map(|mount| mount.container_path.clone());
+    mounts.extend(last_words);
     if linux {
         crate::volumes::sub_paths::bind(&dir, &spec.name, &mut mounts)?;
         mounts.extend(hosts::mount(pod, spec, &dir, &sandbox.ips, &context.dns.domain)?);
@@ -190,7 +192,9 @@ async fn make_config(
         profiles: context.profiles(),
         page_sizes: &context.page_sizes,
     };
-    config::container(pod, spec, of)
+    let mut config = config::container(pod, spec, of)?;
+    config.annotations.extend(words_path.map(|path| (annotation::LAST_WORDS.to_owned(), path)));
+    Ok(config)
 }
 
 /// The image of a container, pulled if its policy asks for that.
