@@ -117,5 +117,5 @@ fn measure(
         Suite::Store => Ok(()),
     };
     let measured = measured.with_context(|| cluster.logs());
-    measured.and(cluster.stop())
+    measured.and(cluster.stop().map(drop))
 }
