@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use coracle_store::{Error, Store, Txn, Value};
+use coracle_store::{Error, Range, Store, Txn, Value};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::time::{sleep, timeout};
@@ -169,6 +169,52 @@ fn who_has_just_started_keeps_the_word_it_gave_before() {
             }
             cluster.net().heal();
             cluster.heals(Duration::from_secs(60)).await?;
+        }
+        Ok(())
+    });
+}
+
+/// Whether a member has all that another has written, within a minute or until the power fails.
+async fn caught_up(cluster: &Cluster, id: u64, with: &Store) -> Result<bool> {
+    let has_all = async {
+        while !cluster.is_dead(id) {
+            let has = cluster.store(id).is_some_and(|store| store.revision() == with.revision());
+            if has {
+                return true;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        false
+    };
+    timeout(Duration::from_secs(60), has_all).await.with_context(|| format!("member {id} stays behind"))
+}
+
+#[test]
+fn the_power_may_fail_at_every_point_of_catching_up() {
+    simulated(async |cluster| {
+        let store = cluster.store(1).unwrap();
+        let dump = |store: &Store| store.range(&Range::prefix("")).map(|found| found.kvs);
+        for point in 0.. {
+            cluster.stop(3).await?;
+            // More than the log keeps: a snapshot is sent, then entries.
+            for n in 0..100 {
+                let key = format!("/{}", n % 20);
+                store.txn(Txn::put(key.into(), Value::raw(format!("{point}.{n}")))).await?;
+            }
+            cluster.fail_after(3, point);
+            cluster.open(3).await?;
+            let whole = caught_up(&cluster, 3, &store).await?;
+            cluster.kill(3).await?;
+            // Also where it failed before there was a process.
+            cluster.power(3);
+            cluster.open(3).await?;
+            ensure!(caught_up(&cluster, 3, &store).await?, "point {point}: the power failed again");
+            let (ours, theirs) = (dump(&store)?, dump(&cluster.store(3).context("member 3 ended")?)?);
+            ensure!(ours == theirs, "point {point}: members differ");
+            if whole {
+                ensure!(point > 30, "only {point} points");
+                return Ok(());
+            }
         }
         Ok(())
     });

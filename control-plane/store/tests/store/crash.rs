@@ -206,6 +206,58 @@ async fn two_hundred_power_failures() {
     assert!(written > 2000, "only {written} writes were acknowledged");
 }
 
+/// A store's life that is always the same: opened twice, with a journal that is full, values too large for it, snapshots, compaction and
+/// defragmentation. It ends where the power fails; returns whether that did not happen.
+async fn live(dir: &Path, disk: &Arc<Disk>, model: &mut Model) -> bool {
+    for session in 0..2 {
+        let options = Options { snapshot_every: 15, threads: false, ..options(dir, disk) };
+        let Ok(store) = Store::open(options).await else { return false };
+        for n in 0..24 {
+            let size = if n == 9 { 40_000 } else { n * 190 };
+            let (key, value) = (format!("/{}", n % 7), format!("{session}.{n}:{}", "x".repeat(size)));
+            let expected = model.keys.entry(key.clone()).or_default();
+            let (txn, value) = match n % 5 {
+                4 => (Txn { success: vec![Op::Delete { key: key.into() }], ..Txn::default() }, None),
+                _ => (Txn::put(key.into(), Value::raw(value.clone())), Some(value)),
+            };
+            expected.in_doubt = Some(value.clone());
+            let Ok(response) = store.txn(txn).await else { break };
+            *expected = Expected { acknowledged: value.map(|v| (v, response.revision)), in_doubt: None };
+            model.revision = response.revision;
+            match n {
+                11 => drop(store.compact(response.revision - 5).await),
+                17 => drop(store.defragment().await),
+                _ => {}
+            }
+        }
+        let ended = timeout(store.shutdown()).await;
+        if disk.is_dead() || !matches!(ended, Ok(Ok(()))) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Not drawn, but each one: before the first file is made, until the store is closed for the second time.
+#[tokio::test(start_paused = true)]
+async fn every_point_of_a_life_at_which_the_power_may_fail() {
+    for point in 0.. {
+        let (disk, dir, mut model) =
+            (Arc::new(Disk::new(false)), tempfile::tempdir().unwrap(), Model::default());
+        disk.fail_after(point);
+        if live(dir.path(), &disk, &mut model).await {
+            assert!(!disk.is_dead() && point > 300, "only {point} points");
+            return;
+        }
+        assert!(disk.is_dead(), "point {point}: the store failed before the disk");
+        disk.restart(point);
+        let options = Options { threads: false, ..options(dir.path(), &disk) };
+        let store = Store::open(options).await.unwrap_or_else(|error| panic!("point {point}: {error}"));
+        verify(&store, &mut model).await.unwrap_or_else(|what| panic!("point {point}: {what}"));
+        store.shutdown().await.unwrap();
+    }
+}
+
 /// The harness notices when syncing is stubbed out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_lies_is_found_out() {

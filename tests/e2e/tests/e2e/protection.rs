@@ -153,7 +153,7 @@ fn a_snapshot_carries_the_keys_of_the_users_file() -> Result<Ended> {
     let data_dir = lost.display().to_string();
     servers.coracle(server, &["snapshot", "restore", &saved, "--data-dir", &data_dir])?;
     // As if it had been killed while it saved.
-    let left = lost.join("tmp/.tmp-left");
+    let left = lost.join(".coracle-tmp/.tmp-left");
     succeed(servers.command("mkdir").arg("-p").arg(&left))?;
     servers.set_flags(&[]);
     servers.restart(server)?;
