@@ -356,10 +356,14 @@ impl Worker {
     async fn run_sandbox(&mut self, attempt: u32) {
         let (context, pod) = (self.context.clone(), self.pod.clone());
         let mut wanted = self.wanted.clone();
-        let made = tokio::select! {
-            made = sandbox::run(&context, &pod, attempt, &mut self.memory) => made,
+        let prepared = tokio::select! {
+            prepared = sandbox::prepare(&context, &pod, attempt, &mut self.memory) => prepared,
             // Images are pulled first, which may take long.
             _ = wanted.wait_for(Wanted::ends) => return,
+        };
+        let made = match prepared {
+            Ok(prepared) => sandbox::make(&context, prepared, &mut self.memory).await,
+            Err(failure) => Err(failure),
         };
         match made {
             Ok(()) => self.memory.sandbox_error = None,

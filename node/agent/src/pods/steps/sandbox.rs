@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use coracle_cri_api::v1::PodSandboxConfig;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::Api;
@@ -97,11 +98,22 @@ impl From<String> for Failure {
     }
 }
 
-/// Makes the sandbox of a pod.
+/// A sandbox that is to be made.
+pub struct Prepared {
+    config: PodSandboxConfig,
+    handler: String,
+}
+
+/// Finds out what the sandbox of a pod is to be, for which images may have to be pulled. It may be broken off.
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn run(context: &Context, pod: &Pod, attempt: u32, memory: &mut Memory) -> Result<(), Failure> {
+pub async fn prepare(
+    context: &Context,
+    pod: &Pod,
+    attempt: u32,
+    memory: &mut Memory,
+) -> Result<Prepared, Failure> {
     hostname::nodename(pod, &context.dns.domain)?;
     let handler = handler(context, pod).await?;
     let linux = match handler.as_str() {
@@ -120,6 +132,15 @@ pub async fn run(context: &Context, pod: &Pod, attempt: u32, memory: &mut Memory
     for words in unformed_dns(pod, &surroundings) {
         context.recorder.pod(pod, None, true, "DNSConfigForming", words);
     }
+    Ok(Prepared { config, handler })
+}
+
+/// Makes the sandbox. It must not be broken off: the runtime may make it all the same, and nobody would know of it.
+///
+/// # Errors
+/// [`Failure::Again`].
+pub async fn make(context: &Context, prepared: Prepared, memory: &mut Memory) -> Result<(), Failure> {
+    let Prepared { config, handler } = prepared;
     let together = config.linux.as_ref().map(|l| [l.resources.clone(), l.overhead.clone()]);
     let made = context.runtime.run_sandbox(config, &handler).await;
     let id = made.map_err(|status| Failure::Again(container::words(&status)))?;
