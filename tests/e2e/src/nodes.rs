@@ -153,10 +153,16 @@ impl Nodes {
             child.kill()?;
             child.wait()?;
         }
-        for pid in below(&state)? {
-            let _ = kill(pid, Signal::SIGKILL);
-        }
-        Ok(())
+        // One that is just being started has no command line yet: it is looked for twice.
+        let mut seen_none = 0;
+        eventually("nothing of the node runs", SOON, || {
+            let left = below(&state)?;
+            seen_none = if left.is_empty() { seen_none + 1 } else { 0 };
+            for pid in left {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            Ok(seen_none == 2)
+        })
     }
 
     /// Kills everything. Nothing is left then, and nothing was left before of pods that were gone.

@@ -138,7 +138,15 @@ pub async fn run(context: &Context, pod: &Pod) {
         };
         match expand(context, pod, volume, claimed, (&target, bytes)).await {
             Ok(Expanded::Done) => {
-                if tell(done(&claim, &size)).await.is_ok() {
+                let told = match tell(done(&claim, &size)).await {
+                    // Others write to it too; the driver need not be asked anew for that.
+                    Err(kube::Error::Api(status)) if status.is_conflict() => match api.get(&name).await {
+                        Ok(now) => tell(done(&now, &size)).await,
+                        Err(error) => Err(error),
+                    },
+                    told => told,
+                };
+                if told.is_ok() {
                     let node = &context.node_name;
                     let words = format!("MountVolume.NodeExpandVolume succeeded for volume {what:?} {node}");
                     context.recorder.pod(pod, None, false, "FileSystemResizeSuccessful", words);
