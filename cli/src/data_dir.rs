@@ -14,6 +14,9 @@ const LONGEST_SOCKET: &str = "/runtime/isolated/0123456789ab/wasm-host.sock";
 /// The folder of a data directory that is emptied at each start: by its name nobody else's, whatever is given as one.
 const TEMPORARY: &str = ".coracle-tmp";
 
+/// There while a snapshot is being restored into the directory.
+const RESTORING: &str = ".coracle-restoring";
+
 /// A data directory.
 #[derive(Clone, Debug)]
 pub struct DataDir(PathBuf);
@@ -114,6 +117,31 @@ pub fn clear_temporary(data_dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }
+}
+
+/// Marks a directory whose contents are not whole until [`end_restore`], also if the power fails.
+pub fn begin_restore(data_dir: &Path) -> io::Result<()> {
+    create_private(&data_dir.join(RESTORING))?.sync_all()?;
+    File::open(data_dir)?.sync_all()
+}
+
+/// The directory is whole, or empty again.
+pub fn end_restore(data_dir: &Path) -> io::Result<()> {
+    std::fs::remove_file(data_dir.join(RESTORING))
+}
+
+/// Refuses a directory that a restore did not come to its end in: with the keys of a lost cluster it would be a new one.
+///
+/// # Errors
+/// Says what to do.
+pub fn check_restored(data_dir: &Path) -> Result<()> {
+    if data_dir.join(RESTORING).exists() {
+        let dir = data_dir.display();
+        bail!(
+            "a snapshot was being restored into {dir}, and that did not come to its end: remove {dir} and restore it again"
+        );
+    }
+    Ok(())
 }
 
 /// Renames a file, for good when it returns: a name is durable only when its directory is.

@@ -37,7 +37,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::membership::Membership;
-use crate::data_dir::{clear_temporary, make_private};
+use crate::data_dir::{check_restored, clear_temporary, make_private};
 use crate::kubeconfig::write_secret;
 
 /// How often it is looked at what Services hold of addresses and node ports, as kube-apiserver does.
@@ -294,6 +294,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
 
 /// Which cluster this server belongs to: the one it was in before, the one it is to join, or a new one.
 async fn member_of(options: &Options, address: SocketAddr) -> Result<Membership> {
+    check_restored(&options.data_dir)?;
     if let Some(membership) = Membership::read(&options.data_dir)? {
         return Ok(membership);
     }

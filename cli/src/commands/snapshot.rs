@@ -9,7 +9,7 @@ use coracle_store::Store;
 use futures::AsyncReadExt;
 
 use super::server::{archive, membership, schedule};
-use crate::data_dir::{clear_temporary, make_private, rename_durably, temporary};
+use crate::data_dir::{begin_restore, clear_temporary, end_restore, make_private, rename_durably, temporary};
 use crate::kubeconfig::Cluster;
 
 #[derive(Subcommand)]
@@ -127,6 +127,7 @@ async fn restore(options: &Restore) -> Result<()> {
         Err(error) => bail!("{}: {error}", dir.display()),
     }
     make_private(dir).with_context(|| format!("create {}", dir.display()))?;
+    begin_restore(dir).with_context(|| format!("write to {}", dir.display()))?;
     let restored = restore_into(dir, options).await;
     let cleared = clear_temporary(dir);
     if restored.is_err() {
@@ -135,8 +136,9 @@ async fn restore(options: &Restore) -> Result<()> {
             let _ = std::fs::remove_dir_all(dir.join(made));
         }
     }
+    let ended = end_restore(dir);
     let revision = restored?;
-    cleared?;
+    cleared.and(ended)?;
     super::print(format!(
         "restored to {}, at revision {revision}; start `coracle server --data-dir {}`\n",
         dir.display(),

@@ -152,6 +152,11 @@ fn a_snapshot_carries_the_keys_of_the_users_file() -> Result<Ended> {
 
     let data_dir = lost.display().to_string();
     servers.coracle(server, &["snapshot", "restore", &saved, "--data-dir", &data_dir])?;
+    // As if the power had failed while it was restored.
+    let unfinished = lost.join(".coracle-restoring");
+    succeed(servers.command("touch").arg(&unfinished))?;
+    ensure!(servers.restart(server).is_err(), "a server starts on what was restored in part");
+    std::fs::remove_file(&unfinished)?;
     // As if it had been killed while it saved.
     let left = lost.join(".coracle-tmp/.tmp-left");
     succeed(servers.command("mkdir").arg("-p").arg(&left))?;
