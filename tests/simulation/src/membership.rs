@@ -212,7 +212,7 @@ fn the_power_may_fail_at_every_point_of_catching_up() {
             let (ours, theirs) = (dump(&store)?, dump(&cluster.store(3).context("member 3 ended")?)?);
             ensure!(ours == theirs, "point {point}: members differ");
             if whole {
-                ensure!(point > 30, "only {point} points");
+                ensure!(point > 10, "only {point} points");
                 return Ok(());
             }
         }
