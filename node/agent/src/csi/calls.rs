@@ -15,15 +15,15 @@ use super::{Driver, v1, words};
 /// By the driver and the handle of a volume.
 type ByVolume = HashMap<(String, String), Weak<tokio::sync::Mutex<()>>>;
 
-/// Of one volume, one pod at a time stages it or gives it back: a pod that ends does not take away what another is about
-/// to have, and of two that end one takes it away. Cheap to clone.
+/// Of one volume, one pod at a time stages it, has it grown or gives it back: a pod that ends does not take away what another
+/// is about to have, and of two that end one takes it away. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Turns(Arc<Mutex<ByVolume>>);
 
 impl Turns {
     /// Waits for the turn, which lasts as long as the answer is held.
-    async fn take(&self, record: &Record) -> OwnedMutexGuard<()> {
-        let volume = (record.driver_name.clone(), record.volume_handle.clone());
+    pub async fn take(&self, driver: &str, handle: &str) -> OwnedMutexGuard<()> {
+        let volume = (driver.to_owned(), handle.to_owned());
         let turn = {
             let mut all = self.0.lock();
             all.retain(|_, turn| turn.strong_count() > 0);
@@ -62,7 +62,7 @@ pub async fn publish(
     let again = is_published(home, Path::new(&publish.target_path));
     match stage.filter(|_| !again) {
         Some(request) => {
-            let _turn = turns.take(record).await;
+            let _turn = turns.take(&record.driver_name, &record.volume_handle).await;
             make(Path::new(&request.staging_target_path))?;
             // First, so that what is half done is undone too.
             write(home, record)?;
@@ -86,7 +86,7 @@ pub async fn give_back(
     record: &Record,
 ) -> anyhow::Result<()> {
     unpublish(driver, record, target).await?;
-    let _turn = turns.take(record).await;
+    let _turn = turns.take(&record.driver_name, &record.volume_handle).await;
     if !record.staged.is_empty() && !is_used(root, record, home) {
         unstage(driver, record).await?;
     }

@@ -112,7 +112,10 @@ pub async fn run(context: &Context, pod: &Pod) {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), namespace);
     for (volume, name) in all {
-        let Some(claimed) = dir.claimed(&volume.name).filter(|c| c.spec.csi.is_some()) else { continue };
+        let Some(claimed) = dir.claimed(&volume.name) else { continue };
+        let Some(source) = &claimed.spec.csi else { continue };
+        // Of pods that share it, the first has it grown; the others find that out.
+        let _turn = context.csi.turns().take(&source.driver, &source.volume_handle).await;
         let (Some(target), Ok(Some(claim))) = (dir.volume(volume), api.get_opt(&name).await) else {
             continue;
         };
