@@ -127,7 +127,8 @@ pub fn begin_restore(data_dir: &Path) -> io::Result<()> {
 
 /// The directory is whole, or empty again.
 pub fn end_restore(data_dir: &Path) -> io::Result<()> {
-    std::fs::remove_file(data_dir.join(RESTORING))
+    std::fs::remove_file(data_dir.join(RESTORING))?;
+    File::open(data_dir)?.sync_all()
 }
 
 /// Refuses a directory that a restore did not come to its end in: with the keys of a lost cluster it would be a new one.

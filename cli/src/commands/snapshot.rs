@@ -129,21 +129,24 @@ async fn restore(options: &Restore) -> Result<()> {
     make_private(dir).with_context(|| format!("create {}", dir.display()))?;
     begin_restore(dir).with_context(|| format!("write to {}", dir.display()))?;
     let restored = restore_into(dir, options).await;
-    let cleared = clear_temporary(dir);
-    if restored.is_err() {
-        // It was empty, and is for the next attempt.
-        for made in ["pki", "store"] {
-            let _ = std::fs::remove_dir_all(dir.join(made));
-        }
-    }
-    let ended = end_restore(dir);
+    let cleared = clear_temporary(dir).and(if restored.is_ok() { Ok(()) } else { empty(dir) });
+    // What cannot be cleared away stays marked.
+    let ended = cleared.and_then(|()| end_restore(dir));
     let revision = restored?;
-    cleared.and(ended)?;
+    ended.with_context(|| format!("clear {}", dir.display()))?;
     super::print(format!(
         "restored to {}, at revision {revision}; start `coracle server --data-dir {}`\n",
         dir.display(),
         dir.display()
     ))
+}
+
+/// Takes away what [`restore_into`] made, for the next attempt.
+fn empty(dir: &Path) -> std::io::Result<()> {
+    ["pki", "store"].iter().try_for_each(|made| match std::fs::remove_dir_all(dir.join(made)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    })
 }
 
 /// Fills the directory; returns the revision that the store goes on from.

@@ -151,6 +151,11 @@ fn a_snapshot_carries_the_keys_of_the_users_file() -> Result<Ended> {
     std::fs::remove_file(&keys)?;
 
     let data_dir = lost.display().to_string();
+    let whole = std::fs::read(&saved)?;
+    let half = servers.dir().join("half").display().to_string();
+    std::fs::write(&half, whole.get(..whole.len() / 2).context("nothing was saved")?)?;
+    let refused = servers.coracle(server, &["snapshot", "restore", &half, "--data-dir", &data_dir]);
+    ensure!(refused.is_err() && std::fs::read_dir(&lost)?.next().is_none(), "{refused:?}");
     servers.coracle(server, &["snapshot", "restore", &saved, "--data-dir", &data_dir])?;
     // As if the power had failed while it was restored.
     let unfinished = lost.join(".coracle-restoring");
