@@ -3,9 +3,10 @@
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use coracle_e2e::eventually;
 
 /// How long a peer may take until it accepts connections.
 const START: Duration = Duration::from_secs(10);
@@ -24,10 +25,9 @@ impl Drop for Peer {
         // Asked first: nginx ends its workers then. It may have ended by itself; either way nothing is left of it.
         let id = self.process.id().try_into().map(nix::unistd::Pid::from_raw);
         if id.is_ok_and(|id| nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).is_ok()) {
-            let asked = Instant::now();
-            while matches!(self.process.try_wait(), Ok(None)) && asked.elapsed() < START {
-                std::thread::sleep(Duration::from_millis(10));
-            }
+            // One that does not is killed.
+            let ended = || Ok(!matches!(self.process.try_wait(), Ok(None)));
+            eventually("the peer ends", START, ended).ok();
         }
         self.process.kill().ok();
         self.process.wait().ok();
@@ -43,13 +43,13 @@ impl Peer {
             .spawn()
             .with_context(|| format!("start {version}"))?;
         let mut peer = Self { process, address, version, _folder: None };
-        let began = Instant::now();
-        while TcpStream::connect(address).is_err() {
-            if let Some(status) = peer.process.try_wait()? {
-                bail!("{} ended at once: {status}", peer.version);
-            }
-            ensure!(began.elapsed() < START, "{} does not listen on {address}", peer.version);
-            std::thread::sleep(Duration::from_millis(10));
+        let mut ended = None;
+        eventually(&format!("{} listens on {address}", peer.version), START, || {
+            ended = peer.process.try_wait()?;
+            Ok(ended.is_some() || TcpStream::connect(address).is_ok())
+        })?;
+        if let Some(status) = ended {
+            bail!("{} ended at once: {status}", peer.version);
         }
         Ok(peer)
     }

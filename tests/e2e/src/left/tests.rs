@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 
 use super::*;
-use crate::slot::Slot;
+use crate::{eventually, slot::Slot};
 
 const GONE: &str = "00000000-0000-4000-8000-000000000001";
 const LIVES: &str = "00000000-0000-4000-8000-000000000002";
@@ -81,15 +81,12 @@ fn what_is_left_of_a_pod_is_told_by_its_name() {
         let found = left.iter().any(|line| words.iter().all(|word| line.contains(word)));
         assert!(found, "{words:?} is not told: {left:#?}");
     };
-    let mut left = find(&json!({"items": []}));
-    for _ in 0..200 {
-        // The programs may not have opened their files yet.
-        if left.iter().any(|line| line.contains("open file")) {
-            break;
-        }
-        std::thread::sleep(PAUSE);
+    let mut left = Vec::new();
+    eventually("the programs have opened their files", PATIENCE, || {
         left = find(&json!({"items": []}));
-    }
+        Ok(left.iter().any(|line| line.contains("open file")))
+    })
+    .unwrap();
     for (what, name) in [
         ("file", format!("pods/{GONE}")),
         ("file", format!("logs/default_p_{GONE}")),
