@@ -13,6 +13,7 @@ mod tap;
 #[path = "cluster/world.rs"]
 mod world;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
@@ -147,7 +148,21 @@ async fn a_namespace_is_filled_and_emptied() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn orphans_stay_and_are_adopted() {
-    let world = World::start(1).await;
+    orphans_stay(World::start(1).await).await;
+}
+
+/// The collector's own watch of ReplicaSets never begins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orphans_stay_that_no_watch_has_shown() {
+    let judge: tap::Judge = Arc::new(|call| {
+        let watches = call.path.starts_with("/apis/apps/v1/replicasets");
+        let lost = watches && call.user.ends_with(":generic-garbage-collector");
+        if lost { tap::Fate::Lost } else { tap::Fate::Pass }
+    });
+    orphans_stay(World::start_judged(1, &judge).await).await;
+}
+
+async fn orphans_stay(world: World) {
     let deployments: Api<Deployment> = world.api("default");
     let sets: Api<ReplicaSet> = world.api("default");
     deployments.create(&PostParams::default(), &deployment("web", 2)).await.unwrap();

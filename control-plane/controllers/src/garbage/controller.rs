@@ -1,12 +1,15 @@
 //! Watches the metadata of every deletable resource and carries out the plans.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::ListParams;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
@@ -14,7 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::graph::{Graph, Object};
-use super::plan::{Action, plan, unknown_owners};
+use super::plan::{Action, let_go, plan, unknown_owners};
 use crate::cache::Key;
 use crate::discovery::{Served, deletable};
 use crate::queue::WorkQueue;
@@ -24,6 +27,9 @@ use crate::write::{self, Delete, Writer};
 
 const DISCOVERY_PERIOD: Duration = Duration::from_secs(30);
 const REMEMBERED: usize = 50_000;
+/// How many kinds are listed at once, and how many objects a page.
+const LISTS: usize = 4;
+const PAGE: u32 = 500;
 /// When an object whose owner is of a kind that is not served is looked at again.
 const UNSERVED_PERIOD: Duration = Duration::from_secs(10);
 
@@ -47,14 +53,26 @@ impl Gone {
     }
 }
 
+/// A kind that is watched.
+struct Watched {
+    served: Arc<Served>,
+    /// The newest version of one of its objects that was seen: all that is older was, too.
+    seen: AtomicU64,
+}
+
+/// A resource version as a number; one that is none counts as old.
+fn version(text: &str) -> u64 {
+    text.parse().unwrap_or(0)
+}
+
 /// Deletes what lost its owners.
 pub struct GarbageCollector {
     writer: Writer,
     queue: WorkQueue,
     graph: RwLock<Graph>,
     gone: Mutex<Gone>,
-    /// What is watched, by group and kind.
-    served: RwLock<HashMap<(String, String), Arc<Served>>>,
+    /// By group and kind.
+    watched: RwLock<HashMap<(String, String), Arc<Watched>>>,
     /// Somebody owns something of a kind that is not watched: it may be new.
     unserved: Notify,
 }
@@ -67,7 +85,7 @@ impl GarbageCollector {
             queue: WorkQueue::new(),
             graph: RwLock::default(),
             gone: Mutex::default(),
-            served: RwLock::default(),
+            watched: RwLock::default(),
             unserved: Notify::new(),
         })
     }
@@ -77,18 +95,22 @@ impl GarbageCollector {
         loop {
             match deletable(&client).await {
                 Ok(served) => {
+                    // All of them are known before the first is followed: what is seen of one may depend on another.
+                    let mut new = Vec::new();
                     for served in served.into_iter().filter(|s| s.resource.kind != "Event") {
                         let key = (served.resource.group.clone(), served.resource.kind.clone());
-                        if self.served.read().contains_key(&key) {
-                            continue;
+                        if let Entry::Vacant(free) = self.watched.write().entry(key) {
+                            let kind = Arc::new(Watched { served, seen: AtomicU64::new(0) });
+                            new.push(free.insert(kind).clone());
                         }
-                        self.served.write().insert(key, served.clone());
-                        tokio::spawn(self.clone().follow(client.clone(), served, shutdown.clone()));
+                    }
+                    for kind in new {
+                        tokio::spawn(self.clone().follow(client.clone(), kind, shutdown.clone()));
                     }
                 }
                 Err(error) => tracing::warn!(%error, "cannot discover resources"),
             }
-            let pause = if self.served.read().is_empty() { Duration::from_secs(1) } else { DISCOVERY_PERIOD };
+            let pause = if self.watched.read().is_empty() { Duration::from_secs(1) } else { DISCOVERY_PERIOD };
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
@@ -97,8 +119,8 @@ impl GarbageCollector {
         }
     }
 
-    async fn follow(self: Arc<Self>, client: Client, served: Arc<Served>, shutdown: CancellationToken) {
-        let api = Api::<Head>::all_with(client, &served.resource);
+    async fn follow(self: Arc<Self>, client: Client, kind: Arc<Watched>, shutdown: CancellationToken) {
+        let api = Api::<Head>::all_with(client, &kind.served.resource);
         let mut events = watcher::watcher(api, watcher::Config::default()).boxed();
         let mut listed: HashSet<String> = HashSet::new();
         let mut failures: u32 = 0;
@@ -111,18 +133,26 @@ impl GarbageCollector {
                 None => return,
                 Some(Ok(event)) => {
                     failures = 0;
-                    self.take(&served, event, &mut listed);
+                    self.take(&kind, event, &mut listed);
                 }
                 Some(Err(error)) => {
                     failures = (failures + 1).min(8);
-                    tracing::debug!(kind = served.resource.kind, %error, "cannot watch");
+                    tracing::debug!(kind = kind.served.resource.kind, %error, "cannot watch");
                     tokio::time::sleep(Duration::from_millis(50) * 2u32.pow(failures)).await;
                 }
             }
         }
     }
 
-    fn take(&self, served: &Arc<Served>, event: watcher::Event<Head>, listed: &mut HashSet<String>) {
+    fn take(&self, kind: &Watched, event: watcher::Event<Head>, listed: &mut HashSet<String>) {
+        let Watched { served, seen } = kind;
+        // Of a list only the end says that nothing older is missing.
+        let newest = match &event {
+            watcher::Event::Apply(object) | watcher::Event::Delete(object) => {
+                object.metadata.resource_version.as_deref().map_or(0, version)
+            }
+            watcher::Event::Init | watcher::Event::InitApply(_) | watcher::Event::InitDone => 0,
+        };
         match event {
             watcher::Event::Init => listed.clear(),
             watcher::Event::InitApply(object) => {
@@ -137,6 +167,7 @@ impl GarbageCollector {
             watcher::Event::Apply(object) => self.set(Object::new(served.clone(), object.metadata)),
             watcher::Event::Delete(object) => self.remove(object.metadata.uid.as_deref().unwrap_or_default()),
         }
+        seen.fetch_max(newest, Ordering::Release);
     }
 
     fn set(&self, object: Object) {
@@ -160,10 +191,11 @@ impl GarbageCollector {
         if self.gone.lock().uids.contains(&owner.uid) {
             return Ok(true);
         }
-        let Some(served) = self.served.read().get(&Self::kind_of(owner)).cloned() else {
+        let Some(kind) = self.watched.read().get(&Self::kind_of(owner)).cloned() else {
             // A kind that is not served now may be served later.
             return Ok(false);
         };
+        let served = &kind.served;
         let path = served.path(if served.namespaced { namespace } else { "" }, &owner.name);
         let gone = match self.writer.get::<write::Written>(&path).await {
             Ok(there) => there.metadata.uid != owner.uid,
@@ -174,6 +206,50 @@ impl GarbageCollector {
             self.gone.lock().insert(&owner.uid);
         }
         Ok(gone)
+    }
+
+    // What a watch has not shown yet would be deleted for want of its owner: kinds of which nothing as new as the owner's
+    // deletion was seen are listed. Of one that cannot be listed now, those that were seen.
+    async fn dependents_now(&self, owner: &Object) -> Vec<Object> {
+        let can_depend = |kind: &&Arc<Watched>| owner.namespace.is_empty() || kind.served.namespaced;
+        let kinds: Vec<_> = self.watched.read().values().filter(can_depend).cloned().collect();
+        let known = |kind: &Watched| {
+            let graph = self.graph.read();
+            let of_kind = |d: &&Object| Arc::ptr_eq(&d.served, &kind.served);
+            graph.dependents(&owner.uid).filter(of_kind).cloned().collect::<Vec<_>>()
+        };
+        stream::iter(kinds)
+            .map(async |kind| {
+                if kind.seen.load(Ordering::Acquire) >= version(&owner.resource_version) {
+                    return known(&kind);
+                }
+                self.list_dependents(&kind.served, owner).await.unwrap_or_else(|error| {
+                    let kind_name = &kind.served.resource.kind;
+                    tracing::warn!(kind = kind_name, %error, owner = owner.path(), "cannot list what may depend on it");
+                    known(&kind)
+                })
+            })
+            .buffer_unordered(LISTS)
+            .concat()
+            .await
+    }
+
+    async fn list_dependents(&self, served: &Arc<Served>, owner: &Object) -> write::Result<Vec<Object>> {
+        let client = self.writer.client().clone();
+        let api: Api<Head> = match owner.namespace.as_str() {
+            "" => Api::all_with(client, &served.resource),
+            namespace => Api::namespaced_with(client, namespace, &served.resource),
+        };
+        let (mut dependents, mut page) = (Vec::new(), ListParams::default().limit(PAGE));
+        loop {
+            let listed = api.list_metadata(&page).await?;
+            let objects = listed.items.into_iter().map(|o| Object::new(served.clone(), o.metadata));
+            dependents.extend(objects.filter(|o| o.owners.iter().any(|o| o.uid == owner.uid)));
+            match listed.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(dependents),
+            }
+        }
     }
 }
 
@@ -199,13 +275,17 @@ impl Reconciler for GarbageCollector {
             return Ok(None);
         };
         let mut absent = HashSet::new();
-        let unserved = unknown.iter().any(|o| !self.served.read().contains_key(&Self::kind_of(o)));
+        let unserved = unknown.iter().any(|o| !self.watched.read().contains_key(&Self::kind_of(o)));
         for owner in unknown {
             if self.is_gone(&owner, &object.namespace).await? {
                 absent.insert(owner.uid);
             }
         }
-        let actions = plan(&self.graph.read(), &object, |uid| absent.contains(uid));
+        let actions = if object.orphans_dependents() {
+            let_go(self.dependents_now(&object).await.iter(), &object)
+        } else {
+            plan(&self.graph.read(), &object, |uid| absent.contains(uid))
+        };
         for action in actions {
             let answer = match &action {
                 Action::Delete { path, uid, resource_version, propagation } => {

@@ -31,11 +31,9 @@ pub fn unknown_owners<'a>(graph: &'a Graph, object: &'a Object) -> impl Iterator
     object.owners.iter().filter(|o| graph.get(&o.uid).is_none())
 }
 
-/// What to do. `is_absent` says of an unknown owner whether it is known to be gone.
+/// What to do with an object that does not orphan its dependents (see [`let_go`]). `is_absent` says of an unknown owner whether
+/// it is known to be gone.
 pub fn plan(graph: &Graph, object: &Object, is_absent: impl Fn(&str) -> bool) -> Vec<Action> {
-    if object.orphans_dependents() {
-        return let_go(graph, object);
-    }
     if object.waits_for_dependents() {
         let blocks = |d: &Object| {
             d.uid != object.uid
@@ -85,10 +83,10 @@ pub fn plan(graph: &Graph, object: &Object, is_absent: impl Fn(&str) -> bool) ->
     }]
 }
 
-// First every dependent forgets the owner, then the owner may go.
-fn let_go(graph: &Graph, owner: &Object) -> Vec<Action> {
-    let mut actions: Vec<Action> = graph
-        .dependents(&owner.uid)
+/// First every dependent forgets the owner, then the owner may go. Whichever is forgotten here goes with its owner: these
+/// have to be all of them.
+pub fn let_go<'a>(dependents: impl Iterator<Item = &'a Object>, owner: &Object) -> Vec<Action> {
+    let mut actions: Vec<Action> = dependents
         .map(|d| {
             let rest: Vec<&OwnerReference> = d.owners.iter().filter(|o| o.uid != owner.uid).collect();
             patch(d, json!({ "ownerReferences": rest }))

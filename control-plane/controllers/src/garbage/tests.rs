@@ -6,7 +6,7 @@ use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 
 use super::graph::{Graph, Object};
-use super::plan::{Action, plan};
+use super::plan::{Action, let_go, plan};
 use crate::discovery::Served;
 
 fn object(uid: &str, meta: Value) -> Object {
@@ -35,7 +35,11 @@ fn run(objects: Vec<Object>, uid: &str) -> Vec<Action> {
     for object in objects {
         graph.set(object);
     }
-    plan(&graph, graph.get(uid).unwrap(), |_| true)
+    let object = graph.get(uid).unwrap();
+    match object.orphans_dependents() {
+        true => let_go(graph.dependents(uid), object),
+        false => plan(&graph, object, |_| true),
+    }
 }
 
 fn delete(uid: &str, propagation: &'static str) -> Action {
