@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use coracle_wasm::routes::Cidr;
 use tokio_util::sync::CancellationToken;
 
 #[derive(Args)]
@@ -20,12 +21,13 @@ pub struct Options {
     /// A folder with a folder for each registry (`hosts.toml`, certificates), as containerd has it.
     #[arg(long, default_value = "/etc/coracle/certs.d")]
     pub registry_config_dir: Vec<PathBuf>,
-    /// Addresses of pods, until the node is given its own.
-    #[arg(long, default_value = "127.64.0.0/18")]
-    pub pod_cidr: String,
+    /// Addresses of all pods of the cluster, as its servers have them. In profile `loopback` the node's pods take any of them
+    /// until it is given its own part.
+    #[arg(long, default_value = "127.64.0.0/11")]
+    pub pod_cidr: Cidr,
     /// Addresses of Services.
     #[arg(long, default_value = "127.96.0.0/12")]
-    pub service_cidr: String,
+    pub service_cidr: Cidr,
     /// The network profile: `loopback`, or `routed`, which gives pods ordinary addresses and runs Linux containers.
     #[arg(long, value_enum, default_value_t = Network::Loopback)]
     pub network: Network,
@@ -71,10 +73,9 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
     };
     registries.host_dirs.extend(options.registry_config_dir);
     let mut wasm_host_command = vec![me.clone().into(), "wasm-host".into()];
-    if options.network == Network::Routed {
-        let ranges = [("--pod-cidr", &options.pod_cidr), ("--service-cidr", &options.service_cidr)];
-        wasm_host_command.extend(ranges.into_iter().flat_map(|(flag, range)| [flag.into(), range.into()]));
-    }
+    let ranges = [("--pod-cidr", options.pod_cidr), ("--service-cidr", options.service_cidr)];
+    wasm_host_command
+        .extend(ranges.into_iter().flat_map(|(flag, range)| [flag.into(), range.to_string().into()]));
     if let Some(endpoint) = options.otlp_endpoint {
         anyhow::ensure!(
             endpoint.starts_with("http://"),
@@ -83,7 +84,7 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
         wasm_host_command.extend(["--otlp-endpoint".into(), endpoint.into()]);
     }
     let routed = (options.network == Network::Routed).then(|| coracle_cri::Routed {
-        cluster_cidr: options.pod_cidr.clone(),
+        cluster_cidr: options.pod_cidr.to_string(),
         cni_conf_dir: options.cni_conf_dir,
         oci_runtime: options.oci_runtime,
         shim_command: vec![me.clone().into(), "oci-shim".into()],
@@ -97,8 +98,8 @@ async fn serve(options: Options, shutdown: CancellationToken) -> Result<()> {
             host_mappings: options.host_mappings,
             wasm_host_command,
             compile_command: vec![me.into(), "compile-wasm".into()],
-            // In profile routed the flag says what all pods of the cluster have; the node's own part is given later.
-            pod_cidr: if routed.is_some() { String::new() } else { options.pod_cidr },
+            // In profile routed pods wait for the node's own part: an address of another node's leads there.
+            pod_cidr: if routed.is_some() { String::new() } else { options.pod_cidr.to_string() },
             routed,
         },
         shutdown,

@@ -35,19 +35,17 @@ impl Slot {
 
     /// What to tell `coracle up`.
     pub fn flags(&self) -> Vec<String> {
-        let n = self.number;
-        vec![
-            format!("--pod-cidr=127.{}.0.0/16", 76 + n),
-            format!("--service-cidr=127.{}.0.0/16", 100 + n),
-            format!("--node-ip=127.0.{}.1", 100 + n),
-            format!("--dns-port={DNS_PORT}"),
-        ]
+        let mut flags = Vec::from(self.ranges());
+        flags.push(format!("--node-ip=127.0.{}.1", 100 + self.number));
+        flags.push(format!("--dns-port={DNS_PORT}"));
+        flags
     }
 
-    /// The address ranges, as `coracle server` takes them.
+    /// The address ranges, as `coracle server` takes them: outside those that a cluster has of itself, so that whoever is
+    /// not told of them is found out.
     pub fn ranges(&self) -> [String; 2] {
         let n = self.number;
-        [format!("--pod-cidr=127.{}.0.0/16", 76 + n), format!("--service-cidr=127.{}.0.0/16", 100 + n)]
+        [format!("--pod-cidr=127.{}.0.0/16", 140 + n), format!("--service-cidr=127.{}.0.0/16", 160 + n)]
     }
 
     /// The address of a node that joins, counted from 0.

@@ -135,8 +135,8 @@ impl Registry {
         let loopback = spec.pod_ip.is_loopback() || self.ranges.pods.base.is_loopback();
         if loopback && !self.ranges.pods.contains(spec.pod_ip) {
             return invalid(format!(
-                "the address {} of pod {}/{} is outside the pod range {}/{}",
-                spec.pod_ip, spec.namespace, spec.name, self.ranges.pods.base, self.ranges.pods.prefix
+                "the address {} of pod {}/{} is outside the pod range {}",
+                spec.pod_ip, spec.namespace, spec.name, self.ranges.pods
             ));
         }
         let mut sandboxes = self.sandboxes.write();
