@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::Empty;
 use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
 use kube::client::ConfigExt;
@@ -30,9 +30,13 @@ use tower::{BoxError, ServiceBuilder};
 use crate::kubeconfig::write_secret;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a server may take to say whether it is ready, and the most bytes of that answer.
+/// How long a server may take to say whether it is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(3);
-const MAX_READY: usize = 64 << 10;
+/// HTTP/2, as TLS names it.
+const HTTP_2: &[u8] = b"h2";
+/// What may be on its way of one answer, and of all: as much as client-go lets be, so that no watch holds up another.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 1 << 30;
 /// After so long without an answer from the host a connection is given up.
 const DEAD_AFTER: Duration = Duration::from_secs(10);
 /// How often it is asked which servers there are.
@@ -46,7 +50,10 @@ struct Servers {
     known: RwLock<Vec<Server>>,
     /// The one that was reached last.
     current: AtomicUsize,
+    /// Offers HTTP/2.
     tls: TlsConnector,
+    /// Offers nothing, and so speaks HTTP/1.1.
+    plain: TlsConnector,
 }
 
 /// A client of the kubeconfig's cluster. `memory`: where the servers that it learns of are kept.
@@ -66,13 +73,23 @@ pub async fn client(config: kube::Config, memory: Option<PathBuf>) -> Result<Cli
         known.extend(text.lines().filter_map(parse).filter(|server| *server != first));
     }
     known.truncate(MAX_SERVERS);
-    let tls = TlsConnector::from(Arc::new(config.rustls_client_config()?));
-    let servers = Arc::new(Servers { known: RwLock::new(known), current: AtomicUsize::new(0), tls });
+    let mut tls = config.rustls_client_config()?;
+    let plain = TlsConnector::from(Arc::new(tls.clone()));
+    tls.alpn_protocols = vec![HTTP_2.to_vec(), b"http/1.1".to_vec()];
+    let tls = TlsConnector::from(Arc::new(tls));
+    let servers = Arc::new(Servers { known: RwLock::new(known), current: AtomicUsize::new(0), tls, plain });
     let connector = tower::service_fn({
         let servers = servers.clone();
         move |_: http::Uri| Box::pin(connect(servers.clone()))
     });
-    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+    // One connection, however many requests run at once: each of their own would cost a handshake, and memory on both sides.
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .http2_initial_stream_window_size(STREAM_WINDOW)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keep_alive_interval(DEAD_AFTER)
+        .http2_keep_alive_timeout(DEAD_AFTER)
+        .build(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
@@ -99,12 +116,11 @@ async fn connect(servers: Arc<Servers>) -> io::Result<Stream> {
         let index = (start + turn) % known.len();
         let Some(server) = known.get(index) else { continue };
         let asked = async {
-            let stream = within(CONNECT_TIMEOUT, server, reach(server, &servers.tls)).await?;
             // A single server is used as it is.
-            match known.len() {
-                1 => Ok((true, stream)),
-                _ => within(READY_TIMEOUT, server, ask_ready(stream, &server.0)).await,
-            }
+            let ready =
+                known.len() == 1 || within(READY_TIMEOUT, server, is_ready(server, &servers.plain)).await?;
+            let stream = within(CONNECT_TIMEOUT, server, reach(server, &servers.tls)).await?;
+            Ok((ready, stream))
         };
         match asked.await {
             Ok((true, stream)) => {
@@ -129,27 +145,17 @@ async fn within<T>(
     tokio::time::timeout(bound, work).await.unwrap_or_else(silent)
 }
 
-/// Asks a server whether it is ready, over the connection that will then be used.
-async fn ask_ready(stream: TlsStream<TcpStream>, host: &str) -> io::Result<(bool, TlsStream<TcpStream>)> {
+/// Asks a server whether it is ready.
+async fn is_ready(server: &Server, tls: &TlsConnector) -> io::Result<bool> {
+    let stream = reach(server, tls).await?;
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-    let (mut sender, mut connection) = handshake.await.map_err(io::Error::other)?;
-    let request = http::Request::get("/readyz").header(http::header::HOST, host);
+    let (mut sender, connection) = handshake.await.map_err(io::Error::other)?;
+    let request = http::Request::get("/readyz").header(http::header::HOST, &server.0);
     let request = request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
-    let asked = async {
-        let response = sender.send_request(request).await.map_err(io::Error::other)?;
-        let ready = response.status().is_success();
-        // Read to its end, so that the connection is free for others.
-        Limited::new(response.into_body(), MAX_READY).collect().await.map_err(io::Error::other)?;
-        Ok(ready)
-    };
-    let ready: io::Result<bool> = tokio::select! {
-        ready = asked => ready,
-        ended = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)) => {
-            ended.map_err(io::Error::other)?;
-            Err(io::ErrorKind::ConnectionReset.into())
-        }
-    };
-    Ok((ready?, connection.into_parts().io.into_inner()))
+    tokio::select! {
+        answer = sender.send_request(request) => Ok(answer.map_err(io::Error::other)?.status().is_success()),
+        ended = connection => Err(ended.map_or_else(io::Error::other, |()| io::ErrorKind::ConnectionReset.into())),
+    }
 }
 
 async fn reach((host, port): &Server, tls: &TlsConnector) -> io::Result<TlsStream<TcpStream>> {
@@ -206,7 +212,11 @@ struct Stream(TokioIo<TlsStream<TcpStream>>);
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        Connected::new()
+        let connected = Connected::new();
+        match self.0.inner().get_ref().1.alpn_protocol() {
+            Some(HTTP_2) => connected.negotiated_h2(),
+            _ => connected,
+        }
     }
 }
 
