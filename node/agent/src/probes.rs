@@ -96,7 +96,7 @@ impl Prober {
     }
 
     /// Starts and ends probes so that they fit the running containers.
-    pub fn fit(&mut self, pod: &Pod, state: &PodState) {
+    pub fn fit(&mut self, pod: &Arc<Pod>, state: &PodState) {
         self.keep(|id, _| is_running(state, id));
         self.results.lock().retain(|id, _| is_running(state, id));
         let Some(ip) = state.sandbox().and_then(|s| s.ips.first()) else { return };
@@ -114,7 +114,7 @@ impl Prober {
         }
     }
 
-    fn start(&mut self, pod: &Pod, spec: &Spec, container: &Container, ip: &str) {
+    fn start(&mut self, pod: &Arc<Pod>, spec: &Spec, container: &Container, ip: &str) {
         let started = spec.startup_probe.is_none()
             || self.results.lock().get(&container.id).and_then(|p| p.started) == Some(true);
         let probes = [
@@ -166,7 +166,7 @@ pub fn port(spec: &Spec, port: &IntOrString) -> Option<u16> {
 struct Task {
     kind: Kind,
     probe: Probe,
-    pod: Pod,
+    pod: Arc<Pod>,
     spec: Spec,
     id: String,
     started_at: i64,
@@ -295,7 +295,7 @@ mod tests {
         let containers = serde_json::json!([{"name": "a", "livenessProbe": probe, "readinessProbe": probe},
             {"name": "b", "startupProbe": probe}]);
         let pod = serde_json::json!({"metadata": {"uid": "u"}, "spec": {"containers": containers}});
-        let pod: Pod = serde_json::from_value(pod).expect("a Pod");
+        let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).expect("a Pod"));
         let running = |name: &str| Container {
             id: name.into(),
             name: name.into(),

@@ -121,7 +121,9 @@ impl Pods {
         }
     }
 
-    fn apply(&self, context: &Arc<Context>, pod: Pod) {
+    fn apply(&self, context: &Arc<Context>, mut pod: Pod) {
+        // Who wrote which field is nothing to a node, and often more than all the rest.
+        pod.metadata.managed_fields = None;
         if static_pods::mirrors(&pod).is_some() {
             return self.mirror(context, &pod, pod.metadata.deletion_timestamp.is_some());
         }

@@ -62,11 +62,12 @@ pub struct Worker {
     pods: Pods,
     wanted: watch::Receiver<Wanted>,
     wake: Arc<Notify>,
-    pod: Pod,
+    pod: Arc<Pod>,
     fate: Fate,
     state: PodState,
     memory: Memory,
     prober: Prober,
+    /// Of a static pod: the status that its mirror has.
     written: Option<PodStatus>,
     volumes: mount::Tasks,
     said_backoff: Option<(String, Instant)>,
@@ -98,7 +99,7 @@ impl Worker {
         let uid = now.pod.metadata.uid.clone().unwrap_or_default();
         let prober = Prober::new(uid, wake.clone(), &context);
         Self {
-            pod: (*now.pod).clone(),
+            pod: now.pod,
             fate: now.fate,
             context,
             pods,
@@ -121,7 +122,8 @@ impl Worker {
         let mut hot = 0_u32;
         loop {
             self.take_wanted();
-            let done = match self.turn().await {
+            // Boxed: what a turn takes is not held while the pod is idle.
+            let done = match Box::pin(self.turn()).await {
                 Ok(done) => done,
                 Err(error) => {
                     tracing::warn!(pod = %self.name(), error = format!("{error:#}"), "will try again");
@@ -168,7 +170,7 @@ impl Worker {
         };
         // A file says nothing of a status.
         if newer && !super::static_pods::is_static(&wanted.pod) {
-            self.pod = (*wanted.pod).clone();
+            self.pod = wanted.pod;
         }
     }
 

@@ -1,5 +1,7 @@
 //! The mirror of a static pod: an object in the API that shows the pod to its users. The file decides, the mirror follows.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -24,7 +26,7 @@ impl Worker {
         };
         // Where there is no API, the pod runs all the same, and its status is kept here.
         let patch = report::patch(self.written.as_ref(), &status);
-        self.pod.status = Some(status.clone());
+        Arc::make_mut(&mut self.pod).status = Some(status.clone());
         let Some(patch) = patch else { return Ok(()) };
         let name = self.pod.metadata.name.clone().unwrap_or_default();
         let body = json!({"metadata": {"uid": uid}, "status": patch});
@@ -59,7 +61,7 @@ impl Worker {
         }
         let node = kube::Api::<k8s_openapi::api::core::v1::Node>::all(self.context.client.clone());
         let node = node.get(&self.context.node_name).await?;
-        let mut mirror = self.pod.clone();
+        let mut mirror = Pod::clone(&self.pod);
         let meta = &mut mirror.metadata;
         let hash = meta.uid.take().unwrap_or_default();
         meta.annotations.get_or_insert_default().insert(MIRROR.to_owned(), hash);

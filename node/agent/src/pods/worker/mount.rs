@@ -53,13 +53,13 @@ impl Tasks {
     }
 
     /// At most one look at a time.
-    fn renew(&mut self, context: &Arc<Context>, pod: &Pod, ips: Vec<String>) {
+    fn renew(&mut self, context: &Arc<Context>, pod: &Arc<Pod>, ips: Vec<String>) {
         if self.mounting.as_ref().is_none_or(JoinHandle::is_finished) {
             self.mounting = Some(tokio::spawn(renew(context.clone(), pod.clone(), ips)));
         }
     }
 
-    fn grow(&mut self, context: &Arc<Context>, pod: &Pod) {
+    fn grow(&mut self, context: &Arc<Context>, pod: &Arc<Pod>) {
         if self.growing.as_ref().is_none_or(|task| task.is_finished()) {
             let (context, pod) = (context.clone(), pod.clone());
             let task = async move { crate::csi::expand::run(&context, &pod).await };
@@ -69,7 +69,7 @@ impl Tasks {
 }
 
 /// Makes the volumes that a pod starts with, as large as they are to be.
-async fn make(context: Arc<Context>, pod: Pod) -> Result<(), Failure> {
+async fn make(context: Arc<Context>, pod: Arc<Pod>) -> Result<(), Failure> {
     crate::claims::prepare(&context, &pod).await.map_err(Failure::Devices)?;
     volumes::mount(&context, &pod, Vec::new()).await.map_err(Failure::Volume)?;
     crate::csi::expand::run(&context, &pod).await;
@@ -77,7 +77,7 @@ async fn make(context: Arc<Context>, pod: Pod) -> Result<(), Failure> {
 }
 
 /// Brings the volumes of a pod that runs up to date. What fails is told, and tried again with the next look.
-async fn renew(context: Arc<Context>, pod: Pod, ips: Vec<String>) -> Result<(), Failure> {
+async fn renew(context: Arc<Context>, pod: Arc<Pod>, ips: Vec<String>) -> Result<(), Failure> {
     let renewed = volumes::mount(&context, &pod, ips).await.map(drop);
     renewed.map_err(|error| {
         context.recorder.pod(&pod, None, true, "FailedMount", error.to_string());

@@ -1,5 +1,7 @@
 //! What a worker writes to the API: the status, and in the end the removal of the pod.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
@@ -43,16 +45,15 @@ impl Worker {
         if static_pods::is_static(&self.pod) {
             return self.write_mirror(status).await;
         }
-        let old = self.pod.status.as_ref().or(self.written.as_ref());
-        let Some(patch) = patch(old, &status) else { return Ok(()) };
+        let Some(patch) = patch(self.pod.status.as_ref(), &status) else { return Ok(()) };
         let name = self.pod.metadata.name.clone().unwrap_or_default();
         let body = json!({"metadata": {"uid": self.pod.metadata.uid}, "status": patch});
         match self.api().patch_status(&name, &PatchParams::default(), &Patch::Merge(body)).await {
-            Ok(pod) => {
-                self.written = Some(status);
+            Ok(mut pod) => {
                 // The spec and the deletion of the answer reach us by the watch.
                 if pod.metadata.uid == self.pod.metadata.uid {
-                    self.pod = pod;
+                    pod.metadata.managed_fields = None;
+                    self.pod = Arc::new(pod);
                 }
                 Ok(())
             }
