@@ -110,7 +110,8 @@ impl GarbageCollector {
                 }
                 Err(error) => tracing::warn!(%error, "cannot discover resources"),
             }
-            let pause = if self.watched.read().is_empty() { Duration::from_secs(1) } else { DISCOVERY_PERIOD };
+            let pause =
+                if self.watched.read().is_empty() { Duration::from_secs(1) } else { DISCOVERY_PERIOD };
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
