@@ -13,7 +13,11 @@ use wasmtime::component::{Component, types::ComponentItem};
 
 #[cfg(not(feature = "nn"))]
 use crate::hosts;
-use crate::{engine, link, linker, protocol::Kind};
+use crate::{
+    engine::{self, Abi},
+    link,
+    protocol::Kind,
+};
 
 /// What was compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +62,7 @@ pub(crate) struct Description {
     pub fingerprint: String,
     /// Of the compiled code, in hex.
     pub sha256: String,
+    pub abi: Abi,
     pub kind: Kind,
     pub imports: Vec<String>,
     pub missing: Vec<Missing>,
@@ -87,7 +92,6 @@ pub(crate) fn read_description(artifact: &Path) -> io::Result<Description> {
 
 /// Compiles a component or a preview1 core module into `out` (mode 0600, by rename). Blocking, and uses every core.
 pub fn precompile(wasm: &[u8], out: &Path) -> Result<Compiled, CompileError> {
-    let engine = &engine::shared().map_err(|e| CompileError::Engine(format!("{e:#}")))?.engine;
     let adapted;
     let bytes = if wasm.starts_with(b"\0asm\x01\0\0\0") {
         adapted = adapt(wasm)?;
@@ -97,7 +101,8 @@ pub fn precompile(wasm: &[u8], out: &Path) -> Result<Compiled, CompileError> {
     } else {
         return Err(CompileError::Invalid("it does not start with \\0asm".into()));
     };
-    let component = Component::new(engine, bytes).map_err(|e| CompileError::Invalid(format!("{e:#}")))?;
+    let (abi, component) = compile(bytes)?;
+    let engine = component.engine();
     let ty = component.component_type();
     let imports: Vec<String> = ty.imports(engine).map(|(name, _)| name.to_owned()).collect();
     let exports_interface =
@@ -107,11 +112,29 @@ pub fn precompile(wasm: &[u8], out: &Path) -> Result<Compiled, CompileError> {
         None if exports_interface() => Kind::Library,
         None => return Err(CompileError::NoEntryPoint),
     };
-    let missing = missing_imports(&component, &imports)?;
+    let missing = missing_imports(abi, &component, &imports)?;
     let code = component.serialize().map_err(|e| CompileError::Engine(format!("{e:#}")))?;
     let compiled = Compiled { kind, imports, missing };
-    write(out, &code, &compiled)?;
+    write(out, &code, abi, &compiled)?;
     Ok(compiled)
+}
+
+/// Compiles a component for the engine that runs such as it is: what is not valid without async functions needs them, and
+/// so does what names an interface of WASI 0.3, whichever of its functions it uses.
+fn compile(bytes: &[u8]) -> Result<(Abi, Component), CompileError> {
+    let with = |abi| {
+        let shared = engine::compiling(abi).map_err(|e| CompileError::Engine(format!("{e:#}")))?;
+        Component::new(&shared.engine, bytes).map_err(|e| CompileError::Invalid(format!("{e:#}")))
+    };
+    let is_new = |name: &str| name.starts_with("wasi:") && name.contains("@0.3.");
+    if let Ok(component) = with(Abi::Sync) {
+        let (ty, engine) = (component.component_type(), component.engine());
+        let new = ty.imports(engine).chain(ty.exports(engine)).any(|(name, _)| is_new(name));
+        if !new {
+            return Ok((Abi::Sync, component));
+        }
+    }
+    Ok((Abi::Async, with(Abi::Async)?))
 }
 
 /// A core module, linked with the adapter from preview1 to components.
@@ -159,11 +182,14 @@ const CAPABILITIES: &[(&str, &str)] = &[
 ];
 
 /// The imports that the host's linker lacks. An error is one that nobody could provide.
-fn missing_imports(component: &Component, imports: &[String]) -> Result<Vec<Missing>, CompileError> {
-    let wrong = |error: wasmtime::Error| CompileError::Engine(format!("{error:#}"));
-    let mut linker = linker::shared().map_err(wrong)?.clone();
+fn missing_imports(
+    abi: Abi,
+    component: &Component,
+    imports: &[String],
+) -> Result<Vec<Missing>, CompileError> {
+    let shared = engine::compiling(abi).map_err(|e| CompileError::Engine(format!("{e:#}")))?;
+    let (engine, mut linker) = (&shared.engine, shared.linker.clone());
     linker.allow_shadowing(true);
-    let engine = &engine::shared().map_err(wrong)?.engine;
     let mut missing: Vec<Missing> = Vec::new();
     // Each turn finds another import.
     loop {
@@ -203,10 +229,11 @@ fn explain(import: &str, words: &str) -> String {
     }
 }
 
-fn write(out: &Path, code: &[u8], compiled: &Compiled) -> io::Result<()> {
+fn write(out: &Path, code: &[u8], abi: Abi, compiled: &Compiled) -> io::Result<()> {
     let description = Description {
         fingerprint: engine::engine_fingerprint(),
         sha256: hex::encode(Sha256::digest(code)),
+        abi,
         kind: compiled.kind,
         imports: compiled.imports.clone(),
         missing: compiled.missing.clone(),

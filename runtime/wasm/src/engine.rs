@@ -1,4 +1,4 @@
-//! The one wasmtime engine of a process, its clock of epochs, and the name of its settings.
+//! The wasmtime engines of a process, their clock of epochs, and the name of their settings.
 
 use std::{
     hash::{Hash, Hasher},
@@ -6,8 +6,14 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, component::Linker,
+};
+
+use crate::{guest::Guest, linker};
 
 /// How often a running guest is asked to let others run.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
@@ -21,40 +27,90 @@ const KEPT_MEMORY: usize = 64 << 10;
 /// The same of its tables.
 const KEPT_TABLE: usize = 32 << 10;
 
-/// The engine and how it allocates.
+/// What a component needs of the canonical ABI. Each has an engine of its own: one that keeps account of the tasks of async
+/// functions does so for every call, and that is a quarter of a small request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Abi {
+    /// Synchronous functions alone, as all of WASI 0.2 has them.
+    Sync,
+    /// Async functions, streams and futures too: WASI 0.3.
+    Async,
+}
+
+/// An engine, and what its guests can import.
 pub(crate) struct Shared {
     pub engine: Engine,
+    pub linker: Linker<Guest>,
     /// False when the address space is too short for a pool.
     pub pooling: bool,
 }
 
-/// The engine of this process.
-pub(crate) fn shared() -> wasmtime::Result<&'static Shared> {
-    static SHARED: OnceLock<Shared> = OnceLock::new();
-    if let Some(shared) = SHARED.get() {
-        return Ok(shared);
+/// Engines of one purpose, made when they are first asked for.
+struct Engines {
+    made: [OnceLock<Shared>; 2],
+    /// Two pools of one engine would not fit beside each other.
+    making: Mutex<()>,
+    make: fn(Abi) -> wasmtime::Result<Shared>,
+}
+
+impl Engines {
+    const fn new(make: fn(Abi) -> wasmtime::Result<Shared>) -> Engines {
+        Engines { made: [const { OnceLock::new() }; 2], making: Mutex::new(()), make }
     }
-    let made = make()?;
-    Ok(SHARED.get_or_init(|| made))
+
+    fn get(&'static self, abi: Abi) -> wasmtime::Result<&'static Shared> {
+        let [sync, asynchronous] = &self.made;
+        let cell = match abi {
+            Abi::Sync => sync,
+            Abi::Async => asynchronous,
+        };
+        if let Some(shared) = cell.get() {
+            return Ok(shared);
+        }
+        let _one_at_a_time = self.making.lock();
+        if let Some(shared) = cell.get() {
+            return Ok(shared);
+        }
+        let made = (self.make)(abi)?;
+        Ok(cell.get_or_init(|| made))
+    }
+}
+
+static RUNNING: Engines = Engines::new(pooled);
+static COMPILING: Engines = Engines::new(unpooled);
+
+/// The engine of this process that runs such components.
+pub(crate) fn running(abi: Abi) -> wasmtime::Result<&'static Shared> {
+    RUNNING.get(abi)
+}
+
+/// The one that compiles them, and has no room for instances.
+pub(crate) fn compiling(abi: Abi) -> wasmtime::Result<&'static Shared> {
+    COMPILING.get(abi)
 }
 
 /// A pooled engine, or, where the address space is short (a `ulimit -v`), one that allocates as it goes.
-fn make() -> wasmtime::Result<Shared> {
-    let mut config = settings();
+fn pooled(abi: Abi) -> wasmtime::Result<Shared> {
+    let mut config = settings(abi);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
     match Engine::new(&config) {
-        Ok(engine) => Ok(Shared { engine, pooling: true }),
+        Ok(engine) => Ok(Shared { linker: linker::make(&engine, abi)?, engine, pooling: true }),
         Err(error) => {
             tracing::warn!(%error, "no address space for an instance pool; allocating on demand");
-            let engine = Engine::new(&settings())?;
-            Ok(Shared { engine, pooling: false })
+            unpooled(abi)
         }
     }
 }
 
-fn settings() -> Config {
+fn unpooled(abi: Abi) -> wasmtime::Result<Shared> {
+    let engine = Engine::new(&settings(abi))?;
+    Ok(Shared { linker: linker::make(&engine, abi)?, engine, pooling: false })
+}
+
+fn settings(abi: Abi) -> Config {
     let mut config = Config::new();
-    config.epoch_interruption(true).wasm_component_model_async(true);
+    config.epoch_interruption(true).concurrency_support(abi == Abi::Async);
     config
 }
 
@@ -77,14 +133,17 @@ fn pool() -> PoolingAllocationConfig {
 }
 
 /// Starts the thread that counts epochs, once a process.
-pub(crate) fn start_ticking(engine: &Engine) {
+pub(crate) fn start_ticking() {
     static TICKING: OnceLock<()> = OnceLock::new();
     TICKING.get_or_init(|| {
-        let engine = engine.clone();
         let ticker = std::thread::Builder::new().name("epochs".into()).spawn(move || {
             loop {
                 std::thread::sleep(TICK);
-                engine.increment_epoch();
+                RUNNING
+                    .made
+                    .iter()
+                    .filter_map(OnceLock::get)
+                    .for_each(|shared| shared.engine.increment_epoch());
             }
         });
         if let Err(error) = ticker {
@@ -105,15 +164,17 @@ impl Hasher for Stable {
     }
 }
 
-/// Names the engine's version, settings and CPU features: native code of another fingerprint does not load. Part of
+/// Names the version, settings and CPU features of the engines: native code of another fingerprint does not load. Part of
 /// a cache key. Empty when there is no engine.
 pub fn engine_fingerprint() -> String {
     static FINGERPRINT: OnceLock<String> = OnceLock::new();
     FINGERPRINT
         .get_or_init(|| {
-            let Ok(shared) = shared() else { return String::new() };
             let mut hasher = Stable(Sha256::new());
-            shared.engine.precompile_compatibility_hash().hash(&mut hasher);
+            for abi in [Abi::Sync, Abi::Async] {
+                let Ok(shared) = compiling(abi) else { return String::new() };
+                shared.engine.precompile_compatibility_hash().hash(&mut hasher);
+            }
             hex::encode(&hasher.0.finalize()[..16])
         })
         .clone()

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use tokio_util::sync::{CancellationToken, DropGuard};
-use wasmtime::{Store, UpdateDeadline, component::ResourceTable};
+use wasmtime::{Engine, Store, UpdateDeadline, component::ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView, sockets::WasiSocketsView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::{
     cpu::Meter,
-    engine,
     hosts::{
         self,
         http::Egress,
@@ -69,13 +68,17 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// A store for a new instance of the container.
-    pub fn store(grants: &Grants) -> wasmtime::Result<Store<Guest>> {
-        Self::store_for(grants, hosts::cli::Streams::Log)
+    /// A store for a new instance in the container, of a program of this engine.
+    pub fn store(engine: &Engine, grants: &Grants) -> wasmtime::Result<Store<Guest>> {
+        Self::store_for(engine, grants, hosts::cli::Streams::Log)
     }
 
     /// As [`Guest::store`], with other streams.
-    pub fn store_for(grants: &Grants, streams: hosts::cli::Streams) -> wasmtime::Result<Store<Guest>> {
+    pub fn store_for(
+        engine: &Engine,
+        grants: &Grants,
+        streams: hosts::cli::Streams,
+    ) -> wasmtime::Result<Store<Guest>> {
         let mut wasi = WasiCtx::builder();
         hosts::cli::prepare(&mut wasi, &grants.spec, &grants.env, &grants.log, streams);
         hosts::filesystem::prepare(&mut wasi, &grants.spec.mounts)?;
@@ -100,7 +103,7 @@ impl Guest {
             network: grants.network.clone(),
             bound,
         };
-        let mut store = Store::new(&engine::shared()?.engine, guest);
+        let mut store = Store::new(engine, guest);
         store.limiter_async(|guest| &mut guest.memory);
         store.set_epoch_deadline(1);
         let meter = grants.meter.clone();

@@ -240,7 +240,11 @@ impl Handler {
     }
 
     async fn instantiate(self: &Arc<Handler>) -> wasmtime::Result<Instance> {
-        let mut store = crate::guest::Guest::store(&self.grants)?;
+        let engine = match &self.pre {
+            ProxyPre::P2(pre) => pre.engine(),
+            ProxyPre::P3(pre) => pre.engine(),
+        };
+        let mut store = crate::guest::Guest::store(engine, &self.grants)?;
         let proxy = self.pre.instantiate_async(&mut store).await?;
         Ok(Instance::new(self, store, proxy))
     }

@@ -22,7 +22,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    engine, frame,
+    engine::{self, Abi},
+    frame,
     protocol::{Call, ErrorCode, Event, HostError, Message, Request, Response},
     routes::Ranges,
 };
@@ -76,9 +77,9 @@ pub async fn serve(options: HostOptions) -> anyhow::Result<()> {
         .create(&options.state_dir)
         .with_context(|| format!("making {}", options.state_dir.display()))?;
     let _lock = lock(&options.state_dir.join("lock"))?;
-    let shared = engine::shared().map_err(|e| anyhow::anyhow!("making a wasm engine: {e:#}"))?;
-    engine::start_ticking(&shared.engine);
-    crate::linker::shared().map_err(|e| anyhow::anyhow!("linking the host: {e:#}"))?;
+    // The other one is made when somebody needs it: it is as large.
+    let shared = engine::running(Abi::Sync).map_err(|e| anyhow::anyhow!("making a wasm engine: {e:#}"))?;
+    engine::start_ticking();
     if let Some(endpoint) = &options.otlp_endpoint {
         crate::hosts::observe::start(endpoint).map_err(anyhow::Error::msg)?;
     }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Weak};
 
 use wasmtime::component::types::{ComponentInstance, ComponentItem};
 
-use crate::{compile::Missing, engine, linker, program::Program, sandbox::Sandbox};
+use crate::{compile::Missing, engine, program::Program, sandbox::Sandbox};
 pub(crate) use bridge::stub;
 pub(crate) use lease::Link;
 pub(crate) use provider::Provider;
@@ -53,8 +53,8 @@ pub(crate) fn join(
         };
     }
     let words = |error: wasmtime::Error| format!("{error:#}");
-    let engine = &engine::shared().map_err(words)?.engine;
-    let mut linker = linker::shared().map_err(words)?.clone();
+    let shared = engine::running(program.abi).map_err(words)?;
+    let (engine, mut linker) = (&shared.engine, shared.linker.clone());
     linker.allow_shadowing(true);
     let providers = names
         .iter()
@@ -68,7 +68,7 @@ pub(crate) fn join(
         let ComponentItem::ComponentInstance(wanted) = item.ty else { continue };
         let mut found: Option<(usize, String, ComponentInstance)> = None;
         for (index, provider) in providers.iter().enumerate() {
-            let Some((export, offered)) = provider.exported(engine, import) else { continue };
+            let Some((export, offered)) = provider.exported(import) else { continue };
             if let Some((other, ..)) = found {
                 return Err(format!("both {} and {} export {import}", names[other], names[index]));
             }
@@ -85,7 +85,7 @@ pub(crate) fn join(
     if let Some((name, provider)) =
         names.iter().zip(&providers).zip(&used).find(|(_, used)| !**used).map(|(x, _)| x)
     {
-        let exports = provider.interfaces(engine).join(", ");
+        let exports = provider.interfaces().join(", ");
         return Err(format!(
             "container {name} exports nothing that is imported here; its exports: {exports}"
         ));

@@ -14,15 +14,16 @@ use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, InstancePre};
 
 use crate::{
-    compile::{self, Missing},
-    engine,
+    compile::{self, Description, Missing},
+    engine::{self, Abi},
     guest::Guest,
-    linker,
     protocol::Kind,
 };
 
 /// A component, linked with the host.
 pub(crate) struct Program {
+    /// Which engine it is of.
+    pub abi: Abi,
     pub kind: Kind,
     pub component: Component,
     /// Ready to be instantiated; `None` while imports are missing.
@@ -43,6 +44,7 @@ impl Program {
     /// The same with all of its imports.
     pub fn linked(&self, pre: InstancePre<Guest>) -> Program {
         Program {
+            abi: self.abi,
             kind: self.kind,
             component: self.component.clone(),
             pre: Some(pre),
@@ -84,20 +86,20 @@ fn read(path: &Path, found: &fs::Metadata) -> Result<Program, String> {
     if digest(path).map_err(|e| e.to_string())? != description.sha256 {
         return Err("its digest is not the one that was written with it".into());
     }
-    let engine = &engine::shared().map_err(|e| format!("{e:#}"))?.engine;
+    let shared = engine::running(description.abi).map_err(|e| format!("{e:#}"))?;
     // SAFETY: deserialising trusts its input to be what `Component::serialize` wrote. Only this user can write the
     // file (checked above, in a directory of mode 0700), `precompile` is the only writer and replaces by rename, so that
     // a mapped file never changes; its digest and the engine's fingerprint have just been compared. Whoever could
     // forge all of that already runs code as this user.
-    let component = unsafe { Component::deserialize_file(engine, path) };
+    let component = unsafe { Component::deserialize_file(&shared.engine, path) };
     let component = component.map_err(|e| format!("{e:#}"))?;
-    let linker = linker::shared().map_err(|e| format!("{e:#}"))?;
     let missing = description.missing;
     let pre = match missing.is_empty() {
-        true => Some(linker.instantiate_pre(&component).map_err(|e| format!("{e:#}"))?),
+        true => Some(shared.linker.instantiate_pre(&component).map_err(|e| format!("{e:#}"))?),
         false => None,
     };
-    Ok(Program { kind: description.kind, component, pre, imports: description.imports, missing })
+    let Description { abi, kind, imports, .. } = description;
+    Ok(Program { abi, kind, component, pre, imports, missing })
 }
 
 fn digest(path: &Path) -> std::io::Result<String> {

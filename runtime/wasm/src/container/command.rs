@@ -39,8 +39,8 @@ pub(super) async fn call(
     program: &Program,
     streams: Streams,
 ) -> wasmtime::Result<Result<(), ()>> {
-    let mut store = Guest::store_for(grants, streams)?;
     let pre = program.pre()?;
+    let mut store = Guest::store_for(pre.engine(), grants, streams)?;
     if let Ok(pre) = wasmtime_wasi::p3::bindings::CommandPre::new(pre.clone()) {
         let command = pre.instantiate_async(&mut store).await?;
         let run = async |accessor: &wasmtime::component::Accessor<Guest>| {

@@ -21,18 +21,22 @@ use wasmtime_wasi::{
 };
 
 use crate::{
+    engine::Abi,
     guest::Guest,
     network::{PodNetwork, SocketRoom},
 };
 
 /// Replaces the stock socket interfaces; call it with the stock set linked and shadowing allowed.
-pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+pub(crate) fn add_to_linker(linker: &mut Linker<Guest>, abi: Abi) -> wasmtime::Result<()> {
     use wasmtime_wasi::{p2::bindings::sockets as two, p3::bindings::sockets as three};
     two::tcp::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
     two::udp::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
     two::tcp_create_socket::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
     two::udp_create_socket::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
     two::ip_name_lookup::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
+    if abi == Abi::Sync {
+        return Ok(());
+    }
     three::types::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)?;
     three::ip_name_lookup::add_to_linker::<Guest, PodSockets>(linker, Guest::pod_sockets)
 }

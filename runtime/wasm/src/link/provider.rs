@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use wasmtime::{
-    Engine, Store,
+    Store,
     component::{
         Func, Val,
         types::{ComponentInstance, ComponentItem},
@@ -127,15 +127,15 @@ impl Provider {
     }
 
     /// The names of the interfaces that it exports.
-    pub fn interfaces(&self, engine: &Engine) -> Vec<String> {
-        let ty = self.program.component.component_type();
+    pub fn interfaces(&self) -> Vec<String> {
+        let (ty, engine) = (self.program.component.component_type(), self.program.component.engine());
         let interface = |item: &ComponentItem| matches!(item, ComponentItem::ComponentInstance(_));
         ty.exports(engine).filter(|(_, item)| interface(&item.ty)).map(|(name, _)| name.to_owned()).collect()
     }
 
     /// The export that serves an import.
-    pub fn exported(&self, engine: &Engine, import: &str) -> Option<(String, ComponentInstance)> {
-        let ty = self.program.component.component_type();
+    pub fn exported(&self, import: &str) -> Option<(String, ComponentInstance)> {
+        let (ty, engine) = (self.program.component.component_type(), self.program.component.engine());
         let mut found = None;
         for (name, item) in ty.exports(engine) {
             if let ComponentItem::ComponentInstance(interface) = item.ty
@@ -193,8 +193,8 @@ impl Provider {
     }
 
     async fn fresh(&self) -> wasmtime::Result<Instance> {
-        let mut store = Guest::store(&self.grants)?;
         let pre = self.program.pre()?;
+        let mut store = Guest::store(pre.engine(), &self.grants)?;
         let starting = Box::pin(pre.instantiate_async(&mut store));
         let instance = Metered { future: starting, meter: self.meter() }.await?;
         self.instances.fetch_add(1, Ordering::Relaxed);

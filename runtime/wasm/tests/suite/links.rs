@@ -195,3 +195,47 @@ async fn async_functions_are_called_and_streams_are_refused_with_the_reason() ->
     }
     Ok(())
 }
+
+/// Exports a function that doubles a number, and knows nothing of async.
+const PLAIN: &str = r#"(component
+    (core module $m (func (export "double") (param i32) (result i32) (i32.mul (local.get 0) (i32.const 2))))
+    (core instance $i (instantiate $m))
+    (func $double (param "n" u32) (result u32) (canon lift (core func $i "double")))
+    (instance $math (export "double" (func $double)))
+    (export "demo:numbers/math@1.0.0" (instance $math)))"#;
+
+/// Whichever engine each of both runs on.
+#[tokio::test(flavor = "multi_thread")]
+async fn components_that_know_of_async_and_others_call_each_other() -> Result {
+    let host = Host::start().await?;
+    let knowing = (MATH.replace("$double async", "$double"), ASKS.replace("(func async", "(func"));
+    let others =
+        (PLAIN.to_owned(), knowing.1.replace("$run async", "$run").replace("run@0.3.0", "run@0.2.0"));
+    for (name, math, asks, engines) in [
+        ("both", &knowing.0, &knowing.1, ["async", "async"]),
+        ("one", &knowing.0, &others.1, ["async", "sync"]),
+        ("other", &others.0, &knowing.1, ["sync", "async"]),
+        ("none", &others.0, &others.1, ["sync", "sync"]),
+    ] {
+        let pod = host.pod(name).await?;
+        let mut specs = Vec::new();
+        for ((container, text), engine) in [("math", math), ("asks", asks)].into_iter().zip(engines) {
+            let artifact = host.dir.path().join(format!("{name}-{container}.cwasm"));
+            compile::precompile(&wat::parse_str(text)?, &artifact)?;
+            let described = std::fs::read_to_string(compile::description_path(&artifact))?;
+            assert!(described.contains(&format!("\"abi\":\"{engine}\"")), "{name} {container}: {described}");
+            let mut spec = host.spec(&pod, container, "linked-auth", &[]);
+            spec.artifact = artifact;
+            specs.push(spec);
+        }
+        let [mut math, mut asks] =
+            <[ContainerSpec; 2]>::try_from(specs).map_err(|_| anyhow::anyhow!("two"))?;
+        math.linked = true;
+        asks.links = vec!["math".into()];
+        let id = asks.id.clone();
+        host.start_container(math).await?;
+        host.start_container(asks).await?;
+        assert_eq!(exit(&host.ended(&id).await?), (0, "Completed"), "{name}");
+    }
+    Ok(())
+}
