@@ -146,7 +146,7 @@ fn initialized(
         return Verdict { reason: Some("PodCompleted"), ..verdict("Initialized", true) };
     }
     let mains_ran = mains.iter().any(|s| {
-        s.last_state.is_some()
+        s.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
             || s.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
     });
     let incomplete: Vec<&str> = init_containers(input.pod)

@@ -36,6 +36,54 @@ fn condition(node: &Value, kind: &str) -> String {
     all.iter().find(|c| c["type"] == kind).and_then(|c| c["status"].as_str()).unwrap_or_default().to_owned()
 }
 
+/// How often the agent looks at a pod to which nothing happens.
+const RESYNC: Duration = Duration::from_secs(30);
+
+/// Row: pods: of a pod to which nothing happens no status is written
+#[test]
+fn pods_to_which_nothing_happens_are_not_written() -> Result<Ended> {
+    let (mut cluster, node) = cluster(&[])?;
+    cluster.push("hello", "hello:v1")?;
+    let plain = steps(&node, "plain", "Always", &["sleep 600000"]);
+    let mut full = steps(&node, "full", "Always", &["sleep 600000"]);
+    full["spec"]["initContainers"] = json!([
+        {"name": "first", "image": "steps:v1", "args": ["print done"]},
+        {"name": "side", "image": "steps:v1", "args": ["sleep 600000"], "restartPolicy": "Always"},
+    ]);
+    full["spec"]["volumes"] = json!([{"name": "data", "emptyDir": {}}]);
+    let main = &mut full["spec"]["containers"][0];
+    main["resources"] = json!({"requests": {"cpu": "0.1", "memory": "64Mi"}, "limits": {"memory": "0.5Gi"}});
+    main["volumeMounts"] = json!([{"name": "data", "mountPath": "/data", "readOnly": true}]);
+    let done = steps(&node, "done", "Never", &["print done"]);
+    let mut probed = steps(&node, "probed", "Always", &[]);
+    probed["spec"]["containers"] = json!([{"name": "main", "image": "hello:v1", "ports": [{"containerPort": 8080}],
+        "readinessProbe": {"httpGet": {"port": 8080}, "periodSeconds": 1}}]);
+    probed["spec"]["hostAliases"] = json!([{"ip": "127.0.0.1", "hostnames": ["here"]}]);
+    apply(&cluster, &[plain, full, done, probed])?;
+    for name in ["plain", "full", "probed"] {
+        status(&cluster, name, "is ready", |status| {
+            condition(&json!({"status": status}), "Ready") == "True"
+        })?;
+    }
+    status(&cluster, "done", "has ended", |status| status["phase"] == "Succeeded")?;
+    let written = || -> Result<u64> {
+        let metrics = cluster.kubectl(&["get", "--raw", "/metrics"])?;
+        let of_status = |line: &&str| {
+            line.starts_with("apiserver_request_total{")
+                && [r#"resource="pods""#, r#"subresource="status""#].iter().all(|label| line.contains(label))
+        };
+        let counts = metrics.lines().filter(of_status).filter_map(|line| line.rsplit(' ').next());
+        let sum = counts.map(str::parse::<u64>).sum::<Result<_, _>>()?;
+        ensure!(sum > 0, "the server counts no status that is written");
+        Ok(sum)
+    };
+    let before = written()?;
+    std::thread::sleep(RESYNC + Duration::from_secs(5));
+    let after = written()?;
+    ensure!(after == before, "{} statuses were written of pods to which nothing happened", after - before);
+    cluster.stop()
+}
+
 /// Row: pods: logs are put aside when they are large; kubectl logs shows all that is kept, and follows across
 #[test]
 fn logs_go_on_across_files_that_were_put_aside() -> Result<Ended> {

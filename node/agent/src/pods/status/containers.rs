@@ -32,6 +32,8 @@ pub fn status(input: Input<'_>, spec: &Spec, init: bool) -> ContainerStatus {
     if status.last_state.is_none() && status.restart_count > 0 {
         status.last_state = old.and_then(|o| o.last_state.clone());
     }
+    // The API shows it where there is none, too: without it every status would differ from what was written.
+    status.last_state.get_or_insert_default();
     status
 }
 
