@@ -3,7 +3,7 @@
 //! Every change is made under one lock that is never held across an await, and is handed to the journal under the same
 //! lock: memory and disk see one order.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use coracle_cri_api::v1;
@@ -27,12 +27,77 @@ pub struct Filter<'a> {
     pub id: &'a str,
     /// As `id`, of the sandbox that a container belongs to.
     pub sandbox_id: &'a str,
-    pub labels: Option<&'a std::collections::HashMap<String, String>>,
+    pub labels: Option<&'a HashMap<String, String>>,
 }
 
+/// The label by which an agent asks for what is of one pod, again and again.
+const POD: &str = "io.kubernetes.pod.uid";
+
 impl Filter<'_> {
-    fn labels_match(&self, labels: &std::collections::HashMap<String, String>) -> bool {
+    fn labels_match(&self, labels: &HashMap<String, String>) -> bool {
         self.labels.is_none_or(|wanted| wanted.iter().all(|(k, v)| labels.get(k) == Some(v)))
+    }
+}
+
+/// A record that is listed by its labels.
+trait Labelled {
+    fn labels(&self) -> &HashMap<String, String>;
+}
+
+impl Labelled for SandboxRecord {
+    fn labels(&self) -> &HashMap<String, String> {
+        &self.config.labels
+    }
+}
+
+impl Labelled for ContainerRecord {
+    fn labels(&self) -> &HashMap<String, String> {
+        &self.config.labels
+    }
+}
+
+/// Records by id, and which of them each pod has: thousands of pods are not looked through for the few of one.
+struct Records<T> {
+    by_id: BTreeMap<String, T>,
+    of_pod: HashMap<String, BTreeSet<String>>,
+}
+
+impl<T: Labelled> Records<T> {
+    fn new() -> Self {
+        Self { by_id: BTreeMap::new(), of_pod: HashMap::new() }
+    }
+
+    fn insert(&mut self, id: String, record: T) {
+        if let Some(pod) = record.labels().get(POD) {
+            self.of_pod.entry(pod.clone()).or_default().insert(id.clone());
+        }
+        self.by_id.insert(id, record);
+    }
+
+    fn remove(&mut self, id: &str) -> Option<T> {
+        let record = self.by_id.remove(id)?;
+        if let Some(pod) = record.labels().get(POD)
+            && let Some(ids) = self.of_pod.get_mut(pod)
+        {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.of_pod.remove(pod);
+            }
+        }
+        Some(record)
+    }
+
+    fn get_mut(&mut self, id: &str) -> Option<&mut T> {
+        self.by_id.get_mut(id)
+    }
+
+    /// Those with these labels.
+    fn matching<'a>(&'a self, filter: &'a Filter<'_>) -> impl Iterator<Item = &'a T> {
+        let pod = filter.labels.and_then(|labels| labels.get(POD));
+        let all = pod.is_none().then(|| self.by_id.values()).into_iter().flatten();
+        let of_pod = pod.and_then(|pod| self.of_pod.get(pod)).into_iter().flatten();
+        let of_pod = of_pod.filter_map(|id| self.by_id.get(id));
+        all.chain(of_pod).filter(|record| filter.labels_match(record.labels()))
     }
 }
 
@@ -43,8 +108,8 @@ pub struct State {
 }
 
 struct Inner {
-    sandboxes: BTreeMap<String, SandboxRecord>,
-    containers: BTreeMap<String, ContainerRecord>,
+    sandboxes: Records<SandboxRecord>,
+    containers: Records<ContainerRecord>,
     addresses: Addresses,
     /// Names of sandboxes and containers that are being made.
     reserved: HashSet<String>,
@@ -83,16 +148,16 @@ impl State {
     /// Loads what the journal has.
     pub fn load(journal: Journal) -> anyhow::Result<Self> {
         let mut addresses = Addresses::default();
-        let mut sandboxes = BTreeMap::new();
+        let mut sandboxes = Records::new();
         for record in journal.load::<SandboxRecord>(SANDBOXES)? {
             if record.ready {
                 addresses.take(record.ip);
             }
             sandboxes.insert(record.id.clone(), record);
         }
-        let mut containers = BTreeMap::new();
+        let mut containers = Records::new();
         for record in journal.load::<ContainerRecord>(CONTAINERS)? {
-            if sandboxes.contains_key(&record.sandbox_id) {
+            if sandboxes.by_id.contains_key(&record.sandbox_id) {
                 containers.insert(record.id.clone(), record);
             } else {
                 tracing::warn!(
@@ -126,7 +191,10 @@ impl State {
     /// Everything, as it is now.
     pub fn snapshot(&self) -> (Vec<SandboxRecord>, Vec<ContainerRecord>) {
         let inner = self.inner.lock();
-        (inner.sandboxes.values().cloned().collect(), inner.containers.values().cloned().collect())
+        (
+            inner.sandboxes.by_id.values().cloned().collect(),
+            inner.containers.by_id.values().cloned().collect(),
+        )
     }
 
     /// Takes the name of a sandbox, and an address for it unless it is to be on the host's network.
@@ -138,7 +206,7 @@ impl State {
         let v1::PodSandboxMetadata { name, uid, namespace, attempt } = metadata;
         let key = format!("{namespace}/{name}/{uid}/{attempt}");
         let mut inner = self.inner.lock();
-        let taken = inner.sandboxes.values().find(|s| s.config.metadata.as_ref() == Some(metadata));
+        let taken = inner.sandboxes.by_id.values().find(|s| s.config.metadata.as_ref() == Some(metadata));
         if let Some(taken) = taken {
             return Err(Status::already_exists(format!(
                 "sandbox {} is attempt {attempt} of pod {namespace}/{name} already",
@@ -174,6 +242,7 @@ impl State {
         let mut inner = self.inner.lock();
         let taken = inner
             .containers
+            .by_id
             .values()
             .find(|c| c.sandbox_id == sandbox_id && c.config.metadata.as_ref() == Some(metadata));
         if taken.is_some() || inner.reserved.contains(&key) {
@@ -197,7 +266,7 @@ impl State {
     /// Adds a container, unless its sandbox was stopped meanwhile.
     pub fn add_container(&self, record: ContainerRecord) -> Option<Pending> {
         let mut inner = self.inner.lock();
-        if !inner.sandboxes.get(&record.sandbox_id).is_some_and(|s| s.ready) {
+        if !inner.sandboxes.by_id.get(&record.sandbox_id).is_some_and(|s| s.ready) {
             return None;
         }
         let pending = self.journal.write(CONTAINERS, &record.id, &record);
@@ -207,20 +276,19 @@ impl State {
 
     /// The sandbox of this id (or the beginning of one, if no other begins so).
     pub fn sandbox(&self, id: &str) -> Option<SandboxRecord> {
-        by_prefix(&self.inner.lock().sandboxes, id).cloned()
+        by_prefix(&self.inner.lock().sandboxes.by_id, id).cloned()
     }
 
     /// As [`State::sandbox`], of a container.
     pub fn container(&self, id: &str) -> Option<ContainerRecord> {
-        by_prefix(&self.inner.lock().containers, id).cloned()
+        by_prefix(&self.inner.lock().containers.by_id, id).cloned()
     }
 
     /// The sandboxes that a filter leaves, oldest first.
     pub fn sandboxes(&self, filter: &Filter<'_>) -> Vec<SandboxRecord> {
         let inner = self.inner.lock();
-        let matches =
-            |s: &&SandboxRecord| s.id.starts_with(filter.id) && filter.labels_match(&s.config.labels);
-        let mut found: Vec<_> = inner.sandboxes.values().filter(matches).cloned().collect();
+        let wanted = inner.sandboxes.matching(filter).filter(|s| s.id.starts_with(filter.id));
+        let mut found: Vec<_> = wanted.cloned().collect();
         found.sort_by_key(|s| s.created_at_ns);
         found
     }
@@ -228,12 +296,9 @@ impl State {
     /// The containers that a filter leaves, oldest first.
     pub fn containers(&self, filter: &Filter<'_>) -> Vec<ContainerRecord> {
         let inner = self.inner.lock();
-        let matches = |c: &&ContainerRecord| {
-            c.id.starts_with(filter.id)
-                && c.sandbox_id.starts_with(filter.sandbox_id)
-                && filter.labels_match(&c.config.labels)
-        };
-        let mut found: Vec<_> = inner.containers.values().filter(matches).cloned().collect();
+        let named =
+            |c: &&ContainerRecord| c.id.starts_with(filter.id) && c.sandbox_id.starts_with(filter.sandbox_id);
+        let mut found: Vec<_> = inner.containers.matching(filter).filter(named).cloned().collect();
         found.sort_by_key(|c| c.created_at_ns);
         found
     }
@@ -252,7 +317,7 @@ impl State {
     pub fn remove_sandbox(&self, id: &str) -> Vec<Pending> {
         let mut inner = self.inner.lock();
         let of_it: Vec<String> =
-            inner.containers.values().filter(|c| c.sandbox_id == id).map(|c| c.id.clone()).collect();
+            inner.containers.by_id.values().filter(|c| c.sandbox_id == id).map(|c| c.id.clone()).collect();
         let mut pending = Vec::new();
         for container in of_it {
             inner.containers.remove(&container);
@@ -327,5 +392,47 @@ fn by_prefix<'a, T>(map: &'a BTreeMap<String, T>, id: &str) -> Option<&'a T> {
     match (range.next(), range.next()) {
         (Some((_, found)), None) => Some(found),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Labelled for HashMap<String, String> {
+        fn labels(&self) -> &HashMap<String, String> {
+            self
+        }
+    }
+
+    fn labels(of: &[(&str, &str)]) -> HashMap<String, String> {
+        of.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn records_of_a_pod_are_found_among_all() {
+        let mut records = Records::new();
+        for (id, of) in [
+            ("1", &[(POD, "a"), ("n", "x")][..]),
+            ("2", &[(POD, "b"), ("n", "x")]),
+            ("3", &[(POD, "a")]),
+            ("4", &[]),
+        ] {
+            records.insert(id.to_owned(), labels(of));
+        }
+        let count = |records: &Records<_>, wanted: &[(&str, &str)]| {
+            let wanted = labels(wanted);
+            records.matching(&Filter { labels: Some(&wanted), ..Filter::default() }).count()
+        };
+        assert_eq!(records.matching(&Filter::default()).count(), 4);
+        assert_eq!(count(&records, &[]), 4);
+        assert_eq!(count(&records, &[("n", "x")]), 2);
+        assert_eq!(count(&records, &[(POD, "a")]), 2);
+        assert_eq!(count(&records, &[(POD, "a"), ("n", "x")]), 1);
+        assert_eq!(count(&records, &[(POD, "c")]), 0);
+        for id in ["1", "3"] {
+            assert!(records.remove(id).is_some());
+        }
+        assert_eq!((count(&records, &[(POD, "a")]), records.of_pod.len()), (0, 1));
     }
 }
