@@ -1,7 +1,7 @@
 //! Records on disk: one JSON file an object, written beside, synced and renamed.
 //!
-//! One thread writes, in the order in which it was asked; what is waiting together shares the directory's sync. A
-//! caller that was told yes finds the record after a crash.
+//! One thread writes, in the order in which it was asked; what is waiting together is synced at once, of which a file system
+//! makes one commit, and shares the directory's sync. A caller that was told yes finds the record after a crash.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,8 +14,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-/// How many changes share one sync at most.
+/// How many changes share one sync of the directory at most.
 const BATCH: usize = 256;
+/// How many files are synced at once.
+const SYNCS: usize = 16;
 
 struct Change {
     path: PathBuf,
@@ -130,8 +132,15 @@ fn commit(batch: Vec<Change>) {
     }
     let mut failed: BTreeMap<PathBuf, String> = BTreeMap::new();
     let mut folders: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
+    let records = last.iter().filter_map(|(path, bytes)| Some((*path, (*bytes)?)));
+    let mut unwritten = write_beside(&records.collect::<Vec<_>>());
     for (path, bytes) in last {
-        if let Err(error) = change_file(path, bytes) {
+        let changed = match (unwritten.remove(path), bytes) {
+            (Some(error), _) => Err(error),
+            (None, Some(_)) => fs::rename(beside(path), path),
+            (None, None) => remove(path),
+        };
+        if let Err(error) = changed {
             failed.insert(path.to_owned(), format!("writing {}: {error}", path.display()));
         }
         if let Some(folder) = path.parent() {
@@ -154,19 +163,41 @@ fn commit(batch: Vec<Change>) {
     }
 }
 
-fn change_file(path: &Path, bytes: Option<&[u8]>) -> std::io::Result<()> {
-    let Some(bytes) = bytes else {
-        return match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
+/// The name under which a record is written before it takes the place of the one before it.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+/// Writes and syncs records beside those that are there. Answers which of them failed.
+fn write_beside<'a>(records: &[(&'a Path, &[u8])]) -> BTreeMap<&'a Path, std::io::Error> {
+    let write = |(path, bytes): &(&'a Path, &[u8])| {
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(beside(path))?;
+        file.write_all(bytes)?;
+        file.sync_all()
     };
-    let beside = path.with_extension("new");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)
+    let write_all = |records: &[(&'a Path, &[u8])]| {
+        records.iter().filter_map(|one| Some((one.0, write(one).err()?))).collect::<Vec<_>>()
+    };
+    let mut parts = records.chunks(records.len().div_ceil(SYNCS).max(1));
+    let Some(first) = parts.next() else { return BTreeMap::new() };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = parts.map(|part| (part, scope.spawn(move || write_all(part)))).collect();
+        let mut failed = write_all(first);
+        for (part, other) in others {
+            let panicked =
+                |_| part.iter().map(|(path, _)| (*path, std::io::Error::other("panicked"))).collect();
+            failed.extend(other.join().unwrap_or_else(panicked));
+        }
+        failed.into_iter().collect()
+    })
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
