@@ -25,7 +25,10 @@ const SEQUENCE: usize = 50;
 const SEQUENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How long one pod may take to become Ready, or to go.
 const POD_LIMIT: Duration = Duration::from_secs(10);
-const REPLICAS: u32 = 100;
+/// What a Deployment grows to at once.
+const BURSTS: [u32; 2] = [100, 1000];
+/// How often it is asked whether all of them are gone.
+const LOOK: Duration = Duration::from_millis(200);
 const REPLICAS_LIMIT: Duration = Duration::from_secs(60);
 /// After this the processes are called idle.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -42,13 +45,22 @@ pub async fn run(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
     let namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}}))?;
     Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &namespace).await?;
     sequence(&Api::namespaced(client.clone(), NAMESPACE), figures).await?;
-    eprintln!("a Deployment of {REPLICAS}");
-    scale(&Api::namespaced(client.clone(), NAMESPACE), &Api::namespaced(client, NAMESPACE), figures).await?;
-
-    tokio::time::sleep(SETTLE).await;
-    let full = memory(cluster, "100-pods", figures)?;
-    let each = (full as f64 - empty as f64) / f64::from(REPLICAS) / 1024.0;
-    figures.add(SUITE, "100-pods/pss-per-pod", "KiB", Some(each));
+    let deployments = Api::namespaced(client.clone(), NAMESPACE);
+    let deployment = serde_json::from_value(json!({"metadata": {"name": "bench"}, "spec": {
+        "replicas": 0, "selector": {"matchLabels": {"app": "bench"}},
+        "template": {"metadata": {"labels": {"app": "bench"}}, "spec": pod_spec()}}}))?;
+    deployments.create(&PostParams::default(), &deployment).await?;
+    let pods = Api::namespaced(client, NAMESPACE);
+    for replicas in BURSTS {
+        eprintln!("a Deployment of {replicas}");
+        scale(&deployments, &pods, replicas, figures).await?;
+        tokio::time::sleep(SETTLE).await;
+        let state = format!("{replicas}-pods");
+        let full = memory(cluster, &state, figures)?;
+        let each = (full as f64 - empty as f64) / f64::from(replicas) / 1024.0;
+        figures.add(SUITE, format!("{state}/pss-per-pod"), "KiB", Some(each));
+        empty_again(&deployments, &pods).await?;
+    }
     Ok(())
 }
 
@@ -110,20 +122,20 @@ async fn one(pods: &Api<Pod>, name: &str) -> Result<(Duration, Duration)> {
     Ok((ready, began.elapsed()))
 }
 
-/// A Deployment without pods grows to a hundred that are all Ready.
-async fn scale(deployments: &Api<Deployment>, pods: &Api<Pod>, figures: &mut Figures) -> Result<()> {
-    let deployment = serde_json::from_value(json!({"metadata": {"name": "bench"}, "spec": {
-        "replicas": 0, "selector": {"matchLabels": {"app": "bench"}},
-        "template": {"metadata": {"labels": {"app": "bench"}}, "spec": pod_spec()}}}))?;
-    deployments.create(&PostParams::default(), &deployment).await?;
+/// A Deployment without pods grows to so many that are all Ready.
+async fn scale(
+    deployments: &Api<Deployment>,
+    pods: &Api<Pod>,
+    replicas: u32,
+    figures: &mut Figures,
+) -> Result<()> {
     let version = deployments.list(&ListParams::default()).await?.metadata.resource_version;
     let version = version.context("the list has no resourceVersion")?;
     let mut events = pin!(deployments.watch(&WatchParams::default(), &version).await?);
 
     let began = Instant::now();
-    let more = Patch::Merge(json!({"spec": {"replicas": REPLICAS}}));
-    deployments.patch("bench", &PatchParams::default(), &more).await?;
-    let all = i32::try_from(REPLICAS)?;
+    set_replicas(deployments, replicas).await?;
+    let all = i32::try_from(replicas)?;
     let done = until(&mut events, REPLICAS_LIMIT, |event| {
         matches!(event, WatchEvent::Added(one) | WatchEvent::Modified(one)
             if one.status.as_ref().and_then(|status| status.ready_replicas) == Some(all))
@@ -132,9 +144,27 @@ async fn scale(deployments: &Api<Deployment>, pods: &Api<Pod>, figures: &mut Fig
     let took = began.elapsed();
     let ready = pods.list(&ListParams::default()).await?.items.iter().filter(|pod| is_ready(pod)).count();
     let took = done.is_ok().then_some(took);
-    figures.add(SUITE, "deployment-0-to-100/all-ready", "ms", millis(took));
-    figures.add(SUITE, "deployment-0-to-100/pods-ready", "pods", Some(ready as f64));
-    done.with_context(|| format!("a Deployment of {REPLICAS} pods; {ready} are Ready"))
+    figures.add(SUITE, format!("deployment-0-to-{replicas}/all-ready"), "ms", millis(took));
+    figures.add(SUITE, format!("deployment-0-to-{replicas}/pods-ready"), "pods", Some(ready as f64));
+    done.with_context(|| format!("a Deployment of {replicas} pods; {ready} are Ready"))
+}
+
+async fn set_replicas(deployments: &Api<Deployment>, replicas: u32) -> Result<()> {
+    let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+    deployments.patch("bench", &PatchParams::default(), &patch).await?;
+    Ok(())
+}
+
+/// Scales the Deployment to nothing, and waits until none of its pods is left.
+async fn empty_again(deployments: &Api<Deployment>, pods: &Api<Pod>) -> Result<()> {
+    set_replicas(deployments, 0).await?;
+    let gone = async {
+        while !pods.list(&ListParams::default()).await?.items.is_empty() {
+            tokio::time::sleep(LOOK).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(REPLICAS_LIMIT, gone).await.context("pods of the Deployment did not go")?
 }
 
 fn pod_spec() -> serde_json::Value {
