@@ -182,12 +182,17 @@ fn write_beside<'a>(records: &[(&'a Path, &[u8])]) -> BTreeMap<&'a Path, std::io
     let mut parts = records.chunks(records.len().div_ceil(SYNCS).max(1));
     let Some(first) = parts.next() else { return BTreeMap::new() };
     std::thread::scope(|scope| {
-        let others: Vec<_> = parts.map(|part| (part, scope.spawn(move || write_all(part)))).collect();
+        let thread = |part| std::thread::Builder::new().spawn_scoped(scope, move || write_all(part));
+        let others: Vec<_> = parts.map(|part| (part, thread(part))).collect();
         let mut failed = write_all(first);
         for (part, other) in others {
             let panicked =
                 |_| part.iter().map(|(path, _)| (*path, std::io::Error::other("panicked"))).collect();
-            failed.extend(other.join().unwrap_or_else(panicked));
+            failed.extend(match other {
+                Ok(other) => other.join().unwrap_or_else(panicked),
+                // No thread is to be had.
+                Err(_) => write_all(part),
+            });
         }
         failed.into_iter().collect()
     })

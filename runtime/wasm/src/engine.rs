@@ -28,7 +28,7 @@ const KEPT_MEMORY: usize = 64 << 10;
 const KEPT_TABLE: usize = 32 << 10;
 
 /// What a component needs of the canonical ABI. Each has an engine of its own: one that keeps account of the tasks of async
-/// functions does so for every call, and that is a quarter of a small request.
+/// functions does so for every call, and that is a sixth of a small request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Abi {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ListParams;
 use kube::runtime::watcher;
@@ -210,29 +210,19 @@ impl GarbageCollector {
     }
 
     // What a watch has not shown yet would be deleted for want of its owner: kinds of which nothing as new as the owner's
-    // deletion was seen are listed. Of one that cannot be listed now, those that were seen.
-    async fn dependents_now(&self, owner: &Object) -> Vec<Object> {
+    // deletion was seen are listed. An owner whose dependents cannot be listed stays.
+    async fn dependents_now(&self, owner: &Object) -> write::Result<Vec<Object>> {
         let can_depend = |kind: &&Arc<Watched>| owner.namespace.is_empty() || kind.served.namespaced;
         let kinds: Vec<_> = self.watched.read().values().filter(can_depend).cloned().collect();
-        let known = |kind: &Watched| {
+        let of_kinds = stream::iter(kinds).map(async |kind| {
+            if kind.seen.load(Ordering::Acquire) < version(&owner.resource_version) {
+                return self.list_dependents(&kind.served, owner).await;
+            }
             let graph = self.graph.read();
             let of_kind = |d: &&Object| Arc::ptr_eq(&d.served, &kind.served);
-            graph.dependents(&owner.uid).filter(of_kind).cloned().collect::<Vec<_>>()
-        };
-        stream::iter(kinds)
-            .map(async |kind| {
-                if kind.seen.load(Ordering::Acquire) >= version(&owner.resource_version) {
-                    return known(&kind);
-                }
-                self.list_dependents(&kind.served, owner).await.unwrap_or_else(|error| {
-                    let kind_name = &kind.served.resource.kind;
-                    tracing::warn!(kind = kind_name, %error, owner = owner.path(), "cannot list what may depend on it");
-                    known(&kind)
-                })
-            })
-            .buffer_unordered(LISTS)
-            .concat()
-            .await
+            Ok(graph.dependents(&owner.uid).filter(of_kind).cloned().collect())
+        });
+        of_kinds.buffer_unordered(LISTS).try_concat().await
     }
 
     async fn list_dependents(&self, served: &Arc<Served>, owner: &Object) -> write::Result<Vec<Object>> {
@@ -243,7 +233,11 @@ impl GarbageCollector {
         };
         let (mut dependents, mut page) = (Vec::new(), ListParams::default().limit(PAGE));
         loop {
-            let listed = api.list_metadata(&page).await?;
+            let listed = match api.list_metadata(&page).await {
+                // The kind is not served any more.
+                Err(error) if write::is_not_found(&error) => return Ok(Vec::new()),
+                listed => listed?,
+            };
             let objects = listed.items.into_iter().map(|o| Object::new(served.clone(), o.metadata));
             dependents.extend(objects.filter(|o| o.owners.iter().any(|o| o.uid == owner.uid)));
             match listed.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -283,7 +277,7 @@ impl Reconciler for GarbageCollector {
             }
         }
         let actions = if object.orphans_dependents() {
-            let_go(self.dependents_now(&object).await.iter(), &object)
+            let_go(self.dependents_now(&object).await?.iter(), &object)
         } else {
             plan(&self.graph.read(), &object, |uid| absent.contains(uid))
         };
