@@ -27,8 +27,6 @@ const SEQUENCE_LIMIT: Duration = Duration::from_secs(30);
 const POD_LIMIT: Duration = Duration::from_secs(10);
 /// What a Deployment grows to at once.
 const BURSTS: [u32; 2] = [100, 1000];
-/// How often it is asked whether all of them are gone.
-const LOOK: Duration = Duration::from_millis(200);
 const REPLICAS_LIMIT: Duration = Duration::from_secs(60);
 /// After this the processes are called idle.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -157,14 +155,16 @@ async fn set_replicas(deployments: &Api<Deployment>, replicas: u32) -> Result<()
 
 /// Scales the Deployment to nothing, and waits until none of its pods is left.
 async fn empty_again(deployments: &Api<Deployment>, pods: &Api<Pod>) -> Result<()> {
+    let there = pods.list(&ListParams::default()).await?;
+    let version = there.metadata.resource_version.context("the list has no resourceVersion")?;
+    let mut events = pin!(pods.watch(&WatchParams::default(), &version).await?);
     set_replicas(deployments, 0).await?;
-    let gone = async {
-        while !pods.list(&ListParams::default()).await?.items.is_empty() {
-            tokio::time::sleep(LOOK).await;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(REPLICAS_LIMIT, gone).await.context("pods of the Deployment did not go")?
+    let mut left = there.items.len();
+    let gone = until(&mut events, REPLICAS_LIMIT, |event| {
+        left -= usize::from(matches!(event, WatchEvent::Deleted(_)));
+        left == 0
+    });
+    gone.await.context("pods of the Deployment did not go")
 }
 
 fn pod_spec() -> serde_json::Value {

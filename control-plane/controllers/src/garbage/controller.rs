@@ -147,7 +147,7 @@ impl GarbageCollector {
 
     fn take(&self, kind: &Watched, event: watcher::Event<Head>, listed: &mut HashSet<String>) {
         let Watched { served, seen } = kind;
-        // Of a list only the end says that nothing older is missing.
+        // A list does not say of which version it is, and its objects come in no order of theirs.
         let newest = match &event {
             watcher::Event::Apply(object) | watcher::Event::Delete(object) => {
                 object.metadata.resource_version.as_deref().map_or(0, version)
