@@ -36,7 +36,7 @@ use crate::{Error, TxnResponse, Versions};
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a read may wait for the leader's word.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the answer of a leader that was replaced is waited for: it may be on its way.
+/// How long the answer of a leader that was replaced is waited for once the next one's entries come: it may be on its way.
 const LATE: Duration = Duration::from_millis(500);
 /// How long a member that ends waits for the answers of what was proposed at it.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -295,15 +295,31 @@ impl Handle {
         }
     }
 
-    /// Returns a little after another member than this was elected.
+    /// Returns a little after an entry of another leader than this was applied here: what became of this one's is settled then.
     async fn replaced(&self, leader: u64) {
         let mut news = self.raft.server_metrics();
-        while news.borrow_watched().current_leader.is_none_or(|id| id == leader) {
+        let next = loop {
+            let now = news.borrow_watched().clone();
+            if now.current_leader.is_some_and(|id| id != leader) {
+                break now.vote.leader_id;
+            }
             if news.changed().await.is_err() {
                 return std::future::pending().await;
             }
+        };
+        let of_next = |id: &Option<super::LogId>| id.as_ref().is_some_and(|id| id.leader_id >= next);
+        if self.raft.watch_apply_progress().wait_until(of_next).await.is_err() {
+            return std::future::pending().await;
         }
         tokio::time::sleep(LATE).await;
+    }
+
+    /// Waits until what was proposed here is answered, for as long as a member waits that ends.
+    pub(super) async fn settle(&self) {
+        let deadline = Instant::now() + DRAIN;
+        while !self.proposals.is_empty() && Instant::now() < deadline {
+            tokio::time::sleep(RETRY / 10).await;
+        }
     }
 
     /// The way to another member.

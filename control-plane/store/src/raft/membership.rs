@@ -21,6 +21,8 @@ use crate::{Error, peer};
 
 /// How long a new member may take to catch up, and a change to be agreed upon.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a change waits for the one before it.
+const ONE_BEFORE: Duration = Duration::from_secs(5);
 /// How long a member may take to say whether it has what is asked for.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most bytes of what one member is asked for.
@@ -148,6 +150,8 @@ impl Handle {
         if id == self.node_id {
             // It may read by a lease, and of two the one that stays would lead at once: whoever leads next puts it out.
             self.hand_over().await;
+            // Who was put out may never be told what became of what was proposed at it.
+            self.settle().await;
             return Err(Error::NotLeader { leader: None });
         }
         let ids = BTreeSet::from([id]);
@@ -184,7 +188,20 @@ impl Handle {
         id == self.node_id || self.link(id).is_some_and(|link| link.speaks().is_some())
     }
 
+    /// Has a majority agree to a change, once the one that may be under way is done.
     async fn change(&self, change: Change) -> Result<(), Error> {
+        let deadline = Instant::now() + ONE_BEFORE;
+        loop {
+            match self.try_change(change.clone()).await {
+                Err(Error::Unavailable(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(JOIN_AGAIN / 10).await;
+                }
+                changed => return changed,
+            }
+        }
+    }
+
+    async fn try_change(&self, change: Change) -> Result<(), Error> {
         let raft = self.raft.clone();
         let changed = detached(async move { raft.change_membership(change, false).await });
         let changed = tokio::time::timeout(CHANGE_TIMEOUT / 2, changed).await;

@@ -107,6 +107,28 @@ async fn members_are_replaced_without_a_failed_write() {
     members.close_all().await;
 }
 
+/// What was sent to a leader that is put out is answered, however much it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_put_out_owes_no_answer() {
+    let mut members = Members::cluster(3).await;
+    let leader = members.leader(1).await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    let writers: Vec<Writer> = (0..32)
+        .flat_map(|n| others.iter().map(move |id| (n, *id)))
+        .map(|(n, id)| Writer::start(members.store(id).clone(), n * 10 + id))
+        .collect();
+    each_goes_on(&writers).await;
+    members.store(others[0]).remove_member(leader).await.unwrap();
+    let gone = members.stores.remove(&leader).unwrap();
+    until("the one that was put out ends", || gone.watch("/".into(), gone.revision()).err()).await;
+    each_goes_on(&writers).await;
+    for writer in writers {
+        writer.end().await.unwrap_or_else(|error| panic!("leader {leader} put out: {error}"));
+    }
+    members.agree().await;
+    members.close_all().await;
+}
+
 /// One that was put out while it heard nobody comes back and asks for votes: the others go on under their leader and term.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_member_that_does_not_know_it_disturbs_nobody() {
