@@ -355,6 +355,8 @@ async fn connection(
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
+        // A client may give up all that it asks at once, and a slow moment have it all arrive together.
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20))
         .enable_connect_protocol();

@@ -81,11 +81,61 @@ fn by_uid(uid: &str) -> HashMap<String, String> {
 }
 
 /// `NotFound` is what removing and stopping want to hear.
-fn absent_is_fine<T>(result: Result<T, Status>) -> Result<(), Status> {
+/// What was answered, or `None` of what is gone.
+fn unless_absent<T>(result: Result<tonic::Response<T>, Status>) -> Result<Option<T>, Status> {
     match result {
-        Ok(_) => Ok(()),
-        Err(status) if status.code() == tonic::Code::NotFound => Ok(()),
+        Ok(answer) => Ok(Some(answer.into_inner())),
+        Err(status) if status.code() == tonic::Code::NotFound => Ok(None),
         Err(status) => Err(status),
+    }
+}
+
+fn absent_is_fine<T>(result: Result<tonic::Response<T>, Status>) -> Result<(), Status> {
+    unless_absent(result).map(|_| ())
+}
+
+fn sandbox(listed: cri::PodSandbox, status: Option<cri::PodSandboxStatus>) -> Sandbox {
+    let network = status.as_ref().and_then(|s| s.network.as_ref());
+    let ips = network
+        .into_iter()
+        .flat_map(|n| std::iter::once(n.ip.clone()).chain(n.additional_ips.iter().map(|a| a.ip.clone())));
+    let state = status.as_ref().map_or(listed.state, |s| s.state);
+    Sandbox {
+        handler: listed.runtime_handler,
+        ready: state == cri::PodSandboxState::SandboxReady as i32,
+        attempt: listed.metadata.map_or(0, |m| m.attempt),
+        linux: listed.annotations.get(annotation::LINUX_CONTAINERS).is_some_and(|v| v == "true"),
+        created_at: listed.created_at,
+        ips: ips.filter(|ip| !ip.is_empty()).collect(),
+        id: listed.id,
+    }
+}
+
+fn container(sandbox: &str, status: cri::ContainerStatus) -> Container {
+    let stop_signal = coracle_cri_api::signal::name(status.stop_signal()).unwrap_or_default();
+    let metadata = status.metadata.unwrap_or_default();
+    Container {
+        id: status.id,
+        sandbox: sandbox.to_owned(),
+        name: metadata.name,
+        attempt: metadata.attempt,
+        phase: match status.state {
+            0 => Phase::Created,
+            1 => Phase::Running,
+            2 => Phase::Exited,
+            _ => Phase::Unknown,
+        },
+        created_at: status.created_at,
+        started_at: status.started_at,
+        finished_at: status.finished_at,
+        exit_code: status.exit_code,
+        reason: status.reason,
+        message: status.message,
+        image: status.image.map(|i| i.image).unwrap_or_default(),
+        image_ref: status.image_ref,
+        log_path: status.log_path,
+        stop_signal,
+        replaced: false,
     }
 }
 
@@ -146,39 +196,29 @@ impl Runtime {
         let request = cri::ListPodSandboxRequest { filter: Some(filter) };
         let sandboxes = client.list_pod_sandbox(timed(request, LOOK)).await?.into_inner().items;
         let mut state = PodState { runtime: self.name().await?.to_owned(), ..Default::default() };
-        for sandbox in sandboxes {
-            state.sandboxes.extend(self.sandbox(&sandbox).await?);
+        let mut all_told = true;
+        for listed in sandboxes {
+            let Some(answer) = self.sandbox(&listed.id).await? else { continue };
+            // A runtime that says when it looked has told of the containers too.
+            all_told &= answer.timestamp > 0;
+            let containers = answer.containers_statuses.into_iter();
+            state.containers.extend(containers.map(|status| container(&listed.id, status)));
+            state.sandboxes.push(sandbox(listed, answer.status));
         }
-        for container in self.containers(by_uid(uid)).await? {
-            state.containers.extend(self.container(&container).await?);
+        if !all_told {
+            state.containers.clear();
+            for listed in self.containers(by_uid(uid)).await? {
+                state.containers.extend(self.container(&listed).await?);
+            }
         }
         state.sort();
         Ok(state)
     }
 
-    async fn sandbox(&self, listed: &cri::PodSandbox) -> Result<Option<Sandbox>, Status> {
-        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: listed.id.clone(), verbose: false };
-        let answer = self.runtime.clone().pod_sandbox_status(timed(request, LOOK)).await;
-        let status = match answer {
-            Ok(answer) => answer.into_inner().status,
-            Err(status) if status.code() == tonic::Code::NotFound => return Ok(None),
-            Err(status) => return Err(status),
-        };
-        let network = status.as_ref().and_then(|s| s.network.as_ref());
-        let ips = network
-            .into_iter()
-            .flat_map(|n| std::iter::once(n.ip.clone()).chain(n.additional_ips.iter().map(|a| a.ip.clone())));
-        let state = status.as_ref().map_or(listed.state, |s| s.state);
-        let linux = listed.annotations.get(annotation::LINUX_CONTAINERS).is_some_and(|v| v == "true");
-        Ok(Some(Sandbox {
-            id: listed.id.clone(),
-            handler: listed.runtime_handler.clone(),
-            ready: state == cri::PodSandboxState::SandboxReady as i32,
-            attempt: listed.metadata.as_ref().map_or(0, |m| m.attempt),
-            linux,
-            created_at: listed.created_at,
-            ips: ips.filter(|ip| !ip.is_empty()).collect(),
-        }))
+    /// One sandbox, or `None` when it is gone.
+    async fn sandbox(&self, id: &str) -> Result<Option<cri::PodSandboxStatusResponse>, Status> {
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+        unless_absent(self.runtime.clone().pod_sandbox_status(timed(request, LOOK)).await)
     }
 
     /// Containers that carry all these labels.
@@ -195,39 +235,11 @@ impl Runtime {
     }
 
     /// One container, or `None` when it is gone.
-    pub async fn container(&self, listed: &cri::Container) -> Result<Option<Container>, Status> {
+    async fn container(&self, listed: &cri::Container) -> Result<Option<Container>, Status> {
         let request = cri::ContainerStatusRequest { container_id: listed.id.clone(), verbose: false };
-        let status = match self.runtime.clone().container_status(timed(request, LOOK)).await {
-            Ok(answer) => answer.into_inner().status,
-            Err(status) if status.code() == tonic::Code::NotFound => return Ok(None),
-            Err(status) => return Err(status),
-        };
-        let Some(status) = status else { return Ok(None) };
-        let stop_signal = coracle_cri_api::signal::name(status.stop_signal()).unwrap_or_default();
-        let metadata = status.metadata.unwrap_or_default();
-        Ok(Some(Container {
-            id: status.id,
-            sandbox: listed.pod_sandbox_id.clone(),
-            name: metadata.name,
-            attempt: metadata.attempt,
-            phase: match status.state {
-                0 => Phase::Created,
-                1 => Phase::Running,
-                2 => Phase::Exited,
-                _ => Phase::Unknown,
-            },
-            created_at: status.created_at,
-            started_at: status.started_at,
-            finished_at: status.finished_at,
-            exit_code: status.exit_code,
-            reason: status.reason,
-            message: status.message,
-            image: status.image.map(|i| i.image).unwrap_or_default(),
-            image_ref: status.image_ref,
-            log_path: status.log_path,
-            stop_signal,
-            replaced: false,
-        }))
+        let answer = unless_absent(self.runtime.clone().container_status(timed(request, LOOK)).await)?;
+        let status = answer.and_then(|answer| answer.status);
+        Ok(status.map(|status| container(&listed.pod_sandbox_id, status)))
     }
 
     /// Makes a sandbox and returns its id.

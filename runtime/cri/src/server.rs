@@ -33,6 +33,10 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// What containers get when their host is ended.
 const HOST_GRACE: Duration = Duration::from_secs(10);
 
+/// Calls that a client may give up before they were looked at; with more its connection ends, and with it all that is under way.
+/// A node with thousands of pods gives up many at once.
+const MOST_GIVEN_UP: usize = 10_000;
+
 /// How the CRI service runs.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -105,6 +109,7 @@ async fn answer_calls(
 ) -> anyhow::Result<()> {
     let rpc = Rpc(service.clone());
     let server = tonic::transport::Server::builder()
+        .http2_max_pending_accept_reset_streams(Some(MOST_GIVEN_UP))
         .add_service(RuntimeServiceServer::new(rpc.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(ImageServiceServer::new(rpc.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(ServiceTableServer::new(rpc).max_decoding_message_size(MAX_MESSAGE_BYTES))

@@ -34,54 +34,86 @@ pub struct Filter<'a> {
 const POD: &str = "io.kubernetes.pod.uid";
 
 impl Filter<'_> {
-    fn labels_match(&self, labels: &HashMap<String, String>) -> bool {
-        self.labels.is_none_or(|wanted| wanted.iter().all(|(k, v)| labels.get(k) == Some(v)))
+    fn matches(&self, record: &impl Listed) -> bool {
+        record.sandbox_id().starts_with(self.sandbox_id)
+            && record.id().starts_with(self.id)
+            && self.labels.is_none_or(|wanted| wanted.iter().all(|(k, v)| record.labels().get(k) == Some(v)))
     }
 }
 
-/// A record that is listed by its labels.
-trait Labelled {
+/// A record that is listed.
+trait Listed {
+    fn id(&self) -> &str;
+    /// Of the sandbox that it belongs to; a sandbox's own is its.
+    fn sandbox_id(&self) -> &str;
     fn labels(&self) -> &HashMap<String, String>;
-}
+    /// The pod that its maker says it is of.
+    fn uid(&self) -> Option<&str>;
 
-impl Labelled for SandboxRecord {
-    fn labels(&self) -> &HashMap<String, String> {
-        &self.config.labels
+    /// What it is asked for by: its pod and its sandbox, whose names no two have.
+    fn keys(&self) -> impl Iterator<Item = &str> {
+        let pod = self.labels().get(POD).map(String::as_str);
+        [Some(self.sandbox_id()), pod, self.uid()].into_iter().flatten().filter(|key| !key.is_empty())
     }
 }
 
-impl Labelled for ContainerRecord {
+impl Listed for SandboxRecord {
+    fn id(&self) -> &str {
+        &self.id
+    }
+    fn sandbox_id(&self) -> &str {
+        &self.id
+    }
     fn labels(&self) -> &HashMap<String, String> {
         &self.config.labels
     }
+    fn uid(&self) -> Option<&str> {
+        self.config.metadata.as_ref().map(|metadata| metadata.uid.as_str())
+    }
 }
 
-/// Records by id, and which of them each pod has: thousands of pods are not looked through for the few of one.
+impl Listed for ContainerRecord {
+    fn id(&self) -> &str {
+        &self.id
+    }
+    fn sandbox_id(&self) -> &str {
+        &self.sandbox_id
+    }
+    fn labels(&self) -> &HashMap<String, String> {
+        &self.config.labels
+    }
+    fn uid(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// Records by id, and which of them each pod and sandbox has: thousands are not looked through for the few of one.
 struct Records<T> {
     by_id: BTreeMap<String, T>,
-    of_pod: HashMap<String, BTreeSet<String>>,
+    by_key: HashMap<String, BTreeSet<String>>,
 }
 
-impl<T: Labelled> Records<T> {
+impl<T: Listed> Records<T> {
     fn new() -> Self {
-        Self { by_id: BTreeMap::new(), of_pod: HashMap::new() }
+        Self { by_id: BTreeMap::new(), by_key: HashMap::new() }
     }
 
-    fn insert(&mut self, id: String, record: T) {
-        if let Some(pod) = record.labels().get(POD) {
-            self.of_pod.entry(pod.clone()).or_default().insert(id.clone());
+    fn insert(&mut self, record: T) {
+        let id = record.id().to_owned();
+        for key in record.keys() {
+            self.by_key.entry(key.to_owned()).or_default().insert(id.clone());
         }
         self.by_id.insert(id, record);
     }
 
     fn remove(&mut self, id: &str) -> Option<T> {
         let record = self.by_id.remove(id)?;
-        if let Some(pod) = record.labels().get(POD)
-            && let Some(ids) = self.of_pod.get_mut(pod)
-        {
-            ids.remove(id);
-            if ids.is_empty() {
-                self.of_pod.remove(pod);
+        for key in record.keys() {
+            if let Some(ids) = self.by_key.get_mut(key) {
+                ids.remove(id);
+                if ids.is_empty() {
+                    self.by_key.remove(key);
+                }
             }
         }
         Some(record)
@@ -91,13 +123,20 @@ impl<T: Labelled> Records<T> {
         self.by_id.get_mut(id)
     }
 
-    /// Those with these labels.
+    /// Those of a pod, or of a sandbox.
+    fn of(&self, key: &str) -> impl Iterator<Item = &T> {
+        self.by_key.get(key).into_iter().flatten().filter_map(|id| self.by_id.get(id))
+    }
+
+    /// Those that a filter leaves.
     fn matching<'a>(&'a self, filter: &'a Filter<'_>) -> impl Iterator<Item = &'a T> {
-        let pod = filter.labels.and_then(|labels| labels.get(POD));
-        let all = pod.is_none().then(|| self.by_id.values()).into_iter().flatten();
-        let of_pod = pod.and_then(|pod| self.of_pod.get(pod)).into_iter().flatten();
-        let of_pod = of_pod.filter_map(|id| self.by_id.get(id));
-        all.chain(of_pod).filter(|record| filter.labels_match(record.labels()))
+        let pod = filter.labels.and_then(|labels| labels.get(POD)).filter(|pod| !pod.is_empty());
+        // The beginning of an id is no key.
+        let key =
+            pod.map(String::as_str).or(Some(filter.sandbox_id).filter(|id| self.by_key.contains_key(*id)));
+        let all = key.is_none().then(|| self.by_id.values()).into_iter().flatten();
+        let of_key = key.into_iter().flat_map(|key| self.of(key));
+        all.chain(of_key).filter(|record| filter.matches(*record))
     }
 }
 
@@ -153,12 +192,12 @@ impl State {
             if record.ready {
                 addresses.take(record.ip);
             }
-            sandboxes.insert(record.id.clone(), record);
+            sandboxes.insert(record);
         }
         let mut containers = Records::new();
         for record in journal.load::<ContainerRecord>(CONTAINERS)? {
             if sandboxes.by_id.contains_key(&record.sandbox_id) {
-                containers.insert(record.id.clone(), record);
+                containers.insert(record);
             } else {
                 tracing::warn!(
                     container = record.id,
@@ -206,11 +245,14 @@ impl State {
         let v1::PodSandboxMetadata { name, uid, namespace, attempt } = metadata;
         let key = format!("{namespace}/{name}/{uid}/{attempt}");
         let mut inner = self.inner.lock();
-        let taken = inner.sandboxes.by_id.values().find(|s| s.config.metadata.as_ref() == Some(metadata));
+        // Without a uid it is nobody's that can be found by it.
+        let all = uid.is_empty().then(|| inner.sandboxes.by_id.values()).into_iter().flatten();
+        let mut alike = all.chain(inner.sandboxes.of(uid));
+        let taken = alike.find(|s| s.config.metadata.as_ref() == Some(metadata)).map(|s| s.id.clone());
+        drop(alike);
         if let Some(taken) = taken {
             return Err(Status::already_exists(format!(
-                "sandbox {} is attempt {attempt} of pod {namespace}/{name} already",
-                taken.id
+                "sandbox {taken} is attempt {attempt} of pod {namespace}/{name} already"
             )));
         }
         if inner.reserved.contains(&key) {
@@ -240,12 +282,8 @@ impl State {
     ) -> Result<Reservation<'_>, Status> {
         let key = format!("{sandbox_id}/{}/{}", metadata.name, metadata.attempt);
         let mut inner = self.inner.lock();
-        let taken = inner
-            .containers
-            .by_id
-            .values()
-            .find(|c| c.sandbox_id == sandbox_id && c.config.metadata.as_ref() == Some(metadata));
-        if taken.is_some() || inner.reserved.contains(&key) {
+        let taken = inner.containers.of(sandbox_id).any(|c| c.config.metadata.as_ref() == Some(metadata));
+        if taken || inner.reserved.contains(&key) {
             return Err(Status::already_exists(format!(
                 "attempt {} of container {} exists in sandbox {sandbox_id} already",
                 metadata.attempt, metadata.name
@@ -259,7 +297,7 @@ impl State {
     pub fn add_sandbox(&self, record: SandboxRecord) -> Pending {
         let mut inner = self.inner.lock();
         let pending = self.journal.write(SANDBOXES, &record.id, &record);
-        inner.sandboxes.insert(record.id.clone(), record);
+        inner.sandboxes.insert(record);
         pending
     }
 
@@ -270,7 +308,7 @@ impl State {
             return None;
         }
         let pending = self.journal.write(CONTAINERS, &record.id, &record);
-        inner.containers.insert(record.id.clone(), record);
+        inner.containers.insert(record);
         Some(pending)
     }
 
@@ -287,8 +325,7 @@ impl State {
     /// The sandboxes that a filter leaves, oldest first.
     pub fn sandboxes(&self, filter: &Filter<'_>) -> Vec<SandboxRecord> {
         let inner = self.inner.lock();
-        let wanted = inner.sandboxes.matching(filter).filter(|s| s.id.starts_with(filter.id));
-        let mut found: Vec<_> = wanted.cloned().collect();
+        let mut found: Vec<_> = inner.sandboxes.matching(filter).cloned().collect();
         found.sort_by_key(|s| s.created_at_ns);
         found
     }
@@ -296,9 +333,7 @@ impl State {
     /// The containers that a filter leaves, oldest first.
     pub fn containers(&self, filter: &Filter<'_>) -> Vec<ContainerRecord> {
         let inner = self.inner.lock();
-        let named =
-            |c: &&ContainerRecord| c.id.starts_with(filter.id) && c.sandbox_id.starts_with(filter.sandbox_id);
-        let mut found: Vec<_> = inner.containers.matching(filter).filter(named).cloned().collect();
+        let mut found: Vec<_> = inner.containers.matching(filter).cloned().collect();
         found.sort_by_key(|c| c.created_at_ns);
         found
     }
@@ -316,8 +351,7 @@ impl State {
     /// Forgets a sandbox and its containers.
     pub fn remove_sandbox(&self, id: &str) -> Vec<Pending> {
         let mut inner = self.inner.lock();
-        let of_it: Vec<String> =
-            inner.containers.by_id.values().filter(|c| c.sandbox_id == id).map(|c| c.id.clone()).collect();
+        let of_it: Vec<String> = inner.containers.of(id).map(|c| c.id.clone()).collect();
         let mut pending = Vec::new();
         for container in of_it {
             inner.containers.remove(&container);
@@ -399,9 +433,24 @@ fn by_prefix<'a, T>(map: &'a BTreeMap<String, T>, id: &str) -> Option<&'a T> {
 mod tests {
     use super::*;
 
-    impl Labelled for HashMap<String, String> {
+    struct Record {
+        id: String,
+        sandbox: String,
+        labels: HashMap<String, String>,
+    }
+
+    impl Listed for Record {
+        fn id(&self) -> &str {
+            &self.id
+        }
+        fn sandbox_id(&self) -> &str {
+            &self.sandbox
+        }
         fn labels(&self) -> &HashMap<String, String> {
-            self
+            &self.labels
+        }
+        fn uid(&self) -> Option<&str> {
+            Some("")
         }
     }
 
@@ -410,29 +459,44 @@ mod tests {
     }
 
     #[test]
-    fn records_of_a_pod_are_found_among_all() {
+    fn records_of_a_pod_or_a_sandbox_are_found_among_all() {
         let mut records = Records::new();
-        for (id, of) in [
-            ("1", &[(POD, "a"), ("n", "x")][..]),
-            ("2", &[(POD, "b"), ("n", "x")]),
-            ("3", &[(POD, "a")]),
-            ("4", &[]),
+        for (id, sandbox, of) in [
+            ("1", "s1", &[(POD, "a"), ("n", "x")][..]),
+            ("2", "s2", &[(POD, "b"), ("n", "x")]),
+            ("3", "s1", &[(POD, "a")]),
+            ("4", "s3", &[]),
         ] {
-            records.insert(id.to_owned(), labels(of));
+            let (id, sandbox) = (id.to_owned(), sandbox.to_owned());
+            records.insert(Record { id, sandbox, labels: labels(of) });
         }
-        let count = |records: &Records<_>, wanted: &[(&str, &str)]| {
-            let wanted = labels(wanted);
-            records.matching(&Filter { labels: Some(&wanted), ..Filter::default() }).count()
+        let ids = |records: &Records<Record>, filter: &Filter<'_>| {
+            records.matching(filter).map(|record| record.id.clone()).collect::<String>()
         };
-        assert_eq!(records.matching(&Filter::default()).count(), 4);
-        assert_eq!(count(&records, &[]), 4);
-        assert_eq!(count(&records, &[("n", "x")]), 2);
-        assert_eq!(count(&records, &[(POD, "a")]), 2);
-        assert_eq!(count(&records, &[(POD, "a"), ("n", "x")]), 1);
-        assert_eq!(count(&records, &[(POD, "c")]), 0);
+        let labelled = |records: &Records<Record>, wanted: &[(&str, &str)]| {
+            ids(records, &Filter { labels: Some(&labels(wanted)), ..Filter::default() })
+        };
+        let within = |records: &Records<Record>, sandbox_id: &str| {
+            ids(records, &Filter { sandbox_id, ..Filter::default() })
+        };
+        assert_eq!(ids(&records, &Filter::default()), "1234");
+        assert_eq!(labelled(&records, &[]), "1234");
+        assert_eq!(labelled(&records, &[("n", "x")]), "12");
+        assert_eq!(labelled(&records, &[(POD, "a")]), "13");
+        assert_eq!(labelled(&records, &[(POD, "a"), ("n", "x")]), "1");
+        assert_eq!(labelled(&records, &[(POD, "c")]), "");
+        assert_eq!(labelled(&records, &[(POD, "")]), "");
+        assert_eq!(within(&records, "s1"), "13");
+        assert_eq!(within(&records, "s"), "1234", "the beginning of an id");
+        assert_eq!(within(&records, "s4"), "");
+        assert_eq!(ids(&records, &Filter { id: "3", sandbox_id: "s1", labels: None }), "3");
         for id in ["1", "3"] {
             assert!(records.remove(id).is_some());
         }
-        assert_eq!((count(&records, &[(POD, "a")]), records.of_pod.len()), (0, 1));
+        assert_eq!(
+            (labelled(&records, &[(POD, "a")]), within(&records, "s1")),
+            (String::new(), String::new())
+        );
+        assert_eq!(records.by_key.len(), 3, "one pod and two sandboxes");
     }
 }

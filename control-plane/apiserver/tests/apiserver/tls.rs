@@ -112,3 +112,39 @@ fn the_authority_is_reused() {
     );
     let _ = Arc::new(UserInfo::anonymous());
 }
+
+/// What many tasks of one client have under way is given up at once where it ends: the others on its connection go on.
+#[tokio::test]
+async fn requests_that_are_given_up_disturb_no_other() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let dir = tempfile::tempdir().expect("dir");
+    let ca = ClusterCa::open(dir.path()).expect("authority");
+    let (s, address, task) = start(&ca).await;
+    let mut tls =
+        ca.client_config(Some(&ca.client("admin", &["system:masters"]).expect("certificate"))).expect("tls");
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = tokio::net::TcpStream::connect(address).await.expect("connect");
+    let name = "localhost".try_into().expect("name");
+    let stream =
+        tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.expect("handshake");
+    let (sender, mut connection) = h2::client::handshake(stream).await.expect("handshake");
+    let mut sender = sender.ready().await.expect("ready");
+    let mut ask = || {
+        let request = http::Request::get(format!("https://{address}/api/v1/configmaps")).body(());
+        sender.send_request(request.expect("request"), true).expect("sent").0
+    };
+    let asked: Vec<_> = (0..90).map(|_| ask()).collect();
+    // Nobody but the connection is polled: the server, in this thread too, finds all of it at once.
+    assert!(futures::poll!(&mut connection).is_pending());
+    drop(asked);
+    assert!(futures::poll!(&mut connection).is_pending());
+    let answer = ask();
+    let answered = tokio::select! {
+        answer = answer => answer.expect("an answer").status(),
+        ended = &mut connection => panic!("the connection ended: {ended:?}"),
+    };
+    assert_eq!(answered, 200);
+    s.shutdown_token().cancel();
+    drop(connection);
+    assert!(task.await.expect("task").is_ok());
+}

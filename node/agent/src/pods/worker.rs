@@ -31,7 +31,7 @@ mod step;
 mod stop;
 
 /// A step that takes longer than this lets the status be written first.
-const SLOW: Duration = Duration::from_millis(150);
+const SLOW: Duration = Duration::from_millis(500);
 /// Looked at again at least this often.
 const RESYNC: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);

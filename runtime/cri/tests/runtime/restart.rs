@@ -145,3 +145,38 @@ async fn one_folder_has_one_service() {
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(said.contains("in use by another runtime"), "{said}");
 }
+
+/// A node gives up many calls at once where pods end while they start: the others on its connection are answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_are_given_up_disturb_no_other() {
+    let service = Service::start().await;
+    let suite = service.suite().await;
+    ready(&suite).await;
+    let events = suite.runtime.clone().get_container_events(v1::GetEventsRequest {}).await;
+    let mut events = events.unwrap().into_inner();
+    let signal = |signal| {
+        let pid = nix::unistd::Pid::from_raw(service.pid().cast_signed());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    };
+    // While it stands still, the calls and the word that nobody waits for them any more gather in its socket.
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    let calls: Vec<_> = (0..150)
+        .map(|_| {
+            let mut runtime = suite.runtime.clone();
+            tokio::spawn(
+                async move { runtime.list_containers(v1::ListContainersRequest { filter: None }).await },
+            )
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    calls.iter().for_each(tokio::task::JoinHandle::abort);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    signal(nix::sys::signal::Signal::SIGCONT);
+
+    let pod = suite.pod("after").await.unwrap();
+    pod.create("created", &suite.target.programs.sleeps).await.unwrap();
+    let told = tokio::time::timeout(Duration::from_secs(10), events.message());
+    pod.end().await.unwrap();
+    let told = told.await.expect("an event comes").expect("the connection lives");
+    assert!(told.is_some(), "the events have ended");
+}
