@@ -43,9 +43,23 @@ fn init_logs_at(level: &str) {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
 }
 
+/// Allows this process as many open files as a kubelet asks for, where it may; else as many as it may. Each pod takes some.
+fn raise_open_files() -> nix::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const MOST: u64 = 1_000_000;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft >= MOST {
+        return Ok(());
+    }
+    // To raise the hard limit is a privilege.
+    setrlimit(Resource::RLIMIT_NOFILE, MOST, hard.max(MOST))
+        .or_else(|_| setrlimit(Resource::RLIMIT_NOFILE, hard.min(MOST), hard))
+}
+
 /// Runs a server process until SIGTERM or SIGINT cancels the token that it was given.
 fn run_service<F: Future<Output = Result<()>>>(body: impl FnOnce(CancellationToken) -> F) -> Result<()> {
     init_logs();
+    let _ = raise_open_files().inspect_err(|error| tracing::warn!(%error, "open files stay limited"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();

@@ -47,9 +47,6 @@ pub struct Options {
     /// The port of the HTTP gateway (Ingresses, Knative routes); 8080 is taken instead where it needs a privilege.
     #[arg(long, default_value_t = 80)]
     pub gateway_port: u16,
-    /// Most pods at a time.
-    #[arg(long, default_value_t = 1000)]
-    pub max_pods: u32,
     /// Addresses of the cluster's DNS, for pods that ask a server.
     #[arg(long, value_delimiter = ',')]
     pub cluster_dns: Vec<IpAddr>,
@@ -208,7 +205,7 @@ async fn services(options: &Options, credentials: Credentials, shutdown: Cancell
         root_dir: options.root_dir.clone(),
         serving_cert: credentials.serving,
         client_ca_pem: credentials.ca_pem,
-        max_pods: options.max_pods,
+        max_pods: options.tuning.max_pods,
         more_routes: gateway.router(),
         tuning: options.tuning.agent()?,
         device_plugin_dir: options.device_plugin_dir.clone(),

@@ -1,6 +1,8 @@
 //! Events: written by one task, repeated ones as a count, bounded in rate per object.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Event, EventSource, Node, ObjectReference, Pod};
@@ -13,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Events that wait to be written; more are dropped.
-const QUEUE: usize = 1024;
+const QUEUE: usize = 4096;
 /// Events that are remembered for counting.
 const MAX_KNOWN: usize = 4096;
 /// An object may have so many at once, and then one in five minutes, as client-go's filter has it.
@@ -44,6 +46,7 @@ struct Message {
 #[derive(Clone)]
 pub struct Recorder {
     queue: mpsc::Sender<Message>,
+    dropped: Arc<AtomicU64>,
 }
 
 impl Recorder {
@@ -54,8 +57,10 @@ impl Recorder {
         shutdown: CancellationToken,
     ) -> (Self, impl Future<Output = ()>) {
         let (queue, messages) = mpsc::channel(QUEUE);
-        let writer = Writer { client, node, known: HashMap::new(), budgets: HashMap::new() };
-        (Self { queue }, writer.run(messages, shutdown))
+        let dropped = Arc::<AtomicU64>::default();
+        let (known, budgets) = (HashMap::new(), HashMap::new());
+        let writer = Writer { client, node, known, budgets, dropped: dropped.clone() };
+        (Self { queue, dropped }, writer.run(messages, shutdown))
     }
 
     /// About a pod, or about one of its containers.
@@ -111,7 +116,7 @@ impl Recorder {
 
     fn send(&self, message: Message) {
         if self.queue.try_send(message).is_err() {
-            tracing::warn!("too many Events wait to be written: one is dropped");
+            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -132,6 +137,8 @@ struct Writer {
     node: String,
     known: HashMap<Key, Known>,
     budgets: HashMap<String, Budget>,
+    /// Of the queue since it was last said.
+    dropped: Arc<AtomicU64>,
 }
 
 impl Writer {
@@ -139,11 +146,24 @@ impl Writer {
         loop {
             tokio::select! {
                 message = messages.recv() => match message {
-                    Some(message) => self.write(message).await,
+                    Some(message) => {
+                        self.write(message).await;
+                        if messages.is_empty() {
+                            self.say_dropped();
+                        }
+                    }
                     None => return,
                 },
                 () = shutdown.cancelled() => return,
             }
+        }
+    }
+
+    /// Once for many: a log that a flood fills helps nobody.
+    fn say_dropped(&self) {
+        let count = self.dropped.swap(0, Ordering::Relaxed);
+        if count > 0 {
+            tracing::warn!(count, "Events were dropped: too many waited to be written");
         }
     }
 

@@ -8,7 +8,7 @@ use coracle_cri_api::v1 as cri;
 use coracle_cri_api::v1::image_service_client::ImageServiceClient;
 use coracle_cri_api::v1::runtime_service_client::RuntimeServiceClient;
 use coracle_cri_api::{EndpointError, MAX_MESSAGE_BYTES, annotation};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
@@ -40,6 +40,16 @@ pub struct Runtime {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     name: Arc<OnceCell<String>>,
+    turns: Arc<Turns>,
+}
+
+/// Calls that are under way at a time, together fewer than a connection carries. Others wait here: none of their time
+/// passes, and the runtime does not hear of those that are given up.
+struct Turns {
+    /// To look at a pod.
+    looks: Semaphore,
+    /// To make and start sandboxes and containers.
+    starts: Semaphore,
 }
 
 /// An image that the runtime has.
@@ -147,6 +157,7 @@ impl Runtime {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
             name: Arc::default(),
+            turns: Arc::new(Turns { looks: Semaphore::new(48), starts: Semaphore::new(128) }),
         })
     }
 
@@ -191,6 +202,7 @@ impl Runtime {
 
     /// Everything that the runtime has of one pod.
     pub async fn pod_state(&self, uid: &str) -> Result<PodState, Status> {
+        let _turn = self.turns.looks.acquire().await;
         let mut client = self.runtime.clone();
         let filter = cri::PodSandboxFilter { label_selector: by_uid(uid), ..Default::default() };
         let request = cri::ListPodSandboxRequest { filter: Some(filter) };
@@ -244,6 +256,7 @@ impl Runtime {
 
     /// Makes a sandbox and returns its id.
     pub async fn run_sandbox(&self, config: cri::PodSandboxConfig, handler: &str) -> Result<String, Status> {
+        let _turn = self.turns.starts.acquire().await;
         let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
         Ok(self.runtime.clone().run_pod_sandbox(timed(request, ACT)).await?.into_inner().pod_sandbox_id)
     }
@@ -267,6 +280,7 @@ impl Runtime {
         config: cri::ContainerConfig,
         sandbox_config: cri::PodSandboxConfig,
     ) -> Result<String, Status> {
+        let _turn = self.turns.starts.acquire().await;
         let request = cri::CreateContainerRequest {
             pod_sandbox_id: sandbox.to_owned(),
             config: Some(config),
@@ -277,6 +291,7 @@ impl Runtime {
 
     /// Starts a container; a handler listens when this returns.
     pub async fn start_container(&self, id: &str) -> Result<(), Status> {
+        let _turn = self.turns.starts.acquire().await;
         let request = cri::StartContainerRequest { container_id: id.to_owned() };
         self.runtime.clone().start_container(timed(request, ACT)).await?;
         Ok(())

@@ -48,7 +48,10 @@ pub fn socket_path(endpoint: &str) -> Result<PathBuf, EndpointError> {
 
 fn template() -> Endpoint {
     // The URI is never resolved: the connector below opens the socket.
-    Endpoint::from_static("http://runtime.localhost").connect_timeout(Duration::from_secs(5))
+    Endpoint::from_static("http://runtime.localhost")
+        .connect_timeout(Duration::from_secs(5))
+        // Answers to calls that were given up count as errors, without end: the connection would end over them.
+        .http2_max_local_error_reset_streams(None)
 }
 
 async fn open(path: PathBuf) -> std::io::Result<TokioIo<UnixStream>> {

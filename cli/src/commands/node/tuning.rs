@@ -20,6 +20,9 @@ use coracle_agent::{memory, numa};
 #[derive(Args, Clone, Debug)]
 #[group(id = "NodeTuning")]
 pub struct Tuning {
+    /// Most pods at a time.
+    #[arg(long, default_value_t = 1000)]
+    pub max_pods: u32,
     /// What is kept from pods for the node's own programs, `cpu=100m,memory=256Mi,ephemeral-storage=1Gi`.
     #[arg(long, default_value = "")]
     pub kube_reserved: String,
@@ -122,6 +125,7 @@ impl Tuning {
     /// The flags, as a node takes them.
     pub fn flags(&self) -> Vec<(&'static str, String)> {
         let mut flags = vec![
+            ("max-pods", self.max_pods.to_string()),
             ("kube-reserved", self.kube_reserved.clone()),
             ("system-reserved", self.system_reserved.clone()),
             ("eviction-soft", self.eviction_soft.clone()),

@@ -288,17 +288,18 @@ impl Worker {
         let runtime = self.context.runtime.clone();
         let failed = |what: &str, e: tonic::Status| anyhow::anyhow!("{what}: {}", container::words(&e));
         match action {
-            Action::Mount => self.mount().await,
-            Action::RunSandbox { attempt } => self.run_sandbox(attempt).await,
+            // Boxed, the larger ones: a turn that only looks does not hold what they take.
+            Action::Mount => Box::pin(self.mount()).await,
+            Action::RunSandbox { attempt } => Box::pin(self.run_sandbox(attempt)).await,
             Action::Start { name, attempt, backoff } => {
                 if let Some(backoff) = backoff {
                     self.memory.backoff.insert(name.clone(), backoff);
                 } else {
                     self.memory.backoff.remove(&name);
                 }
-                self.start(&name, attempt).await?;
+                Box::pin(self.start(&name, attempt)).await?;
             }
-            Action::Stop(endings) => self.stop(endings).await?,
+            Action::Stop(endings) => Box::pin(self.stop(endings)).await?,
             Action::BackOff { name, message } => {
                 let recent = self
                     .said_backoff

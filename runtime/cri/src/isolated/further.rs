@@ -1,4 +1,4 @@
-//! Further shared hosts. A process has only so many memory mappings, and each instance takes some: beyond a threshold the
+//! Further shared hosts. A process has only so many memory mappings and open files, and each pod takes some: beyond a threshold the
 //! shared host gets no more pods, and another host process is started beside it, which ends with its last pod. The
 //! listeners of Services stay with the first one.
 
@@ -19,7 +19,7 @@ pub(super) const FLAG: &str = "--further";
 pub(super) const FOLDER: &str = "further";
 /// The most of them; beyond, pods go into the first host.
 const MAX_HOSTS: usize = 63;
-/// How long an answer about mappings counts: counting many takes the host a while.
+/// How long an answer about mappings and files counts: counting many takes the host a while.
 const FRESH: Duration = Duration::from_secs(1);
 /// How long a new host may take until it answers.
 const START: Duration = Duration::from_secs(30);
@@ -143,7 +143,7 @@ impl Service {
             Some(number) => {
                 tracing::info!(
                     number,
-                    "the wasm host processes have many memory mappings: starting another one"
+                    "the wasm host processes have many memory mappings or open files: starting another one"
                 );
                 known.retain(|number, _| *number == 0 || further.used.lock().sandboxes.contains_key(number));
                 number
@@ -152,7 +152,7 @@ impl Service {
         }
     }
 
-    /// Whether a host has so many mappings that it gets no more sandboxes. The first one gets them where it does not answer:
+    /// Whether a host has so many mappings or open files that it gets no more sandboxes. The first one gets them where it does not answer:
     /// then the call fails with the reason.
     async fn is_full(&self, number: u32) -> bool {
         let host: Option<Host> = match number {
@@ -170,6 +170,7 @@ impl Service {
         let Ok(Some(info)) = tokio::time::timeout(PATIENCE, asked).await else { return number != 0 };
         let threshold = self.isolated.further.threshold.get().copied().flatten();
         info.mappings > threshold.unwrap_or(info.max_mappings / 4 * 3)
+            || files(info.pid).is_some_and(|(open, most)| open > most / 4 * 3)
     }
 
     /// A sandbox has left its host: one of its own, or a further one that had no other, ends.
@@ -181,9 +182,30 @@ impl Service {
     }
 }
 
+/// How many files a process has open, and may have; `None`: it cannot be seen.
+fn files(pid: u32) -> Option<(u64, u64)> {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let open = std::fs::read_dir(process.join("fd")).ok()?.count() as u64;
+    let limits = std::fs::read_to_string(process.join("limits")).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let most = line.split_whitespace().next()?;
+    Some((open, most.parse().unwrap_or(u64::MAX)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_files_are_counted() {
+        let (before, most) = files(std::process::id()).expect("our own");
+        let more = [(); 20].map(|()| std::fs::File::open("/dev/null").expect("a file"));
+        let (after, _) = files(std::process::id()).expect("our own");
+        assert!(after >= before + 15, "{before} {after}: others close theirs meanwhile, but not so many");
+        assert!(most >= after, "{most}");
+        drop(more);
+        assert_eq!(files(u32::MAX), None);
+    }
 
     #[test]
     fn a_host_that_was_asked_for_a_moment_ago_is_on_its_way() {

@@ -221,3 +221,29 @@ async fn another_host_is_started_where_one_has_many_mappings() {
         pod.end().await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_host_is_started_where_one_has_many_open_files() {
+    let service = Service::start().await;
+    let suite = service.suite().await;
+    let one = suite.pod("one").await.unwrap();
+    assert!(further(&service).is_empty());
+    let host =
+        coracle_wasm::client::HostClient::connect(&coracle_cri::host::socket(&service.state_dir())).await;
+    let host = host.unwrap().inspect().await.unwrap().pid;
+    let open = std::fs::read_dir(format!("/proc/{host}/fd")).unwrap().count() as u64;
+    // It has opened more than three quarters of what it may.
+    let limits = std::process::Command::new("prlimit")
+        .args(["--pid", &host.to_string(), &format!("--nofile={}:", open + open / 8)])
+        .status();
+    assert!(limits.unwrap().success());
+    // What is known of it counts for a second.
+    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+    let two = suite.pod("two").await.unwrap();
+    let id = running(&two, &suite).await;
+    assert_eq!(further(&service).len(), 1);
+    assert_eq!(suite.status(&id).await.unwrap().state(), v1::ContainerState::ContainerRunning);
+    for pod in [one, two] {
+        pod.end().await.unwrap();
+    }
+}

@@ -234,7 +234,7 @@ pub async fn image(
             recorder.pod(pod, Some(&spec.name), false, "Pulling", format!("Pulling image \"{name}\""));
             let started = Instant::now();
             let pulling = pull(context, pod, (name, handler), sandbox);
-            let pulled = progress::told(context, (pod, spec), (name, handler), pulling).await;
+            let pulled = Box::pin(progress::told(context, (pod, spec), (name, handler), pulling)).await;
             let pulled = pulled.map_err(|status| {
                 let message = format!("Failed to pull image \"{name}\": {}", words(&status));
                 recorder.pod(pod, Some(&spec.name), true, "Failed", message);

@@ -19,7 +19,7 @@ impl Worker {
             tracing::debug!(pod = %self.name(), container = name, "pulling again");
         }
         let seen = self.memory.images.remove(name);
-        let step = container::start(&context, &pod, &state, &spec, attempt, seen);
+        let step = Box::pin(container::start(&context, &pod, &state, &spec, attempt, seen));
         self.starting = Some((name.to_owned(), attempt));
         let (wake, wanted) = (self.wake.clone(), self.wanted.clone());
         let started = attend(step, self, &wake, wanted, Wanted::ends).await;

@@ -51,7 +51,7 @@ pub(super) async fn attend<T>(
         let told = tokio::select! {
             done = &mut step => return Some(done),
             _ = wanted.wait_for(&mut ends) => return None,
-            told = tells.tell() => told,
+            told = Box::pin(tells.tell()) => told,
         };
         tokio::select! {
             done = &mut step => return Some(done),
