@@ -26,6 +26,9 @@ pub struct Options {
     /// How long one rate is measured, in seconds (1 to 10).
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=10))]
     seconds: u64,
+    /// What a Deployment of the suite `pods` grows to at once, each in turn (1 to 10,000).
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 1000])]
+    bursts: Vec<u32>,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -49,6 +52,9 @@ pub fn run(options: &Options) -> Result<()> {
         command.env("CORACLE_ETCD", peers::etcd()?);
     }
     command.env("CORACLE_KUBECTL", kubectl::install()?);
+    for pods in &options.bursts {
+        command.arg(format!("--bursts={pods}"));
+    }
     if let Some(path) = &options.json {
         command.arg("--json").arg(path);
     }

@@ -338,6 +338,12 @@ impl State {
         found
     }
 
+    /// How many sandboxes that are not stopped a shared host has.
+    pub fn on_host(&self, number: u32) -> u64 {
+        let inner = self.inner.lock();
+        inner.sandboxes.by_id.values().filter(|s| s.ready && s.host == number).count() as u64
+    }
+
     /// Marks a sandbox as stopped and gives its address back; `None` if it was already, or is not there.
     pub fn stop_sandbox(&self, id: &str) -> Option<Pending> {
         let mut inner = self.inner.lock();

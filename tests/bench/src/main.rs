@@ -49,6 +49,11 @@ struct Options {
     /// Where.
     #[arg(long, hide = true)]
     at: Option<SocketAddr>,
+    /// What a Deployment of the suite `pods` grows to at once. The folder of temporary files (`TMPDIR`) should be on a
+    /// filesystem with a journal: ext4 without one is slow to make files where many were removed in the last minutes.
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 1000],
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    bursts: Vec<u32>,
     #[command(flatten)]
     cluster: store::Cluster,
     /// Of the suite `store`, only figures whose names begin so: `put/`, `members/3/put/64`.
@@ -62,7 +67,7 @@ enum Suite {
     Api,
     /// Answers of a pod a second, beside `wasmtime serve` and nginx.
     Http,
-    /// Pods: create to Ready, a Deployment of 100, memory of every process.
+    /// Pods: create to Ready, Deployments of many, memory of every process.
     Pods,
     /// The store over etcd's API, beside etcd.
     Store,
@@ -109,11 +114,12 @@ fn measure(
         let only = options.only.as_deref();
         return runtime.block_on(store::run(Path::new(&etcd), lasts, &options.keys, only, figures));
     }
-    let mut cluster = Cluster::start(Profile::Loopback)?;
+    let most = options.bursts.iter().max().copied().unwrap_or_default().max(1000).to_string();
+    let mut cluster = Cluster::start_with(Profile::Loopback, &["--max-pods", &most])?;
     let measured = match suite {
         Suite::Api => runtime.block_on(api::run(&cluster, lasts, figures)),
         Suite::Http => http::run(&cluster, lasts, figures),
-        Suite::Pods => runtime.block_on(pods::run(&cluster, figures)),
+        Suite::Pods => runtime.block_on(pods::run(&cluster, &options.bursts, figures)),
         Suite::Store => Ok(()),
     };
     let measured = measured.with_context(|| cluster.logs());

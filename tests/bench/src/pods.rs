@@ -1,4 +1,4 @@
-//! Suite `pods`: from create to Ready over the API, one after another and a hundred at once, and what they cost.
+//! Suite `pods`: from create to Ready over the API, one after another and many at once, and what they cost.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -25,13 +25,10 @@ const SEQUENCE: usize = 50;
 const SEQUENCE_LIMIT: Duration = Duration::from_secs(30);
 /// How long one pod may take to become Ready, or to go.
 const POD_LIMIT: Duration = Duration::from_secs(10);
-/// What a Deployment grows to at once.
-const BURSTS: [u32; 2] = [100, 1000];
-const REPLICAS_LIMIT: Duration = Duration::from_secs(60);
 /// After this the processes are called idle.
 const SETTLE: Duration = Duration::from_secs(3);
 
-pub async fn run(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
+pub async fn run(cluster: &Cluster, bursts: &[u32], figures: &mut Figures) -> Result<()> {
     let kubeconfig = Kubeconfig::read_from(cluster.data_dir().join("kubeconfig"))?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     let client = kube::Client::try_from(config)?;
@@ -49,7 +46,7 @@ pub async fn run(cluster: &Cluster, figures: &mut Figures) -> Result<()> {
         "template": {"metadata": {"labels": {"app": "bench"}}, "spec": pod_spec()}}}))?;
     deployments.create(&PostParams::default(), &deployment).await?;
     let pods = Api::namespaced(client, NAMESPACE);
-    for replicas in BURSTS {
+    for &replicas in bursts {
         eprintln!("a Deployment of {replicas}");
         scale(&deployments, &pods, replicas, figures).await?;
         tokio::time::sleep(SETTLE).await;
@@ -134,7 +131,7 @@ async fn scale(
     let began = Instant::now();
     set_replicas(deployments, replicas).await?;
     let all = i32::try_from(replicas)?;
-    let done = until(&mut events, REPLICAS_LIMIT, |event| {
+    let done = until(&mut events, patience(replicas as usize), |event| {
         matches!(event, WatchEvent::Added(one) | WatchEvent::Modified(one)
             if one.status.as_ref().and_then(|status| status.ready_replicas) == Some(all))
     })
@@ -160,11 +157,16 @@ async fn empty_again(deployments: &Api<Deployment>, pods: &Api<Pod>) -> Result<(
     let mut events = pin!(pods.watch(&WatchParams::default(), &version).await?);
     set_replicas(deployments, 0).await?;
     let mut left = there.items.len();
-    let gone = until(&mut events, REPLICAS_LIMIT, |event| {
+    let gone = until(&mut events, patience(left), |event| {
         left -= usize::from(matches!(event, WatchEvent::Deleted(_)));
         left == 0
     });
     gone.await.context("pods of the Deployment did not go")
+}
+
+/// How long so many pods may take to come or to go.
+fn patience(pods: usize) -> Duration {
+    Duration::from_secs(60).max(Duration::from_millis(40) * u32::try_from(pods).unwrap_or(u32::MAX))
 }
 
 fn pod_spec() -> serde_json::Value {

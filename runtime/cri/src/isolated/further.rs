@@ -21,6 +21,10 @@ pub(super) const FOLDER: &str = "further";
 const MAX_HOSTS: usize = 63;
 /// How long an answer about mappings and files counts: counting many takes the host a while.
 const FRESH: Duration = Duration::from_secs(1);
+/// What a host may come to need for each of its pods, once their containers run.
+const FILES_A_POD: u64 = 4;
+/// As [`FILES_A_POD`]: an instance has about six, and as many are there before the first pod.
+const MAPPINGS_A_POD: u64 = 12;
 /// How long a new host may take until it answers.
 const START: Duration = Duration::from_secs(30);
 
@@ -169,8 +173,11 @@ impl Service {
         };
         let Ok(Some(info)) = tokio::time::timeout(PATIENCE, asked).await else { return number != 0 };
         let threshold = self.isolated.further.threshold.get().copied().flatten();
+        // Of many sandboxes that are made at once no container runs yet: they count as if they did.
+        let pods = self.state.on_host(number);
         info.mappings > threshold.unwrap_or(info.max_mappings / 4 * 3)
-            || files(info.pid).is_some_and(|(open, most)| open > most / 4 * 3)
+            || pods >= info.max_mappings / MAPPINGS_A_POD
+            || files(info.pid).is_some_and(|(open, most)| open > most / 4 * 3 || pods >= most / FILES_A_POD)
     }
 
     /// A sandbox has left its host: one of its own, or a further one that had no other, ends.
