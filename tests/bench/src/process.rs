@@ -1,5 +1,7 @@
 //! What /proc tells of the processes under test: CPU time, memory, and which ones belong to a cluster.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -56,7 +58,8 @@ fn parse_rollup(text: &str) -> Option<Memory> {
     Some(Memory { rss: bytes("Rss:")?, pss: bytes("Pss:")? })
 }
 
-/// Every running `coracle` process whose working directory is `folder`, sorted by name.
+/// Every running `coracle` process whose working directory is `folder`, or that was told of a path in it (a wasm host works
+/// in the root directory), sorted by name.
 pub fn of_cluster(folder: &Path) -> Result<Vec<Process>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").context("list /proc")? {
@@ -65,7 +68,10 @@ pub fn of_cluster(folder: &Path) -> Result<Vec<Process>> {
         // It may have ended since. The link, not the first word: a supervisor may call its children as it likes.
         let Ok(program) = std::fs::read_link(entry.path().join("exe")) else { continue };
         let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let here = std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == folder);
+        let told = || {
+            line.split(|byte| *byte == 0).any(|word| Path::new(OsStr::from_bytes(word)).starts_with(folder))
+        };
+        let here = std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == folder) || told();
         if let Some(name) = subcommand(&program, &line).filter(|_| here) {
             found.push(Process { pid, name });
         }
