@@ -45,7 +45,8 @@ impl Service {
         // Checked before anything is compiled or made.
         let nowhere = std::path::Path::new("");
         spec::container(&id, &sandbox.id, nowhere, &config, &sandbox.config)?;
-        let artifact = self.code(&asked, &image, Some(&sandbox.config)).await?;
+        let artifact = self.code(&asked, &image).await?;
+        images::startable(&asked, &artifact, Some(&sandbox.config))?;
         let named = if user_specified_image.is_empty() { &asked } else { &user_specified_image };
         let code = match spec::program(&config, named, artifact.kind, &image.commands)? {
             Some((name, layer)) => self.command(name, layer).await?,

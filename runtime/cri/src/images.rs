@@ -11,6 +11,7 @@ use coracle_wasm::protocol::Kind;
 use tonic::{Request, Response, Status};
 
 use crate::compile::{Artifact, Error as CompileFailure};
+use crate::links;
 use crate::record::now_ns;
 use crate::rpc::Rpc;
 use crate::sandboxes::json;
@@ -99,28 +100,12 @@ impl Service {
     }
 
     /// The native code of an image: compiled at its pull, or now for an engine that is newer.
-    ///
-    /// Refused where something is missing that only another container could provide, and `pod` links none.
-    pub async fn code(
-        &self,
-        name: &str,
-        image: &ImageRecord,
-        pod: Option<&v1::PodSandboxConfig>,
-    ) -> Result<Artifact, Status> {
+    pub async fn code(&self, name: &str, image: &ImageRecord) -> Result<Artifact, Status> {
         let wasm = self.images.store().blob_path(&image.layer);
-        let artifact = self.compiler.ensure(&image.layer, &wasm).await.map_err(|error| match error {
+        self.compiler.ensure(&image.layer, &wasm).await.map_err(|error| match error {
             CompileFailure::Refused(reason) => Status::invalid_argument(format!("image {name}: {reason}")),
             other => Status::internal(format!("image {name}: {other}")),
-        })?;
-        if pod.is_some_and(|pod| pod.annotations.contains_key(crate::links::ANNOTATION)) {
-            return Ok(artifact);
-        }
-        let refused = |words: &str| Status::invalid_argument(format!("image {name}: {words}"));
-        match (artifact.missing.first(), artifact.kind) {
-            (Some(missing), _) => Err(refused(&missing.words)),
-            (None, Kind::Library) => Err(refused(crate::links::NOTHING_TO_START)),
-            (None, _) => Ok(artifact),
-        }
+        })
     }
 
     /// The native code of a command that an image has beside its program.
@@ -139,13 +124,8 @@ impl Service {
     }
 
     /// The code of an image, and of the commands beside it.
-    async fn all_code(
-        &self,
-        name: &str,
-        image: &ImageRecord,
-        pod: Option<&v1::PodSandboxConfig>,
-    ) -> Result<Artifact, Status> {
-        let artifact = self.code(name, image, pod).await?;
+    async fn all_code(&self, name: &str, image: &ImageRecord) -> Result<Artifact, Status> {
+        let artifact = self.code(name, image).await?;
         for (command, layer) in &image.commands {
             self.command(command, layer).await.map_err(|status| {
                 Status::new(status.code(), format!("image {name}: {}", status.message()))
@@ -175,13 +155,15 @@ impl Service {
                 }
             };
         }
-        match self.all_code(name, &image, pod).await {
+        match self.all_code(name, &image).await {
             Ok(artifact) => {
                 tracing::info!(image = name, id = image.id, kind = ?artifact.kind, "image pulled");
+                // It stays where this pod may not run it: another, which links what it imports, may pull it just now.
+                startable(name, &artifact, pod)?;
                 Ok(image.id)
             }
             Err(refusal) => {
-                // An image that cannot run is not said to be here, unless it was.
+                // An image that no pod can run is not said to be here, unless it was.
                 if refusal.code() == tonic::Code::InvalidArgument && known.as_deref() != Some(&image.id) {
                     self.images.store().remove(&image.id).map_err(status)?;
                 }
@@ -209,6 +191,19 @@ impl Service {
             inodes_used: Some(v1::UInt64Value { value: usage.inodes }),
         })
     }
+}
+
+/// Refuses an image that lacks what only another container could provide, or that only provides, where `pod` links none.
+pub fn startable(name: &str, artifact: &Artifact, pod: Option<&v1::PodSandboxConfig>) -> Result<(), Status> {
+    if pod.is_some_and(|pod| pod.annotations.contains_key(links::ANNOTATION)) {
+        return Ok(());
+    }
+    let words = match (artifact.missing.first(), artifact.kind) {
+        (Some(missing), _) => &missing.words,
+        (None, Kind::Library) => links::NOTHING_TO_START,
+        (None, _) => return Ok(()),
+    };
+    Err(Status::invalid_argument(format!("image {name}: {words}")))
 }
 
 /// The mount point that a folder lies on: the highest of its parents on the same device.

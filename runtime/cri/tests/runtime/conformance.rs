@@ -1,6 +1,6 @@
 //! Our runtime passes the suite that any runtime has to pass, and refuses what it cannot do.
 
-use coracle_cri::conformance::{self, Suite};
+use coracle_cri::conformance::{self, Program, Suite};
 use coracle_cri_api::v1;
 use tonic::Code;
 
@@ -43,7 +43,9 @@ async fn bad_components_are_refused_at_the_pull() {
     let suite = service.suite().await;
     service.registry.push("demanding", "v1", &wasm(DEMANDING));
     service.registry.push("nonsense", "v1", b"this is no wasm");
-    for (image, words) in [("demanding:v1", "example:absent/oracle"), ("nonsense:v1", "not a wasm component")]
+    // What is missing in one pod may be linked in another: that image stays for it.
+    for (image, words, stays) in
+        [("demanding:v1", "example:absent/oracle", true), ("nonsense:v1", "not a wasm component", false)]
     {
         let spec = Some(v1::ImageSpec { image: image.into(), ..Default::default() });
         let request = v1::PullImageRequest { image: spec.clone(), ..Default::default() };
@@ -51,8 +53,15 @@ async fn bad_components_are_refused_at_the_pull() {
         assert_eq!(status.code(), Code::InvalidArgument, "{image}: {status:?}");
         assert!(status.message().contains(words) && status.message().contains(image), "{image}: {status:?}");
         let request = v1::ImageStatusRequest { image: spec, verbose: false };
-        assert!(suite.images.clone().image_status(request).await.unwrap().into_inner().image.is_none());
+        let there = suite.images.clone().image_status(request).await.unwrap().into_inner().image.is_some();
+        assert_eq!(there, stays, "{image}");
     }
+    let pod = suite.pod("unlinked").await.unwrap();
+    let demanding = Program { image: "demanding:v1".into(), command: Vec::new() };
+    let config = pod.container_config("demanding", &demanding, &demanding.image);
+    let refused = pod.create_as(config).await.unwrap_err();
+    assert!(refused.message().contains("example:absent/oracle"), "{refused:?}");
+    pod.end().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
