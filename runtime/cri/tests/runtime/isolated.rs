@@ -228,18 +228,24 @@ async fn another_host_is_started_where_one_has_many_open_files() {
     let suite = service.suite().await;
     let one = suite.pod("one").await.unwrap();
     assert!(further(&service).is_empty());
-    let host =
-        coracle_wasm::client::HostClient::connect(&coracle_cri::host::socket(&service.state_dir())).await;
-    let host = host.unwrap().inspect().await.unwrap().pid;
+    let host = HostClient::connect(&coracle_cri::host::socket(&service.state_dir())).await.unwrap();
+    let host = host.inspect().await.unwrap().pid;
     let open = std::fs::read_dir(format!("/proc/{host}/fd")).unwrap().count() as u64;
     // It has opened more than three quarters of what it may.
     let limits = std::process::Command::new("prlimit")
         .args(["--pid", &host.to_string(), &format!("--nofile={}:", open + open / 8)])
         .status();
     assert!(limits.unwrap().success());
-    // What is known of it counts for a second.
-    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
-    let two = suite.pod("two").await.unwrap();
+    // What is known of it counts for a while, in which it gets pods.
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let two = loop {
+        let next = suite.pod("two").await.unwrap();
+        if !further(&service).is_empty() {
+            break next;
+        }
+        assert!(std::time::Instant::now() < deadline, "all pods are in one host");
+        next.end().await.unwrap();
+    };
     let id = running(&two, &suite).await;
     assert_eq!(further(&service).len(), 1);
     assert_eq!(suite.status(&id).await.unwrap().state(), v1::ContainerState::ContainerRunning);
