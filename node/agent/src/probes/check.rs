@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container as Spec, HTTPGetAction, Probe};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 
 use super::port;
 use crate::runtime::Runtime;
@@ -16,7 +17,7 @@ mod tls;
 /// The most of an answer that is read.
 const MAX_BODY: usize = 10 << 10;
 
-/// How often an answer that breaks off is asked for, as with the kubelet.
+/// How often an answer that breaks off or stalls is asked for, as with the kubelet.
 const TRIES: u32 = 3;
 
 /// What is looked at.
@@ -31,13 +32,13 @@ pub struct Target<'a> {
     pub runtime: &'a Runtime,
 }
 
-/// Looks once; the error is for people.
+/// Looks once, for so long at most; the error is for people.
 pub async fn check(probe: &Probe, target: &Target<'_>, limit: Duration) -> Result<Found, String> {
+    if let Some(get) = &probe.http_get {
+        return page(get, target, limit).await;
+    }
     let look = async {
-        if let Some(get) = &probe.http_get {
-            return judge(whole(get, target).await?);
-        }
-        let looked = if let Some(tcp) = &probe.tcp_socket {
+        if let Some(tcp) = &probe.tcp_socket {
             let host = tcp.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(target.ip);
             let port = port(target.spec, &tcp.port).ok_or("the probe's port does not exist")?;
             connect(host, port).await.map(drop)
@@ -48,25 +49,31 @@ pub async fn check(probe: &Probe, target: &Target<'_>, limit: Duration) -> Resul
             grpc::check(target.ip, port, health.service.as_deref().unwrap_or_default()).await
         } else {
             Err("the probe says neither httpGet, tcpSocket, exec nor grpc".into())
-        };
-        looked.map(|()| Found::Fine)
+        }
     };
-    match tokio::time::timeout(limit, look).await {
-        Ok(result) => result,
-        Err(_) => Err(format!("no answer within {limit:?} (context deadline exceeded)")),
-    }
+    let looked = tokio::time::timeout(limit, look).await.map_err(|_| late(limit))?;
+    looked.map(|()| Found::Fine)
 }
 
-/// An answer that does not break off, of a few.
-async fn whole(get: &HTTPGetAction, target: &Target<'_>) -> Result<http::Answer, http::Failure> {
-    let mut answer = http::get(get, target, "probe").await?;
-    for _ in 1..TRIES {
-        if answer.broken.is_none() {
-            break;
+fn late(limit: Duration) -> String {
+    format!("no answer within {limit:?} (context deadline exceeded)")
+}
+
+/// What a probe makes of a page: of the first answer of a few whose body neither breaks off nor stalls. Each may take `limit`.
+async fn page(get: &HTTPGetAction, target: &Target<'_>, limit: Duration) -> Result<Found, String> {
+    let mut broken = String::new();
+    for _ in 0..TRIES {
+        let deadline = Instant::now() + limit;
+        let answer = http::get(get, target, "probe");
+        let answer = timeout_at(deadline, answer).await.map_err(|_| late(limit))??;
+        let status = answer.status;
+        match timeout_at(deadline, answer.beginning()).await {
+            Ok(Ok(body)) => return judge(status, &body),
+            Ok(Err(why)) => broken = why,
+            Err(_) => broken = format!("the body of the answer stalls: {}", late(limit)),
         }
-        answer = http::get(get, target, "probe").await?;
     }
-    Ok(answer)
+    Ok(Found::Broken(broken))
 }
 
 /// Runs a command in the container; it has to end with 0.
@@ -93,18 +100,15 @@ pub enum Found {
     Fine,
     /// It counts as well, and people are told these words.
     Warning(String),
-    /// The answer broke off, which says nothing of the container: it counts neither way.
+    /// The answer broke off or stalled, which says nothing of the container: it counts neither way.
     Broken(String),
 }
 
 /// Pure: what a probe makes of an answer.
-fn judge(answer: http::Answer) -> Result<Found, String> {
-    if let Some(why) = answer.broken {
-        return Ok(Found::Broken(why));
-    }
-    match answer.status {
+fn judge(status: u16, body: &str) -> Result<Found, String> {
+    match status {
         200..300 => Ok(Found::Fine),
-        300..400 => Ok(Found::Warning(format!("Probe terminated redirects, Response body: {}", answer.body))),
+        300..400 => Ok(Found::Warning(format!("Probe terminated redirects, Response body: {body}"))),
         status => Err(format!("HTTP probe failed with statuscode: {status}")),
     }
 }

@@ -4,7 +4,7 @@ use http::header::{
     ACCEPT, AUTHORIZATION, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT,
 };
 use http_body_util::{BodyExt, Empty};
-use hyper::body::{Body, Bytes};
+use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::HTTPGetAction;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -15,15 +15,28 @@ use crate::probes::port;
 /// Requests for one look, redirects included.
 const MAX_REQUESTS: usize = 10;
 
-/// The last answer: no redirect, or one to another host.
-#[derive(Debug, PartialEq, Eq)]
+/// The last answer, of which no body was read yet: no redirect, or one to another host.
 pub struct Answer {
     /// The status code.
     pub status: u16,
-    /// The beginning of the body.
-    pub body: String,
-    /// Why the body ended before its end.
-    pub broken: Option<String>,
+    location: Option<String>,
+    body: Incoming,
+    _connection: AbortOnDrop,
+}
+
+impl Answer {
+    /// The beginning of the body, or why it broke off. It waits for what stalls.
+    pub async fn beginning(mut self) -> Result<String, String> {
+        let mut read = Vec::new();
+        while read.len() < MAX_BODY
+            && let Some(frame) = self.body.frame().await
+        {
+            let frame = frame.map_err(|e| e.to_string())?;
+            read.extend_from_slice(frame.data_ref().map_or(&[], |data| data.as_ref()));
+        }
+        read.truncate(MAX_BODY);
+        Ok(String::from_utf8_lossy(&read).into_owned())
+    }
 }
 
 /// Why there is no answer.
@@ -203,15 +216,16 @@ async fn ask(first: Url, mut headers: HeaderMap) -> Result<Answer, Failure> {
     let mut named = headers.remove(HOST).filter(|host| !host.is_empty());
     let mut url = first.clone();
     for _ in 0..MAX_REQUESTS {
-        let (answer, location) = once(&url, &headers, named.as_ref()).await?;
-        let Some(location) = location.filter(|_| matches!(answer.status, 301 | 302 | 303 | 307 | 308)) else {
+        let answer = once(&url, &headers, named.as_ref()).await?;
+        let redirects = matches!(answer.status, 301 | 302 | 303 | 307 | 308);
+        let Some(location) = answer.location.as_deref().filter(|_| redirects) else {
             return Ok(answer);
         };
-        let next = url.follow(&location).map_err(|e| Failure::Other(format!("Get \"{url}\": {e}")))?;
+        let next = url.follow(location).map_err(|e| Failure::Other(format!("Get \"{url}\": {e}")))?;
         if next.host != first.host {
             return Ok(answer);
         }
-        if is_absolute(&location) {
+        if is_absolute(location) {
             named = None;
         }
         url = next;
@@ -219,11 +233,7 @@ async fn ask(first: Url, mut headers: HeaderMap) -> Result<Answer, Failure> {
     Err(Failure::Other(format!("Get \"{url}\": stopped after {MAX_REQUESTS} redirects")))
 }
 
-async fn once(
-    url: &Url,
-    headers: &HeaderMap,
-    named: Option<&HeaderValue>,
-) -> Result<(Answer, Option<String>), Failure> {
+async fn once(url: &Url, headers: &HeaderMap, named: Option<&HeaderValue>) -> Result<Answer, Failure> {
     let failed = |e: &dyn std::fmt::Display| Failure::Other(format!("Get \"{url}\": {e}"));
     let mut request = http::Request::get(url.path.as_str());
     if let Some(all) = request.headers_mut() {
@@ -249,35 +259,14 @@ async fn once(
 async fn send(
     request: http::Request<Empty<Bytes>>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) -> Result<(Answer, Option<String>), hyper::Error> {
+) -> Result<Answer, hyper::Error> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let _abort = AbortOnDrop(tokio::spawn(connection).abort_handle());
+    let connection = AbortOnDrop(tokio::spawn(connection).abort_handle());
     let response = sender.send_request(request).await?;
     let status = response.status().as_u16();
     let location = response.headers().get(LOCATION).and_then(|l| l.to_str().ok());
     let location = location.filter(|l| !l.is_empty()).map(str::to_owned);
-    let (body, broken) = beginning(response.into_body()).await;
-    Ok((Answer { status, body, broken }, location))
-}
-
-/// The beginning of a body, and why it broke off.
-async fn beginning<E: std::fmt::Display>(
-    mut body: impl Body<Data = Bytes, Error = E> + Unpin,
-) -> (String, Option<String>) {
-    let (mut read, mut broken) = (Vec::new(), None);
-    while read.len() < MAX_BODY
-        && let Some(frame) = body.frame().await
-    {
-        match frame {
-            Ok(frame) => read.extend_from_slice(frame.data_ref().map_or(&[], |data| data.as_ref())),
-            Err(error) => {
-                broken = Some(error.to_string());
-                break;
-            }
-        }
-    }
-    read.truncate(MAX_BODY);
-    (String::from_utf8_lossy(&read).into_owned(), broken)
+    Ok(Answer { status, location, body: response.into_body(), _connection: connection })
 }
 
 struct AbortOnDrop(tokio::task::AbortHandle);

@@ -52,6 +52,7 @@ async fn server() -> (u16, Arc<Mutex<Vec<String>>>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let all = seen.clone();
     tokio::spawn(async move {
+        let mut kept = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n") {
@@ -73,10 +74,14 @@ async fn server() -> (u16, Arc<Mutex<Vec<String>>>) {
             };
             all.lock().push(request);
             // Less comes than is said.
-            let length = if path == "/torn" { 50 } else { 5 };
+            let length = if matches!(path.as_str(), "/torn" | "/slow") { 50 } else { 5 };
             let answer =
                 format!("HTTP/1.1 {status}\r\nLocation: {location}\r\nContent-Length: {length}\r\n\r\nhello");
-            let _ = stream.write_all(answer.as_bytes()).await;
+            let said = if path == "/silent" { "" } else { &answer };
+            let _ = stream.write_all(said.as_bytes()).await;
+            if matches!(path.as_str(), "/slow" | "/silent") {
+                kept.push(stream);
+            }
         }
     });
     (port, seen)
@@ -100,7 +105,10 @@ async fn look(action: &HTTPGetAction) -> Result<Answer, Failure> {
 #[tokio::test]
 async fn redirects_are_followed_on_the_same_host() {
     let (port, seen) = server().await;
-    let judged = async |path: &str| judge(look(&action(port, json!({"path": path}))).await?);
+    let judged = async |path: &str| {
+        let answer = look(&action(port, json!({"path": path}))).await?;
+        judge(answer.status, &answer.beginning().await?)
+    };
     assert_eq!(judged("there").await, Ok(Found::Fine));
     let warning = Found::Warning("Probe terminated redirects, Response body: hello".to_owned());
     assert_eq!(judged("/away").await.as_ref(), Ok(&warning));
@@ -111,20 +119,33 @@ async fn redirects_are_followed_on_the_same_host() {
     assert_eq!(seen.lock().iter().filter(|request| request.starts_with("GET /round ")).count(), 10);
 }
 
-#[tokio::test]
-async fn an_answer_that_breaks_off_counts_neither_way() {
+/// What a probe finds, and how often it was asked.
+async fn found(path: &str) -> (Result<Found, String>, usize) {
     let (port, seen) = server().await;
-    let probe = json!({"httpGet": {"host": "127.0.0.1", "port": port, "path": "/torn"}});
+    let probe = json!({"httpGet": {"host": "127.0.0.1", "port": port, "path": path}});
     let probe = serde_json::from_value(probe).expect("a probe");
     let (spec, runtime) =
         (Default::default(), crate::runtime::Runtime::new("unix:///nowhere").expect("a client"));
     let target = Target { spec: &spec, id: "", ip: "192.0.2.9", runtime: &runtime };
-    let found = crate::probes::check::check(&probe, &target, std::time::Duration::from_secs(10)).await;
-    assert!(matches!(&found, Ok(Found::Broken(_))), "{found:?}");
-    assert_eq!(seen.lock().len(), 3, "it is asked again");
+    let limit = std::time::Duration::from_millis(500);
+    let found = crate::probes::check::check(&probe, &target, limit).await;
+    (found, seen.lock().len())
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_or_stalls_counts_neither_way() {
+    for path in ["/torn", "/slow"] {
+        let (found, asked) = found(path).await;
+        assert!(matches!(&found, Ok(Found::Broken(_))), "{path}: {found:?}");
+        assert_eq!(asked, 3, "{path} is asked again");
+    }
+    let (silent, asked) = found("/silent").await;
+    assert!(silent.as_ref().is_err_and(|why| why.contains("no answer within 500ms")), "{silent:?}");
+    assert_eq!(asked, 1);
     // A hook is done when there is an answer.
-    let answer = look(&action(port, json!({"path": "/torn"}))).await.expect("an answer");
-    assert_eq!((answer.status, answer.body.as_str()), (200, "hello"));
+    let (port, _) = server().await;
+    let answer = look(&action(port, json!({"path": "/slow"}))).await;
+    assert_eq!(answer.map(|a| a.status), Ok(200));
 }
 
 #[tokio::test]
@@ -155,5 +176,6 @@ async fn requests_are_those_of_the_kubelet() {
 async fn a_server_without_tls_is_told_apart() {
     let (port, _) = server().await;
     let words = format!("Get \"https://127.0.0.1:{port}/\": http: server gave HTTP response to HTTPS client");
-    assert_eq!(look(&action(port, json!({"scheme": "HTTPS"}))).await, Err(Failure::Plain(words)));
+    let answer = look(&action(port, json!({"scheme": "HTTPS"}))).await;
+    assert_eq!(answer.map(|a| a.status), Err(Failure::Plain(words)));
 }
