@@ -6,14 +6,16 @@ use std::{
 };
 
 use crate::{
-    protocol::{Name, ServiceTable, Srv},
+    protocol::{DnsConfig, Name, ServiceTable, Srv},
     routes::Cidr,
 };
 
 /// Names that lead to names are followed so far.
 const MAX_ALIASES: usize = 8;
-/// With so many dots a name is first taken as it is, as `ndots:5` has it.
-const NDOTS: usize = 5;
+/// Suffixes that are tried at most, as the kubelet passes on.
+const MAX_SEARCHES: usize = 32;
+/// The most that `ndots` may ask for, as in glibc's resolv.conf.
+const MAX_NDOTS: usize = 15;
 
 /// What is asked of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +61,41 @@ pub(crate) enum Answer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Addresses(Vec<Ipv4Addr>),
-    /// A name of another domain.
-    Elsewhere(String),
+    /// Names of other domains, the first of which that has addresses is meant.
+    Elsewhere(Vec<String>),
     Nothing,
+}
+
+/// How a resolver completes names: `search` and `ndots` of a resolv.conf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Search {
+    suffixes: Vec<String>,
+    /// A name with so many dots is first taken as it is.
+    ndots: usize,
+}
+
+impl Search {
+    /// Without `ndots` among the options one dot is enough, as in any resolv.conf; of several the last counts.
+    pub fn of(dns: &DnsConfig) -> Search {
+        let suffix = |suffix: &String| suffix.trim_matches('.').to_ascii_lowercase();
+        let ndots = dns.options.iter().rev().find_map(|option| option.strip_prefix("ndots:")?.parse().ok());
+        Search {
+            suffixes: dns.searches.iter().take(MAX_SEARCHES).map(suffix).collect(),
+            ndots: ndots.unwrap_or(1).min(MAX_NDOTS),
+        }
+    }
+
+    /// The names to try, in their order; one that ends with a dot is whole.
+    fn candidates(&self, name: &str) -> Vec<String> {
+        let name = name.to_ascii_lowercase();
+        if let Some(whole) = name.strip_suffix('.') {
+            return vec![whole.to_owned()];
+        }
+        let mut all: Vec<String> = self.suffixes.iter().map(|suffix| format!("{name}.{suffix}")).collect();
+        let as_it_is = if name.matches('.').count() < self.ndots { all.len() } else { 0 };
+        all.insert(as_it_is, name);
+        all
+    }
 }
 
 /// The names of the table, indexed.
@@ -168,21 +202,11 @@ impl Names {
         dashed.replace('-', ".").parse().ok().filter(|ip| pods.contains(*ip))
     }
 
-    /// What a guest's resolver would find, trying search suffixes in turn.
-    pub fn lookup(&self, name: &str, searches: &[String], pods: &Cidr) -> Found {
-        let name = name.to_ascii_lowercase();
-        let absolute = name.trim_end_matches('.');
-        let mut candidates: Vec<String> = vec![absolute.to_owned()];
-        if !name.ends_with('.') {
-            let searched =
-                searches.iter().map(|s| format!("{name}.{}", s.trim_matches('.').to_ascii_lowercase()));
-            candidates.extend(searched);
-            if name.matches('.').count() < NDOTS {
-                candidates.rotate_left(1);
-            }
-        }
-        for candidate in &candidates {
-            match self.answer(candidate, Question::Address, &[], pods) {
+    /// What a guest's resolver would find. Names of the cluster are found before those of other domains.
+    pub fn lookup(&self, name: &str, search: &Search, pods: &Cidr) -> Found {
+        let mut others = Vec::new();
+        for candidate in search.candidates(name) {
+            match self.answer(&candidate, Question::Address, &[], pods) {
                 Answer::Records(records) => {
                     let address = |record: Record| match record.value {
                         Value::Address(ip) => Some(ip),
@@ -193,12 +217,12 @@ impl Names {
                         return Found::Addresses(found);
                     }
                 }
-                Answer::Onward(_, target) => return Found::Elsewhere(target),
-                Answer::Elsewhere if candidate == absolute => return Found::Elsewhere(candidate.clone()),
-                Answer::Unknown | Answer::Elsewhere => {}
+                Answer::Onward(_, target) => return Found::Elsewhere(vec![target]),
+                Answer::Elsewhere => others.push(candidate),
+                Answer::Unknown => {}
             }
         }
-        Found::Nothing
+        if others.is_empty() { Found::Nothing } else { Found::Elsewhere(others) }
     }
 }
 

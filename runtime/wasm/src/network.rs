@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use crate::{
     affinity::Directory,
-    names::Found,
+    names::{Found, Search},
     netns::Netns,
     protocol::{SandboxSpec, Transport},
     routes::{Ranges, Refusal},
@@ -28,7 +28,7 @@ pub(crate) struct PodNetwork {
     /// Where its sockets are made, when not among the host's own.
     netns: Option<Netns>,
     hostname: String,
-    searches: Vec<String>,
+    search: Search,
     ranges: Ranges,
     directory: Arc<Directory>,
     /// Ports bound on every address of the pod, and how often: its loopback leads there too.
@@ -53,15 +53,24 @@ pub(crate) struct Hop {
 pub(crate) enum Lookup {
     /// None: there is no such name.
     Addresses(Vec<IpAddr>),
-    /// A name of another domain, which the host's resolver may know: see [`elsewhere`].
-    Elsewhere(String),
+    /// Names of other domains, which the host's resolver may know: see [`elsewhere`].
+    Elsewhere(Vec<String>),
 }
 
-/// The addresses of a name of another domain, by the host's resolver; those of the host itself are left out.
-pub(crate) async fn elsewhere(name: String) -> Vec<IpAddr> {
-    let found = tokio::time::timeout(Duration::from_secs(10), tokio::net::lookup_host((name, 0))).await;
-    let Ok(Ok(found)) = found else { return Vec::new() };
-    found.map(|address| address.ip()).filter(|ip| !ip.is_loopback()).collect()
+/// The addresses of the first of these names of other domains that has any, by the host's resolver, which does not complete
+/// them; those of the host itself are left out.
+pub(crate) async fn elsewhere(names: Vec<String>) -> Vec<IpAddr> {
+    let ask = async {
+        for name in names {
+            let Ok(found) = tokio::net::lookup_host((format!("{name}."), 0)).await else { continue };
+            let found: Vec<_> = found.map(|address| address.ip()).filter(|ip| !ip.is_loopback()).collect();
+            if !found.is_empty() {
+                return found;
+            }
+        }
+        Vec::new()
+    };
+    tokio::time::timeout(Duration::from_secs(10), ask).await.unwrap_or_default()
 }
 
 impl PodNetwork {
@@ -82,7 +91,7 @@ impl PodNetwork {
             },
             netns,
             hostname: spec.hostname.to_ascii_lowercase(),
-            searches: spec.dns.searches.clone(),
+            search: Search::of(&spec.dns),
             ranges,
             directory,
             everywhere: Mutex::default(),
@@ -222,9 +231,9 @@ impl PodNetwork {
         if bare == self.hostname {
             return Lookup::Addresses(vec![self.address.into()]);
         }
-        match self.directory.load().lookup(&self.ranges, name, &self.searches) {
+        match self.directory.load().lookup(&self.ranges, name, &self.search) {
             Found::Addresses(found) => Lookup::Addresses(found.into_iter().map(IpAddr::V4).collect()),
-            Found::Elsewhere(name) => Lookup::Elsewhere(name),
+            Found::Elsewhere(names) => Lookup::Elsewhere(names),
             Found::Nothing => Lookup::Addresses(Vec::new()),
         }
     }
@@ -233,7 +242,7 @@ impl PodNetwork {
     pub async fn resolve(&self, name: &str) -> Vec<IpAddr> {
         match self.lookup(name) {
             Lookup::Addresses(found) => found,
-            Lookup::Elsewhere(name) => elsewhere(name).await,
+            Lookup::Elsewhere(names) => elsewhere(names).await,
         }
     }
 

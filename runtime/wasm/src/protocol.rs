@@ -45,7 +45,7 @@ pub struct SandboxSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsConfig {
     pub servers: Vec<String>,
-    /// Suffixes tried, in order, for a name with fewer dots than `ndots` asks (5).
+    /// Suffixes tried, in order, for a name with fewer dots than the option `ndots` asks (1 without it).
     pub searches: Vec<String>,
     pub options: Vec<String>,
 }

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    names::{Found, Names},
+    names::{Found, Names, Search},
     policy::Policies,
     protocol::{ServiceTable, Transport},
 };
@@ -165,8 +165,8 @@ impl Routes {
     }
 
     /// What a guest's resolver finds; names of other domains only where they may be asked for.
-    pub fn lookup(&self, ranges: &Ranges, name: &str, searches: &[String]) -> Found {
-        match self.names.lookup(name, searches, &ranges.pods) {
+    pub fn lookup(&self, ranges: &Ranges, name: &str, search: &Search) -> Found {
+        match self.names.lookup(name, search, &ranges.pods) {
             Found::Elsewhere(_) if !self.onward => Found::Nothing,
             found => found,
         }

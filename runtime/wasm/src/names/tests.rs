@@ -88,18 +88,30 @@ fn questions_and_answers() {
 
 #[test]
 fn names_are_searched() {
-    let searches = ["default.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(String::from);
+    let search = |options: &[&str]| {
+        let words = |all: &[&str]| all.iter().map(|&word| word.to_owned()).collect();
+        let suffixes = ["default.svc.cluster.local", "svc.cluster.local.", "Cluster.Local", "corp.example"];
+        Search::of(&DnsConfig { servers: Vec::new(), searches: words(&suffixes), options: words(options) })
+    };
     let found = Found::Addresses(vec![[10, 96, 0, 9].into()]);
     for name in ["web", "WEB.default", "web.default.svc", "web.default.svc.cluster.local.", "in"] {
-        assert_eq!(names().lookup(name, &searches, &PODS), found, "{name}");
+        for options in [&["ndots:5"][..], &[]] {
+            assert_eq!(names().lookup(name, &search(options), &PODS), found, "{name} {options:?}");
+        }
     }
-    for (name, expected) in [
-        ("web.", Found::Elsewhere("web".into())),
-        ("nope", Found::Elsewhere("nope".into())),
-        ("web.other", Found::Elsewhere("web.other".into())),
-        ("nope.default.svc.cluster.local", Found::Nothing),
-        ("out", Found::Elsewhere("example.com".into())),
+    for (name, options, others) in [
+        ("web.", &["ndots:5"][..], &["web"][..]),
+        ("nope", &["ndots:5"], &["nope.corp.example", "nope"]),
+        ("web.other", &["ndots:5"], &["web.other.corp.example", "web.other"]),
+        ("web.other", &["ndots:5", "rotate", "ndots:1"], &["web.other", "web.other.corp.example"]),
+        ("web.other", &["ndots:many"], &["web.other", "web.other.corp.example"]),
+        ("nope", &[], &["nope.corp.example", "nope"]),
+        ("nope.default.svc.cluster.local", &["ndots:5"], &["nope.default.svc.cluster.local.corp.example"]),
+        ("nope.default.svc.cluster.local.", &["ndots:5"], &[]),
+        ("out", &["ndots:5"], &["example.com"]),
     ] {
-        assert_eq!(names().lookup(name, &searches, &PODS), expected, "{name}");
+        let others: Vec<_> = others.iter().map(|&other| other.to_owned()).collect();
+        let expected = if others.is_empty() { Found::Nothing } else { Found::Elsewhere(others) };
+        assert_eq!(names().lookup(name, &search(options), &PODS), expected, "{name} {options:?}");
     }
 }

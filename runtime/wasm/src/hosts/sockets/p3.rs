@@ -304,7 +304,7 @@ impl ip_name_lookup::HostWithStore<Guest> for PodSockets {
     ) -> wasmtime::Result<Result<Vec<IpAddress>, ip_name_lookup::ErrorCode>> {
         let found = match accessor.with(|mut view| view.get().network.lookup(&name)) {
             Lookup::Addresses(found) => found,
-            Lookup::Elsewhere(name) => elsewhere(name).await,
+            Lookup::Elsewhere(names) => elsewhere(names).await,
         };
         if found.is_empty() {
             return Ok(Err(ip_name_lookup::ErrorCode::NameUnresolvable));

@@ -14,8 +14,7 @@ const MAX_SEARCH_LINE: usize = 2048;
 /// Characters of one: longer ones end some programs.
 const MAX_DOMAIN: usize = 253;
 
-/// By `dnsPolicy` and `dnsConfig`; `resolver` is what the node asks itself (`/etc/resolv.conf`). An empty answer means: as
-/// the node asks. With the words of `DNSConfigForming` Events where more is asked for than programs take.
+/// By `dnsPolicy` and `dnsConfig`; `resolver` is what the node asks itself (`/etc/resolv.conf`). With the words of `DNSConfigForming` Events where more is asked for than programs take.
 pub fn config(pod: &Pod, cluster: &Dns, resolver: &str) -> (cri::DnsConfig, Vec<String>) {
     let mut config = asked(pod, cluster, resolver);
     let told = [fit_servers(&mut config.servers), fit_searches(&mut config.searches)];
@@ -32,8 +31,6 @@ fn asked(pod: &Pod, cluster: &Dns, resolver: &str) -> cri::DnsConfig {
         "None" => cri::DnsConfig::default(),
         "ClusterFirstWithHostNet" => of_cluster(namespace, cluster, resolver),
         "ClusterFirst" if !node_network => of_cluster(namespace, cluster, resolver),
-        // Nothing said and nothing added: the runtime takes the node's own file as it is.
-        _ if own.is_none() => cri::DnsConfig::default(),
         _ => parse(resolver),
     };
     let Some(own) = own else { return config };
@@ -142,8 +139,10 @@ mod tests {
         );
         assert_eq!(of(json!({"dnsPolicy": "Default", "dnsConfig": own})), expected);
         assert_eq!(of(json!({"hostNetwork": true, "dnsConfig": own})), expected);
-        // Without words of its own the runtime takes the node's file.
-        assert_eq!(of(json!({"dnsPolicy": "Default"})), Default::default());
+        let plain =
+            (words(&["192.0.2.53"]), words(&["corp.example", "example"]), words(&["timeout:3", "edns0"]));
+        assert_eq!(of(json!({"dnsPolicy": "Default"})), plain);
+        assert_eq!(of(json!({"hostNetwork": true})), plain);
     }
 
     #[test]

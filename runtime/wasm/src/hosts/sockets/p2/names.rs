@@ -63,7 +63,7 @@ impl ip_name_lookup::Host for PodSocketsView<'_> {
         let answers = match self.network.lookup(&name) {
             Lookup::Addresses(found) if found.is_empty() => return Err(ErrorCode::NameUnresolvable.into()),
             Lookup::Addresses(found) => Answers::Here(found.into_iter()),
-            Lookup::Elsewhere(name) => Answers::Asked(tokio::spawn(elsewhere(name))),
+            Lookup::Elsewhere(names) => Answers::Asked(tokio::spawn(elsewhere(names))),
         };
         let answers = self.inner.table.push(answers)?;
         Ok(Resource::new_own(answers.rep()))
