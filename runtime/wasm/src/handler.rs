@@ -73,7 +73,8 @@ pub(crate) struct Handler {
 }
 
 impl Handler {
-    /// Prepares a handler and one instance of it, so that a component that cannot start is found out now.
+    /// Prepares a handler, and makes an instance of it, so that a component that cannot start is found out now. It is not
+    /// kept: what one takes is more than all else of an idle pod, and a request makes its own in microseconds.
     pub async fn start(grants: Arc<Grants>, program: &Program) -> wasmtime::Result<Arc<Handler>> {
         let pre = match wasmtime_wasi_http::p3::bindings::ServicePre::new(program.pre()?) {
             Ok(pre) => ProxyPre::P3(pre),
@@ -97,9 +98,10 @@ impl Handler {
             killed: Switch::default(),
             over_limit: Notify::new(),
         });
-        let first = tokio::time::timeout(DEADLINE, handler.instantiate()).await;
-        let first = first.map_err(|_| wasmtime::Error::msg("starting an instance took 60 s"))??;
-        handler.give_back(first);
+        let meter = handler.grants.meter.clone();
+        let first = Metered { future: Box::pin(handler.instantiate()), meter };
+        let first = tokio::time::timeout(DEADLINE, first).await;
+        drop(first.map_err(|_| wasmtime::Error::msg("starting an instance took 60 s"))??);
         let weak = Arc::downgrade(&handler);
         tokio::spawn(async move {
             while let Some(handler) = weak.upgrade() {
@@ -189,8 +191,7 @@ impl Handler {
     ) -> wasmtime::Result<Response<Body>> {
         let kept = if self.reuse.allows(&request) { self.idle.lock().pop() } else { None };
         let Some(kept) = kept else { return self.run_fresh(request, slot).await };
-        // The first instance was made before any request: it says nothing about serving again.
-        let trial = if kept.served > 0 { self.reuse.trial(&request) } else { None };
+        let trial = self.reuse.trial(&request);
         let (response, mut run) = Self::head(kept, request, slot).await;
         match (response, trial) {
             (Ok(response), trial) => {
@@ -201,7 +202,8 @@ impl Handler {
             }
             (Err(error), Some(again)) => match run.take_slot() {
                 Some(slot) => {
-                    let answered = self.run_fresh(again, slot).await?;
+                    // Where that fails, too, it is not for having served before.
+                    let Ok(answered) = self.run_fresh(again, slot).await else { return Err(error) };
                     self.reuse.fails();
                     self.clear();
                     let words = "an instance that had served before did not answer; from now on each request gets its own";

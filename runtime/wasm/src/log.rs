@@ -6,7 +6,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, Waker},
 };
 
@@ -54,22 +54,33 @@ pub(crate) struct Log {
     path: PathBuf,
     file: Mutex<File>,
     waiting: Mutex<Waiting>,
-    work: Notify,
+    /// Its writer has something to do: also when there is no log any more.
+    work: Arc<Notify>,
     idle: Notify,
-    /// For those who watch it as it is written.
-    followers: broadcast::Sender<(Stream, Bytes)>,
+    /// For those who watch it as it is written; made for the first of them, as its room is taken at once.
+    followers: OnceLock<broadcast::Sender<(Stream, Bytes)>>,
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let rest = std::mem::take(&mut self.waiting.get_mut().bytes);
+        if !rest.is_empty() {
+            self.write(&rest);
+        }
+        self.work.notify_one();
+    }
 }
 
 impl Log {
     /// What is written from now on; one who is too slow misses some.
     pub fn follow(&self) -> broadcast::Receiver<(Stream, Bytes)> {
-        self.followers.subscribe()
+        self.followers.get_or_init(|| broadcast::Sender::new(FOLLOWED)).subscribe()
     }
 
     /// Shows followers what a guest has written.
     pub fn tell(&self, stream: Stream, bytes: &[u8]) {
-        if self.followers.receiver_count() > 0 {
-            let _ = self.followers.send((stream, Bytes::copy_from_slice(bytes)));
+        if let Some(followers) = self.followers.get().filter(|followers| followers.receiver_count() > 0) {
+            let _ = followers.send((stream, Bytes::copy_from_slice(bytes)));
         }
     }
 
@@ -79,17 +90,17 @@ impl Log {
             path: path.to_owned(),
             file: Mutex::new(open(path)?),
             waiting: Mutex::default(),
-            work: Notify::new(),
+            work: Arc::default(),
             idle: Notify::new(),
-            followers: broadcast::Sender::new(FOLLOWED),
+            followers: OnceLock::new(),
         });
-        let weak = Arc::downgrade(&log);
+        let (weak, work) = (Arc::downgrade(&log), log.work.clone());
         tokio::spawn(async move {
             while let Some(log) = weak.upgrade() {
-                if !log.write_waiting().await {
-                    // Woken by a line, or now and then to see whether the log is still wanted.
-                    let pause = std::time::Duration::from_secs(5);
-                    let _ = tokio::time::timeout(pause, log.work.notified()).await;
+                let written = log.write_waiting().await;
+                drop(log);
+                if !written {
+                    work.notified().await;
                 }
             }
         });
@@ -107,10 +118,7 @@ impl Log {
             std::mem::take(&mut waiting.bytes)
         };
         let log = self.clone();
-        let written = tokio::task::spawn_blocking(move || log.file.lock().write_all(&bytes)).await;
-        if let Ok(Err(error)) = written {
-            tracing::warn!(path = %self.path.display(), %error, "lines of a container's log are lost");
-        }
+        let _ = tokio::task::spawn_blocking(move || log.write(&bytes)).await;
         let wakers = {
             let mut waiting = self.waiting.lock();
             waiting.writing = false;
@@ -119,6 +127,12 @@ impl Log {
         wakers.into_iter().for_each(Waker::wake);
         self.idle.notify_waiters();
         true
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        if let Err(error) = self.file.lock().write_all(bytes) {
+            tracing::warn!(path = %self.path.display(), %error, "lines of a container's log are lost");
+        }
     }
 
     /// How many bytes a guest may write now; registers the waker when none.
@@ -248,6 +262,18 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_waits_is_written_when_the_log_goes() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("0.log");
+        let log = Log::open(&path)?;
+        // Nothing else has run since: its writer knows of no line.
+        Lines::new(Stream::Stdout).write(&log, b"last words\n");
+        drop(log);
+        assert!(std::fs::read_to_string(&path)?.ends_with(" stdout F last words\n"));
+        Ok(())
+    }
 
     #[tokio::test]
     async fn lines_parts_and_rotation() -> io::Result<()> {

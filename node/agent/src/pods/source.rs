@@ -129,7 +129,8 @@ impl Pods {
         }
         let Some(uid) = pod.metadata.uid.clone() else { return };
         let fate = if pod.metadata.deletion_timestamp.is_some() { Fate::Leaves } else { Fate::Runs };
-        self.set(context, uid, Wanted::new(pod, fate));
+        // A copy is as large as what it holds: lists that were decoded have room for three items more, which may be half.
+        self.set(context, uid, Wanted::new(pod.clone(), fate));
     }
 
     /// The mirror of a static pod was seen, or is `leaving`: then the pod's worker makes another. One that mirrors nothing
@@ -200,7 +201,7 @@ impl Pods {
         let of_file = static_pods::is_static(&wanted.pod);
         let (sender, receiver) = watch::channel(wanted);
         let wake = Arc::new(Notify::new());
-        let worker = Worker::new(context.clone(), self.clone(), receiver, wake.clone());
+        let mut worker = Worker::new(context.clone(), self.clone(), receiver, wake.clone());
         entries.insert(uid.clone(), Entry { of_file, wanted: sender, wake });
         drop(entries);
         let pods = self.clone();

@@ -117,8 +117,8 @@ impl Worker {
         }
     }
 
-    /// Runs until nothing of the pod is left.
-    pub async fn run(mut self) {
+    /// Runs until nothing of the pod is left. By reference: a future that owned it would hold it twice.
+    pub async fn run(&mut self) {
         let mut hot = 0_u32;
         loop {
             self.take_wanted();

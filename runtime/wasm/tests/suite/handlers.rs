@@ -13,6 +13,8 @@ async fn hello_on_a_pod_address() -> Result {
     let spec = host.spec(&pod, "main", "web", &[]);
     let id = spec.id.clone();
     host.start_container(spec).await?;
+    let idle = host.client.stats(std::slice::from_ref(&id)).await?;
+    assert!(idle.iter().all(|s| s.instances == 0 && s.memory_bytes == 0), "nothing is kept of it: {idle:?}");
     let at = SocketAddrV4::new(pod.pod_ip, 8080);
     assert_eq!(get(at, "/").await?, (200, "hello from hello\n".into()));
     assert_eq!(get(at, "/env?PORT").await?.1, "8080");
@@ -22,7 +24,7 @@ async fn hello_on_a_pod_address() -> Result {
     let stats = host.client.stats(std::slice::from_ref(&id)).await?;
     assert!(stats.iter().all(|s| s.requests == 4 && s.instances == 1 && s.cpu_nanos > 0), "{stats:?}");
     assert!(
-        stats.iter().all(|s| s.cold_starts == 0 && s.latency.counts.iter().sum::<u64>() == 4),
+        stats.iter().all(|s| s.cold_starts == 1 && s.latency.counts.iter().sum::<u64>() == 4),
         "{stats:?}"
     );
     let status = host.client.stop_container(&id, 5000).await?;
