@@ -6,6 +6,18 @@ use coracle_wasm::client::Error;
 
 use crate::harness::{Connection, Host, Result, exit, get};
 
+/// Waits until a container has been asked so often; its answers may be under way.
+async fn asked(host: &Host, id: &str, times: u64) -> Result {
+    for _ in 0..1500 {
+        let stats = host.client.stats(&[id.to_owned()]).await?;
+        if stats.iter().any(|s| s.requests >= times) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    anyhow::bail!("container {id} was not asked {times} times within 30 s")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hello_on_a_pod_address() -> Result {
     let host = Host::start().await?;
@@ -14,7 +26,8 @@ async fn hello_on_a_pod_address() -> Result {
     let id = spec.id.clone();
     host.start_container(spec).await?;
     let idle = host.client.stats(std::slice::from_ref(&id)).await?;
-    assert!(idle.iter().all(|s| s.instances == 0 && s.memory_bytes == 0), "nothing is kept of it: {idle:?}");
+    let [one] = idle.as_slice() else { panic!("{idle:?}") };
+    assert_eq!((one.instances, one.memory_bytes), (0, 0), "nothing is kept of it");
     let at = SocketAddrV4::new(pod.pod_ip, 8080);
     assert_eq!(get(at, "/").await?, (200, "hello from hello\n".into()));
     assert_eq!(get(at, "/env?PORT").await?.1, "8080");
@@ -52,13 +65,15 @@ async fn a_trap_ends_one_instance_only() -> Result {
 async fn a_busy_guest_does_not_starve_its_neighbour() -> Result {
     let host = Host::start().await?;
     let busy = host.pod("busy").await?;
-    host.start_container(host.spec(&busy, "main", "web", &[])).await?;
+    let spec = host.spec(&busy, "main", "web", &[]);
+    let id = spec.id.clone();
+    host.start_container(spec).await?;
     let calm = host.pod("calm").await?;
     host.start_container(host.spec(&calm, "main", "web", &[])).await?;
     for _ in 0..4 {
         tokio::spawn(get(SocketAddrV4::new(busy.pod_ip, 8080), "/spin"));
     }
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    asked(&host, &id, 4).await?;
     for _ in 0..20 {
         let answer = get(SocketAddrV4::new(calm.pod_ip, 8080), "/");
         let answer = tokio::time::timeout(Duration::from_secs(2), answer).await??;
@@ -121,12 +136,15 @@ async fn draining_finishes_what_is_in_flight() -> Result {
     let at = SocketAddrV4::new(pod.pod_ip, 8080);
     let mut idle = Connection::open(at).await?;
     idle.get("/").await?;
-    let slow = tokio::spawn(async move { get(at, "/sleep?600").await });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let slow = tokio::spawn(async move { get(at, "/sleep?3000").await });
+    asked(&host, &id, 2).await?;
     let client = host.client.clone();
     let stop = tokio::spawn(async move { client.stop_container(&id, 10_000).await });
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(get(at, "/").await.is_err(), "new connections are refused");
+    // Until new connections are refused, which is while the slow one goes on.
+    while get(at, "/").await.is_ok() {
+        assert!(!slow.is_finished(), "new connections are refused at once");
+    }
+    assert!(!slow.is_finished(), "it is waited for");
     let (status, _, open) = idle.get("/").await?;
     assert_eq!((status, open), (200, false), "an open connection is told to close");
     assert_eq!(slow.await??, (200, "slept".into()));
@@ -143,7 +161,7 @@ async fn after_the_grace_a_handler_is_killed() -> Result {
     host.start_container(spec).await?;
     let at = SocketAddrV4::new(pod.pod_ip, 8080);
     let spinning = tokio::spawn(get(at, "/spin"));
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    asked(&host, &id, 1).await?;
     let status = host.client.stop_container(&id, 300).await?;
     assert_eq!(exit(&status.state), (137, "Error"));
     let _ = spinning.await?;
